@@ -1,0 +1,88 @@
+"""A persistent experience-replay memory: SQL tables under online, continual and reinforcement learners."""
+
+from __future__ import annotations
+
+from memstore.codec import pad
+from memstore.errors import (
+    CheckpointNotFound,
+    ConfigError,
+    ConnectionLost,
+    EpisodeNotFound,
+    InvalidValue,
+    MemoryClosed,
+    MemoryEmpty,
+    MemoryFull,
+    MemstoreError,
+    NotAMemstore,
+    PayloadError,
+    SchemaError,
+    SchemaTooNew,
+    SchemaTooOld,
+    StoreBusy,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnavailable,
+    TransactionDead,
+)
+from memstore.memory import EpisodicMemory
+from memstore.opening import open
+from memstore.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
+from memstore.types import (
+    Batch,
+    CheckReport,
+    Episode,
+    EvictionPolicy,
+    Match,
+    ReplayMetadata,
+    ReplayStats,
+    ReplayStrategy,
+    Retention,
+    RetentionPolicy,
+    UpdateResult,
+)
+from memstore.version import __version__
+
+__all__ = [
+    "Batch",
+    "CheckReport",
+    "CheckpointNotFound",
+    "ConfigError",
+    "ConnectionLost",
+    "DomainBalanced",
+    "Episode",
+    "EpisodeNotFound",
+    "EpisodicMemory",
+    "EvictionPolicy",
+    "InvalidValue",
+    "Match",
+    "MemoryClosed",
+    "MemoryEmpty",
+    "MemoryFull",
+    "MemstoreError",
+    "Mixed",
+    "NotAMemstore",
+    "PayloadError",
+    "PrioritizedLoss",
+    "PrioritizedRecency",
+    "ReplayMetadata",
+    "ReplayStats",
+    "ReplayStrategy",
+    "Retention",
+    "RetentionPolicy",
+    "SchemaError",
+    "SchemaTooNew",
+    "SchemaTooOld",
+    "StoreBusy",
+    "StoreCorrupt",
+    "StoreFull",
+    "StoreReadOnly",
+    "StoreUnavailable",
+    "Strategy",
+    "TransactionDead",
+    "Uniform",
+    "UpdateResult",
+    "__version__",
+    "open",
+    "pad",
+]

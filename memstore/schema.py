@@ -1,0 +1,216 @@
+"""The tables, as SQLAlchemy Core ``Table`` objects, and the numbering of ids.
+
+No foreign keys: there is one write path (``episodes``, ``strata``), it removes an episode from every table in one
+transaction, and ``maintenance.check`` finds what would have been an orphan.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.sqlite import REAL
+from sqlalchemy.types import TypeEngine
+
+VERSION_TABLE = "memstore_version"
+
+SEQUENCE_BITS = 40
+"""An id is the buffer's number shifted by this, plus the buffer's own sequence (episodes, domains, strata, events)."""
+
+MAX_BUFFERS = 8191
+"""13 bits of buffer number over 40 of sequence keep every id below 2**53, exact in JSON and in float columns."""
+
+UNMEASURED = -32768
+"""Bucket of the stratum of never-measured episodes; buckets of measured ones lie in -2148 .. 2049."""
+
+# INTEGER, not BIGINT, makes a SQLite primary key the rowid itself; both hold 64 bits there.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+Count = BigInteger().with_variant(Integer(), "sqlite")
+Small = SmallInteger().with_variant(Integer(), "sqlite")
+Float: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+buffer = Table(
+    "buffer",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    # settings: fixed at creation, or changed by configure()
+    Column("capacity", Count, nullable=False),
+    Column("epsilon", Float, nullable=False),
+    Column("alpha", Float, nullable=False),
+    Column("strategy", Text, nullable=False),
+    Column("eviction", Text, nullable=False),
+    Column("max_replays", Count),
+    Column("signature", Text),
+    Column("seed", Count, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", Text, nullable=False),
+    # counters: changed by every writer, under the lock on this row
+    Column("revision", Count, nullable=False),
+    Column("inserted", Count, nullable=False),
+    Column("events", Count, nullable=False),
+    Column("domains", Count, nullable=False),
+    Column("strata", Count, nullable=False),
+    Column("live_replays", Count, nullable=False),
+    Column("high_water", Float),
+    Column("reservoir_floor", Count),
+    sqlite_autoincrement=True,
+    sqlite_strict=True,
+)
+
+domain = Table(
+    "domain",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("buffer_id", Id, nullable=False),
+    Column("name", Text, nullable=False),
+    UniqueConstraint("buffer_id", "name"),
+    sqlite_strict=True,
+)
+
+episode = Table(
+    "episode",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("buffer_id", Id, nullable=False),
+    Column("domain_id", Id, nullable=False),
+    Column("timestamp", Float, nullable=False),
+    Column("level", Integer),
+    Column("key", Text),
+    Column("extra", Text),
+    Index(None, "buffer_id", "timestamp"),
+    Index(None, "domain_id", "timestamp"),
+    sqlite_strict=True,
+)
+
+# Outlives the episode: a retry with the same key returns the first id even after the episode was evicted.
+episode_key = Table(
+    "episode_key",
+    metadata,
+    Column("buffer_id", Id, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("episode_id", Id, nullable=False),
+    sqlite_with_rowid=False,
+    sqlite_strict=True,
+)
+
+episode_tag = Table(
+    "episode_tag",
+    metadata,
+    Column("buffer_id", Id, primary_key=True),
+    Column("tag", Text, primary_key=True),
+    Column("episode_id", Id, primary_key=True),
+    Column("ordinal", Small, nullable=False),
+    Index(None, "episode_id"),
+    sqlite_with_rowid=False,
+    sqlite_strict=True,
+)
+
+payload = Table(
+    "payload",
+    metadata,
+    Column("episode_id", Id, primary_key=True, autoincrement=False),
+    Column("crc32", Count, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+replay_metadata = Table(
+    "replay_metadata",
+    metadata,
+    Column("episode_id", Id, primary_key=True, autoincrement=False),
+    Column("buffer_id", Id, nullable=False),
+    Column("loss", Float),
+    Column("replay_count", Count, nullable=False),
+    Column("last_replayed_at", Float),
+    Column("stratum_id", Id, nullable=False),
+    Column("position", Count, nullable=False),
+    # Set only where the eviction policy needs an order of its own; the partial index costs the others nothing.
+    Column("eviction_group", Id),
+    Column("eviction_key", Count),
+    Index(None, "buffer_id", "loss"),
+    Index(None, "stratum_id", "position"),
+    sqlite_strict=True,
+)
+Index(
+    "ix_replay_metadata_eviction",
+    replay_metadata.c.buffer_id,
+    replay_metadata.c.eviction_group,
+    replay_metadata.c.eviction_key,
+    sqlite_where=replay_metadata.c.eviction_key.is_not(None),
+    postgresql_where=replay_metadata.c.eviction_key.is_not(None),
+)
+
+stratum = Table(
+    "stratum",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("buffer_id", Id, nullable=False),
+    Column("domain_id", Id, nullable=False),
+    Column("bucket", Small, nullable=False),
+    Column("count", Count, nullable=False),
+    # In units of the bound: sums of (priority / bound) ** alpha and of loss / bound, so that nothing can overflow.
+    Column("weight_sum", Float, nullable=False),
+    Column("loss_sum", Float, nullable=False),
+    Column("revision", Count, nullable=False),
+    UniqueConstraint("buffer_id", "domain_id", "bucket"),
+    Index(None, "buffer_id", "revision"),
+    sqlite_strict=True,
+)
+
+replay_event = Table(
+    "replay_event",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("episode_id", Id, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("step", Count),
+    Column("consumer", Text),
+    Column("strategy", Text),
+    Column("loss_before", Float),
+    Column("loss_after", Float, nullable=False),
+    sqlite_strict=True,
+)
+
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column("buffer_id", Id, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("crc32", Count, nullable=False),
+    Column("rng", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("revision", Count, nullable=False),
+    Column("inserted", Count, nullable=False),
+    sqlite_strict=True,
+)
+
+
+def first_id(buffer_id: int) -> int:
+    """Id just below the first of this buffer: sequence 1 of buffer 1 is id 1."""
+    return (buffer_id - 1) << SEQUENCE_BITS
+
+
+def id_range(buffer_id: int) -> tuple[int, int]:
+    """Smallest and largest id that the buffer can ever issue, both inclusive."""
+    return first_id(buffer_id) + 1, first_id(buffer_id + 1)

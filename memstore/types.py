@@ -1,0 +1,261 @@
+"""What memstore hands out: frozen records, and batches of numpy arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ReplayStrategy(enum.StrEnum):
+    """The built-in strategies by name."""
+
+    UNIFORM = "uniform"
+    PRIORITIZED_LOSS = "prioritized_loss"
+    PRIORITIZED_RECENCY = "prioritized_recency"
+    MIXED = "mixed"
+    DOMAIN_BALANCED = "domain_balanced"
+
+
+class EvictionPolicy(enum.StrEnum):
+    """What leaves when the memory is at capacity.
+
+    ``fifo`` the oldest; ``lowest_loss`` the smallest measured loss (never the newcomer; where nothing is measured, the
+    oldest); ``largest_domain`` the oldest of the domain that holds most; ``reservoir`` keeps a uniform sample of
+    everything ever offered (Vitter 1985, by one random key per episode); ``reservoir_loss`` lets the newcomer in with
+    the reservoir's probability and then evicts by loss (a heuristic: the sample is not uniform); ``none`` refuses the
+    newcomer with ``MemoryFull``.
+    """
+
+    FIFO = "fifo"
+    LOWEST_LOSS = "lowest_loss"
+    LARGEST_DOMAIN = "largest_domain"
+    RESERVOIR = "reservoir"
+    RESERVOIR_LOSS = "reservoir_loss"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayMetadata:
+    """The mutable part of an episode.
+
+    Attributes
+    ----------
+    episode_id : int
+    loss : float or None
+        Last measured loss; None when it was never measured.
+    domain : str
+    timestamp : float
+        Seconds, as given to ``add``.
+    replay_count : int
+        Number of loss updates.
+    last_replayed_at : float or None
+        Seconds since the epoch of the last loss update.
+    """
+
+    episode_id: int
+    loss: float | None
+    domain: str
+    timestamp: float
+    replay_count: int
+    last_replayed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One stored experience, with its replay metadata as of the read."""
+
+    id: int
+    payload: dict[str, Any]
+    domain: str
+    timestamp: float
+    level: int | None
+    tags: tuple[str, ...]
+    key: str | None
+    extra: Any
+    metadata: ReplayMetadata
+
+    @property
+    def loss(self) -> float | None:
+        """Last measured loss, None when never measured."""
+        return self.metadata.loss
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An episode recalled by similarity, and its Euclidean distance from the query."""
+
+    episode: Episode
+    distance: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Episodes drawn together; row ``i`` of every array belongs to ``ids[i]``.
+
+    Arrays are the caller's own: writing to them changes nothing that is stored or cached.
+
+    Attributes
+    ----------
+    ids : int64, shape (n,)
+    payload : dict
+        Nested as it was added. A fixed-shape field is one array of shape (n, ...); a ragged one a list of n arrays;
+        text and bytes a list of n.
+    loss : float64, shape (n,)
+        NaN where never measured.
+    domain : str array, shape (n,)
+    age : int64, shape (n,)
+        Episodes inserted since, counting itself: the newest has age 1.
+    replay_count : int64, shape (n,)
+    probability : float64, shape (n,), or None
+        Probability that the first draw picks the row; None where that needs a scan that was not asked for
+        (``sample(..., exact_probability=True)``).
+    weight : float64, shape (n,)
+        Importance weight, at most 1 (at most 1 up to rounding).
+    strategy : str
+        Name of the strategy that drew the batch.
+    """
+
+    ids: NDArray[np.int64]
+    payload: dict[str, Any]
+    loss: NDArray[np.float64]
+    domain: NDArray[np.str_]
+    age: NDArray[np.int64]
+    replay_count: NDArray[np.int64]
+    probability: NDArray[np.float64] | None
+    weight: NDArray[np.float64]
+    strategy: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, field_name: str) -> Any:
+        return self.payload[field_name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.payload)
+
+    def keys(self) -> Any:
+        """Names of the payload's top-level fields, so that ``dict(batch)`` works."""
+        return self.payload.keys()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UpdateResult:
+    """What one ``update`` did; the three id arrays partition the ids given, each distinct id once.
+
+    Attributes
+    ----------
+    updated : int64 array
+    missing : int64 array
+        Ids that are no longer live (evicted or deleted meanwhile); nothing else was touched in their place.
+    rejected : int64 array
+        Ids whose loss was NaN, infinite or negative, under ``on_invalid="skip"``.
+    """
+
+    updated: NDArray[np.int64]
+    missing: NDArray[np.int64]
+    rejected: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return f"UpdateResult(updated={len(self.updated)}, missing={len(self.missing)}, rejected={len(self.rejected)})"
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """What ``consolidate`` keeps. A limit of None removes nothing.
+
+    Attributes
+    ----------
+    max_age : float or None
+        Seconds; episodes whose timestamp lies further back leave.
+    max_episodes : int or None
+        Beyond it the least important leave, the oldest first among equals.
+    min_importance : float or None
+        In [0, 1]; importance is ``loss / (1 + loss)``, and 1 for a never-measured episode.
+    """
+
+    max_age: float | None = None
+    max_episodes: int | None = None
+    min_importance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What ``consolidate`` removed, or with ``dry_run`` would remove; the reasons are disjoint, in this order."""
+
+    too_old: int
+    unimportant: int
+    over_count: int
+    kept: int
+    dry_run: bool
+
+    @property
+    def removed(self) -> int:
+        """Total of the reasons."""
+        return self.too_old + self.unimportant + self.over_count
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayStats:
+    """Health of a buffer; ``to_dict()`` is JSON-serialisable."""
+
+    buffer: str
+    buffer_size: int
+    capacity: int
+    total_inserted: int
+    total_evicted: int
+    total_replays: int
+    total_events: int
+    unmeasured: int
+    avg_loss: float
+    max_priority: float
+    loss_quantiles: dict[str, float]
+    loss_quantiles_exact: bool
+    loss_histogram: tuple[tuple[float, float, int], ...]
+    domain_distribution: dict[str, int]
+    strategy: str
+    alpha: float
+    epsilon: float
+    eviction: str
+    signature: str | None
+    cache: dict[str, float]
+    bytes_on_disk: dict[str, int]
+    schema_version: str
+    revision: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dicts, lists and numbers."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What ``check`` found.
+
+    Attributes
+    ----------
+    episodes : int
+        Live episodes examined.
+    problems : tuple of str
+        Empty when every invariant holds.
+    notes : tuple of str
+        Facts worth knowing that are no damage.
+    """
+
+    episodes: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether every invariant holds."""
+        return not self.problems
+
+
+Payload = Mapping[str, Any]
