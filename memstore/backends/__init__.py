@@ -1,0 +1,27 @@
+"""Database dialects; ``backend_for`` picks the one a URL names."""
+
+from __future__ import annotations
+
+from sqlalchemy import URL
+
+from memstore.backends.base import Backend, Failure
+from memstore.config import Durability
+from memstore.errors import ConfigError
+
+__all__ = ["Backend", "Failure", "backend_for"]
+
+
+def backend_for(url: URL, durability: Durability, busy_timeout: float) -> Backend:
+    """The backend for the URL's database.
+
+    Raises
+    ------
+    ConfigError
+        When memstore has no backend for it.
+    """
+    name = url.get_backend_name()
+    if name == "sqlite":
+        from memstore.backends.sqlite import SQLiteBackend
+
+        return SQLiteBackend(url, durability, busy_timeout)
+    raise ConfigError(f"memstore has no backend for {name!r}; use a file path or sqlite:///path")

@@ -1,0 +1,117 @@
+"""The dialect seam: every statement or driver fact that differs between databases has one method here.
+
+Methods take a ``Connection`` and never commit. Columns travel as equal-length sequences of Python values, because
+that is what both bulk forms want: ``executemany`` on SQLite, ``unnest`` arrays on PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, Table
+
+from memstore.config import Durability
+
+Columns = Mapping[str, Sequence[Any]]
+Located = tuple[int, int, float | None, int]
+"""One candidate that exists: its ordinal in the request, episode id, loss, replay count."""
+
+
+class Failure(enum.Enum):
+    """What a driver error means, classified by code and never by text."""
+
+    BUSY = "busy"
+    CONFLICT = "conflict"
+    FULL = "full"
+    READ_ONLY = "read only"
+    CORRUPT = "corrupt"
+    NOT_A_DATABASE = "not a database"
+    UNAVAILABLE = "unavailable"
+    LOST = "connection lost"
+    OTHER = "other"
+
+
+class Backend(ABC):
+    """One database dialect."""
+
+    def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
+        self.url = url
+        self.durability = durability
+        self.busy_timeout = busy_timeout
+
+    @abstractmethod
+    def create_engine(self) -> Engine:
+        """Engine whose transactions start as reads unless the ``memstore_write`` execution option is set."""
+
+    @abstractmethod
+    def prepare(self, engine: Engine) -> None:
+        """Lasting changes to a database known to be empty or ours, outside any transaction."""
+
+    @abstractmethod
+    def lock_schema(self, conn: Connection) -> None:
+        """Make this write transaction the only one that creates or upgrades tables."""
+
+    @abstractmethod
+    def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
+        """Make this write transaction the only writer of the buffer, in a statement of its own."""
+
+    @abstractmethod
+    def in_transaction(self, conn: Connection) -> bool:
+        """Whether the database still holds the transaction (SQLite drops it itself on a full disk)."""
+
+    @abstractmethod
+    def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
+        """Insert one row per position of the columns."""
+
+    @abstractmethod
+    def update(self, conn: Connection, table: Table, key: str, columns: Columns) -> None:
+        """Set the other columns of the rows whose ``key`` column has the value at the same position."""
+
+    @abstractmethod
+    def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:
+        """Delete the rows whose integer ``key`` column is among the values."""
+
+    @abstractmethod
+    def select(
+        self, conn: Connection, table: Table, columns: Sequence[str], key: str, values: Sequence[int]
+    ) -> list[tuple[Any, ...]]:
+        """Rows whose integer ``key`` column is among the values, in any order; absent ones are left out."""
+
+    @abstractmethod
+    def select_texts(
+        self, conn: Connection, table: Table, columns: Sequence[str], buffer_id: int, key: str, texts: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        """Rows of the buffer whose text ``key`` column is among the texts, in any order."""
+
+    @abstractmethod
+    def locate(self, conn: Connection, strata: Sequence[int], positions: Sequence[int]) -> list[Located]:
+        """Rows standing at (stratum id, position), in any order, each with the ordinal of its candidate."""
+
+    @abstractmethod
+    def classify(self, error: BaseException) -> Failure | None:
+        """What the error means, or None if it is not a driver's."""
+
+    @abstractmethod
+    def size(self, conn: Connection) -> dict[str, int]:
+        """Bytes that the database occupies, by part (``database``, ``wal`` ...)."""
+
+    @abstractmethod
+    def integrity(self, conn: Connection) -> Iterable[str]:
+        """The database's own complaints about its pages; empty when it has none."""
+
+    def describe(self) -> str:
+        """The address without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    def exists(self) -> bool:
+        """Whether there is something to open; True where only connecting can tell. Creates nothing."""
+        return True
+
+    def backup(self, engine: Engine, label: str) -> Path | None:
+        """Copy the committed data to a new file named after ``label``, beside the original; None where a server has
+        tools of its own for that."""
+        return None
