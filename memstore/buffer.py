@@ -1,0 +1,91 @@
+"""The ``buffer`` row: settings that every process shares, and the counters behind the write lock."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from memstore.config import Settings
+from memstore.errors import ConfigError, StoreCorrupt
+from memstore.schema import MAX_BUFFERS, buffer
+
+
+@dataclass(slots=True)
+class Counters:
+    """The changing columns of the ``buffer`` row."""
+
+    revision: int = 0
+    inserted: int = 0
+    events: int = 0
+    domains: int = 0
+    strata: int = 0
+    live_replays: int = 0
+    high_water: float | None = None
+    reservoir_floor: int | None = None
+
+    @property
+    def top_priority(self) -> float:
+        """Priority of a never-measured episode: the largest ever measured, 1.0 before any."""
+        return 1.0 if self.high_water is None else self.high_water
+
+    def copy(self) -> Counters:
+        """An independent copy."""
+        return replace(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One ``buffer`` row."""
+
+    settings: Settings
+    signature: str | None
+    counters: Counters
+
+
+_COUNTER_NAMES = tuple(f.name for f in fields(Counters))
+_SETTING_NAMES = tuple(f.name for f in fields(Settings))
+_row = select(buffer.c.signature, *(buffer.c[name] for name in _SETTING_NAMES + _COUNTER_NAMES))
+
+
+def buffer_id(conn: Connection, name: str) -> int | None:
+    """Number of the buffer of this name, if it exists."""
+    return conn.scalars(select(buffer.c.id).where(buffer.c.name == name)).one_or_none()
+
+
+def buffer_names(conn: Connection) -> list[str]:
+    """Names of all buffers, in order of creation."""
+    return list(conn.scalars(select(buffer.c.name).order_by(buffer.c.id)))
+
+
+def create_buffer(
+    conn: Connection, name: str, settings: Settings, signature: str | None, now: float, version: str
+) -> int:
+    """Insert the row of a new, empty buffer; returns its number."""
+    values = asdict(settings) | asdict(Counters())
+    statement = insert(buffer).values(name=name, signature=signature, created_at=now, created_by=version, **values)
+    number = int(conn.execute(statement.returning(buffer.c.id)).scalar_one())
+    if number > MAX_BUFFERS:
+        raise ConfigError(f"a database holds at most {MAX_BUFFERS} buffers over its life; use another file")
+    return number
+
+
+def change_settings(conn: Connection, number: int, **values: Any) -> None:
+    """Set columns of the row."""
+    conn.execute(update(buffer).where(buffer.c.id == number).values(**values))
+
+
+def read_row(conn: Connection, number: int) -> Row:
+    """The row as of the connection's snapshot."""
+    row = conn.execute(_row.where(buffer.c.id == number)).one_or_none()
+    if row is None:
+        raise StoreCorrupt(f"buffer {number} has vanished from the database; was the file replaced?")
+    signature, *rest = row
+    split = len(_SETTING_NAMES)
+    return Row(Settings(*rest[:split]), signature, Counters(*rest[split:]))
+
+
+def write_counters(conn: Connection, number: int, counters: Counters) -> None:
+    """Store the counters; the caller holds the buffer's lock."""
+    change_settings(conn, number, **asdict(counters))

@@ -1,0 +1,188 @@
+"""Exact weighted draws by rejection: the law, and no database.
+
+Candidates are proposed from *groups*, each with a number of positions and a bound on the weight at any of them, then
+accepted with probability weight / bound. Accepted candidates are independent draws in proportion to weight. Without
+replacement, repeats are skipped in proposal order, which is successive sampling (Plackett 1975; Luce 1959).
+
+Between rounds the positions already drawn are taken out of the proposals, and the position is then drawn among the
+others: so one dominating weight costs one short round and not a scan. (Only lowering the group's count, while still
+proposing and rejecting the drawn ones, would be biased.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memstore.snapshot import Rows
+from memstore.strata import Floats, Ints
+
+POOR_YIELD = 16
+"""A round is poor when fewer than one in this many candidates is accepted ..."""
+
+POOR_ROUNDS = 8
+"""... and after this many poor rounds one scan finishes the draw exactly."""
+
+SCAN_SHARE = 4
+"""A draw of more than one in this many live rows scans at once: the scan costs no more than the draw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Where candidates come from: per group, the number of positions and log2 of the bound on a weight."""
+
+    count: Ints
+    log2_bound: Floats
+
+
+class Source(Protocol):
+    """What a strategy offers to ``draw``."""
+
+    groups: Groups
+
+    def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
+        """Rows that exist among the candidates, in proposal order; their ordinals; log2 of their weights."""
+
+    def places(self, rows: Rows) -> tuple[Ints, Ints]:
+        """Group and position of rows, the inverse of ``fetch``; group -1 for rows outside every group."""
+
+    def scan(self) -> tuple[Rows, Floats]:
+        """Every live row, in id order, and log2 of its weight."""
+
+
+def draw(
+    source: Source,
+    rng: np.random.Generator,
+    wanted: int,
+    live: int,
+    taken: Rows,
+    *,
+    replacement: bool,
+    candidates_per_row: float,
+) -> Rows:
+    """Draw rows in proportion to weight.
+
+    Parameters
+    ----------
+    wanted, live : int
+        Rows asked for; rows live in the buffer.
+    taken : Rows
+        Rows that must not be drawn (again).
+    candidates_per_row : float
+        How many candidates to propose for each row still wanted.
+
+    Returns
+    -------
+    Rows
+        ``wanted`` of them, or all there are when fewer are left.
+    """
+    if not replacement and (wanted + len(taken)) * SCAN_SHARE >= live:
+        return _by_scan(source, rng, wanted, taken, replacement)
+    drawn: list[Rows] = []
+    excluded = _places(source, taken)
+    poor = 0
+    while wanted > 0:
+        proposed = math.ceil(wanted * candidates_per_row) + 16
+        found = _round(source, rng, proposed, excluded)
+        if found is None:
+            break
+        if not replacement:
+            # First of each id, in proposal order.
+            found = found.take(np.sort(np.unique(found.ids, return_index=True)[1]))
+        found = found.take(np.arange(min(len(found), wanted)))
+        drawn.append(found)
+        wanted -= len(found)
+        if not replacement:
+            excluded = excluded | _places(source, found)
+        poor += len(found) * POOR_YIELD < proposed
+        if wanted and poor >= POOR_ROUNDS:
+            rest = taken if replacement else Rows.join([taken, *drawn])
+            drawn.append(_by_scan(source, rng, wanted, rest, replacement))
+            break
+    return Rows.join(drawn)
+
+
+class _Places(dict[int, Ints]):
+    """Sorted excluded positions by group."""
+
+    def __or__(self, other: _Places) -> _Places:  # type: ignore[override]
+        merged = _Places(self)
+        for group, positions in other.items():
+            merged[group] = np.union1d(merged[group], positions) if group in merged else positions
+        return merged
+
+
+def _places(source: Source, rows: Rows) -> _Places:
+    if not len(rows):
+        return _Places()
+    group, position = source.places(rows)
+    return _Places({g: np.unique(position[group == g]) for g in np.unique(group[group >= 0]).tolist()})
+
+
+def _round(source: Source, rng: np.random.Generator, proposed: int, excluded: _Places) -> Rows | None:
+    free = source.groups.count.copy()
+    for g, positions in excluded.items():
+        free[g] -= len(positions)
+    chances = _cumulative(free, source.groups.log2_bound)
+    if chances is None:
+        return None
+    group = choose(chances, rng.random(proposed))
+    position = np.minimum((rng.random(proposed) * free[group]).astype(np.int64), free[group] - 1)
+    threshold = rng.random(proposed)
+    rows, ordinal, log2_weight = source.fetch(group, unchosen(group, position, excluded))
+    accepted = threshold[ordinal] < np.exp2(log2_weight - source.groups.log2_bound[group[ordinal]])
+    return rows.take(accepted)
+
+
+def _cumulative(free: Ints, log2_bound: Floats) -> Floats | None:
+    if not (free > 0).any():
+        return None
+    with np.errstate(divide="ignore"):
+        mass = np.log2(free) + log2_bound
+    return np.cumsum(np.exp2(mass - mass.max()))
+
+
+def choose(cumulative: Floats, uniform: Floats) -> Ints:
+    """Index whose step of the cumulative sum holds each uniform number, never one of step zero."""
+    target = uniform * cumulative[-1]
+    last = int(np.searchsorted(cumulative, cumulative[-1]))
+    chosen: Ints = np.minimum(np.searchsorted(cumulative, target, side="right"), last)
+    return chosen
+
+
+def unchosen(group: Ints, rank: Ints, excluded: dict[int, Ints]) -> Ints:
+    """Position of the ``rank``-th position of each group that is not excluded."""
+    position = rank.copy()
+    for g, positions in excluded.items():
+        inside = group == g
+        if inside.any():
+            shifted = positions - np.arange(len(positions))
+            position[inside] += np.searchsorted(shifted, rank[inside], side="right")
+    return position
+
+
+def _by_scan(source: Source, rng: np.random.Generator, wanted: int, taken: Rows, replacement: bool) -> Rows:
+    rows, log2_weight = source.scan()
+    left = ~np.isin(rows.ids, taken.ids)
+    rows, log2_weight = rows.take(left), log2_weight[left]
+    possible = np.isfinite(log2_weight)
+    rows, log2_weight = rows.take(possible), log2_weight[possible]
+    if replacement:
+        cumulative = np.cumsum(np.exp2(log2_weight - log2_weight.max()))
+        return rows.take(choose(cumulative, rng.random(wanted)))
+    return rows.take(smallest_keys(rng, log2_weight, wanted))
+
+
+def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:
+    """Indices of the ``wanted`` smallest of Exp(1) / weight, smallest first: successive sampling by one pass.
+
+    Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006.
+    """
+    # The ziggurat may return zero, once in 2**53.
+    clocks = np.maximum(rng.exponential(size=len(log2_weight)), np.finfo(np.float64).tiny)
+    keys = np.log2(clocks) - log2_weight
+    return np.argsort(keys, kind="stable")[:wanted]

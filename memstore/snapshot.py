@@ -1,0 +1,229 @@
+"""One consistent view of a buffer: counters, domains and strata, and the rows they lead to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Connection, and_, func, select
+
+from memstore.backends import Backend
+from memstore.buffer import Counters, Row, read_row, write_counters
+from memstore.config import Settings
+from memstore.errors import StoreCorrupt
+from memstore.schema import domain, first_id, id_range, replay_metadata
+from memstore.strata import Floats, Ints, Strata
+
+_columns = ("episode_id", "loss", "replay_count", "stratum_id", "position")
+_m = replay_metadata.c
+
+
+@dataclass(slots=True)
+class Rows:
+    """Replay metadata of some episodes, as columns; ``loss`` is NaN where never measured."""
+
+    ids: Ints
+    loss: Floats
+    replay_count: Ints
+    stratum: Ints
+    position: Ints
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
+        """The rows at these places."""
+        return Rows(
+            self.ids[which], self.loss[which], self.replay_count[which], self.stratum[which], self.position[which]
+        )
+
+    @staticmethod
+    def join(parts: list[Rows]) -> Rows:
+        """One after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return Rows(
+            np.concatenate([np.empty(0, np.int64), *(p.ids for p in parts)]),
+            np.concatenate([np.empty(0), *(p.loss for p in parts)]),
+            np.concatenate([np.empty(0, np.int64), *(p.replay_count for p in parts)]),
+            np.concatenate([np.empty(0, np.int64), *(p.stratum for p in parts)]),
+            np.concatenate([np.empty(0, np.int64), *(p.position for p in parts)]),
+        )
+
+    @staticmethod
+    def none() -> Rows:
+        """No rows."""
+        return Rows.join([])
+
+
+@dataclass(slots=True)
+class State:
+    """A process's copy of a buffer's settings, counters, domain names and strata, at one revision."""
+
+    buffer_id: int
+    settings: Settings
+    signature: str | None
+    counters: Counters
+    strata: Strata
+    domain_names: list[str] = field(default_factory=list)
+    _codes: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, conn: Connection, buffer_id: int) -> State:
+        """Read everything."""
+        row = read_row(conn, buffer_id)
+        state = cls(buffer_id, row.settings, row.signature, Counters(revision=-1), Strata(buffer_id))
+        return state._updated(conn, row)
+
+    def copy(self) -> State:
+        """An independent copy; the domain names are shared until one is added."""
+        return replace(self, counters=self.counters.copy(), strata=self.strata.copy())
+
+    def at(self, conn: Connection) -> State:
+        """This state if the snapshot has its revision, else a copy brought to the snapshot's revision.
+
+        Only what changed since is read: 10,000 domains do not mean 100,000 rows a draw.
+        """
+        row = read_row(conn, self.buffer_id)
+        if row.counters.revision == self.counters.revision:
+            return self
+        if row.counters.revision < self.counters.revision:
+            # The snapshot is older than the copy: another thread committed meanwhile.
+            return State.load(conn, self.buffer_id)
+        return self.copy()._updated(conn, row)
+
+    def _updated(self, conn: Connection, row: Row) -> State:
+        self.strata.refresh(conn, self.counters.revision)
+        if row.counters.domains > len(self.domain_names):
+            self._load_domains(conn)
+        self.settings, self.signature, self.counters = row.settings, row.signature, row.counters
+        return self
+
+    def _load_domains(self, conn: Connection) -> None:
+        known = first_id(self.buffer_id) + len(self.domain_names)
+        query = select(domain.c.name).where(domain.c.buffer_id == self.buffer_id, domain.c.id > known)
+        self._extend_domains(list(conn.scalars(query.order_by(domain.c.id))))
+
+    def _extend_domains(self, names: list[str]) -> None:
+        start = len(self.domain_names) + 1
+        self._codes = self._codes | {name: start + i for i, name in enumerate(names)}
+        self.domain_names = self.domain_names + names
+
+    def domain_codes(self, conn: Connection, backend: Backend, names: list[str]) -> Ints:
+        """The number of each domain within the buffer; new names are stored."""
+        new = [name for name in dict.fromkeys(names) if name not in self._codes]
+        if new:
+            start = first_id(self.buffer_id) + len(self.domain_names) + 1
+            columns: dict[str, list[Any]] = {
+                "id": list(range(start, start + len(new))),
+                "buffer_id": [self.buffer_id] * len(new),
+                "name": new,
+            }
+            backend.insert(conn, domain, columns)
+            self._extend_domains(new)
+        return np.array([self._codes[name] for name in names], np.int64)
+
+    def domain_code(self, name: str) -> int | None:
+        """The number of a domain, None when the buffer never saw it."""
+        return self._codes.get(name)
+
+    def flush(self, conn: Connection, backend: Backend) -> None:
+        """Write what changed, under a new revision; the caller holds the buffer's lock."""
+        self.counters.revision += 1
+        self.strata.flush(conn, backend, self.counters.strata, self.counters.revision)
+        self.counters.strata = len(self.strata)
+        self.counters.domains = len(self.domain_names)
+        write_counters(conn, self.buffer_id, self.counters)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a draw reads: a state and the connection whose snapshot it describes."""
+
+    conn: Connection
+    backend: Backend
+    state: State
+
+    @property
+    def settings(self) -> Settings:
+        """The buffer's settings."""
+        return self.state.settings
+
+    @property
+    def live(self) -> int:
+        """Number of live episodes."""
+        return self.state.strata.live
+
+    def locate(self, strata: Ints, positions: Ints) -> Rows:
+        """The rows at these places, in the order given.
+
+        Raises
+        ------
+        StoreCorrupt
+            When a place is empty: positions within a stratum are dense.
+        """
+        found = self.backend.locate(self.conn, self.state.strata.ids(strata), positions.tolist())
+        if len(found) != len(strata):
+            raise StoreCorrupt(
+                f"{len(strata)} positions of the sampling index hold {len(found)} rows; run 'memstore check'"
+            )
+        # A join returns rows in any order; the draw's law depends on the proposal order.
+        ordinal, ids, loss, count = zip(*sorted(found), strict=True) if found else ((), (), (), ())
+        if ordinal != tuple(range(len(strata))):
+            raise StoreCorrupt("a position of the sampling index holds two rows; run 'memstore check'")
+        return Rows(np.array(ids, np.int64), _losses(loss), np.array(count, np.int64), strata, positions)
+
+    def find(self, ids: Ints) -> Rows:
+        """The live ones among these ids, in id order, each once."""
+        rows = self.backend.select(self.conn, replay_metadata, _columns, "episode_id", np.unique(ids).tolist())
+        return self._rows(sorted(rows))
+
+    def scan(self) -> Rows:
+        """Every live row, in id order: the exact way out, in time proportional to the buffer."""
+        query = select(*(_m[name] for name in _columns)).where(self.own).order_by(_m.episode_id)
+        return self._rows([tuple(row) for row in self.conn.execute(query)])
+
+    def oldest_id(self) -> int:
+        """Smallest live id."""
+        return int(self.conn.scalars(select(func.min(_m.episode_id)).where(self.own)).one())
+
+    def newest_id(self) -> int:
+        """Largest live id."""
+        return int(self.conn.scalars(select(func.max(_m.episode_id)).where(self.own)).one())
+
+    def smallest_loss(self) -> float | None:
+        """Smallest measured loss, None when nothing is measured."""
+        # Not min(): NULLs stand first in the index, and min() would walk over all of them.
+        query = select(_m.loss).where(_m.buffer_id == self.state.buffer_id, _m.loss.is_not(None))
+        return self.conn.scalars(query.order_by(_m.loss).limit(1)).one_or_none()
+
+    def age(self, ids: Ints) -> Ints:
+        """Episodes inserted since, counting itself: the newest id has age 1."""
+        return first_id(self.state.buffer_id) + self.state.counters.inserted + 1 - ids
+
+    def of_age(self, age: Ints) -> Ints:
+        """Inverse of ``age``, which is its own inverse."""
+        return self.age(age)
+
+    @property
+    def own(self) -> ColumnElement[bool]:
+        """Condition on ``replay_metadata``: rows of this buffer, by their ids."""
+        low, high = id_range(self.state.buffer_id)
+        return and_(_m.episode_id >= low, _m.episode_id <= high)
+
+    def _rows(self, rows: list[tuple[Any, ...]]) -> Rows:
+        ids, loss, count, strata, position = zip(*rows, strict=True) if rows else ((), (), (), (), ())
+        return Rows(
+            np.array(ids, np.int64),
+            _losses(loss),
+            np.array(count, np.int64),
+            self.state.strata.rows(strata),
+            np.array(position, np.int64),
+        )
+
+
+def _losses(values: tuple[float | None, ...]) -> Floats:
+    return np.array([math.nan if value is None else value for value in values], np.float64)
