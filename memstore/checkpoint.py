@@ -1,0 +1,68 @@
+"""Named trainer states in the buffer's own database, so that one commit holds both."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sqlalchemy import delete, insert, select
+
+from memstore.document import pack, unpack
+from memstore.errors import CheckpointNotFound, StoreCorrupt
+from memstore.schema import checkpoint
+from memstore.snapshot import Snapshot
+
+_c = checkpoint.c
+
+
+def save(snapshot: Snapshot, name: str, state: Mapping[str, Any], rng: np.random.Generator, now: float) -> None:
+    """Store the state and the generator under this name, replacing what it held."""
+    document, data = pack(state)
+    generator, _ = pack(rng.bit_generator.state)
+    own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
+    snapshot.conn.execute(delete(checkpoint).where(*own))
+    snapshot.conn.execute(
+        insert(checkpoint).values(
+            buffer_id=snapshot.state.buffer_id,
+            name=name,
+            document=document,
+            data=data,
+            crc32=_crc(document, data, generator),
+            rng=generator,
+            created_at=now,
+            revision=snapshot.state.counters.revision,
+            inserted=snapshot.state.counters.inserted,
+        )
+    )
+
+
+def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state, and that of the generator.
+
+    Raises
+    ------
+    CheckpointNotFound
+        With the names that exist.
+    StoreCorrupt
+        When the bytes do not match their checksum.
+    """
+    own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
+    row = snapshot.conn.execute(select(_c.document, _c.data, _c.rng, _c.crc32).where(*own)).one_or_none()
+    if row is None:
+        known = ", ".join(map(repr, names(snapshot))) or "none"
+        raise CheckpointNotFound(f"no checkpoint {name!r} is stored for this buffer (there are: {known})")
+    if _crc(row.document, row.data, row.rng) != row.crc32:
+        raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; restore a backup or save it anew")
+    return unpack(row.document, row.data), unpack(row.rng, b"")
+
+
+def names(snapshot: Snapshot) -> list[str]:
+    """Names of the buffer's checkpoints, oldest first."""
+    query = select(_c.name).where(_c.buffer_id == snapshot.state.buffer_id).order_by(_c.created_at, _c.name)
+    return list(snapshot.conn.scalars(query))
+
+
+def _crc(document: str, data: bytes, generator: str) -> int:
+    return zlib.crc32(generator.encode(), zlib.crc32(data, zlib.crc32(document.encode())))

@@ -1,0 +1,370 @@
+"""Insert, remove and read episodes; each a change to every table in one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import func, select
+
+from memstore.cache import PayloadCache
+from memstore.codec import Signature, checksum
+from memstore.errors import EpisodeNotFound, StoreCorrupt
+from memstore.eviction import Newcomers, order_keys, plan
+from memstore.schema import domain, episode, episode_key, episode_tag, first_id, payload, replay_metadata
+from memstore.snapshot import Rows, Snapshot
+from memstore.strata import Ints, bucket_of, write_positions
+from memstore.types import Episode, ReplayMetadata
+
+CHUNK = 4096
+"""Rows per round of a pass over the buffer: a few MB of payloads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Episodes offered to the buffer, as columns of equal length."""
+
+    blobs: list[bytes]
+    domains: list[str]
+    timestamps: list[float]
+    loss: NDArray[np.float64]
+    levels: list[int | None]
+    keys: list[str | None]
+    tags: list[tuple[str, ...]]
+    extras: list[str | None]
+
+    def take(self, which: list[int]) -> Offer:
+        """The offers at these places."""
+        return Offer(
+            [self.blobs[i] for i in which],
+            [self.domains[i] for i in which],
+            [self.timestamps[i] for i in which],
+            self.loss[which],
+            [self.levels[i] for i in which],
+            [self.keys[i] for i in which],
+            [self.tags[i] for i in which],
+            [self.extras[i] for i in which],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """Ids in the order of the offer, the payloads now stored, and the ids that left to make room."""
+
+    ids: Ints
+    blobs: dict[int, bytes]
+    evicted: Ints
+
+
+def insert(snapshot: Snapshot, offer: Offer) -> Inserted:
+    """Insert what is new by its key, evicting as the policy says.
+
+    Every offer takes the next id, also one that the reservoir turns away: ids are gapless at insert. A key seen before
+    returns its first id, whatever became of that episode.
+    """
+    known = _known_keys(snapshot, offer.keys)
+    new: list[int] = []
+    next_id = first_id(snapshot.state.buffer_id) + snapshot.state.counters.inserted + 1
+    ids = np.empty(len(offer.blobs), np.int64)
+    for i, key in enumerate(offer.keys):
+        if key is not None and key in known:
+            ids[i] = known[key]
+            continue
+        ids[i] = next_id + len(new)
+        new.append(i)
+        if key is not None:
+            known[key] = int(ids[i])
+    if not new:
+        return Inserted(ids, {}, np.empty(0, np.int64))
+    if len(new) < len(offer.blobs):
+        offer = offer.take(new)
+    blobs, evicted = _insert_new(snapshot, offer, ids[new])
+    return Inserted(ids, blobs, evicted)
+
+
+def _known_keys(snapshot: Snapshot, keys: list[str | None]) -> dict[str, int]:
+    wanted = list({key for key in keys if key is not None})
+    if not wanted:
+        return {}
+    columns = ("key", "episode_id")
+    rows = snapshot.backend.select_texts(snapshot.conn, episode_key, columns, snapshot.state.buffer_id, "key", wanted)
+    return dict(rows)
+
+
+def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints) -> tuple[dict[int, bytes], Ints]:
+    state, conn, backend = snapshot.state, snapshot.conn, snapshot.backend
+    codes = state.domain_codes(conn, backend, offer.domains)
+    newcomers = Newcomers(ids, codes, offer.loss)
+    decision = plan(snapshot, newcomers)
+    leaving = snapshot.find(decision.leaving)
+    groups, keys = order_keys(snapshot, newcomers)
+
+    measured = offer.loss[~np.isnan(offer.loss)]
+    if len(measured):
+        highest = float(measured.max()) + snapshot.settings.epsilon
+        state.counters.high_water = max(state.counters.high_water or 0.0, highest)
+    state.counters.inserted += len(ids)
+    state.counters.reservoir_floor = decision.reservoir_floor
+    _store_keys(snapshot, offer.keys, ids)
+
+    stay = np.flatnonzero(decision.staying)
+    positions, strata = _exchange(snapshot, leaving, codes[stay], offer.loss[stay])
+    staying = stay.tolist()
+    stored_ids = ids[stay].tolist()
+    count = len(stored_ids)
+    blobs = [offer.blobs[i] for i in staying]
+    backend.insert(
+        conn,
+        episode,
+        {
+            "id": stored_ids,
+            "buffer_id": [state.buffer_id] * count,
+            "domain_id": (codes[stay] + first_id(state.buffer_id)).tolist(),
+            "timestamp": [offer.timestamps[i] for i in staying],
+            "level": [offer.levels[i] for i in staying],
+            "key": [offer.keys[i] for i in staying],
+            "extra": [offer.extras[i] for i in staying],
+        },
+    )
+    backend.insert(
+        conn,
+        payload,
+        {
+            "episode_id": stored_ids,
+            "crc32": [checksum(blob, episode_id) for blob, episode_id in zip(blobs, stored_ids, strict=True)],
+            "data": blobs,
+        },
+    )
+    loss = offer.loss[stay].tolist()
+    backend.insert(
+        conn,
+        replay_metadata,
+        {
+            "episode_id": stored_ids,
+            "buffer_id": [state.buffer_id] * count,
+            "loss": [None if value != value else value for value in loss],
+            "replay_count": [0] * count,
+            "stratum_id": strata,
+            "position": positions.tolist(),
+            "eviction_group": [groups[i] for i in staying],
+            "eviction_key": [keys[i] for i in staying],
+        },
+    )
+    _store_tags(snapshot, [offer.tags[i] for i in staying], stored_ids)
+    return dict(zip(stored_ids, blobs, strict=True)), leaving.ids
+
+
+def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np.float64]) -> tuple[Ints, list[int]]:
+    """Take rows out of every table and make places for newcomers; returns their positions and stratum ids."""
+    strata, settings = snapshot.state.strata, snapshot.settings
+    entering = strata.find(domains, bucket_of(loss, settings.epsilon))
+    positions, moved, moved_to = strata.rearrange(
+        snapshot.conn, snapshot.backend, (leaving.stratum, leaving.position), entering
+    )
+    strata.account(leaving.stratum, leaving.loss, settings.epsilon, settings.alpha, -1)
+    strata.account(entering, loss, settings.epsilon, settings.alpha, +1)
+    if len(leaving):
+        gone = leaving.ids.tolist()
+        for table, key in (
+            (replay_metadata, "episode_id"),
+            (payload, "episode_id"),
+            (episode_tag, "episode_id"),
+            (episode, "id"),
+        ):
+            snapshot.backend.delete(snapshot.conn, table, key, gone)
+        snapshot.state.counters.live_replays -= int(leaving.replay_count.sum())
+    write_positions(snapshot.conn, snapshot.backend, moved, moved_to)
+    return positions, strata.ids(entering)
+
+
+def remove(snapshot: Snapshot, rows: Rows) -> None:
+    """Remove live rows from every table; what they were called (their keys) stays known."""
+    _exchange(snapshot, rows, np.empty(0, np.int64), np.empty(0))
+
+
+def _store_keys(snapshot: Snapshot, keys: list[str | None], ids: Ints) -> None:
+    named = [(key, episode_id) for key, episode_id in zip(keys, ids.tolist(), strict=True) if key is not None]
+    if named:
+        columns: dict[str, list[Any]] = {
+            "buffer_id": [snapshot.state.buffer_id] * len(named),
+            "key": [key for key, _ in named],
+            "episode_id": [episode_id for _, episode_id in named],
+        }
+        snapshot.backend.insert(snapshot.conn, episode_key, columns)
+
+
+def _store_tags(snapshot: Snapshot, tags: list[tuple[str, ...]], ids: list[int]) -> None:
+    rows = [(tag, i, ordinal) for group, i in zip(tags, ids, strict=True) for ordinal, tag in enumerate(group)]
+    if rows:
+        columns: dict[str, list[Any]] = {
+            "buffer_id": [snapshot.state.buffer_id] * len(rows),
+            "tag": [tag for tag, _, _ in rows],
+            "episode_id": [episode_id for _, episode_id, _ in rows],
+            "ordinal": [ordinal for _, _, ordinal in rows],
+        }
+        snapshot.backend.insert(snapshot.conn, episode_tag, columns)
+
+
+def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep: bool) -> list[bytes]:
+    """Encoded payloads in the order of ids, from the cache where it has them, else verified from the table.
+
+    ``keep`` puts what was read into the cache: not within a write transaction, whose payloads may never be committed.
+
+    Raises
+    ------
+    EpisodeNotFound
+        When an id has no payload; the first such id is named.
+    StoreCorrupt
+        When a payload's checksum does not match.
+    """
+    found = cache.get(ids)
+    missing = [i for i in ids if i not in found]
+    if missing:
+        columns = ("episode_id", "crc32", "data")
+        read: dict[int, bytes] = {}
+        for episode_id, crc, data in snapshot.backend.select(snapshot.conn, payload, columns, "episode_id", missing):
+            read[episode_id] = _verified(episode_id, crc, data)
+        if keep:
+            cache.put(read)
+        found |= read
+    try:
+        return [found[i] for i in ids]
+    except KeyError as exc:
+        raise EpisodeNotFound(f"no live episode has the id {exc.args[0]}") from None
+
+
+def _verified(episode_id: int, crc: int, data: bytes) -> bytes:
+    if checksum(data, episode_id) != crc:
+        raise StoreCorrupt(
+            f"the payload of episode {episode_id} does not match its checksum; run 'memstore check', restore a backup "
+            f"or delete({episode_id})",
+            episode_id=episode_id,
+        )
+    return data
+
+
+def read(snapshot: Snapshot, ids: list[int], signature: Signature, cache: PayloadCache, *, keep: bool) -> list[Episode]:
+    """Whole episodes in the order of ids.
+
+    Raises
+    ------
+    EpisodeNotFound
+        When one of them is not live.
+    """
+    conn, backend = snapshot.conn, snapshot.backend
+    distinct = list(dict.fromkeys(ids))
+    columns = ("id", "timestamp", "level", "key", "extra")
+    facts = {row[0]: row for row in backend.select(conn, episode, columns, "id", distinct)}
+    tags: dict[int, list[tuple[int, str]]] = {}
+    for episode_id, ordinal, tag in backend.select(
+        conn, episode_tag, ("episode_id", "ordinal", "tag"), "episode_id", distinct
+    ):
+        tags.setdefault(episode_id, []).append((ordinal, tag))
+    replayed = read_metadata(snapshot, distinct)
+    blobs = dict(zip(distinct, read_blobs(snapshot, distinct, cache, keep=keep), strict=True))
+
+    def whole(episode_id: int) -> Episode:
+        _, timestamp, level, key, extra = facts[episode_id]
+        return Episode(
+            id=episode_id,
+            payload=signature.decode_one(blobs[episode_id]),
+            domain=replayed[episode_id].domain,
+            timestamp=timestamp,
+            level=level,
+            tags=tuple(tag for _, tag in sorted(tags.get(episode_id, ()))),
+            key=key,
+            extra=None if extra is None else json.loads(extra),
+            metadata=replayed[episode_id],
+        )
+
+    return [whole(i) for i in ids]
+
+
+def read_metadata(snapshot: Snapshot, ids: list[int]) -> dict[int, ReplayMetadata]:
+    """Replay metadata by id.
+
+    Raises
+    ------
+    EpisodeNotFound
+        When one of the ids is not live.
+    """
+    conn, backend, state = snapshot.conn, snapshot.backend, snapshot.state
+    facts = {row[0]: row[1:] for row in backend.select(conn, episode, ("id", "domain_id", "timestamp"), "id", ids)}
+    columns = ("episode_id", "loss", "replay_count", "last_replayed_at")
+    found: dict[int, ReplayMetadata] = {}
+    for episode_id, loss, count, last in backend.select(conn, replay_metadata, columns, "episode_id", ids):
+        domain_id, timestamp = facts[episode_id]
+        name = state.domain_names[domain_id - first_id(state.buffer_id) - 1]
+        found[episode_id] = ReplayMetadata(episode_id, loss, name, timestamp, count, last)
+    for episode_id in ids:
+        if episode_id not in found:
+            raise EpisodeNotFound(f"no live episode has the id {episode_id}: never added, evicted or deleted")
+    return found
+
+
+def ids_between(snapshot: Snapshot, start: float, end: float, domain_name: str | None, limit: int | None) -> list[int]:
+    """Ids of live episodes whose timestamp lies in [start, end], by timestamp, then id."""
+    state = snapshot.state
+    query = select(episode.c.id).where(episode.c.timestamp.between(start, end))
+    if domain_name is None:
+        query = query.where(episode.c.buffer_id == state.buffer_id)
+    else:
+        query = query.where(
+            episode.c.domain_id
+            == select(domain.c.id)
+            .where(domain.c.buffer_id == state.buffer_id, domain.c.name == domain_name)
+            .scalar_subquery()
+        )
+    return list(snapshot.conn.scalars(query.order_by(episode.c.timestamp, episode.c.id).limit(limit)))
+
+
+def ids_tagged(snapshot: Snapshot, tags: Sequence[str], every: bool, limit: int | None) -> list[int]:
+    """Ids of live episodes that carry any (or every) one of the tags, oldest first."""
+    wanted = sorted(set(tags))
+    c = episode_tag.c
+    query = select(c.episode_id).where(c.buffer_id == snapshot.state.buffer_id, c.tag.in_(wanted))
+    query = query.group_by(c.episode_id).order_by(c.episode_id).limit(limit)
+    if every:
+        query = query.having(func.count() == len(wanted))
+    return list(snapshot.conn.scalars(query))
+
+
+def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Ids and verified payloads of the whole buffer, in id order, by chunks.
+
+    Ids whose checksum does not match go into ``damaged``; without it the first one raises ``StoreCorrupt``.
+    """
+    after = first_id(snapshot.state.buffer_id)
+    end = first_id(snapshot.state.buffer_id + 1)
+    c = payload.c
+    while True:
+        query = select(c.episode_id, c.crc32, c.data).where(c.episode_id > after, c.episode_id <= end)
+        rows = snapshot.conn.execute(query.order_by(c.episode_id).limit(CHUNK)).all()
+        if not rows:
+            return
+        after = rows[-1][0]
+        if damaged is not None:
+            damaged += [i for i, crc, data in rows if checksum(data, i) != crc]
+            rows = [row for row in rows if row[0] not in damaged]
+        if rows:
+            yield [row[0] for row in rows], [_verified(*row) for row in rows]
+
+
+def nearest(snapshot: Snapshot, signature: Signature, on: str, query: Any, limit: int) -> list[tuple[int, float]]:
+    """Ids of the episodes whose field is nearest to ``query`` in Euclidean distance, nearest first; a full scan."""
+    best_ids, best = np.empty(0, np.int64), np.empty(0)
+    path = signature.field(on).path
+    wanted = np.asarray(query, np.float64).ravel()
+    for ids, blobs in all_payloads(snapshot):
+        values: Any = signature.decode(blobs)
+        for name in path:
+            values = values[name]
+        distance = np.linalg.norm(np.asarray(values, np.float64).reshape(len(ids), -1) - wanted, axis=1)
+        best_ids, best = np.concatenate([best_ids, ids]), np.concatenate([best, distance])
+        keep = np.lexsort((best_ids, best))[:limit]
+        best_ids, best = best_ids[keep], best[keep]
+    return list(zip(best_ids.tolist(), best.tolist(), strict=True))

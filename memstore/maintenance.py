@@ -1,0 +1,169 @@
+"""Changes to a whole buffer: settings, and retention."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+
+from memstore.buffer import change_settings
+from memstore.config import DEFAULT_CAPACITY, DEFAULT_EPSILON, Settings, check_float, check_int
+from memstore.episodes import remove
+from memstore.errors import ConfigError
+from memstore.eviction import Newcomers, as_eviction, default_eviction, order_keys, plan
+from memstore.schema import episode, replay_metadata
+from memstore.snapshot import Rows, Snapshot
+from memstore.strata import Ints
+from memstore.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.types import EvictionPolicy, Retention, RetentionPolicy
+
+_m = replay_metadata.c
+
+
+def fix_signature(snapshot: Snapshot, signature: str) -> None:
+    """Give the buffer the signature of its first payload."""
+    change_settings(snapshot.conn, snapshot.state.buffer_id, signature=signature)
+    snapshot.state.signature = signature
+
+
+def new_settings(
+    *,
+    capacity: int | None,
+    strategy: Strategy | str | None,
+    alpha: float | None,
+    epsilon: float | None,
+    eviction: EvictionPolicy | str | None,
+    max_replays: int | None,
+    seed: int | None,
+) -> Settings:
+    """Settings of a new buffer; None stands for the default."""
+    chosen = as_strategy("mixed" if strategy is None else strategy)
+    blank = Settings(
+        capacity=DEFAULT_CAPACITY,
+        epsilon=check_float("epsilon", DEFAULT_EPSILON if epsilon is None else epsilon, exclusive=True),
+        alpha=chosen.index_alpha,
+        strategy=chosen.to_json(),
+        eviction=default_eviction(chosen.name).value,
+        max_replays=None,
+        seed=secrets.randbits(62) if seed is None else seed,
+    )
+    return changed_settings(
+        blank, capacity=capacity, strategy=None, alpha=alpha, eviction=eviction, max_replays=max_replays
+    )
+
+
+def changed_settings(
+    settings: Settings,
+    *,
+    capacity: int | None,
+    strategy: Strategy | str | None,
+    alpha: float | None,
+    eviction: EvictionPolicy | str | None,
+    max_replays: int | None,
+) -> Settings:
+    """The settings with those given changed.
+
+    The alpha of the stored weight sums follows the strategy's, so that ``probability`` needs no scan.
+    """
+    changes: dict[str, Any] = {}
+    if capacity is not None:
+        changes["capacity"] = check_int("capacity", capacity, minimum=1)
+    if strategy is not None or alpha is not None:
+        chosen = strategy_from_json(settings.strategy) if strategy is None else as_strategy(strategy)
+        if alpha is not None:
+            chosen = chosen.with_alpha(alpha)
+        changes |= {"strategy": chosen.to_json(), "alpha": chosen.index_alpha}
+    if eviction is not None:
+        changes["eviction"] = as_eviction(eviction).value
+    if max_replays is not None:
+        limit = check_int("max_replays", max_replays, minimum=0)
+        changes["max_replays"] = limit or None
+    return replace(settings, **changes)
+
+
+def reconfigure(snapshot: Snapshot, settings: Settings) -> Ints:
+    """Give the buffer other settings; returns the ids that left because it shrank.
+
+    A new alpha recomputes the weight sums, a new eviction policy writes its order: one scan each.
+    """
+    old, state = snapshot.settings, snapshot.state
+    if settings.eviction != old.eviction:
+        _check_reservoir(snapshot, settings)
+    state.settings = settings
+    change_settings(snapshot.conn, state.buffer_id, **asdict(settings))
+    if settings.alpha != old.alpha:
+        rows = snapshot.scan()
+        state.strata.reweigh(rows.stratum, rows.loss, settings.epsilon, settings.alpha)
+    if settings.eviction != old.eviction:
+        _write_order(snapshot)
+    if settings.capacity >= snapshot.live:
+        return np.empty(0, np.int64)
+    decision = plan(snapshot, Newcomers.none())
+    state.counters.reservoir_floor = decision.reservoir_floor
+    remove(snapshot, snapshot.find(decision.leaving))
+    return decision.leaving
+
+
+def _check_reservoir(snapshot: Snapshot, settings: Settings) -> None:
+    gone = snapshot.state.counters.inserted - snapshot.live
+    if settings.eviction == EvictionPolicy.RESERVOIR.value and gone:
+        raise ConfigError(
+            f"{gone} episodes have left under {snapshot.settings.eviction!r}, so what is here is no uniform sample of "
+            "everything offered and cannot become one: choose 'reservoir' for a new buffer"
+        )
+
+
+def _write_order(snapshot: Snapshot) -> None:
+    rows = snapshot.scan()
+    newcomers = Newcomers(rows.ids, snapshot.state.strata.domain[rows.stratum], rows.loss)
+    groups, keys = order_keys(snapshot, newcomers)
+    columns = {"episode_id": rows.ids.tolist(), "eviction_group": groups, "eviction_key": keys}
+    snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", columns)
+
+
+def check_policy(policy: RetentionPolicy) -> None:
+    """Refuse limits that are negative, not finite or out of range."""
+    if policy.max_age is not None:
+        check_float("max_age", policy.max_age)
+    if policy.max_episodes is not None:
+        check_int("max_episodes", policy.max_episodes, minimum=0)
+    if policy.min_importance is not None and check_float("min_importance", policy.min_importance) > 1:
+        raise ConfigError(f"min_importance must be in [0, 1], got {policy.min_importance}")
+
+
+def retain(snapshot: Snapshot, policy: RetentionPolicy, now: float, *, dry_run: bool) -> tuple[Retention, Rows]:
+    """Remove what the policy does not keep, or only say what it would remove."""
+    own = _m.buffer_id == snapshot.state.buffer_id
+    old = unimportant = np.empty(0, np.int64)
+    if policy.max_age is not None:
+        query = select(episode.c.id).where(
+            episode.c.buffer_id == snapshot.state.buffer_id, episode.c.timestamp < now - policy.max_age
+        )
+        old = np.array(snapshot.conn.scalars(query).all(), np.int64)
+    if policy.min_importance:
+        # importance = loss / (1 + loss) < m; at m = 1 every finite loss is below.
+        m = policy.min_importance
+        below = _m.loss < m / (1 - m) if m < 1 else _m.loss.is_not(None)
+        found = snapshot.conn.scalars(select(_m.episode_id).where(own, below)).all()
+        unimportant = np.setdiff1d(np.array(found, np.int64), old)
+    leaving = np.union1d(old, unimportant)
+    over = np.empty(0, np.int64)
+    if policy.max_episodes is not None:
+        over = _least_important(snapshot, leaving, snapshot.live - len(leaving) - policy.max_episodes)
+    rows = snapshot.find(np.union1d(leaving, over))
+    if not dry_run:
+        remove(snapshot, rows)
+        return Retention(len(old), len(unimportant), len(over), snapshot.live, dry_run), rows
+    return Retention(len(old), len(unimportant), len(over), snapshot.live - len(rows), dry_run), rows
+
+
+def _least_important(snapshot: Snapshot, without: Ints, count: int) -> Ints:
+    if count <= 0:
+        return np.empty(0, np.int64)
+    query = select(_m.episode_id).where(_m.buffer_id == snapshot.state.buffer_id)
+    query = query.order_by(_m.loss.asc().nulls_last(), _m.episode_id).limit(count + len(without))
+    found = np.array(snapshot.conn.scalars(query).all(), np.int64)
+    return found[~np.isin(found, without)][:count]

@@ -1,0 +1,196 @@
+"""``open``: create a buffer or resume it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sqlalchemy import URL, Connection
+
+from memstore.buffer import buffer_id, buffer_names, create_buffer
+from memstore.cache import PayloadCache
+from memstore.codec import Signature
+from memstore.config import (
+    DEFAULT_BUSY_TIMEOUT,
+    DEFAULT_CACHE_BYTES,
+    Durability,
+    Settings,
+    check_durability,
+    check_float,
+    check_int,
+    check_name,
+    parse_url,
+)
+from memstore.database import Database
+from memstore.errors import ConfigError
+from memstore.maintenance import new_settings
+from memstore.memory import EpisodicMemory
+from memstore.session import Session
+from memstore.snapshot import State
+from memstore.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.types import EvictionPolicy
+from memstore.upgrade import ensure_schema
+from memstore.version import __version__
+
+
+def open(
+    target: str | os.PathLike[str] | URL,
+    *,
+    buffer: str = "default",
+    capacity: int | None = None,
+    strategy: Strategy | str | None = None,
+    alpha: float | None = None,
+    epsilon: float | None = None,
+    eviction: EvictionPolicy | str | None = None,
+    max_replays: int | None = None,
+    signature: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    durability: Durability = "process",
+    busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
+    consumer: str | None = None,
+    create: bool = True,
+) -> EpisodicMemory:
+    """Open a memory: create it, or resume it where it was left.
+
+    Settings marked * are stored with the buffer: given at creation (defaults below), and on resuming only checked.
+
+    Parameters
+    ----------
+    target : path or URL
+        ``"run7.db"`` or ``"sqlite:///run7.db"``.
+    buffer : str
+        Which of the database's buffers.
+    capacity* : int
+        Largest number of live episodes, 1,000,000 by default.
+    strategy : Strategy or str
+        What ``sample`` draws by, ``"mixed"`` by default. Stored at creation; given on resuming, it holds for this
+        handle.
+    alpha : float
+        Exponent of the strategy (see there); 0.6 by default.
+    epsilon* : float > 0
+        Added to a loss to make a priority, 1e-6 by default; keeps zero losses reachable. Fixed at creation.
+    eviction* : EvictionPolicy or str
+        By default what goes with the strategy: ``lowest_loss`` with PrioritizedLoss and Mixed, ``largest_domain`` with
+        DomainBalanced, else ``fifo``.
+    max_replays* : int
+        Remove an episode after this many loss updates; never by default.
+    signature* : mapping
+        Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``; None is a ragged
+        dimension. Fixed by the first add otherwise.
+    seed : int
+        Of this handle's draws; of the buffer's reservoir, at creation.
+    cache_bytes : int
+        Budget for hot payloads, 256 MiB by default; 0 turns the cache off.
+    durability : "process" or "power"
+        What a commit survives: the death of the process (kill -9), or power loss too.
+    busy_timeout : float
+        Seconds to wait for another process's write lock.
+    consumer : str
+        Name written into the replay history; host and process number by default.
+    create : bool
+        Whether a missing database or buffer may be made.
+
+    Raises
+    ------
+    ConfigError
+        A setting is invalid, or differs from the stored one.
+    NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
+        The database is not one that this version can open; it was not changed.
+    """
+    check_name("buffer", buffer)
+    if seed is not None:
+        check_int("seed", seed, minimum=0)
+    fields = None if signature is None else Signature.from_spec(signature).to_json()
+    given = {"capacity": capacity, "epsilon": epsilon, "eviction": eviction, "max_replays": max_replays}
+    settings = new_settings(strategy=strategy, alpha=alpha, seed=seed, **given)  # type: ignore[arg-type]
+    cache = PayloadCache(check_int("cache_bytes", cache_bytes, minimum=0))
+    database = Database(
+        parse_url(target),
+        durability=check_durability(durability),
+        busy_timeout=check_float("busy_timeout", busy_timeout),
+    )
+    try:
+        ensure_schema(database, create=create)
+        number, resumed = _find_or_create(database, buffer, settings, fields, create)
+        state = database.in_read(lambda conn: State.load(conn, number))
+        if resumed:
+            wanted = {name for name, value in given.items() if value is not None}
+            _compare(buffer, settings, state, wanted, fields)
+        session = Session(database, state, np.random.SeedSequence(seed), cache)
+    except BaseException:
+        database.close()
+        raise
+    override = _override(state, strategy, alpha) if resumed else None
+    return EpisodicMemory(session, buffer, resumed=resumed, strategy=override, consumer=consumer)
+
+
+def reopen(memory: EpisodicMemory, state: Mapping[str, Any]) -> None:
+    """Make ``memory`` the handle that was pickled as ``state``, with connections of this process."""
+    database = Database(**state["address"])
+    number = database.in_read(lambda conn: buffer_id(conn, state["name"]))
+    if number is None:
+        raise ConfigError(f"{database.backend.describe()} no longer holds a buffer {state['name']!r}")
+    entropy, spawn_key = state["seeds"]
+    session = Session(
+        database,
+        database.in_read(lambda conn: State.load(conn, number)),
+        np.random.SeedSequence(entropy, spawn_key=spawn_key),
+        PayloadCache(state["cache_bytes"]),
+    )
+    strategy = strategy_from_json(state["strategy"]) if state["strategy"] else None
+    EpisodicMemory.__init__(memory, session, state["name"], resumed=True, strategy=strategy)
+
+
+def _find_or_create(
+    database: Database, name: str, settings: Settings, signature: str | None, create: bool
+) -> tuple[int, bool]:
+    number = database.in_read(lambda conn: buffer_id(conn, name))
+    if number is not None:
+        return number, True
+
+    def make(conn: Connection) -> tuple[int, bool]:
+        database.backend.lock_schema(conn)
+        existing = buffer_id(conn, name)  # another process may have been faster
+        if existing is not None:
+            return existing, True
+        if not create:
+            names = ", ".join(map(repr, buffer_names(conn))) or "none"
+            raise ConfigError(f"{database.backend.describe()} holds no buffer {name!r} (there are: {names})")
+        return create_buffer(conn, name, settings, signature, time.time(), __version__), False
+
+    return database.in_write(make) if create else database.in_read(make)
+
+
+def _compare(name: str, settings: Settings, state: State, wanted: set[str], signature: str | None) -> None:
+    ways = {
+        "capacity": "memory.configure(capacity=...), shrinking evicts",
+        "eviction": "memory.configure(eviction=...)",
+        "max_replays": "memory.configure(max_replays=...)",
+        "epsilon": "it is fixed at creation; leave it out, or start another buffer with buffer='...'",
+    }
+    for setting in sorted(wanted):
+        given, stored = getattr(settings, setting), getattr(state.settings, setting)
+        if given != stored:
+            raise ConfigError(
+                f"buffer {name!r} was created with {setting}={stored!r}, and open() was given {given!r}; leave it out "
+                f"to keep the stored one. To change it: {ways[setting]}"
+            )
+    if signature is not None and state.signature is not None and signature != state.signature:
+        stored_fields = Signature.from_json(state.signature).describe()
+        raise ConfigError(
+            f"buffer {name!r} stores payloads of {stored_fields}, and open() was given "
+            f"{Signature.from_json(signature).describe()}; a signature is fixed: start another buffer with buffer='...'"
+        )
+
+
+def _override(state: State, strategy: Strategy | str | None, alpha: float | None) -> Strategy | None:
+    if strategy is None and alpha is None:
+        return None
+    chosen = strategy_from_json(state.settings.strategy) if strategy is None else as_strategy(strategy)
+    if alpha is not None:
+        chosen = chosen.with_alpha(alpha)
+    return None if chosen.to_json() == state.settings.strategy else chosen

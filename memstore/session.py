@@ -1,0 +1,151 @@
+"""One process's handle on one buffer: scopes, private copies of the state, the generator, forks.
+
+A write works on a private copy of the state; the copy is published at commit and dropped at rollback, and so are
+payloads on their way into the cache and what was drawn from the generator.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+from sqlalchemy import Connection
+
+from memstore.cache import PayloadCache
+from memstore.database import Database
+from memstore.snapshot import Snapshot, State
+
+T = TypeVar("T")
+
+
+class Session:
+    """Read and write scopes over a buffer; threads may share it."""
+
+    def __init__(self, database: Database, state: State, seeds: np.random.SeedSequence, cache: PayloadCache) -> None:
+        self.database = database
+        self.cache = cache
+        self.committed = state
+        self._start(seeds)
+        _sessions.add(self)
+
+    def _start(self, seeds: np.random.SeedSequence) -> None:
+        self.seeds = seeds
+        self.rng = np.random.default_rng(seeds)
+        # Spans a draw and a whole transaction(): a draw by another thread inside would be undone by its rollback.
+        self._lock = threading.RLock()
+        self._uncommitted: State | None = None
+        self._new_payloads: dict[int, bytes] = {}
+
+    def read(self, work: Callable[[Snapshot], T]) -> T:
+        """Run ``work`` on one consistent snapshot."""
+
+        def scope(conn: Connection) -> tuple[T, State]:
+            state = (self._mine() or self.committed).at(conn)
+            return work(Snapshot(conn, self.database.backend, state)), state
+
+        result, state = self.database.in_read(scope)
+        if not self.database.transaction_open:
+            self._publish(state)
+        return result
+
+    def draw(self, work: Callable[[Snapshot], T]) -> T:
+        """``read`` with the generator: one draw at a time, and none of a failed one is used up."""
+        with self._lock, self._rewinding():
+            return self.read(work)
+
+    def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
+        """Run ``work`` under the buffer's lock and commit; ``payloads`` says what of its result to cache then."""
+
+        def scope(conn: Connection) -> tuple[T, State]:
+            backend = self.database.backend
+            backend.lock_buffer(conn, self.committed.buffer_id)
+            state = (self._uncommitted or self.committed).at(conn).copy()
+            result = work(Snapshot(conn, backend, state))
+            state.flush(conn, backend)
+            return result, state
+
+        with self._lock:
+            result, state = self.database.in_write(scope)
+            if payloads is not None:
+                self._new_payloads.update(payloads(result))
+            self._uncommitted = state
+            if not self.database.transaction_open:
+                self._commit()
+        return result
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make everything inside one commit; on an exception nothing of the block remains."""
+        with self._lock:
+            before, payloads = self._uncommitted, dict(self._new_payloads)
+            try:
+                with self._rewinding(), self.database.transaction():
+                    yield
+            except BaseException:
+                self._uncommitted, self._new_payloads = before, payloads
+                raise
+            if not self.database.transaction_open:
+                self._commit()
+
+    def restore(self, generator: Mapping[str, Any]) -> None:
+        """Put the generator into a stored state."""
+        with self._lock:
+            self.rng.bit_generator.state = generator
+
+    def child_seeds(self) -> np.random.SeedSequence:
+        """Seeds for another process, independent of this one's and of every other child's."""
+        return self.seeds.spawn(1)[0]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.database.close()
+
+    def _mine(self) -> State | None:
+        # Another thread's transaction is not visible here, nor is its state.
+        return self._uncommitted if self.database.transaction_open else None
+
+    def _commit(self) -> None:
+        if self._uncommitted is not None:
+            self._publish(self._uncommitted)
+        self.cache.put(self._new_payloads)
+        self._uncommitted, self._new_payloads = None, {}
+
+    def _publish(self, state: State) -> None:
+        if state.counters.revision > self.committed.counters.revision:
+            self.committed = state
+
+    @contextmanager
+    def _rewinding(self) -> Iterator[None]:
+        before = self.rng.bit_generator.state
+        try:
+            yield
+        except BaseException:
+            self.rng.bit_generator.state = before
+            raise
+
+    def _before_fork(self) -> None:
+        self._fork_seeds = self.child_seeds()
+
+    def _after_fork(self) -> None:
+        self.cache.after_fork()
+        self._start(self._fork_seeds)
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _each_session(act: Callable[[Session], None]) -> Callable[[], None]:
+    def hook() -> None:
+        for session in list(_sessions):
+            act(session)
+
+    return hook
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_each_session(Session._before_fork), after_in_child=_each_session(Session._after_fork))
