@@ -26,7 +26,7 @@ from memstore.errors import (
     TransactionDead,
 )
 from memstore.memory import EpisodicMemory
-from memstore.opening import open
+from memstore.opening import buffers, open
 from memstore.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
 from memstore.types import (
     Batch,
@@ -83,6 +83,7 @@ __all__ = [
     "Uniform",
     "UpdateResult",
     "__version__",
+    "buffers",
     "open",
     "pad",
 ]

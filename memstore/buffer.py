@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from memstore.config import Settings
 from memstore.errors import ConfigError, StoreCorrupt
@@ -46,7 +46,11 @@ class Row:
 
 _COUNTER_NAMES = tuple(f.name for f in fields(Counters))
 _SETTING_NAMES = tuple(f.name for f in fields(Settings))
-_row = select(buffer.c.signature, *(buffer.c[name] for name in _SETTING_NAMES + _COUNTER_NAMES))
+# Built once: building either anew costs as much as running it.
+_read = select(buffer.c.signature, *(buffer.c[name] for name in _SETTING_NAMES + _COUNTER_NAMES)).where(
+    buffer.c.id == bindparam("number")
+)
+_write = update(buffer).where(buffer.c.id == bindparam("number")).values({n: bindparam(n) for n in _COUNTER_NAMES})
 
 
 def buffer_id(conn: Connection, name: str) -> int | None:
@@ -78,7 +82,7 @@ def change_settings(conn: Connection, number: int, **values: Any) -> None:
 
 def read_row(conn: Connection, number: int) -> Row:
     """The row as of the connection's snapshot."""
-    row = conn.execute(_row.where(buffer.c.id == number)).one_or_none()
+    row = conn.execute(_read, {"number": number}).one_or_none()
     if row is None:
         raise StoreCorrupt(f"buffer {number} has vanished from the database; was the file replaced?")
     signature, *rest = row
@@ -88,4 +92,4 @@ def read_row(conn: Connection, number: int) -> Row:
 
 def write_counters(conn: Connection, number: int, counters: Counters) -> None:
     """Store the counters; the caller holds the buffer's lock."""
-    change_settings(conn, number, **asdict(counters))
+    conn.execute(_write, {"number": number, **asdict(counters)})

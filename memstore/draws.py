@@ -43,6 +43,8 @@ class Source(Protocol):
     """What a strategy offers to ``draw``."""
 
     groups: Groups
+    acceptance: float
+    """Share of candidates that will be accepted, roughly: it decides how many are proposed, not what is drawn."""
 
     def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
         """Rows that exist among the candidates, in proposal order; their ordinals; log2 of their weights."""
@@ -62,7 +64,6 @@ def draw(
     taken: Rows,
     *,
     replacement: bool,
-    candidates_per_row: float,
 ) -> Rows:
     """Draw rows in proportion to weight.
 
@@ -72,8 +73,6 @@ def draw(
         Rows asked for; rows live in the buffer.
     taken : Rows
         Rows that must not be drawn (again).
-    candidates_per_row : float
-        How many candidates to propose for each row still wanted.
 
     Returns
     -------
@@ -86,7 +85,7 @@ def draw(
     excluded = _places(source, taken)
     poor = 0
     while wanted > 0:
-        proposed = math.ceil(wanted * candidates_per_row) + 16
+        proposed = candidates(wanted, source.acceptance)
         found = _round(source, rng, proposed, excluded)
         if found is None:
             break
@@ -96,14 +95,23 @@ def draw(
         found = found.take(np.arange(min(len(found), wanted)))
         drawn.append(found)
         wanted -= len(found)
+        if not wanted:
+            break
         if not replacement:
             excluded = excluded | _places(source, found)
         poor += len(found) * POOR_YIELD < proposed
-        if wanted and poor >= POOR_ROUNDS:
+        if poor >= POOR_ROUNDS:
             rest = taken if replacement else Rows.join([taken, *drawn])
             drawn.append(_by_scan(source, rng, wanted, rest, replacement))
             break
     return Rows.join(drawn)
+
+
+def candidates(wanted: int, acceptance: float) -> int:
+    """How many to propose so that one round is enough but for three standard deviations, within bounds."""
+    share = min(max(acceptance, 1 / POOR_YIELD), 1.0)
+    mean = wanted / share
+    return math.ceil(mean + 3 * math.sqrt(mean * (1 - share) / share) + 8)
 
 
 class _Places(dict[int, Ints]):

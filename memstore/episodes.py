@@ -225,9 +225,8 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
     missing = [i for i in ids if i not in found]
     if missing:
         columns = ("episode_id", "crc32", "data")
-        read: dict[int, bytes] = {}
-        for episode_id, crc, data in snapshot.backend.select(snapshot.conn, payload, columns, "episode_id", missing):
-            read[episode_id] = _verified(episode_id, crc, data)
+        rows = snapshot.backend.select(snapshot.conn, payload, columns, "episode_id", sorted(missing))
+        read = {episode_id: _verified(episode_id, crc, data) for episode_id, crc, data in rows}
         if keep:
             cache.put(read)
         found |= read

@@ -42,7 +42,7 @@ def make_offer(
         raise InvalidValue(f"key names one episode, and there are {count}: give a sequence of {count} keys")
     return Offer(
         blobs=blobs,
-        domains=_each("domain", domain, count, lambda v: _name("domain", v)),
+        domains=_domains(domain, count),
         timestamps=_each("timestamp", timestamp, count, lambda v: now if v is None else check_time("timestamp", v)),
         loss=_initial_losses(loss, count),
         levels=_each("level", level, count, lambda v: None if v is None else _int("level", v)),
@@ -147,6 +147,14 @@ def _each(what: str, value: Any, count: int, check: Callable[[Any], Any]) -> lis
             raise InvalidValue(f"{what} needs one value, or one per episode ({count}); got {len(value)}")
         return [check(v) for v in (value.tolist() if isinstance(value, np.ndarray) else value)]
     return [check(value)] * count
+
+
+def _domains(domain: Any, count: int) -> list[str]:
+    names = _each("domain", domain, count, lambda v: v)
+    # Few distinct names stand for many episodes: each is checked once.
+    for name in dict.fromkeys(names) if all(isinstance(name, str) for name in names) else names:
+        _name("domain", name)
+    return names
 
 
 def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:

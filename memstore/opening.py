@@ -128,6 +128,22 @@ def open(
     return EpisodicMemory(session, buffer, resumed=resumed, strategy=override, consumer=consumer)
 
 
+def buffers(target: str | os.PathLike[str] | URL) -> list[str]:
+    """Names of the buffers in a database, in order of creation; nothing is created.
+
+    Raises
+    ------
+    NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
+        As ``open``.
+    """
+    database = Database(parse_url(target))
+    try:
+        ensure_schema(database, create=False)
+        return database.in_read(buffer_names)
+    finally:
+        database.close()
+
+
 def reopen(memory: EpisodicMemory, state: Mapping[str, Any]) -> None:
     """Make ``memory`` the handle that was pickled as ``state``, with connections of this process."""
     database = Database(**state["address"])

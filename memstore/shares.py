@@ -30,7 +30,7 @@ def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -
         slots = np.minimum(slots + given, limits)
 
 
-def log2_sum(log2_values: Floats, factors: Floats | float = 1.0) -> float:
+def log2_sum(log2_values: Floats, factors: Floats | Ints | float = 1.0) -> float:
     """``log2(sum(factors * 2 ** log2_values))`` without overflow."""
     top = log2_values.max()
     return float(top + np.log2((factors * np.exp2(log2_values - top)).sum()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from memstore.draws import Groups, Source, draw, unchosen
+from memstore.draws import Groups, unchosen
+from memstore.shares import log2_sum
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Floats, Ints, log2_priority
 
@@ -18,7 +19,12 @@ class LossSource:
         self.alpha = alpha
         self.top = snapshot.state.counters.top_priority
         self.occupied = strata.occupied()
-        self.groups = Groups(strata.count[self.occupied], alpha * strata.log2_bound(self.occupied, self.top))
+        count = strata.count[self.occupied]
+        self.groups = Groups(count, alpha * strata.log2_bound(self.occupied, self.top))
+        self.acceptance = octave_acceptance(alpha)
+        if alpha == snapshot.settings.alpha:
+            accepted = log2_sum(self.groups.log2_bound, strata.weight_sum[self.occupied])
+            self.acceptance = float(np.exp2(accepted - log2_sum(self.groups.log2_bound, count)))
 
     def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
         rows = self.snapshot.locate(self.occupied[group], position)
@@ -46,9 +52,9 @@ class AgeSource:
         youngest, oldest = age_span(snapshot)
         edges = 2 ** np.arange(int(oldest).bit_length() + 1, dtype=np.int64)
         self.first = np.clip(edges[:-1], youngest, None)
-        self.groups = Groups(
-            np.maximum(np.minimum(edges[1:], oldest + 1) - self.first, 0), -alpha * np.log2(self.first)
-        )
+        sizes = np.maximum(np.minimum(edges[1:], oldest + 1) - self.first, 0)
+        self.groups = Groups(sizes, -alpha * np.log2(self.first))
+        self.acceptance = octave_acceptance(alpha) * snapshot.live / (oldest - youngest + 1)
 
     def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
         ids = self.snapshot.of_age(self.first[group] + position)
@@ -71,26 +77,9 @@ class AgeSource:
         return -self.alpha * np.log2(self.snapshot.age(rows.ids))
 
 
-def weighted(
-    source: Source,
-    snapshot: Snapshot,
-    rng: np.random.Generator,
-    count: int,
-    taken: Rows,
-    replacement: bool,
-    alpha: float,
-) -> Rows:
-    # Weights spread over one octave below the bound are accepted with probability (1 - 2**-alpha) / (alpha ln 2).
-    accepted = -np.expm1(-alpha * np.log(2)) / (alpha * np.log(2)) if alpha else 1.0
-    return draw(
-        source,
-        rng,
-        count,
-        snapshot.live,
-        taken,
-        replacement=replacement,
-        candidates_per_row=min(1.2 / accepted, 16.0),
-    )
+def octave_acceptance(alpha: float) -> float:
+    """Share of candidates accepted when their logarithms are spread evenly over one octave below the bound."""
+    return float(-np.expm1(-alpha * np.log(2)) / (alpha * np.log(2))) if alpha else 1.0
 
 
 def uniform_places(
@@ -114,5 +103,6 @@ def uniform_places(
 
 
 def age_span(snapshot: Snapshot) -> tuple[int, int]:
+    """Ages of the newest and of the oldest live episode."""
     newest, oldest = snapshot.age(np.array([snapshot.newest_id(), snapshot.oldest_id()]))
     return int(newest), int(oldest)

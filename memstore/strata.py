@@ -177,37 +177,34 @@ class Strata:
         moved_ids, moved_positions : arrays
             Rows of the tail that must take the remaining holes.
         """
+        stratum, hole, rank = _ranked(*leaving)
+        holes, newcomers = np.bincount(stratum, minlength=len(self)), np.bincount(entering, minlength=len(self))
+        before = self.count
+        self.count = after = before - holes + newcomers
+        self._changed.update(np.flatnonzero(holes + newcomers).tolist())
+
+        first_hole = np.cumsum(holes) - holes
+        came, place, nth = _ranked(entering, np.arange(len(entering)))
         positions = np.empty(len(entering), np.int64)
-        tail_strata: list[int] = []
-        tail_positions: list[int] = []
-        fill: list[int] = []
-        left = _by_stratum(leaving[0], leaving[1])
-        entered = _by_stratum(entering, np.arange(len(entering)))
-        for row in sorted(left.keys() | entered.keys()):
-            holes = np.sort(left.get(row, _NONE))
-            newcomers = entered.get(row, _NONE)
-            before = int(self.count[row])
-            after = before - len(holes) + len(newcomers)
-            filled = min(len(holes), len(newcomers))
-            positions[newcomers[:filled]] = holes[:filled]
-            positions[newcomers[filled:]] = np.arange(before, before + len(newcomers) - filled)
-            rest = holes[filled:]
-            if len(rest):
-                survivors = np.setdiff1d(np.arange(after, before), rest, assume_unique=True)
-                tail_strata += [row] * len(survivors)
-                tail_positions += survivors.tolist()
-                fill += rest[rest < after].tolist()
-            self.count[row] = after
-            self._changed.add(row)
-        return positions, *self._locate_tail(conn, backend, tail_strata, tail_positions, fill)
+        positions[place] = before[came] + nth - holes[came]
+        fills = nth < holes[came]
+        positions[place[fills]] = hole[first_hole[came[fills]] + nth[fills]]
+
+        # As many places beyond the new end as holes nobody filled; those that still hold a row give it to such a hole.
+        unfilled = rank >= newcomers[stratum]
+        stratum, hole = stratum[unfilled], hole[unfilled]
+        tail = after[stratum] + rank[unfilled] - newcomers[stratum]
+        surviving = ~np.isin(_keys(stratum, tail), _keys(stratum, hole))
+        fill = hole[hole < after[stratum]]
+        return positions, *self._locate_tail(conn, backend, stratum[surviving], tail[surviving], fill)
 
     def _locate_tail(
-        self, conn: Connection, backend: Backend, strata: list[int], positions: list[int], fill: list[int]
+        self, conn: Connection, backend: Backend, strata: Ints, positions: Ints, fill: Ints
     ) -> tuple[Ints, Ints]:
-        found = sorted(backend.locate(conn, self.ids(np.array(strata, np.int64)), positions))
+        found = sorted(backend.locate(conn, self.ids(strata), positions.tolist()))
         if [ordinal for ordinal, *_ in found] != list(range(len(fill))):
             raise StoreCorrupt(f"positions of buffer {self.buffer_id} are not dense; run 'memstore check'")
-        return np.array([row[1] for row in found], np.int64), np.array(fill, np.int64)
+        return np.array([row[1] for row in found], np.int64), fill
 
     def refresh(self, conn: Connection, since: int) -> None:
         """Take over what other processes changed after revision ``since``."""
@@ -252,15 +249,15 @@ class Strata:
         }
 
 
-_NONE = np.empty(0, np.int64)
+def _ranked(strata: Ints, values: Ints) -> tuple[Ints, Ints, Ints]:
+    """Strata and values in (stratum, value) order, and each one's rank within its stratum."""
+    order = np.lexsort((values, strata))
+    strata = strata[order]
+    return strata, values[order], np.arange(len(order)) - np.searchsorted(strata, strata)
 
 
-def _by_stratum(strata: Ints, values: Ints) -> dict[int, Ints]:
-    if not len(strata):
-        return {}
-    order = np.argsort(strata, kind="stable")
-    keys, starts = np.unique(strata[order], return_index=True)
-    return dict(zip(keys.tolist(), np.split(values[order], starts[1:]), strict=True))
+def _keys(strata: Ints, positions: Ints) -> Ints:
+    return strata << 43 | positions
 
 
 def write_positions(conn: Connection, backend: Backend, ids: Ints, positions: Ints) -> None:

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from memstore.config import check_float, check_name
+from memstore.draws import draw
 from memstore.errors import ConfigError
 from memstore.shares import log2_sum, power_sum, spread
 from memstore.snapshot import Rows, Snapshot
-from memstore.sources import AgeSource, LossSource, age_span, uniform_places, weighted
+from memstore.sources import AgeSource, LossSource, age_span, uniform_places
 from memstore.strata import Floats, Ints, log2_priority
 from memstore.types import ReplayStrategy
 
@@ -98,7 +99,7 @@ class PrioritizedLoss(Strategy):
 
     def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
         source = LossSource(snapshot, self.alpha)
-        return weighted(source, snapshot, rng, count, taken, replacement, self.alpha)
+        return draw(source, rng, count, snapshot.live, taken, replacement=replacement)
 
     def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
         total = self._log2_total(snapshot, exact)
@@ -152,7 +153,7 @@ class PrioritizedRecency(Strategy):
 
     def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
         source = AgeSource(snapshot, self.alpha)
-        return weighted(source, snapshot, rng, count, taken, replacement, self.alpha)
+        return draw(source, rng, count, snapshot.live, taken, replacement=replacement)
 
     def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
         youngest, oldest = age_span(snapshot)
