@@ -1,0 +1,5 @@
+"""``python -m memstore``."""
+
+from memstore.cli import main
+
+main()
