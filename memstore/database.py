@@ -37,6 +37,7 @@ T = TypeVar("T")
 @dataclass
 class _Transaction:
     connection: Connection
+    pid: int
     dead: bool = False
 
 
@@ -89,14 +90,29 @@ class Database:
                 yield
             return
         self._check_open()
-        with self._translated(), self._writer.connect() as conn, conn.begin():
-            self._local.transaction = transaction = _Transaction(conn)
-            try:
-                yield
-                if transaction.dead:
-                    raise _dead()
-            finally:
-                self._local.transaction = None
+        with self._translated():
+            conn = self._writer.connect()
+            conn.begin()
+        self._local.transaction = transaction = _Transaction(conn, os.getpid())
+        try:
+            yield
+        except BaseException:
+            self._end(transaction, commit=False)
+            raise
+        self._end(transaction, commit=True)
+
+    def _end(self, transaction: _Transaction, *, commit: bool) -> None:
+        if transaction.pid != os.getpid():
+            # The transaction goes on in the parent; ending it here, even by a rollback, would break it there.
+            _inherited.append(transaction.connection)
+            raise TransactionDead("this process was forked inside transaction(); the block belongs to its parent")
+        self._local.transaction = None
+        conn = transaction.connection
+        with self._translated(), conn:
+            if commit and transaction.dead:
+                raise _dead()
+            if commit:
+                conn.commit()
 
     def prepare(self) -> None:
         """Make the lasting changes that a database known to be empty or ours needs, outside any transaction."""
@@ -168,6 +184,7 @@ class Database:
             raise _error_for(failure, self.backend.describe(), self.backend.busy_timeout, exc) from exc
 
     def _after_fork(self) -> None:
+        _inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
         self._local = threading.local()
 
@@ -203,6 +220,8 @@ def _error_for(failure: Failure, where: str, busy_timeout: float, exc: Exception
             return MemstoreError(f"{where}: {detail}")
 
 
+# Connections of a parent process: kept, so that no garbage collection closes them under its feet.
+_inherited: list[object] = []
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
