@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from memstore.codec import pad
 from memstore.errors import (
     CheckpointNotFound,
     ConfigError,
@@ -25,6 +24,7 @@ from memstore.errors import (
     StoreUnavailable,
     TransactionDead,
 )
+from memstore.fields import pad
 from memstore.memory import EpisodicMemory
 from memstore.opening import buffers, open
 from memstore.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +37,7 @@ def check(snapshot: Snapshot) -> CheckReport:
         if not isinstance(exc, StoreCorrupt) and snapshot.backend.classify(exc) is None:
             raise
         problems.append(f"reading stopped: {exc}")
-    return CheckReport(episodes, tuple(problems), tuple(_notes(snapshot)))
+    return CheckReport(episodes, tuple(problems), tuple(snapshot.backend.notes()))
 
 
 @dataclass(frozen=True)
@@ -173,14 +172,6 @@ class _Examination:
                 yield f"a payload among episodes {ids[0]} .. {ids[-1]} does not fit the signature: {exc}"
         if damaged:
             yield f"the payloads of episodes {_some(np.array(damaged, np.int64))} do not match their checksums"
-
-
-def _notes(snapshot: Snapshot) -> Iterator[str]:
-    if snapshot.backend.url.get_backend_name() == "sqlite" and sqlite3.sqlite_version_info < (3, 51, 3):
-        yield (
-            f"SQLite {sqlite3.sqlite_version} predates 3.51.3, which fixed a rare corruption when two connections "
-            "write and checkpoint at the same moment"
-        )
 
 
 def _some(ids: Ints | list[int]) -> str:

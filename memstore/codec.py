@@ -17,13 +17,28 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from memstore import document
-from memstore.document import Array, DType, Field, Path
 from memstore.errors import ConfigError, InvalidValue, PayloadError, SchemaTooNew, StoreCorrupt
-
-__all__ = ["CODEC_VERSION", "Field", "Signature", "checksum", "pad"]
+from memstore.fields import (
+    PYTHON_DTYPES,
+    Array,
+    DType,
+    Field,
+    Path,
+    array_text,
+    check_array,
+    check_size,
+    column_length,
+    extent,
+    infer_column,
+    infer_field,
+    leaves,
+    nested,
+    same_type,
+    shown,
+    specified_field,
+    utf8,
+)
 
 CODEC_VERSION = 1
 
@@ -64,7 +79,7 @@ class Signature:
             raise PayloadError(f"two fields have the same name: {self.describe()}")
         if not self.fields:
             raise PayloadError("a payload needs at least one field")
-        document.check_size("an episode", self._record_bytes)
+        check_size("an episode", self._record_bytes)
 
     @classmethod
     def infer(cls, payload: Mapping[str, Any], count: int | None) -> Signature:
@@ -77,8 +92,8 @@ class Signature:
         count : int or None
             None for one episode. In lists of arrays, the dimensions whose lengths differ become ragged.
         """
-        infer = document.infer_field if count is None else document.infer_column
-        return cls(tuple(infer(path, value) for path, value in document.leaves(payload)))
+        infer = infer_field if count is None else infer_column
+        return cls(tuple(infer(path, value) for path, value in leaves(payload)))
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Signature:
@@ -91,7 +106,7 @@ class Signature:
             or one of the types ``str``, ``bytes``, ``float``, ``int``, ``bool``.
         """
         try:
-            return cls(tuple(document.specified_field(path, leaf) for path, leaf in document.leaves(spec)))
+            return cls(tuple(specified_field(path, leaf) for path, leaf in leaves(spec)))
         except PayloadError as exc:
             raise ConfigError(f"signature: {exc}") from exc
 
@@ -138,7 +153,7 @@ class Signature:
             raise PayloadError("the batch is empty; give at least one episode")
         for field in self.fields:
             where = f"field {field.name!r}"
-            length = document.column_length(where, columns[field.path])
+            length = column_length(where, columns[field.path])
             if length != count:
                 raise PayloadError(f"{where} holds {length} episodes where {count} are expected")
         return self._encode(columns, count)
@@ -154,20 +169,20 @@ class Signature:
         ``StoreCorrupt`` when a blob does not have the layout of the signature.
         """
         columns = self._decode(blobs)
-        return document.nested((field.path, columns[field.path]) for field in self.fields)
+        return nested((field.path, columns[field.path]) for field in self.fields)
 
     def decode_one(self, blob: bytes) -> dict[str, Any]:
         """The payload of one episode, Python scalars where the signature says so; see `decode`."""
         columns = self._decode([blob])
-        return document.nested((field.path, _only(field, columns[field.path])) for field in self.fields)
+        return nested((field.path, _only(field, columns[field.path])) for field in self.fields)
 
     @staticmethod
     def batch_size(payload: Mapping[str, Any]) -> int:
         """Number of episodes in a payload of stacked arrays and lists; fields that disagree are refused."""
         sizes: dict[int, str] = {}
-        for path, column in document.leaves(payload):
+        for path, column in leaves(payload):
             where = f"field {'/'.join(path)!r}"
-            sizes.setdefault(document.column_length(where, column), where)
+            sizes.setdefault(column_length(where, column), where)
         if len(sizes) > 1:
             text = " but ".join(f"{where} holds {length} episodes" for length, where in sizes.items())
             raise PayloadError(f"{text}; give every field one value per episode")
@@ -194,7 +209,7 @@ class Signature:
         return self._slots[-1].stop if self._slots else 0
 
     def _matched(self, payload: Mapping[str, Any]) -> dict[Path, Any]:
-        columns = dict(document.leaves(payload))
+        columns = dict(leaves(payload))
         known = [field.path for field in self.fields]
         if columns.keys() == set(known):
             return columns
@@ -234,34 +249,9 @@ class Signature:
         return columns
 
 
-def pad(arrays: Sequence[Array]) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Stack arrays of differing lengths, with zeros at the end of each dimension.
-
-    Parameters
-    ----------
-    arrays : sequence of ndarray
-        At least one; all of one dtype and number of dimensions.
-
-    Returns
-    -------
-    padded, mask : ndarray
-        Of the same shape; the mask is True where a value stands, False where padding does.
-    """
-    if len({(array.dtype, array.ndim) for array in arrays}) != 1:
-        raise InvalidValue("pad() needs at least one array, and all of one dtype and number of dimensions")
-    lengths = zip(*(array.shape for array in arrays), strict=True)
-    shape = (len(arrays), *(max(column) for column in lengths))
-    padded, mask = np.zeros(shape, arrays[0].dtype), np.zeros(shape, np.bool_)
-    for index, array in enumerate(arrays):
-        corner: tuple[int | slice, ...] = (index, *(slice(length) for length in array.shape))
-        padded[corner] = array
-        mask[corner] = True
-    return padded, mask
-
-
 def checksum(blob: bytes, episode_id: int) -> int:
     """CRC-32 of a payload, started from its episode id so that a payload under the wrong id fails too."""
-    return zlib.crc32(blob, episode_id & 0xFFFFFFFF)
+    return zlib.crc32(blob, zlib.crc32(episode_id.to_bytes(8, "little")))
 
 
 def _where(field: Field, values: Sequence[Any], index: int) -> str:
@@ -272,7 +262,7 @@ def _fill(slot: _Slot, column: Array, values: Any) -> None:
     """Write one value per episode into the records."""
     field, dtype = slot.field, slot.dtype
     if isinstance(values, np.ndarray):
-        array = document.check_array(f"field {field.name!r}", values)
+        array = check_array(f"field {field.name!r}", values)
         _check_fit(f"field {field.name!r}", field, dtype, array.dtype, array.shape[1:])
         column[...] = array
     elif not slot.shape and (scalars := _weak(dtype, values)) is not None:
@@ -297,13 +287,13 @@ def _weak(dtype: DType, values: Sequence[Any]) -> Array | None:
 
 def _element(where: str, field: Field, dtype: DType, value: Any) -> Array:
     """One episode's value as an array, checked."""
-    if type(value) not in document.PYTHON_DTYPES:
-        array = document.check_array(where, value)
+    if type(value) not in PYTHON_DTYPES:
+        array = check_array(where, value)
     elif (scalar := _weak(dtype, [value])) is not None:
         array = scalar.reshape(())
     else:
         raise PayloadError(
-            f"{where}: {document.shown(value)} does not fit {field.type_text}; bool goes into bool, int into "
+            f"{where}: {shown(value)} does not fit {field.type_text}; bool goes into bool, int into "
             "integers, int and float into float and complex, each within range"
         )
     _check_fit(where, field, dtype, array.dtype, array.shape)
@@ -311,7 +301,7 @@ def _element(where: str, field: Field, dtype: DType, value: Any) -> Array:
 
 
 def _check_fit(where: str, field: Field, dtype: DType, given: DType, shape: tuple[int, ...]) -> None:
-    if not document.same_type(dtype, given):
+    if not same_type(dtype, given):
         advice = f"nothing is cast silently, convert it with .astype({dtype.name!r})"
     elif len(shape) != len(field.shape):
         advice = "the number of dimensions is fixed per buffer, reshape the array"
@@ -325,7 +315,7 @@ def _check_fit(where: str, field: Field, dtype: DType, given: DType, shape: tupl
         advice = f"for lengths that vary create the buffer with open(..., signature={spec})"
     else:
         return
-    got = document.array_text(given, shape)
+    got = array_text(given, shape)
     raise PayloadError(f"{where}: expected {field.type_text}, got {got}; {advice}")
 
 
@@ -337,20 +327,20 @@ def _tails(field: Field, values: Sequence[Any]) -> list[bytes]:
 def _tail(where: str, field: Field, value: Any) -> bytes:
     if field.dtype is None:
         if not isinstance(value, str if field.kind == "str" else bytes):
-            got = document.shown(value)
+            got = shown(value)
             raise PayloadError(f"{where}: expected {field.kind}, got {got}; convert it to {field.kind} first")
-        data = document.utf8(where, value) if isinstance(value, str) else value
-        document.check_size(where, len(data))
+        data = utf8(where, value) if isinstance(value, str) else value
+        check_size(where, len(data))
         return struct.pack("<I", len(data)) + data
     dtype = np.dtype(field.dtype)
     array = _element(where, field, dtype, value)
-    document.check_size(where, document.extent(array.shape, dtype))
+    check_size(where, extent(array.shape, dtype))
     lengths = [got for got, want in zip(array.shape, field.shape, strict=True) if want is None]
     return struct.pack(f"<{len(lengths)}I", *lengths) + array.astype(dtype, copy=False).tobytes()
 
 
 def _joined(index: int, parts: tuple[bytes, ...]) -> bytes:
-    document.check_size(f"episode {index} of the batch", sum(map(len, parts)))
+    check_size(f"episode {index} of the batch", sum(map(len, parts)))
     return b"".join(parts)
 
 
@@ -365,7 +355,7 @@ def _read(field: Field, blob: bytes, at: int) -> tuple[Any, int]:
             return blob[start:end].decode() if field.kind == "str" else blob[start:end], end
         dtype = np.dtype(field.dtype)
         shape = [next(lengths) if length is None else length for length in field.shape]
-        document.check_size("its array", document.extent(shape, dtype))
+        check_size("its array", extent(shape, dtype))
         end = _end(blob, start, math.prod(shape) * dtype.itemsize)
         return np.ndarray(shape, dtype, blob, start).copy(), end
     except (PayloadError, UnicodeDecodeError) as exc:

@@ -195,11 +195,13 @@ def _compare(name: str, settings: Settings, state: State, wanted: set[str], sign
                 f"buffer {name!r} was created with {setting}={stored!r}, and open() was given {given!r}; leave it out "
                 f"to keep the stored one. To change it: {ways[setting]}"
             )
-    if signature is not None and state.signature is not None and signature != state.signature:
-        stored_fields = Signature.from_json(state.signature).describe()
+    if signature is None or state.signature is None:
+        return
+    stored_fields, given_fields = Signature.from_json(state.signature), Signature.from_json(signature)
+    if set(stored_fields.fields) != set(given_fields.fields):
         raise ConfigError(
-            f"buffer {name!r} stores payloads of {stored_fields}, and open() was given "
-            f"{Signature.from_json(signature).describe()}; a signature is fixed: start another buffer with buffer='...'"
+            f"buffer {name!r} stores payloads of {stored_fields.describe()}, and open() was given "
+            f"{given_fields.describe()}; a signature is fixed: start another buffer with buffer='...'"
         )
 
 

@@ -175,8 +175,10 @@ def _stored_strategy(text: str) -> Strategy:
 
 @lru_cache(maxsize=64)
 def stored_signature(text: str | None) -> Signature | None:
+    """The signature stored as this text, read once."""
     return None if text is None else Signature.from_json(text)
 
 
 def signature_of(snapshot: Snapshot) -> Signature | None:
+    """The buffer's signature, None before the first add."""
     return stored_signature(snapshot.state.signature)

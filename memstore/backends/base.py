@@ -103,6 +103,10 @@ class Backend(ABC):
     def integrity(self, conn: Connection) -> Iterable[str]:
         """The database's own complaints about its pages; empty when it has none."""
 
+    @abstractmethod
+    def notes(self) -> Iterable[str]:
+        """What a user of this database software should know, though it is no damage."""
+
     def describe(self) -> str:
         """The address without its password."""
         return self.url.render_as_string(hide_password=True)

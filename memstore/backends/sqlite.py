@@ -159,6 +159,13 @@ class SQLiteBackend(Backend):
         wal = Path(f"{path}-wal")
         return {"database": path.stat().st_size, "wal": wal.stat().st_size if wal.exists() else 0}
 
+    def notes(self) -> Iterable[str]:
+        if sqlite3.sqlite_version_info < (3, 51, 3):
+            yield (
+                f"SQLite {sqlite3.sqlite_version} predates 3.51.3, which fixed a rare corruption when two connections "
+                "write and checkpoint at the same moment"
+            )
+
     def integrity(self, conn: Connection) -> Iterable[str]:
         for (message,) in _driver(conn).execute("PRAGMA integrity_check(20)"):
             if message != "ok":

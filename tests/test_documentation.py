@@ -1,0 +1,61 @@
+"""The README runs as written; everything public is described."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import memstore
+from memstore.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_blocks_run_in_order_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in the same folder, as two runs of a script: the second one resumes."""
+    monkeypatch.chdir(tmp_path)
+    for resumed in (False, True):
+        names: dict[str, Any] = {"__name__": "readme"}
+        for block in _blocks("python"):
+            exec(compile(block, "README.md", "exec"), names)
+        assert names["memory"].resumed is resumed
+        assert len(names["memory"]) == 512 * (1 + resumed)
+        assert names["memory"].check().ok
+        for value in names.values():
+            if isinstance(value, memstore.EpisodicMemory):
+                value.close()
+        names["learner"].memory.close()
+
+
+def test_first_example_is_five_lines() -> None:
+    first = _blocks("python")[0].strip().splitlines()
+    assert len([line for line in first if line and not line.startswith("import ")]) == 5
+
+
+def test_console_commands_of_the_readme_exist() -> None:
+    commands = set(re.findall(r"memstore (train|stats|check|upgrade|\w+) (?:--db )?\w+\.db", README))
+    assert commands == set(main.commands)
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_help_teaches(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Example:" in result.output
+    for parameter in main.commands[command].params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, f"{command} {parameter.name}"  # type: ignore[attr-defined]
+
+
+def test_changelog_names_this_version() -> None:
+    assert f"## {memstore.__version__}" in CHANGELOG
