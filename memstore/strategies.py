@@ -213,6 +213,8 @@ class DomainBalanced(Strategy):
         gone = np.bincount(np.searchsorted(domains, strata.domain[taken.stratum]), minlength=len(domains))
         free = np.where(shares > 0, sizes - gone[: len(domains)], 0)
         quotas = spread(rng, count, shares, np.where(shares > 0, count, 0) if replacement else free)
+        if not quotas.any():
+            return Rows.none()
         bounds = np.searchsorted(strata.domain[occupied], domains, side="left")
         ends = np.searchsorted(strata.domain[occupied], domains, side="right")
         places = [
@@ -233,6 +235,10 @@ class DomainBalanced(Strategy):
             each = np.log2(shares / shares.sum() / sizes)
         at = np.searchsorted(domains, snapshot.state.strata.domain[rows.stratum])
         return each[at], float(each[np.isfinite(each)].min())
+
+    def leaves_out(self, snapshot: Snapshot) -> bool:
+        """Whether some live episodes are never drawn."""
+        return not self._domains(snapshot)[2].all()
 
     def _domains(self, snapshot: Snapshot) -> tuple[Ints, Ints, Floats]:
         """Domains that hold something, how much, and the share of each."""
@@ -310,7 +316,7 @@ class Mixed(Strategy):
     def log2_importance(self, snapshot: Snapshot, rows: Rows) -> tuple[Floats, float]:
         values = self.log2_probability(snapshot, rows, exact=True)
         assert values is not None
-        smallest = 0.0
+        everywhere, somewhere = 0.0, []
         for part, share in self.components.items():
             # A component's own scale: its probabilities over its importances, the same for every row.
             importance, least = part.log2_importance(snapshot, rows)
@@ -318,8 +324,13 @@ class Mixed(Strategy):
             assert probability is not None
             finite = np.flatnonzero(np.isfinite(importance))
             scale = probability[finite[0]] - importance[finite[0]] if len(finite) else 0.0
-            smallest += share * float(np.exp2(least + scale))
-        return values, float(np.log2(smallest))
+            smallest = share * float(np.exp2(least + scale))
+            if isinstance(part, DomainBalanced) and part.leaves_out(snapshot):
+                somewhere.append(smallest)
+            else:
+                everywhere += smallest
+        # What a component leaves out has no probability from it; what is drawn at all has some of one of them.
+        return values, float(np.log2(everywhere or min(somewhere)))
 
     @property
     def index_alpha(self) -> float:

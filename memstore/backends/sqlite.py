@@ -31,7 +31,7 @@ _CODES = {
     sqlite3.SQLITE_BUSY: Failure.BUSY,
     sqlite3.SQLITE_LOCKED: Failure.BUSY,
     sqlite3.SQLITE_FULL: Failure.FULL,
-    sqlite3.SQLITE_IOERR: Failure.FULL,
+    sqlite3.SQLITE_IOERR_WRITE: Failure.FULL,  # what a quota or RLIMIT_FSIZE makes of a full disk
     sqlite3.SQLITE_READONLY: Failure.READ_ONLY,
     sqlite3.SQLITE_CORRUPT: Failure.CORRUPT,
     sqlite3.SQLITE_NOTADB: Failure.NOT_A_DATABASE,
@@ -149,7 +149,7 @@ class SQLiteBackend(Backend):
         code = getattr(cause, "sqlite_errorcode", None)
         if code is None:
             return Failure.CORRUPT if isinstance(cause, sqlite3.OperationalError) else Failure.OTHER
-        return _CODES.get(code & 0xFF, Failure.OTHER)
+        return _CODES.get(code) or _CODES.get(code & 0xFF, Failure.OTHER)
 
     def size(self, conn: Connection) -> dict[str, int]:
         path = sqlite_path(self.url)
