@@ -26,7 +26,7 @@ from memstore.errors import (
 )
 from memstore.fields import pad
 from memstore.memory import EpisodicMemory
-from memstore.opening import buffers, open
+from memstore.opening import buffers, drop, open
 from memstore.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
 from memstore.types import (
     Batch,
@@ -84,6 +84,7 @@ __all__ = [
     "UpdateResult",
     "__version__",
     "buffers",
+    "drop",
     "open",
     "pad",
 ]

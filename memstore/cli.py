@@ -75,7 +75,7 @@ def main() -> None:
     help="Replay settings of this preset; single options override it.",
 )
 @click.option("--seed", type=int, help="Of weights, stream order and draws.")
-@click.option("--fresh", is_flag=True, help="Remove a former run in DB first.")
+@click.option("--fresh", is_flag=True, help="Drop a former run in DB first.")
 @click.option("--no-replay", is_flag=True, help="Train only the arm without replay; DB is not touched.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @_reporting

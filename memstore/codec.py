@@ -251,7 +251,7 @@ class Signature:
 
 def checksum(blob: bytes, episode_id: int) -> int:
     """CRC-32 of a payload, started from its episode id so that a payload under the wrong id fails too."""
-    return zlib.crc32(blob, zlib.crc32(episode_id.to_bytes(8, "little")))
+    return zlib.crc32(blob, (episode_id ^ episode_id >> 32) & 0xFFFFFFFF)
 
 
 def _where(field: Field, values: Sequence[Any], index: int) -> str:

@@ -61,9 +61,14 @@ def parse_url(target: str | os.PathLike[str] | URL) -> URL:
         except (ArgumentError, ValueError):
             # The cause would repeat the whole string, password included.
             raise ConfigError("not a database URL; expected a path or e.g. sqlite:///run.db") from None
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+    if url.get_backend_name() == "sqlite" and _is_in_memory(url):
         raise ConfigError("memstore keeps its data: give a file instead of an in-memory SQLite database")
     return url
+
+
+def _is_in_memory(url: URL) -> bool:
+    database = url.database or ":memory:"
+    return ":memory:" in database or "mode=memory" in database or url.query.get("mode") == "memory"
 
 
 def sqlite_path(url: URL) -> Path | None:

@@ -178,7 +178,7 @@ def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np
             snapshot.backend.delete(snapshot.conn, table, key, gone)
         snapshot.state.counters.live_replays -= int(leaving.replay_count.sum())
     write_positions(snapshot.conn, snapshot.backend, moved, moved_to)
-    return positions, strata.ids(entering)
+    return positions, strata.ids(entering).tolist()
 
 
 def remove(snapshot: Snapshot, rows: Rows) -> None:
@@ -226,7 +226,10 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
     if missing:
         columns = ("episode_id", "crc32", "data")
         rows = snapshot.backend.select(snapshot.conn, payload, columns, "episode_id", sorted(missing))
-        read = {episode_id: _verified(episode_id, crc, data) for episode_id, crc, data in rows}
+        for episode_id, crc, data in rows:
+            if checksum(data, episode_id) != crc:
+                raise _damaged(episode_id)
+        read = {episode_id: data for episode_id, _, data in rows}
         if keep:
             cache.put(read)
         found |= read
@@ -236,14 +239,12 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
         raise EpisodeNotFound(f"no live episode has the id {exc.args[0]}") from None
 
 
-def _verified(episode_id: int, crc: int, data: bytes) -> bytes:
-    if checksum(data, episode_id) != crc:
-        raise StoreCorrupt(
-            f"the payload of episode {episode_id} does not match its checksum; run 'memstore check', restore a backup "
-            f"or delete({episode_id})",
-            episode_id=episode_id,
-        )
-    return data
+def _damaged(episode_id: int) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"the payload of episode {episode_id} does not match its checksum; run 'memstore check', restore a backup or "
+        f"delete({episode_id})",
+        episode_id=episode_id,
+    )
 
 
 def read(snapshot: Snapshot, ids: list[int], signature: Signature, cache: PayloadCache, *, keep: bool) -> list[Episode]:
@@ -346,11 +347,14 @@ def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterat
         if not rows:
             return
         after = rows[-1][0]
-        if damaged is not None:
-            damaged += [i for i, crc, data in rows if checksum(data, i) != crc]
-            rows = [row for row in rows if row[0] not in damaged]
+        bad = [episode_id for episode_id, crc, data in rows if checksum(data, episode_id) != crc]
+        if bad and damaged is None:
+            raise _damaged(bad[0])
+        if bad and damaged is not None:
+            damaged += bad
+            rows = [row for row in rows if row[0] not in bad]
         if rows:
-            yield [row[0] for row in rows], [_verified(*row) for row in rows]
+            yield [row[0] for row in rows], [row[2] for row in rows]
 
 
 def nearest(snapshot: Snapshot, signature: Signature, on: str, query: Any, limit: int) -> list[tuple[int, float]]:

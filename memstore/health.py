@@ -34,7 +34,7 @@ def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, fl
         total_replays=counters.live_replays,
         total_events=counters.events,
         unmeasured=int(strata.count[strata.bucket == UNMEASURED].sum()),
-        avg_loss=float(values.mean()) if weights is None and len(values) else strata.average_loss(),
+        avg_loss=_mean(values) if weights is None and len(values) else strata.average_loss(),
         max_priority=counters.top_priority,
         loss_quantiles=_quantiles(values, weights),
         loss_quantiles_exact=exact,
@@ -60,6 +60,11 @@ def _representatives(strata: Strata, epsilon: float) -> tuple[Floats, Floats]:
     return strata.loss_sum[measured] / count * root * root, count.astype(np.float64)
 
 
+def _mean(values: Floats) -> float:
+    # In units of 2**40: a sum of large losses would overflow.
+    return float(np.ldexp(np.ldexp(values, -40).mean(), 40))
+
+
 def _quantiles(values: Floats, weights: Floats | None) -> dict[str, float]:
     if not len(values):
         return {}
@@ -78,7 +83,8 @@ def _histogram(values: Floats, weights: Floats | None, bins: int = 12) -> tuple[
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
     scaled = np.log10(np.maximum(values, positive.min()))
     counts, _ = np.histogram(np.clip(scaled, edges[0], edges[-1]), edges, weights=weights)
-    bounds = 10.0**edges
+    with np.errstate(over="ignore"):
+        bounds = np.minimum(10.0**edges, np.finfo(np.float64).max)
     return tuple(
         (float(a), float(b), round(n)) for a, b, n in zip(bounds[:-1], bounds[1:], counts.tolist(), strict=True)
     )

@@ -104,7 +104,7 @@ def fold(snapshot: Snapshot, rows: Rows, loss: Floats, replays: Ints, at: float)
         "replay_count": rows.replay_count + replays,
         "last_replayed_at": np.full(len(rows), at),
     }
-    places = {"stratum_id": np.array(strata.ids(target)), "position": position}
+    places = {"stratum_id": strata.ids(target), "position": position}
     write_positions(snapshot.conn, snapshot.backend, displaced, displaced_to)
     for which, written in ((~moving, columns), (moving, columns | places)):
         if which.any():

@@ -7,14 +7,26 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import Connection, delete, select
 
 from memstore.buffer import change_settings
 from memstore.config import DEFAULT_CAPACITY, DEFAULT_EPSILON, Settings, check_float, check_int
 from memstore.episodes import remove
 from memstore.errors import ConfigError
 from memstore.eviction import Newcomers, as_eviction, default_eviction, order_keys, plan
-from memstore.schema import episode, replay_metadata
+from memstore.schema import (
+    buffer,
+    checkpoint,
+    domain,
+    episode,
+    episode_key,
+    episode_tag,
+    id_range,
+    payload,
+    replay_event,
+    replay_metadata,
+    stratum,
+)
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Ints
 from memstore.strategies import Strategy, as_strategy, strategy_from_json
@@ -122,6 +134,23 @@ def _write_order(snapshot: Snapshot) -> None:
     groups, keys = order_keys(snapshot, newcomers)
     columns = {"episode_id": rows.ids.tolist(), "eviction_group": groups, "eviction_key": keys}
     snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", columns)
+
+
+def drop_buffer(conn: Connection, number: int) -> None:
+    """Delete a buffer and everything in it; its number is never used again."""
+    low, high = id_range(number)
+    for table, key in (
+        (replay_metadata, "episode_id"),
+        (payload, "episode_id"),
+        (episode, "id"),
+        (replay_event, "id"),
+        (stratum, "id"),
+        (domain, "id"),
+    ):
+        conn.execute(delete(table).where(table.c[key].between(low, high)))
+    for table in (episode_key, episode_tag, checkpoint):
+        conn.execute(delete(table).where(table.c.buffer_id == number))
+    conn.execute(delete(buffer).where(buffer.c.id == number))
 
 
 def check_policy(policy: RetentionPolicy) -> None:

@@ -26,7 +26,7 @@ from memstore.config import (
 )
 from memstore.database import Database
 from memstore.errors import ConfigError
-from memstore.maintenance import new_settings
+from memstore.maintenance import drop_buffer, new_settings
 from memstore.memory import EpisodicMemory
 from memstore.session import Session
 from memstore.snapshot import State
@@ -140,6 +140,33 @@ def buffers(target: str | os.PathLike[str] | URL) -> list[str]:
     try:
         ensure_schema(database, create=False)
         return database.in_read(buffer_names)
+    finally:
+        database.close()
+
+
+def drop(target: str | os.PathLike[str] | URL, buffer: str = "default") -> bool:
+    """Delete a buffer, its history and its checkpoints, in one commit; other buffers stay. There is no way back.
+
+    Handles that are open on it raise ``StoreCorrupt`` from then on.
+
+    Returns
+    -------
+    bool
+        False when the database holds no such buffer.
+    """
+    database = Database(parse_url(target))
+
+    def work(conn: Connection) -> bool:
+        number = buffer_id(conn, buffer)
+        if number is None:
+            return False
+        database.backend.lock_buffer(conn, number)
+        drop_buffer(conn, number)
+        return True
+
+    try:
+        ensure_schema(database, create=False)
+        return database.in_write(work)
     finally:
         database.close()
 

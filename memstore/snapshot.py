@@ -165,7 +165,7 @@ class Snapshot:
         StoreCorrupt
             When a place is empty: positions within a stratum are dense.
         """
-        found = self.backend.locate(self.conn, self.state.strata.ids(strata), positions.tolist())
+        found = self.backend.locate(self.conn, self.state.strata.ids(strata), positions)
         if len(found) != len(strata):
             raise StoreCorrupt(
                 f"{len(strata)} positions of the sampling index hold {len(found)} rows; run 'memstore check'"

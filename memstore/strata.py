@@ -106,10 +106,9 @@ class Strata:
         root = np.exp2(self.bucket[measured] / 4.0)
         return float((self.loss_sum[measured] / total * root * root).sum()) if total else 0.0
 
-    def ids(self, rows: Ints) -> list[int]:
+    def ids(self, rows: Ints) -> Ints:
         """Ids of the strata."""
-        ids: list[int] = (rows + (first_id(self.buffer_id) + 1)).tolist()
-        return ids
+        return rows + (first_id(self.buffer_id) + 1)
 
     def rows(self, ids: Iterable[int]) -> Ints:
         """Inverse of ``ids``."""
@@ -201,7 +200,7 @@ class Strata:
     def _locate_tail(
         self, conn: Connection, backend: Backend, strata: Ints, positions: Ints, fill: Ints
     ) -> tuple[Ints, Ints]:
-        found = sorted(backend.locate(conn, self.ids(strata), positions.tolist()))
+        found = sorted(backend.locate(conn, self.ids(strata), positions))
         if [ordinal for ordinal, *_ in found] != list(range(len(fill))):
             raise StoreCorrupt(f"positions of buffer {self.buffer_id} are not dense; run 'memstore check'")
         return np.array([row[1] for row in found], np.int64), fill
@@ -241,7 +240,7 @@ class Strata:
 
     def _contents(self, rows: Ints, revision: int) -> dict[str, list[Any]]:
         return {
-            "id": self.ids(rows),
+            "id": self.ids(rows).tolist(),
             "count": self.count[rows].tolist(),
             "weight_sum": self.weight_sum[rows].tolist(),
             "loss_sum": self.loss_sum[rows].tolist(),

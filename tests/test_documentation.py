@@ -54,7 +54,7 @@ def test_help_teaches(command: str) -> None:
     assert "Example:" in result.output
     for parameter in main.commands[command].params:
         if parameter.param_type_name == "option":
-            assert parameter.help, f"{command} {parameter.name}"  # type: ignore[attr-defined]
+            assert parameter.help, f"{command} {parameter.name}"
 
 
 def test_changelog_names_this_version() -> None:

@@ -12,10 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import URL, Connection, Engine, Table
 
 from memstore.config import Durability
 
+Ints = NDArray[np.int64]
 Columns = Mapping[str, Sequence[Any]]
 Located = tuple[int, int, float | None, int]
 """One candidate that exists: its ordinal in the request, episode id, loss, replay count."""
@@ -88,7 +91,7 @@ class Backend(ABC):
         """Rows of the buffer whose text ``key`` column is among the texts, in any order."""
 
     @abstractmethod
-    def locate(self, conn: Connection, strata: Sequence[int], positions: Sequence[int]) -> list[Located]:
+    def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
         """Rows standing at (stratum id, position), in any order, each with the ordinal of its candidate."""
 
     @abstractmethod

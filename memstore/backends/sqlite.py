@@ -15,7 +15,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from memstore.backends.base import Backend, Columns, Failure, Located
+from memstore.backends.base import Backend, Columns, Failure, Ints, Located
 from memstore.config import sqlite_path
 from memstore.errors import StoreUnavailable
 from memstore.schema import SEQUENCE_BITS, replay_metadata
@@ -134,12 +134,12 @@ class SQLiteBackend(Backend):
         sql = _select_sql(table.name, tuple(columns), key) + " AND t.buffer_id = ?"
         return _driver(conn).execute(sql, (json.dumps(list(texts)), buffer_id)).fetchall()
 
-    def locate(self, conn: Connection, strata: Sequence[int], positions: Sequence[int]) -> list[Located]:
-        if not strata:
+    def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
+        if not len(strata):
             return []
-        base = strata[0] >> SEQUENCE_BITS << SEQUENCE_BITS
-        packed = [(s - base) << _POSITION_BITS | p for s, p in zip(strata, positions, strict=True)]
-        return _driver(conn).execute(_LOCATE, (json.dumps(packed), base)).fetchall()
+        base = int(strata[0]) >> SEQUENCE_BITS << SEQUENCE_BITS
+        packed = (strata - base) << _POSITION_BITS | positions
+        return _driver(conn).execute(_LOCATE, (json.dumps(packed.tolist()), base)).fetchall()
 
     def classify(self, error: BaseException) -> Failure | None:
         cause = error.orig if isinstance(error, DBAPIError) else error

@@ -1,0 +1,121 @@
+"""One example of an online stream, and its way into the memory and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memstore.config import check_name
+from memstore.errors import InvalidValue
+from memstore.types import Episode
+
+MIN_LEVEL, MAX_LEVEL = 1, 7
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnlineExample:
+    """One example.
+
+    The id is the caller's name for the example, not the episode's. It is stored in the episode's ``extra``
+    and not as its ``key``: a key makes a second add a no-op, but an example learned twice is two experiences,
+    and one that was evicted must be able to come back.
+
+    Parameters
+    ----------
+    id : str
+        The caller's name; may be empty, need not be unique.
+    input, target : array_like
+        What the model takes and what it should answer; stored with their dtype and shape.
+    domain : str
+        Group for balanced draws and statistics.
+    level : int
+        Difficulty, 1 to 7.
+    last_loss : float or None
+        Loss measured last, None when never measured.
+    tags : sequence of str
+        Labels to recall the episode by.
+    episode_id : int or None
+        The episode it was read from; None for an example that comes from elsewhere.
+
+    Raises
+    ------
+    InvalidValue
+        The level is outside 1 .. 7, the loss is negative or not finite, or a name is no text.
+    """
+
+    id: str
+    # Taken as anything array-like, kept as an array.
+    input: Any
+    target: Any
+    domain: str = "default"
+    level: int = MIN_LEVEL
+    last_loss: float | None = None
+    tags: Sequence[str] = ()
+    episode_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str):
+            raise InvalidValue(f"id must be a str, got {self.id!r}")
+        check_name("domain", self.domain)
+        if isinstance(self.level, bool) or self.level not in range(MIN_LEVEL, MAX_LEVEL + 1):
+            raise InvalidValue(f"level must be an integer {MIN_LEVEL} .. {MAX_LEVEL}, got {self.level!r}")
+        if self.last_loss is not None and not (math.isfinite(self.last_loss) and self.last_loss >= 0):
+            raise InvalidValue(f"last_loss must be None or finite and >= 0, got {self.last_loss!r}")
+        if isinstance(self.tags, str):
+            raise InvalidValue(f"tags must be a sequence of str, got the single text {self.tags!r}")
+        object.__setattr__(self, "input", np.asarray(self.input))
+        object.__setattr__(self, "target", np.asarray(self.target))
+        object.__setattr__(self, "level", int(self.level))
+        object.__setattr__(self, "tags", tuple(self.tags))
+
+
+def stack(examples: Sequence[OnlineExample]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return inputs and targets, the examples along a new first axis.
+
+    Raises
+    ------
+    InvalidValue
+        Two examples differ in shape.
+    """
+    stacked = []
+    for name in ("input", "target"):
+        arrays = [getattr(example, name) for example in examples]
+        shapes = sorted({array.shape for array in arrays})
+        if len(shapes) > 1:
+            raise InvalidValue(f"all examples of a batch need one {name} shape, got {shapes[0]} and {shapes[1]}")
+        stacked.append(np.stack(arrays))
+    return stacked[0], stacked[1]
+
+
+def episode_columns(examples: Sequence[OnlineExample]) -> dict[str, Any]:
+    """Return what `EpisodicMemory.extend` takes beside payload and loss."""
+    return {
+        "domain": [example.domain for example in examples],
+        "level": [example.level for example in examples],
+        "tags": [example.tags for example in examples],
+        "extra": [{"id": example.id} for example in examples],
+    }
+
+
+def from_episode(episode: Episode) -> OnlineExample:
+    """Return the example that was stored as this episode, with the loss it has now.
+
+    An episode without a level comes back with level 1, one added by other means without an id with an empty
+    one.
+    """
+    extra = episode.extra if isinstance(episode.extra, dict) else {}
+    return OnlineExample(
+        id=str(extra.get("id", "")),
+        input=np.asarray(episode.payload["input"]),
+        target=np.asarray(episode.payload["target"]),
+        domain=episode.domain,
+        level=MIN_LEVEL if episode.level is None else episode.level,
+        last_loss=episode.metadata.loss,
+        tags=tuple(episode.tags),
+        episode_id=episode.id,
+    )

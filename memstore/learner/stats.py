@@ -1,0 +1,144 @@
+"""What a learner reports of a call, and what it counts: records replaced when a step has committed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from memstore.errors import InvalidValue
+from memstore.learner.example import MIN_LEVEL, OnlineExample
+
+DECAY = 0.99
+WINDOW = 100
+"""Examples after which the running average counts for ``best_loss``: 1 / (1 - DECAY)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnResult:
+    """What one learning call did.
+
+    Attributes
+    ----------
+    ids : tuple of int
+        Episodes of the new examples, in their order.
+    losses : tuple of float
+        Of the new examples, before they were trained on.
+    replayed_ids, replay_losses : tuple
+        The same of the replayed ones.
+    """
+
+    ids: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
+    replayed_ids: tuple[int, ...] = ()
+    replay_losses: tuple[float, ...] = ()
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss over all that was trained, new and replayed; None when that is nothing."""
+        trained = self.losses + self.replay_losses
+        return math.fsum(trained) / len(trained) if trained else None
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineLearnerStats:
+    """Counts over a learner's life, restarts included.
+
+    Attributes
+    ----------
+    examples_seen : int
+        New examples learned; replayed ones do not count.
+    batches_trained : int
+        Learning calls that trained something; the ``step`` of the replay history.
+    gradient_steps : int
+        Optimizer steps.
+    consolidations : int
+    avg_loss : float or None
+        Exponential average (decay 0.99 per example, free of start-up bias) of the losses of new examples,
+        each measured before it was trained on; None before the first.
+    best_loss : float or None
+        Lowest ``avg_loss`` after any example from the 100th on: always an average over the same window.
+    domain_counts : dict of str to int
+        New examples of each domain.
+    replay_counts : dict of str to int
+        Replayed examples of each domain.
+    current_level : int
+        Level of the newest example, 1 before any.
+    since_consolidation : int
+        New examples since the last consolidation.
+    replay_debt : float
+        Fraction of a replayed example still owed to the replay ratio, in (-1, 0].
+    """
+
+    examples_seen: int = 0
+    batches_trained: int = 0
+    gradient_steps: int = 0
+    consolidations: int = 0
+    avg_loss: float | None = None
+    best_loss: float | None = None
+    domain_counts: dict[str, int] = field(default_factory=dict)
+    replay_counts: dict[str, int] = field(default_factory=dict)
+    current_level: int = MIN_LEVEL
+    since_consolidation: int = 0
+    replay_debt: float = 0.0
+
+    def after(
+        self,
+        examples: Sequence[OnlineExample],
+        losses: Sequence[float],
+        *,
+        replayed: Iterable[str],
+        steps: int,
+        debt: float,
+    ) -> OnlineLearnerStats:
+        """Return the record after one learning call, which replayed examples of the domains ``replayed``."""
+        average, best, seen = self.avg_loss, self.best_loss, self.examples_seen
+        for loss in losses:
+            seen += 1
+            share = (1 - DECAY) / (1 - DECAY**seen)
+            average = loss if average is None else average + share * (loss - average)
+            if seen >= WINDOW:
+                best = average if best is None else min(best, average)
+        return replace(
+            self,
+            examples_seen=seen,
+            batches_trained=self.batches_trained + 1,
+            gradient_steps=self.gradient_steps + steps,
+            avg_loss=average,
+            best_loss=best,
+            domain_counts=_counted(self.domain_counts, (example.domain for example in examples)),
+            replay_counts=_counted(self.replay_counts, replayed),
+            current_level=examples[-1].level,
+            since_consolidation=self.since_consolidation + len(examples),
+            replay_debt=debt,
+        )
+
+    def consolidated(self) -> OnlineLearnerStats:
+        """Return the record after a consolidation."""
+        return replace(self, consolidations=self.consolidations + 1, since_consolidation=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain dicts and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OnlineLearnerStats:
+        """Return the record that `to_dict` wrote.
+
+        Raises
+        ------
+        InvalidValue
+            A field is missing or unknown.
+        """
+        names = {item.name for item in fields(cls)}
+        if not isinstance(values, Mapping) or values.keys() != names:
+            raise InvalidValue(f"the stored statistics do not have the fields {', '.join(sorted(names))}")
+        return cls(**values)
+
+
+def _counted(counts: Mapping[str, int], domains: Iterable[str]) -> dict[str, int]:
+    total = dict(counts)
+    for domain in domains:
+        total[domain] = total.get(domain, 0) + 1
+    return total
