@@ -1,0 +1,40 @@
+"""Runs migrations on the connection that ``memstore.upgrade`` hands over; ``-x url=...`` for developers."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection
+
+from memstore.config import parse_url
+from memstore.database import Database
+from memstore.schema import VERSION_TABLE, metadata
+
+
+def run(connection: Connection) -> None:
+    # No fileConfig: it would reconfigure the logging of the host program. No transaction: the caller's spans all.
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        version_table=VERSION_TABLE,
+        transaction_per_migration=False,
+        compare_type=True,
+    )
+    context.run_migrations()
+
+
+def run_as_developer() -> None:
+    url = context.get_x_argument(as_dictionary=True).get("url")
+    if url is None or context.is_offline_mode():
+        raise SystemExit("give a database: alembic -x url=sqlite:///dev.db COMMAND (there is no offline mode)")
+    database = Database(parse_url(url))
+    try:
+        database.in_write(run)
+    finally:
+        database.close()
+
+
+_handed_over = context.config.attributes.get("connection")
+if _handed_over is None:
+    run_as_developer()
+else:
+    run(_handed_over)
