@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
+from memstore.backends import Backend
 from memstore.config import Settings
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.schema import MAX_BUFFERS, buffer
@@ -46,11 +47,7 @@ class Row:
 
 _COUNTER_NAMES = tuple(f.name for f in fields(Counters))
 _SETTING_NAMES = tuple(f.name for f in fields(Settings))
-# Built once: building either anew costs as much as running it.
-_read = select(buffer.c.signature, *(buffer.c[name] for name in _SETTING_NAMES + _COUNTER_NAMES)).where(
-    buffer.c.id == bindparam("number")
-)
-_write = update(buffer).where(buffer.c.id == bindparam("number")).values({n: bindparam(n) for n in _COUNTER_NAMES})
+_ROW = ("signature", *_SETTING_NAMES, *_COUNTER_NAMES)
 
 
 def buffer_id(conn: Connection, name: str) -> int | None:
@@ -80,16 +77,17 @@ def change_settings(conn: Connection, number: int, **values: Any) -> None:
     conn.execute(update(buffer).where(buffer.c.id == number).values(**values))
 
 
-def read_row(conn: Connection, number: int) -> Row:
+def read_row(conn: Connection, backend: Backend, number: int) -> Row:
     """The row as of the connection's snapshot."""
-    row = conn.execute(_read, {"number": number}).one_or_none()
-    if row is None:
-        raise StoreCorrupt(f"buffer {number} has vanished from the database; was the file replaced?")
-    signature, *rest = row
+    rows = backend.select(conn, buffer, _ROW, "id", [number])
+    if not rows:
+        raise StoreCorrupt(f"buffer {number} has vanished from the database; was it dropped, or the file replaced?")
+    signature, *rest = rows[0]
     split = len(_SETTING_NAMES)
     return Row(Settings(*rest[:split]), signature, Counters(*rest[split:]))
 
 
-def write_counters(conn: Connection, number: int, counters: Counters) -> None:
+def write_counters(conn: Connection, backend: Backend, number: int, counters: Counters) -> None:
     """Store the counters; the caller holds the buffer's lock."""
-    conn.execute(_write, {"number": number, **asdict(counters)})
+    columns = {name: [getattr(counters, name)] for name in _COUNTER_NAMES}
+    backend.update(conn, buffer, "id", {"id": [number], **columns})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from sqlalchemy import func, select
 
 from memstore.cache import PayloadCache
 from memstore.codec import Signature, checksum
-from memstore.errors import EpisodeNotFound, StoreCorrupt
+from memstore.errors import EpisodeNotFound, InvalidValue, StoreCorrupt
 from memstore.eviction import Newcomers, order_keys, plan
-from memstore.schema import domain, episode, episode_key, episode_tag, first_id, payload, replay_metadata
+from memstore.schema import episode, episode_key, episode_tag, first_id, payload, replay_metadata
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Ints, bucket_of, write_positions
 from memstore.types import Episode, ReplayMetadata
@@ -96,12 +97,10 @@ def _known_keys(snapshot: Snapshot, keys: list[str | None]) -> dict[str, int]:
 
 
 def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints) -> tuple[dict[int, bytes], Ints]:
-    state, conn, backend = snapshot.state, snapshot.conn, snapshot.backend
-    codes = state.domain_codes(conn, backend, offer.domains)
-    newcomers = Newcomers(ids, codes, offer.loss)
-    decision = plan(snapshot, newcomers)
+    state = snapshot.state
+    codes = state.domain_codes(snapshot.conn, snapshot.backend, offer.domains)
+    decision = plan(snapshot, Newcomers(ids, codes, offer.loss))
     leaving = snapshot.find(decision.leaving)
-    groups, keys = order_keys(snapshot, newcomers)
 
     measured = offer.loss[~np.isnan(offer.loss)]
     if len(measured):
@@ -111,54 +110,46 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints) -> tuple[dict[int, 
     state.counters.reservoir_floor = decision.reservoir_floor
     _store_keys(snapshot, offer.keys, ids)
 
-    stay = np.flatnonzero(decision.staying)
-    positions, strata = _exchange(snapshot, leaving, codes[stay], offer.loss[stay])
-    staying = stay.tolist()
-    stored_ids = ids[stay].tolist()
-    count = len(stored_ids)
-    blobs = [offer.blobs[i] for i in staying]
-    backend.insert(
-        conn,
-        episode,
-        {
-            "id": stored_ids,
-            "buffer_id": [state.buffer_id] * count,
-            "domain_id": (codes[stay] + first_id(state.buffer_id)).tolist(),
-            "timestamp": [offer.timestamps[i] for i in staying],
-            "level": [offer.levels[i] for i in staying],
-            "key": [offer.keys[i] for i in staying],
-            "extra": [offer.extras[i] for i in staying],
-        },
-    )
-    backend.insert(
-        conn,
-        payload,
-        {
-            "episode_id": stored_ids,
-            "crc32": [checksum(blob, episode_id) for blob, episode_id in zip(blobs, stored_ids, strict=True)],
-            "data": blobs,
-        },
-    )
-    loss = offer.loss[stay].tolist()
-    backend.insert(
-        conn,
-        replay_metadata,
-        {
-            "episode_id": stored_ids,
-            "buffer_id": [state.buffer_id] * count,
-            "loss": [None if value != value else value for value in loss],
-            "replay_count": [0] * count,
-            "stratum_id": strata,
-            "position": positions.tolist(),
-            "eviction_group": [groups[i] for i in staying],
-            "eviction_key": [keys[i] for i in staying],
-        },
-    )
-    _store_tags(snapshot, [offer.tags[i] for i in staying], stored_ids)
-    return dict(zip(stored_ids, blobs, strict=True)), leaving.ids
+    if not decision.staying.all():
+        stay = np.flatnonzero(decision.staying)
+        offer, ids, codes = offer.take(stay.tolist()), ids[stay], codes[stay]
+    positions, strata = _exchange(snapshot, leaving, codes, offer.loss)
+    _store(snapshot, offer, Newcomers(ids, codes, offer.loss), positions, strata)
+    return dict(zip(ids.tolist(), offer.blobs, strict=True)), leaving.ids
 
 
-def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np.float64]) -> tuple[Ints, list[int]]:
+def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: Ints, strata: Ints) -> None:
+    state, conn, backend = snapshot.state, snapshot.conn, snapshot.backend
+    ids = newcomers.ids.tolist()
+    buffer_ids = [state.buffer_id] * len(ids)
+    groups, keys = order_keys(snapshot, newcomers)
+    described = {
+        "id": ids,
+        "buffer_id": buffer_ids,
+        "domain_id": (newcomers.domains + first_id(state.buffer_id)).tolist(),
+        "timestamp": offer.timestamps,
+        "level": offer.levels,
+        "key": offer.keys,
+        "extra": offer.extras,
+    }
+    stored = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
+    replayed = {
+        "episode_id": ids,
+        "buffer_id": buffer_ids,
+        "loss": [None if loss != loss else loss for loss in offer.loss.tolist()],
+        "replay_count": [0] * len(ids),
+        "stratum_id": strata.tolist(),
+        "position": positions.tolist(),
+        "eviction_group": groups,
+        "eviction_key": keys,
+    }
+    backend.insert(conn, episode, described)
+    backend.insert(conn, payload, stored)
+    backend.insert(conn, replay_metadata, replayed)
+    _store_tags(snapshot, offer.tags, ids)
+
+
+def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np.float64]) -> tuple[Ints, Ints]:
     """Take rows out of every table and make places for newcomers; returns their positions and stratum ids."""
     strata, settings = snapshot.state.strata, snapshot.settings
     entering = strata.find(domains, bucket_of(loss, settings.epsilon))
@@ -178,7 +169,7 @@ def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np
             snapshot.backend.delete(snapshot.conn, table, key, gone)
         snapshot.state.counters.live_replays -= int(leaving.replay_count.sum())
     write_positions(snapshot.conn, snapshot.backend, moved, moved_to)
-    return positions, strata.ids(entering).tolist()
+    return positions, strata.ids(entering)
 
 
 def remove(snapshot: Snapshot, rows: Rows) -> None:
@@ -313,12 +304,10 @@ def ids_between(snapshot: Snapshot, start: float, end: float, domain_name: str |
     if domain_name is None:
         query = query.where(episode.c.buffer_id == state.buffer_id)
     else:
-        query = query.where(
-            episode.c.domain_id
-            == select(domain.c.id)
-            .where(domain.c.buffer_id == state.buffer_id, domain.c.name == domain_name)
-            .scalar_subquery()
-        )
+        code = state.domain_code(domain_name)
+        if code is None:
+            return []
+        query = query.where(episode.c.domain_id == first_id(state.buffer_id) + code)
     return list(snapshot.conn.scalars(query.order_by(episode.c.timestamp, episode.c.id).limit(limit)))
 
 
@@ -360,8 +349,16 @@ def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterat
 def nearest(snapshot: Snapshot, signature: Signature, on: str, query: Any, limit: int) -> list[tuple[int, float]]:
     """Ids of the episodes whose field is nearest to ``query`` in Euclidean distance, nearest first; a full scan."""
     best_ids, best = np.empty(0, np.int64), np.empty(0)
-    path = signature.field(on).path
-    wanted = np.asarray(query, np.float64).ravel()
+    field = signature.field(on)
+    if not field.fixed or np.dtype(field.dtype).kind == "c":
+        raise InvalidValue(f"recall() measures distances on real fields of fixed shape; {field} is none")
+    path = field.path
+    try:
+        wanted = np.asarray(query, np.float64).ravel()
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise InvalidValue(f"the query must hold numbers as {field} does, got {query!r:.80}") from exc
+    if len(wanted) != (size := math.prod(length or 0 for length in field.shape)):
+        raise InvalidValue(f"the query holds {len(wanted)} numbers where {field} holds {size}")
     for ids, blobs in all_payloads(snapshot):
         values: Any = signature.decode(blobs)
         for name in path:

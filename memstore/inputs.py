@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def check_time(what: str, value: Any) -> float:
         raise InvalidValue(f"{what} must be seconds or an aware datetime, got {value!r}")
     try:
         seconds = float(value)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, OverflowError) as exc:
         raise InvalidValue(f"{what} must be seconds or an aware datetime, got {value!r}") from exc
     if not math.isfinite(seconds):
         raise InvalidValue(f"{what} must be finite, got {seconds!r}")
@@ -92,19 +92,25 @@ def check_count(value: Any) -> int:
 def as_losses(values: Any, count: int) -> NDArray[np.float64]:
     """``count`` numbers as float64, unchecked for range; a single number serves for all."""
     try:
+        # A list that mixes them with numbers would turn them into numbers, and a mask would be lost.
+        if isinstance(values, np.ma.MaskedArray) or (isinstance(values, (list, tuple)) and _not_a_number(values)):
+            raise TypeError("not a number among them")
         array = np.asarray(values)
         if array.dtype.kind not in "iuf":
-            if array.dtype.kind == "O" and not any(isinstance(v, (bool, str, bytes)) for v in array.ravel()):
-                array = array.astype(np.float64)
-            else:
+            if array.dtype.kind != "O" or _not_a_number(array.ravel()):
                 raise TypeError(f"dtype {array.dtype}")
-    except (TypeError, ValueError) as exc:
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as exc:
         raise InvalidValue(f"losses must be real numbers, got {values!r:.80}") from exc
     if array.ndim > 1 or (array.ndim == 1 and len(array) != count):
         raise InvalidValue(f"expected one loss per episode ({count}), got an array of shape {array.shape}")
     with np.errstate(over="ignore"):
         # Adding zero turns -0.0 into 0.0; a copy, so that the caller's array is never aliased.
         return np.broadcast_to(array, count).astype(np.float64) + 0.0
+
+
+def _not_a_number(values: Iterable[Any]) -> bool:
+    return any(issubclass(kind, (bool, np.bool_, str, bytes, type(None))) for kind in set(map(type, values)))
 
 
 def invalid_losses(loss: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -160,14 +166,20 @@ def _domains(domain: Any, count: int) -> list[str]:
 def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:
     if isinstance(tags, str):
         raise InvalidValue(f"tags must be a sequence of str, got the str {tags!r}; write ({tags!r},)")
-    tags = list(tags)
+    tags = _listed(() if tags is None else tags)
     if all(isinstance(tag, str) for tag in tags):
         return [_distinct(tags)] * count
     if len(tags) != count:
         raise InvalidValue(f"tags needs one sequence of str, or one per episode ({count}); got {len(tags)}")
     if any(isinstance(group, str) for group in tags):
         raise InvalidValue("tags mixes str and sequences of str; give one sequence per episode")
-    return [_distinct(group or ()) for group in tags]
+    return [_distinct(_listed(() if group is None else group)) for group in tags]
+
+
+def _listed(tags: Any) -> list[Any]:
+    if not isinstance(tags, Iterable):
+        raise InvalidValue(f"tags must be a sequence of str, or one such sequence per episode; got {tags!r:.80}")
+    return list(tags)
 
 
 def _distinct(tags: Sequence[str]) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def open(
     try:
         ensure_schema(database, create=create)
         number, resumed = _find_or_create(database, buffer, settings, fields, create)
-        state = database.in_read(lambda conn: State.load(conn, number))
+        state = database.in_read(lambda conn: State.load(conn, database.backend, number))
         if resumed:
             wanted = {name for name, value in given.items() if value is not None}
             _compare(buffer, settings, state, wanted, fields)
@@ -180,7 +180,7 @@ def reopen(memory: EpisodicMemory, state: Mapping[str, Any]) -> None:
     entropy, spawn_key = state["seeds"]
     session = Session(
         database,
-        database.in_read(lambda conn: State.load(conn, number)),
+        database.in_read(lambda conn: State.load(conn, database.backend, number)),
         np.random.SeedSequence(entropy, spawn_key=spawn_key),
         PayloadCache(state["cache_bytes"]),
     )

@@ -45,7 +45,7 @@ class Session:
         """Run ``work`` on one consistent snapshot."""
 
         def scope(conn: Connection) -> tuple[T, State]:
-            state = (self._mine() or self.committed).at(conn)
+            state = (self._mine() or self.committed).at(conn, self.database.backend)
             return work(Snapshot(conn, self.database.backend, state)), state
 
         result, state = self.database.in_read(scope)
@@ -64,7 +64,7 @@ class Session:
         def scope(conn: Connection) -> tuple[T, State]:
             backend = self.database.backend
             backend.lock_buffer(conn, self.committed.buffer_id)
-            state = (self._uncommitted or self.committed).at(conn).copy()
+            state = (self._uncommitted or self.committed).at(conn, backend).copy()
             result = work(Snapshot(conn, backend, state))
             state.flush(conn, backend)
             return result, state

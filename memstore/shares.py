@@ -14,20 +14,26 @@ def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -
     exactly on average, and never more than one slot away from it.
     """
     slots = np.zeros(len(shares), np.int64)
+    open_ = (limits > 0) & (shares > 0)
     while True:
-        open_ = (slots < limits) & (shares > 0)
-        left = min(count - int(slots.sum()), int((limits - slots)[open_].sum()))
+        left = min(count - int(slots.sum()), int(limits[open_].sum()))
         if left <= 0:
             return slots
         ideal = np.where(open_, shares, 0.0) / shares[open_].sum() * left
-        given = np.floor(ideal + 1e-9).astype(np.int64)
-        order = rng.permutation(len(shares))
-        fractions = np.cumsum(np.maximum(ideal - given, 0.0)[order])
-        # They add up to a whole number but for rounding, which must not make one slot more or less.
-        fractions[-1] = round(fractions[-1])
-        steps = np.floor(np.minimum(fractions, fractions[-1]) + rng.random())
-        given[order] += np.diff(steps, prepend=0.0).astype(np.int64)
-        slots = np.minimum(slots + given, limits)
+        full = open_ & (ideal >= limits)
+        if not full.any():
+            break
+        # Before anything is rounded: what these cannot take is part of the others' shares.
+        slots[full] = limits[full]
+        open_ &= ~full
+    given = np.floor(ideal + 1e-9).astype(np.int64)
+    order = rng.permutation(len(shares))
+    fractions = np.cumsum(np.maximum(ideal - given, 0.0)[order])
+    # They add up to a whole number but for rounding, which must not make one slot more or less.
+    fractions[-1] = round(fractions[-1])
+    steps = np.floor(np.minimum(fractions, fractions[-1]) + rng.random())
+    given[order] += np.diff(steps, prepend=0.0).astype(np.int64)
+    return slots + given
 
 
 def log2_sum(log2_values: Floats, factors: Floats | Ints | float = 1.0) -> float:

@@ -72,9 +72,9 @@ class State:
     _codes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, conn: Connection, buffer_id: int) -> State:
+    def load(cls, conn: Connection, backend: Backend, buffer_id: int) -> State:
         """Read everything."""
-        row = read_row(conn, buffer_id)
+        row = read_row(conn, backend, buffer_id)
         state = cls(buffer_id, row.settings, row.signature, Counters(revision=-1), Strata(buffer_id))
         return state._updated(conn, row)
 
@@ -82,17 +82,17 @@ class State:
         """An independent copy; the domain names are shared until one is added."""
         return replace(self, counters=self.counters.copy(), strata=self.strata.copy())
 
-    def at(self, conn: Connection) -> State:
+    def at(self, conn: Connection, backend: Backend) -> State:
         """This state if the snapshot has its revision, else a copy brought to the snapshot's revision.
 
         Only what changed since is read: 10,000 domains do not mean 100,000 rows a draw.
         """
-        row = read_row(conn, self.buffer_id)
+        row = read_row(conn, backend, self.buffer_id)
         if row.counters.revision == self.counters.revision:
             return self
         if row.counters.revision < self.counters.revision:
             # The snapshot is older than the copy: another thread committed meanwhile.
-            return State.load(conn, self.buffer_id)
+            return State.load(conn, backend, self.buffer_id)
         return self.copy()._updated(conn, row)
 
     def _updated(self, conn: Connection, row: Row) -> State:
@@ -136,7 +136,7 @@ class State:
         self.strata.flush(conn, backend, self.counters.strata, self.counters.revision)
         self.counters.strata = len(self.strata)
         self.counters.domains = len(self.domain_names)
-        write_counters(conn, self.buffer_id, self.counters)
+        write_counters(conn, backend, self.buffer_id, self.counters)
 
 
 @dataclass(frozen=True, slots=True)
