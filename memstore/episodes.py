@@ -114,7 +114,8 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints) -> tuple[dict[int, 
         stay = np.flatnonzero(decision.staying)
         offer, ids, codes = offer.take(stay.tolist()), ids[stay], codes[stay]
     positions, strata = _exchange(snapshot, leaving, codes, offer.loss)
-    _store(snapshot, offer, Newcomers(ids, codes, offer.loss), positions, strata)
+    if len(ids):
+        _store(snapshot, offer, Newcomers(ids, codes, offer.loss), positions, strata)
     return dict(zip(ids.tolist(), offer.blobs, strict=True)), leaving.ids
 
 
