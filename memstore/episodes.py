@@ -16,7 +16,7 @@ from memstore.cache import PayloadCache
 from memstore.codec import Signature, checksum
 from memstore.errors import EpisodeNotFound, InvalidValue, StoreCorrupt
 from memstore.eviction import Newcomers, order_keys, plan
-from memstore.schema import episode, episode_key, episode_tag, first_id, payload, replay_metadata
+from memstore.schema import episode, episode_key, episode_tag, first_id, id_range, payload, replay_metadata
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Ints, bucket_of, write_positions
 from memstore.types import Episode, ReplayMetadata
@@ -114,8 +114,7 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints) -> tuple[dict[int, 
         stay = np.flatnonzero(decision.staying)
         offer, ids, codes = offer.take(stay.tolist()), ids[stay], codes[stay]
     positions, strata = _exchange(snapshot, leaving, codes, offer.loss)
-    if len(ids):
-        _store(snapshot, offer, Newcomers(ids, codes, offer.loss), positions, strata)
+    _store(snapshot, offer, Newcomers(ids, codes, offer.loss), positions, strata)
     return dict(zip(ids.tolist(), offer.blobs, strict=True)), leaving.ids
 
 
@@ -285,10 +284,12 @@ def read_metadata(snapshot: Snapshot, ids: list[int]) -> dict[int, ReplayMetadat
         When one of the ids is not live.
     """
     conn, backend, state = snapshot.conn, snapshot.backend, snapshot.state
-    facts = {row[0]: row[1:] for row in backend.select(conn, episode, ("id", "domain_id", "timestamp"), "id", ids)}
+    low, high = id_range(state.buffer_id)
+    own = [i for i in ids if low <= i <= high]
+    facts = {row[0]: row[1:] for row in backend.select(conn, episode, ("id", "domain_id", "timestamp"), "id", own)}
     columns = ("episode_id", "loss", "replay_count", "last_replayed_at")
     found: dict[int, ReplayMetadata] = {}
-    for episode_id, loss, count, last in backend.select(conn, replay_metadata, columns, "episode_id", ids):
+    for episode_id, loss, count, last in backend.select(conn, replay_metadata, columns, "episode_id", own):
         domain_id, timestamp = facts[episode_id]
         name = state.domain_names[domain_id - first_id(state.buffer_id) - 1]
         found[episode_id] = ReplayMetadata(episode_id, loss, name, timestamp, count, last)

@@ -320,6 +320,7 @@ class EpisodicMemory(MemoryReader):
         CheckpointNotFound, StoreCorrupt
             The generator is left as it was.
         """
+        check_name("checkpoint", name)
         state, generator = self._session.read(lambda s: checkpoint.load(s, name))
         self._session.restore(generator)
         return state

@@ -121,6 +121,10 @@ def open(
             wanted = {name for name, value in given.items() if value is not None}
             _compare(buffer, settings, state, wanted, fields)
         session = Session(database, state, np.random.SeedSequence(seed), cache)
+        if fields is not None and state.signature is None:
+            # Nothing was added yet: the signature binds from now on, unless another process is faster.
+            session.write(lambda s: None if s.state.signature else fix_signature(s, fields))
+            _compare(buffer, settings, session.committed, set(), fields)
     except BaseException:
         database.close()
         raise
@@ -174,16 +178,18 @@ def drop(target: str | os.PathLike[str] | URL, buffer: str = "default") -> bool:
 def reopen(memory: EpisodicMemory, state: Mapping[str, Any]) -> None:
     """Make ``memory`` the handle that was pickled as ``state``, with connections of this process."""
     database = Database(**state["address"])
-    number = database.in_read(lambda conn: buffer_id(conn, state["name"]))
-    if number is None:
-        raise ConfigError(f"{database.backend.describe()} no longer holds a buffer {state['name']!r}")
+    try:
+        ensure_schema(database, create=False)
+        number = database.in_read(lambda conn: buffer_id(conn, state["name"]))
+        if number is None:
+            raise ConfigError(f"{database.backend.describe()} no longer holds a buffer {state['name']!r}")
+        stored = database.in_read(lambda conn: State.load(conn, database.backend, number))
+    except BaseException:
+        database.close()
+        raise
     entropy, spawn_key = state["seeds"]
-    session = Session(
-        database,
-        database.in_read(lambda conn: State.load(conn, database.backend, number)),
-        np.random.SeedSequence(entropy, spawn_key=spawn_key),
-        PayloadCache(state["cache_bytes"]),
-    )
+    seeds = np.random.SeedSequence(entropy, spawn_key=spawn_key)
+    session = Session(database, stored, seeds, PayloadCache(state["cache_bytes"]))
     strategy = strategy_from_json(state["strategy"]) if state["strategy"] else None
     EpisodicMemory.__init__(memory, session, state["name"], resumed=True, strategy=strategy)
 

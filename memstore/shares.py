@@ -33,7 +33,8 @@ def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -
     fractions[-1] = round(fractions[-1])
     steps = np.floor(np.minimum(fractions, fractions[-1]) + rng.random())
     given[order] += np.diff(steps, prepend=0.0).astype(np.int64)
-    return slots + given
+    whole: Ints = slots + given
+    return whole
 
 
 def log2_sum(log2_values: Floats, factors: Floats | Ints | float = 1.0) -> float:

@@ -113,8 +113,9 @@ class SQLiteBackend(Backend):
     def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
         # Not binding what is NULL in every row saves a fifth of an insert of plain episodes.
         present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
-        rows = zip(*present.values(), strict=True)
-        _driver(conn).executemany(_insert_sql(table.name, tuple(present)), rows)
+        if present:  # else there is no row at all: some column is never NULL
+            rows = zip(*present.values(), strict=True)
+            _driver(conn).executemany(_insert_sql(table.name, tuple(present)), rows)
 
     def update(self, conn: Connection, table: Table, key: str, columns: Columns) -> None:
         changed = tuple(name for name in columns if name != key)
