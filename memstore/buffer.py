@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection, insert, select, update
 
 from memstore.backends import Backend
@@ -30,6 +32,12 @@ class Counters:
     def top_priority(self) -> float:
         """Priority of a never-measured episode: the largest ever measured, 1.0 before any."""
         return 1.0 if self.high_water is None else self.high_water
+
+    def measured(self, loss: NDArray[np.float64], epsilon: float) -> None:
+        """Let losses, NaN for none, raise the largest priority ever measured."""
+        known = loss[~np.isnan(loss)]
+        if len(known):
+            self.high_water = max(self.high_water or 0.0, float(known.max()) + epsilon)
 
     def copy(self) -> Counters:
         """An independent copy."""

@@ -102,10 +102,7 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints) -> tuple[dict[int, 
     decision = plan(snapshot, Newcomers(ids, codes, offer.loss))
     leaving = snapshot.find(decision.leaving)
 
-    measured = offer.loss[~np.isnan(offer.loss)]
-    if len(measured):
-        highest = float(measured.max()) + snapshot.settings.epsilon
-        state.counters.high_water = max(state.counters.high_water or 0.0, highest)
+    state.counters.measured(offer.loss, snapshot.settings.epsilon)
     state.counters.inserted += len(ids)
     state.counters.reservoir_floor = decision.reservoir_floor
     _store_keys(snapshot, offer.keys, ids)

@@ -41,6 +41,7 @@ def update(snapshot: Snapshot, replay: Replay, ids: Ints, loss: Floats) -> tuple
     before = rows.loss[place]
     before[order[again]] = loss[order[again - 1]]
     append(snapshot, replay, ids, before, loss)
+    snapshot.state.counters.measured(loss, snapshot.settings.epsilon)
 
     last = np.empty(len(rows))
     last[place] = loss
@@ -81,8 +82,6 @@ def fold(snapshot: Snapshot, rows: Rows, loss: Floats, replays: Ints, at: float)
     strata = state.strata
     if not len(rows):
         return
-    highest = float(loss.max()) + settings.epsilon
-    state.counters.high_water = max(state.counters.high_water or 0.0, highest)
     state.counters.live_replays += int(replays.sum())
 
     wanted, standing = bucket_of(loss, settings.epsilon), strata.bucket[rows.stratum]

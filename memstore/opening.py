@@ -26,7 +26,7 @@ from memstore.config import (
 )
 from memstore.database import Database
 from memstore.errors import ConfigError
-from memstore.maintenance import drop_buffer, new_settings
+from memstore.maintenance import drop_buffer, fix_signature, new_settings
 from memstore.memory import EpisodicMemory
 from memstore.session import Session
 from memstore.snapshot import State
