@@ -11,7 +11,6 @@ from typing import Any, ParamSpec
 import click
 from rich.console import Console
 
-from memstore.config import DEFAULT_CAPACITY
 from memstore.errors import ConfigError, MemstoreError
 from memstore.types import EvictionPolicy, ReplayStrategy
 from memstore.version import __version__
@@ -60,21 +59,28 @@ def main() -> None:
     metavar="NAME|FILE.npz",
     help="scikit-learn's bundled digits, or an .npz with arrays x, y and optionally domain.",
 )
-@click.option("--strategy", type=click.Choice([s.value for s in ReplayStrategy]), help="How replay is drawn.")
-@click.option("--eviction", type=click.Choice([e.value for e in EvictionPolicy]), help="What leaves at capacity.")
 @click.option(
-    "--capacity", type=int, metavar="N", help=f"Episodes kept, at most (library default {DEFAULT_CAPACITY:,})."
+    "--strategy", type=click.Choice([s.value for s in ReplayStrategy]), help="How replay is drawn.  [default: uniform]"
 )
-@click.option("--alpha", type=float, help="Exponent of the prioritized strategies.")
 @click.option(
-    "--replay-ratio", type=float, metavar="R", help="Replayed examples per new one; 1 means 10 new, 10 replayed."
+    "--eviction",
+    type=click.Choice([e.value for e in EvictionPolicy]),
+    help="What leaves at capacity.  [default: reservoir]",
+)
+@click.option("--capacity", type=int, metavar="N", help="Episodes kept, at most.  [default: 200]")
+@click.option("--alpha", type=float, help="Exponent of the prioritized strategies.  [default: 0.6]")
+@click.option(
+    "--replay-ratio",
+    type=float,
+    metavar="R",
+    help="Replayed examples per new one.  [default: 1, 10 new and 10 replayed]",
 )
 @click.option(
     "--preset",
     type=click.Choice(["default", "fast", "stable", "prioritized", "balanced"]),
     help="Replay settings of this preset; single options override it.",
 )
-@click.option("--seed", type=int, help="Of weights, stream order and draws.")
+@click.option("--seed", type=int, help="Of weights, stream order and draws.  [default: 0]")
 @click.option("--fresh", is_flag=True, help="Drop a former run in DB first.")
 @click.option("--no-replay", is_flag=True, help="Train only the arm without replay; DB is not touched.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from memstore.types import ReplayStats
 
@@ -19,19 +20,29 @@ if TYPE_CHECKING:
 BAR_WIDTH = 32
 
 
+class _TrainingBar(Progress):
+    """A bar with a line of its own below, so that neither is cut off at 80 columns."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.below)
+
+
 @contextmanager
 def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
     """A progress bar on stderr, so that stdout holds the result alone; yields what to call after every step."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}"),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=None, detail="")
+    with _TrainingBar(*columns, console=console, expand=True) as bar:
+        task = bar.add_task("starting", total=None, detail="")
         started = False
 
         def show(progress: TrainProgress) -> None:
@@ -40,13 +51,14 @@ def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
                 started = True
                 console.print(_found(db, progress), markup=False, highlight=False)
             loss = "" if progress.loss is None else f"loss {progress.loss:.3f}  "
-            draws = " ".join(f"{domain}:{count}" for domain, count in sorted(progress.draws.items()))
+            draws = ", ".join(f"{domain} {count}" for domain, count in sorted(progress.draws.items()))
+            bar.below = f"buffer {progress.buffer_size}, replayed: {draws or 'nothing yet'}"
             bar.update(
                 task,
                 description=f"task {progress.task}",
                 completed=progress.step,
                 total=progress.steps,
-                detail=f"{loss}accuracy {progress.accuracy:.1%}  buffer {progress.buffer_size}  draws {draws or '-'}",
+                detail=f"{loss}accuracy so far {progress.accuracy:.1%}",
             )
 
         yield show
@@ -69,7 +81,7 @@ def print_training(db: str, result: TrainResult | None, baseline: TrainResult) -
 
     console = Console()
     arms = [("without replay", baseline)] if result is None else [("replay", result), ("without replay", baseline)]
-    table = Table(box=box.SIMPLE_HEAD, title=f"{baseline.dataset}: test accuracy after one pass over all tasks")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{baseline.dataset}: test accuracy")
     table.add_column("task")
     for name, _ in arms:
         table.add_column(name, justify="right")

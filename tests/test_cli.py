@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 import memstore
 from memstore.cli import main
+from memstore.learner import training_config
 
 
 def _run(*arguments: str) -> Result:
@@ -164,3 +165,18 @@ def test_no_replay_touches_no_database(path: str) -> None:
     result = _results("--db", path, "--no-replay")
     assert result["replay"] is None
     assert not Path(path).exists()
+
+
+def test_defaults_named_in_the_help_are_the_real_ones() -> None:
+    config = training_config()
+    output = " ".join(_run("train", "--help").output.split())
+    for option, value in (
+        ("capacity", config.capacity),
+        ("strategy", config.strategy),
+        ("eviction", config.eviction),
+        ("alpha", config.alpha),
+        ("seed", config.seed),
+        ("replay-ratio", f"{config.replay_ratio:g}"),
+    ):
+        section = output[output.index(f"--{option} ") :]
+        assert section[section.index("[default: ") :].startswith(f"[default: {value}"), option

@@ -1,0 +1,1 @@
+"""What memstore costs, beside what one would write by hand; ``python -m benchmarks --help``."""
