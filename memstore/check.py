@@ -104,7 +104,8 @@ class _Examination:
         strata, settings = self.snapshot.state.strata, self.snapshot.settings
         zeros = np.zeros(len(strata))
         fresh = Strata(strata.buffer_id, strata.domain, strata.bucket, strata.count, zeros, zeros.copy())
-        fresh.account(self.rows.stratum, self.rows.loss, settings.epsilon, settings.alpha, 1)
+        with np.errstate(invalid="ignore"):  # a negative loss makes the sum NaN, which differs from any stored one
+            fresh.account(self.rows.stratum, self.rows.loss, settings.epsilon, settings.alpha, 1)
         for what, stored, computed in (
             ("weight", strata.weight_sum, fresh.weight_sum),
             ("loss", strata.loss_sum, fresh.loss_sum),

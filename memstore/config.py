@@ -17,9 +17,11 @@ Durability = Literal["process", "power"]
 
 DEFAULT_CAPACITY = 1_000_000
 DEFAULT_EPSILON = 1e-6
+MAX_EPSILON = 1e100
 DEFAULT_CACHE_BYTES = 256 * 2**20
 DEFAULT_BUSY_TIMEOUT = 30.0
 MAX_NAME_BYTES = 1024
+MAX_ADDRESS_BYTES = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,16 @@ def parse_url(target: str | os.PathLike[str] | URL) -> URL:
     ConfigError
         When it is no address, an in-memory database, or a database memstore does not know.
     """
+    if isinstance(target, os.PathLike):
+        target = os.fspath(target)
+    if isinstance(target, str):
+        check_name("the database's address", target, most=MAX_ADDRESS_BYTES)
     if isinstance(target, URL):
         url = target
-    elif isinstance(target, os.PathLike) or "://" not in target:
-        path = os.fspath(target)
-        if not path:
-            raise ConfigError("the database path is empty; give a file such as 'run.db'")
-        url = URL.create("sqlite", database=path)
+    elif not isinstance(target, str):
+        raise ConfigError(f"the database is given as a path or URL, got {target!r} ({type(target).__name__})")
+    elif "://" not in target:
+        url = URL.create("sqlite", database=target)
     else:
         try:
             url = make_url(target)
@@ -88,21 +93,24 @@ def check_int(name: str, value: Any, *, minimum: int, maximum: int = 2**62) -> i
     return number
 
 
-def check_float(name: str, value: Any, *, minimum: float = 0.0, exclusive: bool = False) -> float:
-    """``value`` as a finite Python float not below (or above, when exclusive) the minimum."""
+def check_float(
+    name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, exclusive: bool = False
+) -> float:
+    """``value`` as a finite Python float within bounds; ``exclusive`` leaves out the minimum itself."""
     if isinstance(value, (bool, str, bytes)):
         raise ConfigError(f"{name} must be a number, got {value!r}")
     try:
         number = float(value)
-    except (TypeError, ValueError) as exc:
-        raise ConfigError(f"{name} must be a number, got {value!r}") from exc
-    if not math.isfinite(number) or number < minimum or (exclusive and number == minimum):
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} must be a number that fits a float, got a {type(value).__name__}") from None
+    if not math.isfinite(number) or not minimum <= number <= maximum or (exclusive and number == minimum):
         bound = "greater than" if exclusive else "at least"
-        raise ConfigError(f"{name} must be finite and {bound} {minimum:g}, got {number!r}")
+        above = "" if maximum == math.inf else f", at most {maximum:g}"
+        raise ConfigError(f"{name} must be finite and {bound} {minimum:g}{above}, got {number!r}")
     return number
 
 
-def check_name(what: str, value: Any) -> str:
+def check_name(what: str, value: Any, *, most: int = MAX_NAME_BYTES) -> str:
     """``value`` as a text that both databases store unchanged."""
     if not isinstance(value, str):
         raise ConfigError(f"{what} must be a str, got {value!r} ({type(value).__name__})")
@@ -110,10 +118,9 @@ def check_name(what: str, value: Any) -> str:
         encoded = value.encode()
     except UnicodeEncodeError as exc:
         raise ConfigError(f"{what} {value!r} holds a lone surrogate and cannot be stored as text") from exc
-    if not encoded or b"\0" in encoded or len(encoded) > MAX_NAME_BYTES:
+    if not encoded or b"\0" in encoded or len(encoded) > most:
         raise ConfigError(
-            f"{what} must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without NUL, got {value[:40]!r} "
-            f"({len(encoded)} bytes)"
+            f"{what} must be 1 to {most} bytes of UTF-8 without NUL, got {value[:40]!r} ({len(encoded)} bytes)"
         )
     return value
 

@@ -358,6 +358,8 @@ def nearest(snapshot: Snapshot, signature: Signature, on: str, query: Any, limit
         raise InvalidValue(f"the query must hold numbers as {field} does, got {query!r:.80}") from exc
     if len(wanted) != (size := math.prod(length or 0 for length in field.shape)):
         raise InvalidValue(f"the query holds {len(wanted)} numbers where {field} holds {size}")
+    if not np.isfinite(wanted).all():
+        raise InvalidValue("the query holds NaN or infinity: nothing is near to that")
     for ids, blobs in all_payloads(snapshot):
         values: Any = signature.decode(blobs)
         for name in path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from memstore.episodes import Offer
 from memstore.errors import ConfigError, InvalidValue
 
 MAX_COUNT = 2**31
+
+# An escaped NUL in JSON text: the backslash before it is itself not escaped.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def make_offer(
@@ -63,7 +67,7 @@ def check_time(what: str, value: Any) -> float:
     try:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError) as exc:
-        raise InvalidValue(f"{what} must be seconds or an aware datetime, got {value!r}") from exc
+        raise InvalidValue(f"{what} must be seconds or an aware datetime, got {_shown(value)}") from exc
     if not math.isfinite(seconds):
         raise InvalidValue(f"{what} must be finite, got {seconds!r}")
     return seconds
@@ -101,7 +105,7 @@ def as_losses(values: Any, count: int) -> NDArray[np.float64]:
                 raise TypeError(f"dtype {array.dtype}")
             array = array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as exc:
-        raise InvalidValue(f"losses must be real numbers, got {values!r:.80}") from exc
+        raise InvalidValue(f"losses must be real numbers, got {_shown(values)}") from exc
     if array.ndim > 1 or (array.ndim == 1 and len(array) != count):
         raise InvalidValue(f"expected one loss per episode ({count}), got an array of shape {array.shape}")
     with np.errstate(over="ignore"):
@@ -160,7 +164,7 @@ def _domains(domain: Any, count: int) -> list[str]:
     # Few distinct names stand for many episodes: each is checked once.
     for name in dict.fromkeys(names) if all(isinstance(name, str) for name in names) else names:
         _name("domain", name)
-    return names
+    return names if set(map(type, names)) <= {str} else list(map(str, names))
 
 
 def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:
@@ -186,9 +190,16 @@ def _distinct(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_name("tag", tag) for tag in tags))
 
 
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # an int of more than 4300 digits
+        return f"a {type(value).__name__} too long to show"
+
+
 def _name(what: str, value: Any) -> str:
     try:
-        return check_name(what, value)
+        return str(check_name(what, value))  # drivers do not know numpy's str
     except ConfigError as exc:
         raise InvalidValue(str(exc)) from None
 
@@ -206,7 +217,7 @@ def _json(value: Any) -> str | None:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=True)
     except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidValue(f"extra must be JSON without NaN or infinity, got {value!r:.80}: {exc}") from exc
-    if "\\u0000" in text:
+        raise InvalidValue(f"extra must be JSON without NaN or infinity, got {_shown(value)}: {exc}") from exc
+    if _NUL.search(text):
         raise InvalidValue("extra must not contain NUL characters: PostgreSQL cannot store them")
     return text

@@ -10,7 +10,7 @@ import numpy as np
 from sqlalchemy import Connection, delete, select
 
 from memstore.buffer import change_settings
-from memstore.config import DEFAULT_CAPACITY, DEFAULT_EPSILON, Settings, check_float, check_int
+from memstore.config import DEFAULT_CAPACITY, DEFAULT_EPSILON, MAX_EPSILON, Settings, check_float, check_int
 from memstore.episodes import remove
 from memstore.errors import ConfigError
 from memstore.eviction import Newcomers, as_eviction, default_eviction, order_keys, plan
@@ -55,7 +55,9 @@ def new_settings(
     chosen = as_strategy("mixed" if strategy is None else strategy)
     blank = Settings(
         capacity=DEFAULT_CAPACITY,
-        epsilon=check_float("epsilon", DEFAULT_EPSILON if epsilon is None else epsilon, exclusive=True),
+        epsilon=check_float(
+            "epsilon", DEFAULT_EPSILON if epsilon is None else epsilon, maximum=MAX_EPSILON, exclusive=True
+        ),
         alpha=chosen.index_alpha,
         strategy=chosen.to_json(),
         eviction=default_eviction(chosen.name).value,
@@ -155,6 +157,8 @@ def drop_buffer(conn: Connection, number: int) -> None:
 
 def check_policy(policy: RetentionPolicy) -> None:
     """Refuse limits that are negative, not finite or out of range."""
+    if not isinstance(policy, RetentionPolicy):
+        raise ConfigError(f"consolidate takes a RetentionPolicy, got {policy!r}")
     if policy.max_age is not None:
         check_float("max_age", policy.max_age)
     if policy.max_episodes is not None:

@@ -102,6 +102,8 @@ def open(
         The database is not one that this version can open; it was not changed.
     """
     check_name("buffer", buffer)
+    if consumer is not None:
+        check_name("consumer", consumer)
     if seed is not None:
         check_int("seed", seed, minimum=0)
     fields = None if signature is None else Signature.from_spec(signature).to_json()

@@ -109,6 +109,8 @@ class MemoryReader:
         self, start: Any, end: Any, *, domain: str | None = None, limit: int | None = None
     ) -> list[Episode]:
         """Episodes whose timestamp lies in [start, end], both inclusive, by timestamp, then id."""
+        if domain is not None:
+            check_name("domain", domain)
         low, high = check_time("start", start), check_time("end", end)
         most = None if limit is None else check_count(limit)
         return self._session.read(lambda s: self._episodes(s, episodes.ids_between(s, low, high, domain, most)))

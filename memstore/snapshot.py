@@ -177,8 +177,10 @@ class Snapshot:
         return Rows(np.array(ids, np.int64), _losses(loss), np.array(count, np.int64), strata, positions)
 
     def find(self, ids: Ints) -> Rows:
-        """The live ones among these ids, in id order, each once."""
-        rows = self.backend.select(self.conn, replay_metadata, _columns, "episode_id", np.unique(ids).tolist())
+        """The live ones among these ids that are the buffer's own, in id order, each once."""
+        low, high = id_range(self.state.buffer_id)
+        own = np.unique(ids[(ids >= low) & (ids <= high)])
+        rows = self.backend.select(self.conn, replay_metadata, _columns, "episode_id", own.tolist())
         return self._rows(sorted(rows))
 
     def scan(self) -> Rows:

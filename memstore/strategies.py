@@ -23,6 +23,8 @@ from memstore.strata import Floats, Ints, log2_priority
 from memstore.types import ReplayStrategy
 
 DEFAULT_ALPHA = 0.6
+MAX_ALPHA = 1000.0
+"""Far beyond use; keeps every exponent of two within the range of a float."""
 
 
 class Strategy(ABC):
@@ -95,7 +97,7 @@ class PrioritizedLoss(Strategy):
     name: ClassVar[str] = ReplayStrategy.PRIORITIZED_LOSS.value
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", check_float("alpha", self.alpha))
+        object.__setattr__(self, "alpha", check_float("alpha", self.alpha, maximum=MAX_ALPHA))
 
     def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
         source = LossSource(snapshot, self.alpha)
@@ -149,7 +151,7 @@ class PrioritizedRecency(Strategy):
     name: ClassVar[str] = ReplayStrategy.PRIORITIZED_RECENCY.value
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", check_float("alpha", self.alpha))
+        object.__setattr__(self, "alpha", check_float("alpha", self.alpha, maximum=MAX_ALPHA))
 
     def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
         source = AgeSource(snapshot, self.alpha)
@@ -198,6 +200,8 @@ class DomainBalanced(Strategy):
     def __post_init__(self) -> None:
         if self.weights is None:
             return
+        if not isinstance(self.weights, Mapping):
+            raise ConfigError(f"weights maps domain names to shares, got {self.weights!r}")
         weights = {check_name("domain", d): check_float(f"weight of {d!r}", w) for d, w in self.weights.items()}
         if not any(weights.values()):
             raise ConfigError("DomainBalanced needs at least one domain with a positive weight")
@@ -275,6 +279,8 @@ class Mixed(Strategy):
     name: ClassVar[str] = ReplayStrategy.MIXED.value
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shares, Mapping):
+            raise ConfigError(f"shares maps strategies to their shares, got {self.shares!r}")
         shares = {as_strategy(s): check_float(f"share of {s}", v, exclusive=True) for s, v in self.shares.items()}
         if not shares:
             raise ConfigError("Mixed needs at least one strategy")
@@ -359,7 +365,7 @@ def as_strategy(value: Strategy | str) -> Strategy:
     if isinstance(value, Strategy):
         return value
     name = value.value if isinstance(value, ReplayStrategy) else value
-    if name not in _BY_NAME:
+    if not isinstance(name, str) or name not in _BY_NAME:
         raise ConfigError(f"unknown strategy {value!r}; expected one of {', '.join(_BY_NAME)}, or a strategy object")
     return _BY_NAME[name]()
 

@@ -1,0 +1,133 @@
+"""The frozen files: how they were made, and what must be read back from them for ever.
+
+A file is made once per schema, by the release that introduced it, and then never again:
+
+    python -m tests.contract.assets.make tests/contract/assets/v0001.db
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import memstore
+from memstore import EpisodicMemory
+
+EPISODES = 12
+CAPACITY = 10
+RESERVOIR = (7, 24, 25)
+STATE: dict[str, Any] = {
+    "step": 41,
+    "nested": {"name": "caf\u00e9", "none": None, "flags": [True, False], "pair": (1, 2.5), "raw": b"\x00\xff"},
+    "big": 2**70,
+}
+
+
+def payload(number: int) -> dict[str, Any]:
+    """One episode with a field of every kind."""
+    return {
+        "x": np.arange(number, number + 3, dtype=np.float32),
+        "deep": {"bytes": np.array([number, 255], np.uint8), "z": np.array(1j * number)},
+        "reward": number / 3,
+        "count": number,
+        "done": number % 2 == 0,
+        "text": "\u00e9\U0001f600" * number,
+        "raw": bytes(range(number)),
+    }
+
+
+def make(path: str) -> None:
+    """Fill a new file: evictions, losses, never-measured episodes, tags, keys, history, a checkpoint, two buffers."""
+    with memstore.open(path, capacity=CAPACITY, strategy="prioritized_loss", alpha=0.7, seed=7, consumer="asset") as m:
+        for i in range(1, EPISODES + 1):
+            m.add(
+                payload(i),
+                domain=("math", "caf\u00e9", "'; DROP TABLE episode; --")[i % 3],
+                loss=None if i % 4 == 0 else i / 10,
+                timestamp=1_000_000.0 + i,
+                level=i,
+                tags=("odd", f"t{i}") if i % 2 else (),
+                key=f"key-{i}",
+                extra={"i": i, "list": [None, True, "\u00e9"]},
+            )
+        m.update([5, 6], loss=[2.5, 0.25], step=3)
+        m.update([6], loss=[0.75], step=4)
+        m.save_checkpoint("latest", {**STATE, "weights": np.arange(6, dtype=np.float64).reshape(2, 3)})
+    with memstore.open(path, buffer="ragged", eviction="reservoir", capacity=3, seed=8) as m:
+        m.extend({"tokens": [np.arange(n, dtype=np.int32) for n in (0, 1, 5, 2, 3, 4)]})
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA page_size = 512")
+        connection.execute("VACUUM")
+
+
+def verify(memory: EpisodicMemory) -> None:
+    """Everything of the first buffer is as it was stored."""
+    assert memory.resumed and memory.capacity == CAPACITY
+    assert memory.strategy == memstore.PrioritizedLoss(0.7)
+    live = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]  # the two smallest losses left
+    assert sorted(memory.sample(100).ids.tolist()) == live
+    losses = {5: 2.5, 6: 0.75}
+    replays = {5: 1, 6: 2}
+    for i in live:
+        episode = memory.get(i)
+        wanted = payload(i)
+        assert set(episode.payload) == set(wanted)
+        for name in ("x", "reward", "count", "done", "text", "raw"):
+            value = episode.payload[name]
+            assert type(value) is type(wanted[name])
+            if name == "x":
+                assert value.dtype == np.float32 and value.tolist() == wanted[name].tolist()
+            else:
+                assert value == wanted[name]
+        assert episode.payload["deep"]["bytes"].tolist() == [i, 255]
+        assert episode.payload["deep"]["z"].dtype == np.complex128 and episode.payload["deep"]["z"] == 1j * i
+        assert episode.domain == ("math", "caf\u00e9", "'; DROP TABLE episode; --")[i % 3]
+        assert episode.loss == losses.get(i, None if i % 4 == 0 else i / 10)
+        assert episode.metadata.replay_count == replays.get(i, 0)
+        assert (episode.metadata.last_replayed_at is not None) == (i in replays)
+        assert episode.timestamp == 1_000_000.0 + i
+        assert episode.level == i and episode.key == f"key-{i}"
+        assert episode.tags == (("odd", f"t{i}") if i % 2 else ())
+        assert episode.extra == {"i": i, "list": [None, True, "\u00e9"]}
+    state = memory.load_checkpoint("latest")
+    weights = state.pop("weights")
+    assert state == STATE
+    assert weights.dtype == np.float64 and weights.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert [e.id for e in memory.recall_temporal(1_000_004, 1_000_006)] == [4, 5, 6]
+    assert [e.id for e in memory.recall_by_tags(["odd", "t7"], match="all")] == [7]
+    assert memory.recall(np.arange(9, 12), on="x", limit=1)[0].episode.id == 9
+    stats = memory.stats(exact=True)
+    assert (stats.total_inserted, stats.total_events, stats.total_replays, stats.unmeasured) == (12, 3, 3, 3)
+    assert stats.max_priority == 2.5 + 1e-6
+
+
+def go_on(memory: EpisodicMemory) -> None:
+    """The file takes new episodes and losses, and still knows its keys."""
+    assert memory.add(payload(1), key="key-1") == 1  # evicted long ago
+    assert memory.add(payload(13), loss=9.0, domain="new") == 13
+    assert memory.update([13, 5], loss=[1.0, 2.0]).updated.tolist() == [5, 13]
+    assert len(memory) == CAPACITY
+
+
+def verify_ragged(memory: EpisodicMemory) -> None:
+    """Three of six were kept, and they are whole; the reservoir decides about newcomers as it always would have."""
+    second = 1 << 40  # ids of the second buffer
+    assert sorted(memory.sample(100).ids.tolist()) == [second + i for i in (3, 4, 5)]
+    for i, length in ((3, 5), (4, 2), (5, 3)):
+        tokens = memory.get(second + i).payload["tokens"]
+        assert tokens.dtype == np.int32 and tokens.tolist() == list(range(length))
+    memory.extend({"tokens": [np.zeros(n, np.int32) for n in range(20)]})
+    assert sorted(memory.sample(100).ids.tolist()) == [second + i for i in RESERVOIR]
+
+
+if __name__ == "__main__":
+    if Path(sys.argv[1]).exists():
+        sys.exit(f"{sys.argv[1]} exists: a frozen file is never changed")
+    make(sys.argv[1])
