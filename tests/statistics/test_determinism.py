@@ -1,0 +1,121 @@
+"""One seed, one stream: the same operations draw the same ids, and what failed or was rolled back used up nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+import memstore
+from memstore import DomainBalanced, EpisodicMemory, Mixed, PrioritizedLoss, PrioritizedRecency, StoreCorrupt, Uniform
+from tests.statistics.models import Model, act, payload
+
+STRATEGIES = (Uniform(), PrioritizedLoss(0.6), PrioritizedLoss(2.0), PrioritizedRecency(1.0), DomainBalanced(), Mixed())
+
+
+def draws(memory: EpisodicMemory, count: int = 10) -> list[list[int]]:
+    """One batch by each strategy, both with and without replacement."""
+    return [memory.sample(count, strategy=s, replacement=r).ids.tolist() for s in STRATEGIES for r in (False, True)]
+
+
+def life(path: str, seed: int) -> list[list[int]]:
+    """Draws in between random writes, which are the same for every seed."""
+    rng = np.random.default_rng(1)
+    model = Model(capacity=80, eviction="lowest_loss")
+    drawn = []
+    with memstore.open(path, capacity=80, seed=seed) as memory:
+        memory.extend(payload(20))
+        for _ in range(20):
+            model.add("default", None)
+        for _ in range(12):
+            act(memory, model, rng)
+            drawn += draws(memory)
+    return drawn
+
+
+def test_same_seed_same_ids(path: str) -> None:
+    first = life(path + "1", 7)
+    assert life(path + "2", 7) == first
+    others = life(path + "3", 8)
+    # Nothing is shared but by chance: batches that agree in every place.
+    assert sum(a == b for a, b in zip(first, others, strict=True)) == 0
+
+
+@pytest.fixture
+def filled(path: str) -> EpisodicMemory:
+    memory = memstore.open(path, capacity=100, seed=3, cache_bytes=0)
+    memory.extend(payload(100), loss=np.linspace(0, 4, 100), domain=["a", "b"] * 50)
+    return memory
+
+
+def test_a_failed_draw_uses_up_nothing(filled: EpisodicMemory, path: str) -> None:
+    with filled as memory:
+        before = memory.rng.bit_generator.state
+        expected = draws(memory)
+        memory.rng.bit_generator.state = before
+
+        def change_checksums(by: int) -> None:
+            with closing(sqlite3.connect(path)) as conn, conn:
+                conn.execute("UPDATE payload SET crc32 = crc32 + ?", (by,))
+
+        change_checksums(1)
+        for strategy in STRATEGIES:
+            with pytest.raises(StoreCorrupt):  # after the rows were drawn
+                memory.sample(10, strategy=strategy)
+        with pytest.raises(memstore.MemstoreError):
+            memory.sample(0)
+        with pytest.raises(memstore.MemstoreError):
+            memory.sample(5, strategy=DomainBalanced({"nowhere": 1}))
+        assert memory.rng.bit_generator.state == before
+        change_checksums(-1)
+        assert draws(memory) == expected
+
+
+def test_a_rolled_back_transaction_rewinds(filled: EpisodicMemory) -> None:
+    with filled as memory:
+        before = memory.rng.bit_generator.state
+        expected = draws(memory)
+        memory.rng.bit_generator.state = before
+        with pytest.raises(ZeroDivisionError), memory.transaction():
+            assert draws(memory) == expected
+            memory.update([1, 2], loss=9.0)
+            with pytest.raises(KeyError), memory.transaction():
+                inner = memory.rng.bit_generator.state
+                memory.sample(5)
+                raise KeyError
+            assert memory.rng.bit_generator.state == inner
+            raise ZeroDivisionError
+        assert memory.rng.bit_generator.state == before
+        assert draws(memory) == expected
+        with memory.transaction():
+            memory.sample(5)
+        assert memory.rng.bit_generator.state != before
+
+
+def test_a_checkpoint_resumes_the_stream(filled: EpisodicMemory, path: str) -> None:
+    with filled as memory:
+        draws(memory)
+        with memory.transaction():
+            memory.update(memory.sample(10), loss=1.0)
+            memory.save_checkpoint("latest", {"step": 1})
+        expected = draws(memory)
+    with memstore.open(path, seed=12345) as memory:
+        assert draws(memory) != expected
+        assert memory.load_checkpoint("latest") == {"step": 1}
+        assert draws(memory) == expected
+
+
+def test_what_other_processes_see_does_not_depend_on_the_copy_of_the_strata(filled: EpisodicMemory, path: str) -> None:
+    """A copy refreshed step by step and one read afresh draw alike."""
+    model = Model(capacity=100, eviction="lowest_loss", inserted=100)
+    rng = np.random.default_rng(2)
+    with filled as memory, memstore.open(path, seed=5) as refreshed:
+        for _ in range(20):
+            act(memory, model, rng)
+            refreshed.sample(3)
+        state = refreshed.rng.bit_generator.state
+        with memstore.open(path, seed=6) as fresh:
+            fresh.rng.bit_generator.state = state
+            assert draws(fresh) == draws(refreshed)
