@@ -173,7 +173,8 @@ def _largest_domain(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
 def _reservoir(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
     keys = reservoir_keys(snapshot, newcomers.ids)
     floor = snapshot.state.counters.reservoir_floor
-    # Below the floor a key would already have left: this keeps the sample uniform after deletions and growth.
+    # The floor is the largest key that ever left. Below it a newcomer would have left already, so deletions and growth
+    # open no side door; until the reservoir is full again its chance is (k + 1) / (t + 1) instead of k / t.
     staying = np.ones(len(newcomers), np.bool_) if floor is None else keys > floor
     excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
     if excess <= 0:

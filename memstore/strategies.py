@@ -23,8 +23,8 @@ from memstore.strata import Floats, Ints, log2_priority
 from memstore.types import ReplayStrategy
 
 DEFAULT_ALPHA = 0.6
-MAX_ALPHA = 1000.0
-"""Far beyond use; keeps every exponent of two within the range of a float."""
+MAX_ALPHA = 50.0
+"""Far beyond use; above it a row one bucket below its bound has a weight that rounds away in its stratum's sum."""
 
 
 class Strategy(ABC):

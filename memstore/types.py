@@ -27,7 +27,8 @@ class EvictionPolicy(enum.StrEnum):
 
     ``fifo`` the oldest; ``lowest_loss`` the smallest measured loss (never the newcomer; where nothing is measured, the
     oldest); ``largest_domain`` the oldest of the domain that holds most; ``reservoir`` keeps a uniform sample of
-    everything ever offered (Vitter 1985, by one random key per episode); ``reservoir_loss`` lets the newcomer in with
+    everything ever offered (Vitter 1985, by one random key per episode; after deletions or growth, and until it is full
+    again, newcomers are favoured by a share of 1 / capacity); ``reservoir_loss`` lets the newcomer in with
     the reservoir's probability and then evicts by loss (a heuristic: the sample is not uniform); ``none`` refuses the
     newcomer with ``MemoryFull``.
     """
