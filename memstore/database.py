@@ -10,11 +10,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, Engine
 
 from memstore.backends import Failure, backend_for
 from memstore.config import DEFAULT_BUSY_TIMEOUT, Durability
@@ -69,7 +69,7 @@ class Database:
         if transaction is not None:
             return self._inside(transaction, lambda: work(transaction.connection))
         self._check_open()
-        with self._translated(), self.engine.connect() as conn, conn.begin():
+        with self._translated(), self._connected(self.engine) as conn, conn.begin():
             return work(conn)
 
     def in_write(self, work: Callable[[Connection], T]) -> T:
@@ -78,7 +78,7 @@ class Database:
         if transaction is not None:
             return self._inside(transaction, lambda: self._savepoint(transaction, work))
         self._check_open()
-        with self._translated(), self._writer.connect() as conn, conn.begin():
+        with self._translated(), self._connected(self._writer) as conn, conn.begin():
             return work(conn)
 
     @contextmanager
@@ -108,7 +108,7 @@ class Database:
             raise TransactionDead("this process was forked inside transaction(); the block belongs to its parent")
         self._local.transaction = None
         conn = transaction.connection
-        with self._translated(), conn:
+        with self._translated(), self._given_back(conn):
             if commit and transaction.dead:
                 raise _dead()
             if commit:
@@ -132,6 +132,19 @@ class Database:
         """Close every idle connection; later scopes raise ``MemoryClosed``."""
         self._closed = True
         self.engine.dispose()
+
+    def _connected(self, engine: Engine) -> AbstractContextManager[Connection]:
+        return self._given_back(engine.connect())
+
+    @contextmanager
+    def _given_back(self, conn: Connection) -> Iterator[Connection]:
+        """Give the connection back to the pool, or close it if the database was closed meanwhile."""
+        with conn:
+            try:
+                yield conn
+            finally:
+                if self._closed:
+                    conn.detach()
 
     def _current(self) -> _Transaction | None:
         return getattr(self._local, "transaction", None)

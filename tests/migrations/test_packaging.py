@@ -77,7 +77,9 @@ def test_the_sdist_has_what_developers_need(built: Path) -> None:
         "migrations/versions/0001_initial.py",
         "tests/migrations/test_packaging.py",
     }
-    assert not any("__pycache__" in name or name.endswith(".db") for name in names)
+    databases = {name for name in names if name.endswith(".db")}
+    assert databases == {"tests/contract/assets/v0001.db"}
+    assert not any("__pycache__" in name for name in names)
 
 
 def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
