@@ -145,10 +145,10 @@ def test_ten_thousand_domains(path: str) -> None:
 
 
 def test_alpha_so_large_that_only_the_largest_is_drawn(path: str) -> None:
-    with memstore.open(path, strategy=PrioritizedLoss(1000.0), seed=7) as memory:
-        memory.extend(payload(50), loss=np.linspace(0, 1, 50))
+    with memstore.open(path, strategy=PrioritizedLoss(50.0), seed=7) as memory:
+        memory.extend(payload(50), loss=2.0 ** np.arange(50))
         batch = memory.sample(20)
-        # Successive maxima: the next largest is less likely by a factor of more than 1e8 each time.
+        # Successive maxima: the next largest is less likely by a factor of 2 ** 50 each time; of age 3, by 1.7e6.
         assert batch.ids.tolist() == list(range(50, 30, -1))
-        assert memory.sample(20, strategy=PrioritizedRecency(1000.0)).ids.tolist() == list(range(50, 30, -1))
+        assert memory.sample(3, strategy=PrioritizedRecency(50.0)).ids.tolist() == [50, 49, 48]
         assert memory.check().problems == ()
