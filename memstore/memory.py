@@ -61,7 +61,10 @@ class EpisodicMemory(MemoryReader):
         int
             The episode's id; with a ``key`` that was seen before, that of the first episode with this key.
         """
-        return int(self._insert(payload, None, locals())[0])
+        ids = self._insert(
+            payload, None, domain=domain, loss=loss, timestamp=timestamp, level=level, tags=tags, key=key, extra=extra
+        )
+        return int(ids[0])
 
     def extend(
         self,
@@ -106,10 +109,12 @@ class EpisodicMemory(MemoryReader):
         MemoryFull
             Under eviction policy ``none``, when they do not all fit.
         """
-        return self._insert(payload, Signature.batch_size(payload), locals())
+        count = Signature.batch_size(payload)
+        return self._insert(
+            payload, count, domain=domain, loss=loss, timestamp=timestamp, level=level, tags=tags, key=key, extra=extra
+        )
 
-    def _insert(self, payload: Mapping[str, Any], count: int | None, arguments: dict[str, Any]) -> NDArray[np.int64]:
-        columns = {k: arguments[k] for k in ("domain", "loss", "timestamp", "level", "tags", "key", "extra")}
+    def _insert(self, payload: Mapping[str, Any], count: int | None, **columns: Any) -> NDArray[np.int64]:
         now = time.time()
 
         def encode(signature: Signature) -> list[bytes]:

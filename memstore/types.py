@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -257,6 +257,3 @@ class CheckReport:
     def ok(self) -> bool:
         """Whether every invariant holds."""
         return not self.problems
-
-
-Payload = Mapping[str, Any]
