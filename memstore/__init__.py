@@ -22,9 +22,12 @@ from memstore.errors import (
     StoreFull,
     StoreReadOnly,
     StoreUnavailable,
+    StoreWarning,
     TransactionDead,
+    WaitTimeout,
 )
 from memstore.fields import pad
+from memstore.limiter import SamplesPerInsert
 from memstore.memory import EpisodicMemory
 from memstore.opening import buffers, drop, open
 from memstore.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
@@ -70,6 +73,7 @@ __all__ = [
     "ReplayStrategy",
     "Retention",
     "RetentionPolicy",
+    "SamplesPerInsert",
     "SchemaError",
     "SchemaTooNew",
     "SchemaTooOld",
@@ -78,10 +82,12 @@ __all__ = [
     "StoreFull",
     "StoreReadOnly",
     "StoreUnavailable",
+    "StoreWarning",
     "Strategy",
     "TransactionDead",
     "Uniform",
     "UpdateResult",
+    "WaitTimeout",
     "__version__",
     "buffers",
     "drop",

@@ -13,6 +13,7 @@ from memstore.backends import Backend
 from memstore.config import Settings
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.schema import MAX_BUFFERS, buffer
+from memstore.strata import REFRESHED
 
 
 @dataclass(slots=True)
@@ -85,14 +86,14 @@ def change_settings(conn: Connection, number: int, **values: Any) -> None:
     conn.execute(update(buffer).where(buffer.c.id == number).values(**values))
 
 
-def read_row(conn: Connection, backend: Backend, number: int) -> Row:
-    """The row as of the connection's snapshot."""
-    rows = backend.select(conn, buffer, _ROW, "id", [number])
-    if not rows:
+def read_buffer(conn: Connection, backend: Backend, number: int, since: int) -> tuple[Row, list[tuple[Any, ...]]]:
+    """The row, and what ``Strata.refresh`` takes of the strata changed after revision ``since``, in one exchange."""
+    found, changed = backend.read_buffer(conn, number, _ROW, REFRESHED, since)
+    if found is None:
         raise StoreCorrupt(f"buffer {number} has vanished from the database; was it dropped, or the file replaced?")
-    signature, *rest = rows[0]
+    signature, *rest = found
     split = len(_SETTING_NAMES)
-    return Row(Settings(*rest[:split]), signature, Counters(*rest[split:]))
+    return Row(Settings(*rest[:split]), signature, Counters(*rest[split:])), changed
 
 
 def write_counters(conn: Connection, backend: Backend, number: int, counters: Counters) -> None:

@@ -37,7 +37,7 @@ def check(snapshot: Snapshot) -> CheckReport:
         if not isinstance(exc, StoreCorrupt) and snapshot.backend.classify(exc) is None:
             raise
         problems.append(f"reading stopped: {exc}")
-    return CheckReport(episodes, tuple(problems), tuple(snapshot.backend.notes()))
+    return CheckReport(episodes, tuple(problems), tuple(snapshot.backend.notes(snapshot.conn)))
 
 
 @dataclass(frozen=True)

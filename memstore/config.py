@@ -34,6 +34,7 @@ class Settings:
     strategy: str
     eviction: str
     max_replays: int | None
+    limiter: str | None
     seed: int
 
 
@@ -43,7 +44,7 @@ def parse_url(target: str | os.PathLike[str] | URL) -> URL:
     Parameters
     ----------
     target : str, path or URL
-        ``run.db``, ``/data/run.db``, ``sqlite:///run.db``.
+        ``run.db``, ``/data/run.db``, ``sqlite:///run.db``, ``postgresql://user@host/database``.
 
     Raises
     ------
@@ -65,10 +66,34 @@ def parse_url(target: str | os.PathLike[str] | URL) -> URL:
             url = make_url(target)
         except (ArgumentError, ValueError):
             # The cause would repeat the whole string, password included.
-            raise ConfigError("not a database URL; expected a path or e.g. sqlite:///run.db") from None
+            raise ConfigError(
+                "not a database URL; expected a path, sqlite:///run.db or postgresql://user@host/database"
+            ) from None
+    if url.get_backend_name() in ("postgres", "postgresql"):
+        return _postgres_url(url)
     if url.get_backend_name() == "sqlite" and _is_in_memory(url):
         raise ConfigError("memstore keeps its data: give a file instead of an in-memory SQLite database")
     return url
+
+
+def _postgres_url(url: URL) -> URL:
+    # Not get_driver_name(): it looks up the dialect's default, and "postgres" is none.
+    driver = url.drivername.partition("+")[2]
+    if driver not in ("", "psycopg"):
+        raise ConfigError(f"memstore uses psycopg 3: write postgresql:// in place of {url.drivername}://")
+    password = url.query.get("password")
+    if password is not None:  # where a URL shows it, and libpq accepts it
+        url = url.difference_update_query(["password"]).set(password=str(password))
+    return url.set(drivername="postgresql+psycopg")
+
+
+def shown_url(url: URL) -> str:
+    """The URL as it may appear in a message: no password, nor that of a key."""
+    if url.drivername == "postgresql+psycopg":
+        url = url.set(drivername="postgresql")
+    if "sslpassword" in url.query:
+        url = url.update_query_dict({"sslpassword": "***"})
+    return url.render_as_string(hide_password=True)
 
 
 def _is_in_memory(url: URL) -> bool:

@@ -7,16 +7,18 @@ function never commits; the scope does.
 from __future__ import annotations
 
 import os
+import random
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 
-from memstore.backends import Failure, backend_for
+from memstore.backends import Backend, Failure, TransactionState, Watch, backend_for
 from memstore.config import DEFAULT_BUSY_TIMEOUT, Durability
 from memstore.errors import (
     ConnectionLost,
@@ -32,6 +34,14 @@ from memstore.errors import (
 )
 
 T = TypeVar("T")
+
+PASSING = frozenset({Failure.BUSY, Failure.CONFLICT, Failure.LOST})
+"""Failures after which the same work may succeed."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
+"""Seconds between attempts, times a random factor between a half and one and a half."""
+
+_jitter = random.SystemRandom()
 
 
 @dataclass
@@ -56,6 +66,7 @@ class Database:
         self._writer = self.engine.execution_options(memstore_write=True)
         self._local = threading.local()
         self._closed = False
+        self._reached = False
         _databases.add(self)
 
     @property
@@ -64,22 +75,25 @@ class Database:
         return self._current() is not None
 
     def in_read(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` in one snapshot: that of the thread's open transaction, else a new one."""
+        """Run ``work`` in one snapshot: that of the thread's open transaction, else a new one.
+
+        ``work`` runs again, in a new snapshot, where the database or the connection gave the first one up.
+        """
         transaction = self._current()
         if transaction is not None:
-            return self._inside(transaction, lambda: work(transaction.connection))
-        self._check_open()
-        with self._translated(), self._connected(self.engine) as conn, conn.begin():
-            return work(conn)
+            return self._inside(transaction, lambda conn: self._together(conn, work))
+        return self._persistently(lambda: self._committed(self.engine, work))
 
     def in_write(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` and commit, or as a savepoint of the thread's open transaction."""
+        """Run ``work`` and commit, or as a savepoint of the thread's open transaction.
+
+        ``work`` runs again where the database rolled it back for the sake of another transaction, or the connection
+        broke before the commit was sent. Afterwards nobody knows: ``ConnectionLost`` with ``outcome_unknown``.
+        """
         transaction = self._current()
         if transaction is not None:
-            return self._inside(transaction, lambda: self._savepoint(transaction, work))
-        self._check_open()
-        with self._translated(), self._connected(self._writer) as conn, conn.begin():
-            return work(conn)
+            return self._inside(transaction, lambda conn: self._savepoint(transaction, work))
+        return self._persistently(lambda: self._committed(self._writer, work))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -89,10 +103,7 @@ class Database:
             with self._savepoint_block(outer):
                 yield
             return
-        self._check_open()
-        with self._translated():
-            conn = self._writer.connect()
-            conn.begin()
+        conn = self._persistently(self._begun)
         self._local.transaction = transaction = _Transaction(conn, os.getpid())
         try:
             yield
@@ -100,6 +111,15 @@ class Database:
             self._end(transaction, commit=False)
             raise
         self._end(transaction, commit=True)
+
+    def _begun(self) -> Connection:
+        conn = self._connect(self._writer)
+        try:
+            conn.begin()
+        except BaseException:
+            conn.close()
+            raise
+        return conn
 
     def _end(self, transaction: _Transaction, *, commit: bool) -> None:
         if transaction.pid != os.getpid():
@@ -109,16 +129,81 @@ class Database:
         self._local.transaction = None
         conn = transaction.connection
         with self._translated(), self._given_back(conn):
-            if commit and transaction.dead:
-                raise _dead()
+            if commit and not transaction.dead:
+                with self._committing():
+                    conn.commit()
+                return
+            _abandon(conn)
             if commit:
-                conn.commit()
+                raise _dead()
+
+    def _committed(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        with self._given_back(self._connect(engine)) as conn:
+            try:
+                with self.backend.together(conn):
+                    conn.begin()
+                    result = work(conn)
+                    with self._committing():
+                        conn.commit()
+                return result
+            except BaseException:
+                _abandon(conn)
+                raise
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            if self.backend.classify(exc) is Failure.LOST:
+                raise ConnectionLost(
+                    f"{self.backend.describe()}: the connection broke during the commit, which may have happened or "
+                    "not; look, or repeat what can be repeated (an add with a key=, an update)",
+                    outcome_unknown=True,
+                ) from exc
+            raise
+
+    def _connect(self, engine: Engine) -> Connection:
+        self._check_open()
+        try:
+            conn = engine.connect()
+        except Exception as exc:
+            if self.backend.classify(exc) is Failure.LOST and not self._reached:
+                raise _error_for(Failure.UNAVAILABLE, self.backend, exc) from exc
+            raise
+        self._reached = True
+        return conn
+
+    def _persistently(self, attempt: Callable[[], T]) -> T:
+        """Try again what the database gave up for reasons that pass, with growing pauses, for ``busy_timeout``."""
+        deadline = time.monotonic() + self.backend.busy_timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return attempt()
+            except MemstoreError:
+                raise
+            except Exception as exc:
+                failure = self.backend.classify(exc)
+                if failure is None:
+                    raise
+                if failure not in PASSING or time.monotonic() + pause > deadline:
+                    raise _error_for(failure, self.backend, exc) from exc
+            # Not the random module's own state, which may be seeded by the user.
+            time.sleep(pause * (0.5 + _jitter.random()))
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def prepare(self) -> None:
         """Make the lasting changes that a database known to be empty or ours needs, outside any transaction."""
         self._check_open()
         with self._translated():
             self.backend.prepare(self.engine)
+
+    def watch(self, buffer_id: int) -> Watch:
+        """A started watch on commits to the buffer, to be closed by the caller."""
+        watch = self._persistently(lambda: self.backend.watch(self.engine, buffer_id))
+        watch.start()
+        return watch
 
     def address(self) -> dict[str, Any]:
         """What ``Database(**address)`` needs to open the same database elsewhere; holds the password."""
@@ -132,9 +217,6 @@ class Database:
         """Close every idle connection; later scopes raise ``MemoryClosed``."""
         self._closed = True
         self.engine.dispose()
-
-    def _connected(self, engine: Engine) -> AbstractContextManager[Connection]:
-        return self._given_back(engine.connect())
 
     @contextmanager
     def _given_back(self, conn: Connection) -> Iterator[Connection]:
@@ -153,32 +235,38 @@ class Database:
         if self._closed:
             raise MemoryClosed(f"{self.backend.describe()} was closed; open it again")
 
-    def _inside(self, transaction: _Transaction, work: Callable[[], T]) -> T:
+    def _inside(self, transaction: _Transaction, work: Callable[[Connection], T]) -> T:
         if transaction.dead:
             raise _dead()
+        conn = transaction.connection
         try:
             with self._translated():
-                return work()
+                return work(conn)
         finally:
-            transaction.dead |= not self.backend.in_transaction(transaction.connection)
+            transaction.dead |= self.backend.transaction_state(conn) is not TransactionState.OPEN
 
     def _savepoint(self, transaction: _Transaction, work: Callable[[Connection], T]) -> T:
         with self._savepoint_block(transaction):
-            return work(transaction.connection)
+            return self._together(transaction.connection, work)
+
+    def _together(self, conn: Connection, work: Callable[[Connection], T]) -> T:
+        with self.backend.together(conn):
+            return work(conn)
 
     @contextmanager
     def _savepoint_block(self, transaction: _Transaction) -> Iterator[None]:
         if transaction.dead:
             raise _dead()
-        savepoint = transaction.connection.begin_nested()
+        conn = transaction.connection
+        savepoint = conn.begin_nested()
         try:
             yield
         except BaseException:
             # SQLite ends the whole transaction itself on a full disk; then there is no savepoint to return to.
-            if self.backend.in_transaction(transaction.connection):
-                savepoint.rollback()
-            else:
+            if self.backend.transaction_state(conn) is TransactionState.GONE:
                 transaction.dead = True
+            else:
+                savepoint.rollback()
             raise
         if transaction.dead:
             raise _dead()
@@ -194,7 +282,7 @@ class Database:
             failure = self.backend.classify(exc)
             if failure is None:
                 raise
-            raise _error_for(failure, self.backend.describe(), self.backend.busy_timeout, exc) from exc
+            raise _error_for(failure, self.backend, exc) from exc
 
     def _after_fork(self) -> None:
         _inherited.append(self.engine.pool)
@@ -202,33 +290,45 @@ class Database:
         self._local = threading.local()
 
 
+def _abandon(conn: Connection) -> None:
+    try:
+        conn.rollback()
+    except Exception:
+        conn.invalidate()  # whatever the driver says of it, nobody else gets this connection
+
+
 def _dead() -> TransactionDead:
     return TransactionDead(
-        "the database ended this transaction itself (usually a full disk): nothing of the block was committed; "
-        "leave the block, make room, and run it again"
+        "the database ended this transaction itself (a full disk, a lost connection, a conflict): nothing of the block "
+        "was committed; leave the block, remove the cause, and run it again"
     )
 
 
-def _error_for(failure: Failure, where: str, busy_timeout: float, exc: Exception) -> MemstoreError:
+def _error_for(failure: Failure, backend: Backend, exc: Exception) -> MemstoreError:
     detail = str(getattr(exc, "orig", exc)).splitlines()[0]
+    where = backend.describe()
     match failure:
-        case Failure.BUSY | Failure.CONFLICT:
+        case Failure.BUSY:
             return StoreBusy(
-                f"{where}: another process held the write lock for {busy_timeout:g} s; keep transaction() blocks "
-                f"short, or open with a larger busy_timeout= ({detail})"
+                f"{where}: another process held the write lock for {backend.busy_timeout:g} s; keep transaction() "
+                f"blocks short, or open with a larger busy_timeout= ({detail})"
+            )
+        case Failure.CONFLICT:
+            return StoreBusy(
+                f"{where}: rolled back for the sake of another writer, nothing was written; run it again ({detail})"
             )
         case Failure.FULL:
             return StoreFull(f"{where}: no room to write, the transaction was rolled back; free some space ({detail})")
         case Failure.READ_ONLY:
-            return StoreReadOnly(f"{where} is read-only for this process; check the file and its folder ({detail})")
+            return StoreReadOnly(f"{where} is read-only for this process; check its permissions ({detail})")
         case Failure.CORRUPT:
             return StoreCorrupt(f"{where} is damaged; run 'memstore check', restore a backup ({detail})")
         case Failure.NOT_A_DATABASE:
             return NotAMemstore(f"{where} is not a database; nothing was changed ({detail})")
         case Failure.UNAVAILABLE:
-            return StoreUnavailable(f"{where} cannot be opened; does its folder exist? ({detail})")
+            return StoreUnavailable(f"{where} cannot be opened; {backend.advice} ({detail})")
         case Failure.LOST:
-            return ConnectionLost(f"{where}: the connection broke ({detail})")
+            return ConnectionLost(f"{where}: the connection broke, nothing was written; run it again ({detail})")
         case _:
             return MemstoreError(f"{where}: {detail}")
 

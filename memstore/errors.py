@@ -11,6 +11,10 @@ class MemstoreError(Exception):
     """Root of all errors raised by memstore."""
 
 
+class StoreWarning(UserWarning):
+    """The database works, but where it lies it may not keep its promises."""
+
+
 class ConfigError(MemstoreError, ValueError):
     """A setting is invalid, or differs from the one the buffer was created with."""
 
@@ -48,7 +52,11 @@ class TransactionDead(MemstoreError, RuntimeError):
 
 
 class StoreBusy(MemstoreError, TimeoutError):
-    """Another process held the write lock for longer than ``busy_timeout``; nothing was written."""
+    """Another process held the write lock for longer than ``busy_timeout``, or won a conflict; nothing was written."""
+
+
+class WaitTimeout(MemstoreError, TimeoutError):
+    """What was waited for did not happen in time; nothing was written."""
 
 
 class StoreFull(MemstoreError, OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sqlalchemy import Connection, delete, select
@@ -14,6 +14,7 @@ from memstore.config import DEFAULT_CAPACITY, DEFAULT_EPSILON, MAX_EPSILON, Sett
 from memstore.episodes import remove
 from memstore.errors import ConfigError
 from memstore.eviction import Newcomers, as_eviction, default_eviction, order_keys, plan
+from memstore.limiter import SamplesPerInsert, check_limiter, limiter_to_json, set_limiter
 from memstore.schema import (
     buffer,
     checkpoint,
@@ -22,6 +23,8 @@ from memstore.schema import (
     episode_key,
     episode_tag,
     id_range,
+    lease,
+    limiter,
     payload,
     replay_event,
     replay_metadata,
@@ -49,6 +52,7 @@ def new_settings(
     epsilon: float | None,
     eviction: EvictionPolicy | str | None,
     max_replays: int | None,
+    limiter: SamplesPerInsert | None,
     seed: int | None,
 ) -> Settings:
     """Settings of a new buffer; None stands for the default."""
@@ -62,10 +66,17 @@ def new_settings(
         strategy=chosen.to_json(),
         eviction=default_eviction(chosen.name).value,
         max_replays=None,
+        limiter=None,
         seed=secrets.randbits(62) if seed is None else seed,
     )
     return changed_settings(
-        blank, capacity=capacity, strategy=None, alpha=alpha, eviction=eviction, max_replays=max_replays
+        blank,
+        capacity=capacity,
+        strategy=None,
+        alpha=alpha,
+        eviction=eviction,
+        max_replays=max_replays,
+        limiter=limiter,
     )
 
 
@@ -77,6 +88,7 @@ def changed_settings(
     alpha: float | None,
     eviction: EvictionPolicy | str | None,
     max_replays: int | None,
+    limiter: SamplesPerInsert | Literal["none"] | None,
 ) -> Settings:
     """The settings with those given changed.
 
@@ -95,7 +107,11 @@ def changed_settings(
     if max_replays is not None:
         limit = check_int("max_replays", max_replays, minimum=0)
         changes["max_replays"] = limit or None
-    return replace(settings, **changes)
+    if limiter is not None:
+        changes["limiter"] = None if limiter == "none" else limiter_to_json(limiter)
+    changed = replace(settings, **changes)
+    check_limiter(changed)
+    return changed
 
 
 def reconfigure(snapshot: Snapshot, settings: Settings) -> Ints:
@@ -108,6 +124,8 @@ def reconfigure(snapshot: Snapshot, settings: Settings) -> Ints:
         _check_reservoir(snapshot, settings)
     state.settings = settings
     change_settings(snapshot.conn, state.buffer_id, **asdict(settings))
+    if settings.limiter != old.limiter:
+        set_limiter(snapshot.conn, state.buffer_id, settings, state.counters.inserted)
     if settings.alpha != old.alpha:
         rows = snapshot.scan()
         state.strata.reweigh(rows.stratum, rows.loss, settings.epsilon, settings.alpha)
@@ -150,7 +168,7 @@ def drop_buffer(conn: Connection, number: int) -> None:
         (domain, "id"),
     ):
         conn.execute(delete(table).where(table.c[key].between(low, high)))
-    for table in (episode_key, episode_tag, checkpoint):
+    for table in (episode_key, episode_tag, checkpoint, limiter, lease):
         conn.execute(delete(table).where(table.c.buffer_id == number))
     conn.execute(delete(buffer).where(buffer.c.id == number))
 

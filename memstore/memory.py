@@ -12,27 +12,29 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore import checkpoint, episodes, history, maintenance
+from memstore import checkpoint, episodes, history, leases, maintenance
+from memstore import limiter as limits
 from memstore.codec import Signature
-from memstore.config import check_float, check_int, check_name
-from memstore.errors import InvalidValue, MemoryEmpty
+from memstore.config import check_int, check_name
+from memstore.drawing import MemoryDrawer
+from memstore.errors import InvalidValue
 from memstore.inputs import (
     as_losses,
-    check_count,
     check_ids,
     check_time,
     invalid_losses,
     make_offer,
     refuse_invalid,
 )
-from memstore.reader import MemoryReader, signature_of, stored_signature
-from memstore.sampling import Normalize, make_batch
+from memstore.limiter import SamplesPerInsert
+from memstore.reader import signature_of, stored_signature
 from memstore.snapshot import Rows, Snapshot
-from memstore.strategies import Strategy, as_strategy
+from memstore.strategies import Strategy
 from memstore.types import Batch, EvictionPolicy, Retention, RetentionPolicy, UpdateResult
+from memstore.waiting import check_timeout, wait_until
 
 
-class EpisodicMemory(MemoryReader):
+class EpisodicMemory(MemoryDrawer):
     """A persistent experience-replay memory; ``memstore.open`` makes one.
 
     Every change is committed when the call returns, unless inside ``transaction()``, and is then visible to every
@@ -53,6 +55,7 @@ class EpisodicMemory(MemoryReader):
         tags: Sequence[str] = (),
         key: str | None = None,
         extra: Any = None,
+        timeout: float | None = None,
     ) -> int:
         """Add one episode; committed on return. Parameters as for ``extend``.
 
@@ -61,10 +64,8 @@ class EpisodicMemory(MemoryReader):
         int
             The episode's id; with a ``key`` that was seen before, that of the first episode with this key.
         """
-        ids = self._insert(
-            payload, None, domain=domain, loss=loss, timestamp=timestamp, level=level, tags=tags, key=key, extra=extra
-        )
-        return int(ids[0])
+        columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
+        return int(self._insert(payload, None, timeout, columns | {"extra": extra})[0])
 
     def extend(
         self,
@@ -77,6 +78,7 @@ class EpisodicMemory(MemoryReader):
         tags: Any = (),
         key: Any = None,
         extra: Any = None,
+        timeout: float | None = None,
     ) -> NDArray[np.int64]:
         """Add n episodes in one commit: all of them or none. Every keyword takes one value or a sequence of n.
 
@@ -96,6 +98,9 @@ class EpisodicMemory(MemoryReader):
         key : str, optional
             Idempotency key: adding it again is a no-op that returns the first id, also after a crash or an eviction.
         extra : JSON value, optional
+        timeout : float, optional
+            Seconds to wait while the buffer's limiter (``SamplesPerInsert``) holds adds back; by default as long as it
+            takes. One value for all.
 
         Returns
         -------
@@ -108,14 +113,17 @@ class EpisodicMemory(MemoryReader):
             When anything is refused; nothing was written.
         MemoryFull
             Under eviction policy ``none``, when they do not all fit.
+        WaitTimeout
+            When the limiter did not admit them in time; nothing was written.
         """
-        count = Signature.batch_size(payload)
-        return self._insert(
-            payload, count, domain=domain, loss=loss, timestamp=timestamp, level=level, tags=tags, key=key, extra=extra
-        )
+        columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
+        return self._insert(payload, Signature.batch_size(payload), timeout, columns | {"extra": extra})
 
-    def _insert(self, payload: Mapping[str, Any], count: int | None, **columns: Any) -> NDArray[np.int64]:
+    def _insert(
+        self, payload: Mapping[str, Any], count: int | None, timeout: float | None, columns: dict[str, Any]
+    ) -> NDArray[np.int64]:
         now = time.time()
+        patience = check_timeout(timeout)
 
         def encode(signature: Signature) -> list[bytes]:
             return [signature.encode_one(payload)] if count is None else signature.encode(payload, count)
@@ -125,6 +133,7 @@ class EpisodicMemory(MemoryReader):
         offer = make_offer(encode(assumed), now, **columns)
 
         def work(snapshot: Snapshot) -> episodes.Inserted:
+            limits.admit_add(snapshot)
             stored = signature_of(snapshot)
             if stored is None:
                 maintenance.fix_signature(snapshot, assumed.to_json())
@@ -132,7 +141,13 @@ class EpisodicMemory(MemoryReader):
                 return episodes.insert(snapshot, replace(offer, blobs=encode(stored)))
             return episodes.insert(snapshot, offer)
 
-        inserted = self._session.write(work, lambda result: result.blobs)
+        def attempt() -> episodes.Inserted | None:
+            try:
+                return self._session.write(work, lambda result: result.blobs)
+            except limits.OutOfStep:
+                return None
+
+        inserted = wait_until(self._session, attempt, patience, self._standing)
         self._session.cache.drop(inserted.evicted.tolist())
         return inserted.ids
 
@@ -170,10 +185,11 @@ class EpisodicMemory(MemoryReader):
         alpha: float | None = None,
         eviction: EvictionPolicy | str | None = None,
         max_replays: int | None = None,
+        limiter: SamplesPerInsert | Literal["none"] | None = None,
     ) -> int:
         """Change stored settings for every process, in one commit; shrinking evicts. Returns how many were evicted.
 
-        ``max_replays=0`` lifts the limit.
+        ``max_replays=0`` and ``limiter="none"`` lift those limits; a new limiter counts from now on.
         """
         changes: dict[str, Any] = {
             "capacity": capacity,
@@ -181,6 +197,7 @@ class EpisodicMemory(MemoryReader):
             "alpha": alpha,
             "eviction": eviction,
             "max_replays": max_replays,
+            "limiter": limiter,
         }
 
         def work(snapshot: Snapshot) -> NDArray[np.int64]:
@@ -192,68 +209,7 @@ class EpisodicMemory(MemoryReader):
             self._strategy = None
         return len(evicted)
 
-    # Drawing and learning
-
-    def sample(
-        self,
-        count: int,
-        *,
-        strategy: Strategy | str | None = None,
-        alpha: float | None = None,
-        beta: float = 0.0,
-        replacement: bool = False,
-        normalize: Normalize = "buffer",
-        exact_probability: bool = False,
-    ) -> Batch:
-        """Draw episodes from one consistent snapshot, with their payloads.
-
-        Parameters
-        ----------
-        count : int
-            Without replacement, the default, a memory that holds fewer returns them all.
-        strategy, alpha : optional
-            In place of the buffer's, for this call.
-        beta : float
-            Exponent of the importance weights ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4); 0 gives
-            ones. They correct the bias exactly at ``beta=1`` with ``replacement=True``, approximately without.
-        normalize : "buffer" or "batch"
-            What ``p_min`` is taken over. For ``Mixed`` over the buffer it is the share-weighted sum of the components'
-            minima: never above the true one, and equal to it when at most one component is not uniform.
-        exact_probability : bool
-            Compute ``probability`` even where that needs a scan of the buffer.
-
-        Raises
-        ------
-        MemoryEmpty
-            When there is nothing to draw from.
-        """
-        wanted = check_count(count)
-        beta = check_float("beta", beta)
-        if normalize not in ("buffer", "batch"):
-            raise InvalidValue(f"normalize must be 'buffer' or 'batch', got {normalize!r}")
-
-        def work(snapshot: Snapshot) -> Batch:
-            chosen = self._default_strategy(snapshot) if strategy is None else as_strategy(strategy)
-            if alpha is not None:
-                chosen = chosen.with_alpha(alpha)
-            if not snapshot.live:
-                raise MemoryEmpty(f"{self!r} holds no episode to draw; add some first")
-            rows = chosen.draw(snapshot, self._session.rng, wanted, Rows.none(), replacement=replacement)
-            signature = signature_of(snapshot)
-            assert signature is not None
-            return make_batch(
-                snapshot,
-                chosen,
-                rows,
-                signature,
-                self._session.cache,
-                keep=not self._session.database.transaction_open,
-                beta=beta,
-                normalize=normalize,
-                exact=exact_probability,
-            )
-
-        return self._session.draw(work)
+    # Learning
 
     def update(
         self,
@@ -263,7 +219,7 @@ class EpisodicMemory(MemoryReader):
         step: int | None = None,
         on_invalid: Literal["raise", "skip"] = "raise",
     ) -> UpdateResult:
-        """Write losses back, and one replay event each, in one commit.
+        """Write losses back, and one replay event each, in one commit. A leased batch is released by it.
 
         Parameters
         ----------
@@ -292,7 +248,14 @@ class EpisodicMemory(MemoryReader):
         )
         if not valid.any():
             return UpdateResult(np.empty(0, np.int64), np.empty(0, np.int64), np.unique(ids))
-        updated, missing = self._session.write(lambda s: history.update(s, replay, ids[valid], losses[valid]))
+        token = replayed.lease if isinstance(replayed, Batch) else None
+
+        def work(snapshot: Snapshot) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            if token is not None:
+                leases.release(snapshot, token)
+            return history.update(snapshot, replay, ids[valid], losses[valid])
+
+        updated, missing = self._session.write(work)
         rejected = np.setdiff1d(ids[~valid], ids[valid])
         return UpdateResult(updated, missing, rejected)
 

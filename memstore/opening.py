@@ -26,6 +26,7 @@ from memstore.config import (
 )
 from memstore.database import Database
 from memstore.errors import ConfigError
+from memstore.limiter import SamplesPerInsert, set_limiter
 from memstore.maintenance import drop_buffer, fix_signature, new_settings
 from memstore.memory import EpisodicMemory
 from memstore.session import Session
@@ -46,6 +47,7 @@ def open(
     epsilon: float | None = None,
     eviction: EvictionPolicy | str | None = None,
     max_replays: int | None = None,
+    limiter: SamplesPerInsert | None = None,
     signature: Mapping[str, Any] | None = None,
     seed: int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
@@ -61,7 +63,7 @@ def open(
     Parameters
     ----------
     target : path or URL
-        ``"run7.db"`` or ``"sqlite:///run7.db"``.
+        ``"run7.db"``, ``"sqlite:///run7.db"`` or ``"postgresql://user@host/database"``.
     buffer : str
         Which of the database's buffers.
     capacity* : int
@@ -78,6 +80,8 @@ def open(
         DomainBalanced, else ``fifo``.
     max_replays* : int
         Remove an episode after this many loss updates; never by default.
+    limiter* : SamplesPerInsert
+        Keep draws and adds in step across all processes; none by default.
     signature* : mapping
         Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``; None is a ragged
         dimension. Fixed by the first add otherwise.
@@ -86,9 +90,10 @@ def open(
     cache_bytes : int
         Budget for hot payloads, 256 MiB by default; 0 turns the cache off.
     durability : "process" or "power"
-        What a commit survives: the death of the process (kill -9), or power loss too.
+        What a commit survives: the death of the process (kill -9), or also power loss (and, on PostgreSQL, a crash of
+        the server). SQLite's ``synchronous``, PostgreSQL's ``synchronous_commit``; neither setting can corrupt.
     busy_timeout : float
-        Seconds to wait for another process's write lock.
+        Seconds to wait for another process's write lock, or to try again after a conflict or a lost connection.
     consumer : str
         Name written into the replay history; host and process number by default.
     create : bool
@@ -107,8 +112,9 @@ def open(
     if seed is not None:
         check_int("seed", seed, minimum=0)
     fields = None if signature is None else Signature.from_spec(signature).to_json()
-    given = {"capacity": capacity, "epsilon": epsilon, "eviction": eviction, "max_replays": max_replays}
-    settings = new_settings(strategy=strategy, alpha=alpha, seed=seed, **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"capacity": capacity, "epsilon": epsilon, "eviction": eviction}
+    given |= {"max_replays": max_replays, "limiter": limiter}
+    settings = new_settings(strategy=strategy, alpha=alpha, seed=seed, **given)
     cache = PayloadCache(check_int("cache_bytes", cache_bytes, minimum=0))
     database = Database(
         parse_url(target),
@@ -211,7 +217,9 @@ def _find_or_create(
         if not create:
             names = ", ".join(map(repr, buffer_names(conn))) or "none"
             raise ConfigError(f"{database.backend.describe()} holds no buffer {name!r} (there are: {names})")
-        return create_buffer(conn, name, settings, signature, time.time(), __version__), False
+        number = create_buffer(conn, name, settings, signature, time.time(), __version__)
+        set_limiter(conn, number, settings, added=0)
+        return number, False
 
     return database.in_write(make) if create else database.in_read(make)
 
@@ -221,6 +229,7 @@ def _compare(name: str, settings: Settings, state: State, wanted: set[str], sign
         "capacity": "memory.configure(capacity=...), shrinking evicts",
         "eviction": "memory.configure(eviction=...)",
         "max_replays": "memory.configure(max_replays=...)",
+        "limiter": "memory.configure(limiter=...)",
         "epsilon": "it is fixed at creation; leave it out, or start another buffer with buffer='...'",
     }
     for setting in sorted(wanted):

@@ -60,6 +60,7 @@ buffer = Table(
     Column("eviction", Text, nullable=False),
     Column("max_replays", Count),
     Column("signature", Text),
+    Column("limiter", Text),
     Column("seed", Count, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("created_by", Text, nullable=False),
@@ -93,7 +94,7 @@ episode = Table(
     Column("buffer_id", Id, nullable=False),
     Column("domain_id", Id, nullable=False),
     Column("timestamp", Float, nullable=False),
-    Column("level", Integer),
+    Column("level", Count),
     Column("key", Text),
     Column("extra", Text),
     Index(None, "buffer_id", "timestamp"),
@@ -173,6 +174,27 @@ stratum = Table(
     Column("revision", Count, nullable=False),
     UniqueConstraint("buffer_id", "domain_id", "bucket"),
     Index(None, "buffer_id", "revision"),
+    sqlite_strict=True,
+)
+
+# A row for a buffer with a limiter, apart from the buffer's: a draw must not wait for the writer that holds that.
+limiter = Table(
+    "limiter",
+    metadata,
+    Column("buffer_id", Id, primary_key=True, autoincrement=False),
+    Column("drawn", Count, nullable=False),
+    sqlite_strict=True,
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("buffer_id", Id, primary_key=True),
+    Column("episode_id", Id, primary_key=True),
+    Column("token", Text, nullable=False),
+    Column("consumer", Text, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    sqlite_with_rowid=False,
     sqlite_strict=True,
 )
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from sqlalchemy import Connection
 
+from memstore.backends import Watch
 from memstore.cache import PayloadCache
 from memstore.database import Database
 from memstore.snapshot import Snapshot, State
@@ -53,20 +54,27 @@ class Session:
             self._publish(state)
         return result
 
-    def draw(self, work: Callable[[Snapshot], T]) -> T:
-        """``read`` with the generator: one draw at a time, and none of a failed one is used up."""
+    def draw(self, work: Callable[[Snapshot], T], *, write: bool = False) -> T:
+        """``read``, or ``write``, with the generator: one draw at a time, and none of a failed one is used up."""
         with self._lock, self._rewinding():
-            return self.read(work)
+            before = self.rng.bit_generator.state
+
+            def attempt(snapshot: Snapshot) -> T:
+                self.rng.bit_generator.state = before  # the database may ask for another attempt: the same draw
+                return work(snapshot)
+
+            return self.write(attempt) if write else self.read(attempt)
 
     def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
         """Run ``work`` under the buffer's lock and commit; ``payloads`` says what of its result to cache then."""
 
         def scope(conn: Connection) -> tuple[T, State]:
             backend = self.database.backend
-            backend.lock_buffer(conn, self.committed.buffer_id)
+            self._lock_buffer(conn)
             state = (self._uncommitted or self.committed).at(conn, backend).copy()
             result = work(Snapshot(conn, backend, state))
             state.flush(conn, backend)
+            backend.announce(conn, state.buffer_id)
             return result, state
 
         with self._lock:
@@ -78,19 +86,40 @@ class Session:
                 self._commit()
         return result
 
+    def aside(self, work: Callable[[Snapshot], T]) -> T:
+        """Commit a change that leaves the buffer's state alone, so without its lock; the snapshot may be mixed."""
+
+        def scope(conn: Connection) -> T:
+            backend = self.database.backend
+            result = work(Snapshot(conn, backend, (self._mine() or self.committed).at(conn, backend)))
+            backend.announce(conn, self.committed.buffer_id)
+            return result
+
+        return self.database.in_write(scope)
+
+    def watch(self) -> Watch:
+        """A started watch on commits to the buffer by anyone; close it."""
+        return self.database.watch(self.committed.buffer_id)
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make everything inside one commit; on an exception nothing of the block remains."""
         with self._lock:
+            nested = self.database.transaction_open
             before, payloads = self._uncommitted, dict(self._new_payloads)
             try:
                 with self._rewinding(), self.database.transaction():
+                    if not nested:
+                        self.database.in_write(self._lock_buffer)
                     yield
             except BaseException:
                 self._uncommitted, self._new_payloads = before, payloads
                 raise
             if not self.database.transaction_open:
                 self._commit()
+
+    def _lock_buffer(self, conn: Connection) -> None:
+        self.database.backend.lock_buffer(conn, self.committed.buffer_id)
 
     def restore(self, generator: Mapping[str, Any]) -> None:
         """Put the generator into a stored state."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from memstore.backends import Backend
-from memstore.buffer import Counters, Row, read_row, write_counters
+from memstore.buffer import Counters, Row, read_buffer, write_counters
 from memstore.config import Settings
 from memstore.errors import StoreCorrupt
 from memstore.schema import domain, first_id, id_range, replay_metadata
@@ -74,9 +74,9 @@ class State:
     @classmethod
     def load(cls, conn: Connection, backend: Backend, buffer_id: int) -> State:
         """Read everything."""
-        row = read_row(conn, backend, buffer_id)
+        row, changed = read_buffer(conn, backend, buffer_id, since=-1)
         state = cls(buffer_id, row.settings, row.signature, Counters(revision=-1), Strata(buffer_id))
-        return state._updated(conn, row)
+        return state._updated(conn, row, changed)
 
     def copy(self) -> State:
         """An independent copy; the domain names are shared until one is added."""
@@ -87,16 +87,16 @@ class State:
 
         Only what changed since is read: 10,000 domains do not mean 100,000 rows a draw.
         """
-        row = read_row(conn, backend, self.buffer_id)
+        row, changed = read_buffer(conn, backend, self.buffer_id, since=self.counters.revision)
         if row.counters.revision == self.counters.revision:
             return self
         if row.counters.revision < self.counters.revision:
             # The snapshot is older than the copy: another thread committed meanwhile.
             return State.load(conn, backend, self.buffer_id)
-        return self.copy()._updated(conn, row)
+        return self.copy()._updated(conn, row, changed)
 
-    def _updated(self, conn: Connection, row: Row) -> State:
-        self.strata.refresh(conn, self.counters.revision)
+    def _updated(self, conn: Connection, row: Row, changed: list[tuple[Any, ...]]) -> State:
+        self.strata.refresh(changed)
         if row.counters.domains > len(self.domain_names):
             self._load_domains(conn)
         self.settings, self.signature, self.counters = row.settings, row.signature, row.counters

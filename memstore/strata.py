@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from memstore.backends import Backend
 from memstore.errors import StoreCorrupt
@@ -27,6 +27,10 @@ Floats = NDArray[np.float64]
 
 FALL_BEFORE_MOVE = 2
 """A row whose loss fell moves only when it stands this many buckets too high, so most updates move nothing."""
+
+
+REFRESHED = ("id", "domain_id", "bucket", "count", "weight_sum", "loss_sum")
+"""Columns of ``stratum`` that a process keeps a copy of."""
 
 
 def log2_priority(loss: Floats, epsilon: float, top_priority: float) -> Floats:
@@ -205,14 +209,8 @@ class Strata:
             raise StoreCorrupt(f"positions of buffer {self.buffer_id} are not dense; run 'memstore check'")
         return np.array([row[1] for row in found], np.int64), fill
 
-    def refresh(self, conn: Connection, since: int) -> None:
-        """Take over what other processes changed after revision ``since``."""
-        c = stratum.c
-        rows = conn.execute(
-            select(c.id, c.domain_id, c.bucket, c.count, c.weight_sum, c.loss_sum)
-            .where(c.buffer_id == self.buffer_id, c.revision > since)
-            .order_by(c.id)
-        ).all()
+    def refresh(self, rows: list[tuple[Any, ...]]) -> None:
+        """Take over what other processes changed: ``REFRESHED`` columns by id."""
         if not rows:
             return
         ids, domains, buckets, counts, weights, losses = map(np.array, zip(*rows, strict=True))

@@ -120,6 +120,8 @@ class Batch:
         Importance weight, at most 1 (at most 1 up to rounding).
     strategy : str
         Name of the strategy that drew the batch.
+    lease : str or None
+        Token of the lease that holds the episodes for this consumer; None for a batch that was sampled.
     """
 
     ids: NDArray[np.int64]
@@ -131,6 +133,7 @@ class Batch:
     probability: NDArray[np.float64] | None
     weight: NDArray[np.float64]
     strategy: str
+    lease: str | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -14,12 +14,12 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, column, inspect, select, table
 
 from memstore import errors
-from memstore.config import DEFAULT_BUSY_TIMEOUT, parse_url
+from memstore.config import DEFAULT_BUSY_TIMEOUT, parse_url, shown_url
 from memstore.database import Database
-from memstore.schema import VERSION_TABLE
+from memstore.schema import VERSION_TABLE, metadata
 from memstore.version import __version__
 
-REVISIONS: tuple[str, ...] = ("0001",)
+REVISIONS: tuple[str, ...] = ("0001", "0002")
 HEAD = REVISIONS[-1]
 """The revision that this version works with."""
 
@@ -93,20 +93,26 @@ def upgrade(
         database.close()
 
 
-def schema_version(conn: Connection) -> str | None:
-    """Schema revision of the connection's database, None when it is empty; ``NotAMemstore`` for others' tables."""
-    where = conn.engine.url.render_as_string(hide_password=True)
+def schema_version(conn: Connection, *, shared: bool = False) -> str | None:
+    """Schema revision of the connection's database, None when it holds no memstore.
+
+    ``NotAMemstore`` for tables of others; where the database is ``shared`` with them, only for tables named as ours.
+    """
+    where = shown_url(conn.engine.url)
     inspector = inspect(conn)
     if inspector.has_table(VERSION_TABLE):
         versions = list(conn.scalars(_version_query))
         if len(versions) != 1:
             raise errors.StoreCorrupt(f"{where}: {VERSION_TABLE} has {len(versions)} rows, not 1; restore a backup")
         return str(versions[0])
-    names = inspector.get_table_names() or inspector.get_view_names()
+    names = inspector.get_table_names() + inspector.get_view_names()
+    if shared:
+        names = [name for name in names if name in metadata.tables]
     if names:
         shown = ", ".join(map(repr, names[:3])) + (" ..." if len(names) > 3 else "")
+        own = "a schema of its own (?options=-csearch_path%3DNAME)" if shared else "a file of its own"
         raise errors.NotAMemstore(
-            f"{where} holds other tables ({shown}) and no memstore; nothing was changed. Give memstore its own"
+            f"{where} holds other tables ({shown}) and no memstore; nothing was changed. Give memstore {own}"
         )
     return None
 
@@ -138,17 +144,17 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
 
     def migrate(conn: Connection) -> Upgraded:
         backend.lock_schema(conn)
-        version = schema_version(conn)
+        version = schema_version(conn, shared=backend.shared)
         refuse(version)
         if version == HEAD:  # someone else was first
             return Upgraded(HEAD, HEAD)
         copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
         _run_migrations(conn)
-        if schema_version(conn) != HEAD:
+        if schema_version(conn, shared=backend.shared) != HEAD:
             raise errors.SchemaError(f"the migrations in {_migrations()} do not lead to {HEAD!r}; reinstall memstore")
         return Upgraded(version, HEAD, copy)
 
-    version = database.in_read(schema_version)
+    version = database.in_read(lambda conn: schema_version(conn, shared=backend.shared))
     refuse(version)
     if version == HEAD:
         with suppress(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import URL
 
-from memstore.backends.base import Backend, Failure
+from memstore.backends.base import Backend, Failure, TransactionState, Watch
 from memstore.config import Durability
 from memstore.errors import ConfigError
 
-__all__ = ["Backend", "Failure", "backend_for"]
+__all__ = ["Backend", "Failure", "TransactionState", "Watch", "backend_for"]
 
 
 def backend_for(url: URL, durability: Durability, busy_timeout: float) -> Backend:
@@ -17,11 +17,17 @@ def backend_for(url: URL, durability: Durability, busy_timeout: float) -> Backen
     Raises
     ------
     ConfigError
-        When memstore has no backend for it.
+        When memstore has no backend for it, or its driver is not installed.
     """
     name = url.get_backend_name()
     if name == "sqlite":
         from memstore.backends.sqlite import SQLiteBackend
 
         return SQLiteBackend(url, durability, busy_timeout)
-    raise ConfigError(f"memstore has no backend for {name!r}; use a file path or sqlite:///path")
+    if name == "postgresql":
+        try:
+            from memstore.backends.postgres import PostgresBackend
+        except ImportError as exc:
+            raise ConfigError(f"PostgreSQL needs psycopg 3 ({exc}); run: pip install 'memstore[postgres]'") from exc
+        return PostgresBackend(url, durability, busy_timeout)
+    raise ConfigError(f"memstore has no backend for {name!r}; use a file path or postgresql://user@host/database")

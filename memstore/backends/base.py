@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import URL, Connection, Engine, Table
 
-from memstore.config import Durability
+from memstore.config import Durability, shown_url
 
 Ints = NDArray[np.int64]
 Columns = Mapping[str, Sequence[Any]]
@@ -38,8 +39,38 @@ class Failure(enum.Enum):
     OTHER = "other"
 
 
+class TransactionState(enum.Enum):
+    """What the database says of a transaction that was begun."""
+
+    OPEN = "open"
+    FAILED = "failed"  # it accepts only a rollback, of a savepoint or of all
+    GONE = "gone"
+
+
+class Watch(ABC):
+    """Tells a waiting process when to look again; a commit by anyone may be missed, never for longer than a wait."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Commits from now on end a wait."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> None:
+        """Return when something may have been committed, or after so many seconds."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the connection up."""
+
+
 class Backend(ABC):
     """One database dialect."""
+
+    shared = False
+    """Whether other programs may keep tables beside memstore's."""
+
+    advice = "does its folder exist?"
+    """What to look at when it cannot be opened."""
 
     def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
         self.url = url
@@ -63,8 +94,18 @@ class Backend(ABC):
         """Make this write transaction the only writer of the buffer, in a statement of its own."""
 
     @abstractmethod
-    def in_transaction(self, conn: Connection) -> bool:
-        """Whether the database still holds the transaction (SQLite drops it itself on a full disk)."""
+    def transaction_state(self, conn: Connection) -> TransactionState:
+        """How the begun transaction is (SQLite drops it itself on a full disk)."""
+
+    @abstractmethod
+    def together(self, conn: Connection) -> AbstractContextManager[None]:
+        """Inside, statements without a result need not be awaited one by one; an error may surface at a later one."""
+
+    @abstractmethod
+    def read_buffer(
+        self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
+    ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
+        """These columns of the buffer's row, and of its strata changed after revision ``since``, by id."""
 
     @abstractmethod
     def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
@@ -95,6 +136,18 @@ class Backend(ABC):
         """Rows standing at (stratum id, position), in any order, each with the ordinal of its candidate."""
 
     @abstractmethod
+    def clock(self, conn: Connection) -> float:
+        """Seconds since 1970 by the one clock that every process of the database shares."""
+
+    @abstractmethod
+    def announce(self, conn: Connection, buffer_id: int) -> None:
+        """Wake those who watch the buffer when this transaction commits."""
+
+    @abstractmethod
+    def watch(self, engine: Engine, buffer_id: int) -> Watch:
+        """A watch on the buffer, with a connection of its own."""
+
+    @abstractmethod
     def classify(self, error: BaseException) -> Failure | None:
         """What the error means, or None if it is not a driver's."""
 
@@ -107,12 +160,12 @@ class Backend(ABC):
         """The database's own complaints about its pages; empty when it has none."""
 
     @abstractmethod
-    def notes(self) -> Iterable[str]:
+    def notes(self, conn: Connection) -> Iterable[str]:
         """What a user of this database software should know, though it is no damage."""
 
     def describe(self) -> str:
         """The address without its password."""
-        return self.url.render_as_string(hide_password=True)
+        return shown_url(self.url)
 
     def exists(self) -> bool:
         """Whether there is something to open; True where only connecting can tell. Creates nothing."""

@@ -7,18 +7,20 @@ import itertools
 import json
 import sqlite3
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from memstore.backends.base import Backend, Columns, Failure, Ints, Located
+from memstore.backends.base import Backend, Columns, Failure, Ints, Located, TransactionState, Watch
+from memstore.backends.filesystem import network_filesystem, network_warning
 from memstore.config import sqlite_path
-from memstore.errors import StoreUnavailable
-from memstore.schema import SEQUENCE_BITS, replay_metadata
+from memstore.errors import StoreUnavailable, StoreWarning
+from memstore.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
 
 MINIMUM_VERSION = (3, 38, 0)
 
@@ -84,6 +86,10 @@ class SQLiteBackend(Backend):
             connection.execute(f"PRAGMA {pragma}")
 
     def prepare(self, engine: Engine) -> None:
+        path = sqlite_path(self.url)
+        kind = None if path is None else network_filesystem(path)
+        if kind is not None:
+            warnings.warn(network_warning(self.describe(), kind), StoreWarning, stacklevel=2)
         # The switch to WAL does not honour busy_timeout: 7 of 120 first openers failed without the retry.
         deadline = time.monotonic() + self.busy_timeout
         connection = engine.raw_connection()
@@ -107,8 +113,18 @@ class SQLiteBackend(Backend):
     def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
         """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
 
-    def in_transaction(self, conn: Connection) -> bool:
-        return _driver(conn).in_transaction
+    def transaction_state(self, conn: Connection) -> TransactionState:
+        return TransactionState.OPEN if _driver(conn).in_transaction else TransactionState.GONE
+
+    def together(self, conn: Connection) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def read_buffer(
+        self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
+    ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
+        found = self.select(conn, buffer, row, "id", [buffer_id])
+        changed = _driver(conn).execute(_changed_sql(tuple(strata)), (buffer_id, since)).fetchall()
+        return found[0] if found else None, changed
 
     def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
         # Not binding what is NULL in every row saves a fifth of an insert of plain episodes.
@@ -144,6 +160,15 @@ class SQLiteBackend(Backend):
         packed = (strata - base) << _POSITION_BITS | positions
         return _driver(conn).execute(_LOCATE, (json.dumps(packed.tolist()), base)).fetchall()
 
+    def clock(self, conn: Connection) -> float:
+        return time.time()  # a file's users share a machine
+
+    def announce(self, conn: Connection, buffer_id: int) -> None:
+        """Nothing to do: every commit changes the file's data version."""
+
+    def watch(self, engine: Engine, buffer_id: int) -> Watch:
+        return _DataVersion(engine)
+
     def classify(self, error: BaseException) -> Failure | None:
         cause = error.orig if isinstance(error, DBAPIError) else error
         if not isinstance(cause, sqlite3.Error):
@@ -162,7 +187,11 @@ class SQLiteBackend(Backend):
         wal = Path(f"{path}-wal")
         return {"database": path.stat().st_size, "wal": wal.stat().st_size if wal.exists() else 0}
 
-    def notes(self) -> Iterable[str]:
+    def notes(self, conn: Connection) -> Iterable[str]:
+        path = sqlite_path(self.url)
+        kind = None if path is None else network_filesystem(path)
+        if kind is not None:
+            yield network_warning(self.describe(), kind)
         if sqlite3.sqlite_version_info < (3, 51, 3):
             yield (
                 f"SQLite {sqlite3.sqlite_version} predates 3.51.3, which fixed a rare corruption when two connections "
@@ -198,6 +227,36 @@ class SQLiteBackend(Backend):
         finally:
             connection.close()
         return target
+
+
+class _DataVersion(Watch):
+    """Polls the counter that SQLite changes for a connection when another one committed; 3 us a look."""
+
+    def __init__(self, engine: Engine) -> None:
+        connection = engine.raw_connection()
+        connection.detach()  # its own commits do not count, so it is nobody else's
+        self._connection = cast(sqlite3.Connection, connection.driver_connection)
+        self._seen = -1
+
+    def start(self) -> None:
+        self._seen = self._version()
+
+    def wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        pause = 0.001
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, 0.02)
+            version = self._version()
+            if version != self._seen:
+                self._seen = version
+                return
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
 
 def _begin(conn: Connection) -> None:
@@ -242,3 +301,9 @@ def _delete_sql(table: str, key: str) -> str:
 def _select_sql(table: str, columns: tuple[str, ...], key: str) -> str:
     names = ", ".join(f't."{name}"' for name in columns)
     return f'SELECT {names} FROM json_each(?) AS j CROSS JOIN {table} AS t ON t."{key}" = j.value'
+
+
+@_cached
+def _changed_sql(columns: tuple[str, ...]) -> str:
+    names = ", ".join(f'"{name}"' for name in columns)
+    return f"SELECT {names} FROM {stratum.name} WHERE buffer_id = ? AND revision > ? ORDER BY id"

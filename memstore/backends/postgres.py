@@ -1,0 +1,317 @@
+"""PostgreSQL through psycopg 3: unnest arrays, pipelined statements, no session state.
+
+Nothing outlives a transaction on the server (settings are local to it, nothing is prepared), so a pooler in
+transaction mode may stand between. Preparing would gain nothing that could be measured: planning takes 0.1 ms.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, cast
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, encode, kind_of
+from memstore.backends.base import Backend, Columns, Failure, Ints, Located, TransactionState, Watch
+from memstore.config import Durability
+from memstore.errors import StoreUnavailable
+from memstore.schema import VERSION_TABLE, buffer, metadata, replay_metadata, stratum
+
+MINIMUM_VERSION = 130000
+
+CHANNEL = "memstore"
+"""What is notified, with the buffer's number, when a write commits."""
+
+STATEMENT_BYTES = 64 * 2**20
+"""Blobs in one statement; a message may hold 1 GiB, and both sides keep it in memory."""
+
+_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_SETTINGS = "SELECT set_config('synchronous_commit', %s, true), set_config('lock_timeout', %s, true)"
+
+_CODES = {
+    "40001": Failure.CONFLICT,
+    "40P01": Failure.CONFLICT,
+    "55P03": Failure.BUSY,
+    "53100": Failure.FULL,
+    "25006": Failure.READ_ONLY,
+    "42501": Failure.READ_ONLY,
+    "XX001": Failure.CORRUPT,
+    "XX002": Failure.CORRUPT,
+    "53300": Failure.LOST,
+    "57P01": Failure.LOST,
+    "57P02": Failure.LOST,
+    "57P03": Failure.LOST,
+    "57P05": Failure.LOST,
+    "25P03": Failure.LOST,
+}
+
+# OFFSET 0 keeps the planner from turning 2,500 candidates or more into a hash join over the whole table.
+_LOCATE = (
+    "SELECT c.n, m.episode_id, m.loss, m.replay_count "
+    "FROM unnest(%s::int8[], %s::int8[]) WITH ORDINALITY AS c(stratum_id, position, n) CROSS JOIN LATERAL "
+    f"(SELECT * FROM {replay_metadata.name} t WHERE t.stratum_id = c.stratum_id AND t.position = c.position OFFSET 0) m"
+)
+
+
+class PostgresBackend(Backend):
+    """A PostgreSQL database, or one schema of it by way of ``search_path``."""
+
+    shared = True
+    advice = "does the server run, do the database and the user exist?"
+
+    def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
+        super().__init__(url, durability, busy_timeout)
+        self._settings = ("on" if durability == "power" else "off", f"{int(busy_timeout * 1000)}ms")
+
+    def create_engine(self) -> Engine:
+        engine = create_engine(
+            self.url,
+            connect_args={"prepare_threshold": None},
+            isolation_level="AUTOCOMMIT",  # the begin event writes BEGIN; the driver's own would be a round trip
+            pool_use_lifo=True,
+            use_native_hstore=False,
+        )
+        event.listen(engine, "connect", _on_connect)
+        event.listen(engine, "begin", self._begin)
+        event.listen(engine, "after_cursor_execute", _settle)
+        return engine
+
+    def _begin(self, conn: Connection) -> None:
+        if conn.get_execution_options().get("memstore_write", False):
+            _send(conn, _WRITE)
+            _send(conn, _SETTINGS, self._settings)
+        else:
+            _send(conn, _READ)
+
+    def prepare(self, engine: Engine) -> None:
+        with engine.connect() as conn:
+            info = _driver(conn).info
+            if info.server_version < MINIMUM_VERSION:
+                raise StoreUnavailable(f"memstore needs PostgreSQL {MINIMUM_VERSION // 10000} or newer")
+            if info.parameter_status("server_encoding") != "UTF8":
+                raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create it with that")
+
+    @contextmanager
+    def together(self, conn: Connection) -> Iterator[None]:
+        with _driver(conn).pipeline() as pipeline:
+            conn.info["memstore_pipeline"] = pipeline
+            try:
+                yield
+            except BaseException:
+                with suppress(psycopg.Error):  # of statements already given up
+                    pipeline.sync()
+                raise
+            finally:
+                conn.info.pop("memstore_pipeline", None)
+
+    def lock_schema(self, conn: Connection) -> None:
+        _send(conn, f"SELECT pg_advisory_xact_lock(hashtextextended('{VERSION_TABLE} ' || current_schema(), 0))")
+
+    def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
+        _send(conn, f"SELECT FROM {buffer.name} WHERE id = %s FOR NO KEY UPDATE", (buffer_id,))
+
+    def transaction_state(self, conn: Connection) -> TransactionState:
+        if conn.invalidated:
+            return TransactionState.GONE
+        match _driver(conn).info.transaction_status:
+            case TransactionStatus.INTRANS | TransactionStatus.ACTIVE:
+                return TransactionState.OPEN
+            case TransactionStatus.INERROR:
+                return TransactionState.FAILED
+            case _:
+                return TransactionState.GONE
+
+    def read_buffer(
+        self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
+    ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
+        found = _send(conn, _select_sql(buffer.name, tuple(row), "id", INT8.sql), (encode(INT8, [buffer_id]),))
+        changed = _send(conn, _changed_sql(tuple(strata)), (buffer_id, since))
+        return found.fetchone(), changed.fetchall()
+
+    def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
+        present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
+        if not present:  # no row at all: some column is never NULL
+            return
+        kinds = tuple(kind_of(table, name).sql for name in present)
+        for part in _parts(table, present):
+            arrays = [encode(kind_of(table, name), values[part]) for name, values in present.items()]
+            _send(conn, _insert_sql(table.name, tuple(present), kinds), arrays)
+
+    def update(self, conn: Connection, table: Table, key: str, columns: Columns) -> None:
+        kinds = tuple(kind_of(table, name).sql for name in columns)
+        arrays = [encode(kind_of(table, name), values) for name, values in columns.items()]
+        _send(conn, _update_sql(table.name, key, tuple(columns), kinds), arrays)
+
+    def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:
+        _send(conn, _delete_sql(table.name, key), (encode(INT8, values),))
+
+    def select(
+        self, conn: Connection, table: Table, columns: Sequence[str], key: str, values: Sequence[int]
+    ) -> list[tuple[Any, ...]]:
+        return _send(conn, _select_sql(table.name, tuple(columns), key, INT8.sql), (encode(INT8, values),)).fetchall()
+
+    def select_texts(
+        self, conn: Connection, table: Table, columns: Sequence[str], buffer_id: int, key: str, texts: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        sql = _select_sql(table.name, tuple(columns), key, TEXT.sql) + " AND t.buffer_id = %s"
+        return _send(conn, sql, (encode(TEXT, texts), buffer_id)).fetchall()
+
+    def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
+        if not len(strata):
+            return []
+        rows = _send(conn, _LOCATE, (encode(INT8, strata), encode(INT8, positions))).fetchall()
+        return [(ordinal - 1, *rest) for ordinal, *rest in rows]
+
+    def clock(self, conn: Connection) -> float:
+        return float(_send(conn, "SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()[0][0])
+
+    def announce(self, conn: Connection, buffer_id: int) -> None:
+        _send(conn, f"SELECT pg_notify('{CHANNEL}', %s)", (str(buffer_id),))
+
+    def watch(self, engine: Engine, buffer_id: int) -> Watch:
+        return _Listener(engine, buffer_id)
+
+    def classify(self, error: BaseException) -> Failure | None:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if not isinstance(cause, psycopg.Error):
+            return None
+        code = cause.sqlstate
+        if code is None or code.startswith("08"):
+            # Without a code it comes from the driver: the connection is gone, or never was.
+            return Failure.LOST if isinstance(cause, psycopg.OperationalError) or code else Failure.OTHER
+        return _CODES.get(code, Failure.OTHER)
+
+    def size(self, conn: Connection) -> dict[str, int]:
+        names = [table.name for table in metadata.sorted_tables]
+        sql = "SELECT sum(pg_table_size(t::regclass)), sum(pg_indexes_size(t::regclass)) FROM unnest(%s::text[]) t"
+        tables, indexes = _send(conn, sql, (encode(TEXT, names),)).fetchall()[0]
+        return {"tables": int(tables), "indexes": int(indexes)}
+
+    def integrity(self, conn: Connection) -> Iterable[str]:
+        return ()  # checksums of pages are the server's (pg_amcheck, data_checksums); it reads or refuses a page
+
+    def notes(self, conn: Connection) -> Iterable[str]:
+        risky = _send(
+            conn,
+            "SELECT name FROM pg_settings WHERE name = ANY(%s) AND setting = 'off' ORDER BY name",
+            (["fsync", "full_page_writes"],),
+        ).fetchall()
+        for (name,) in risky:
+            yield f"the server runs with {name}=off: a crash of its machine can damage the database"
+
+
+class _Listener(Watch):
+    """LISTEN on a connection of its own; where that is lost or not possible, a pause instead."""
+
+    def __init__(self, engine: Engine, buffer_id: int) -> None:
+        self._engine = engine
+        self._payload = str(buffer_id)
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def start(self) -> None:
+        with suppress(DBAPIError, psycopg.Error):
+            conn = self._engine.connect()
+            conn.detach()
+            self._connection = _driver(conn)
+            self._connection.execute(f"LISTEN {CHANNEL}")
+
+    def wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        if self._connection is None:
+            time.sleep(timeout)
+            self.start()
+            return
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                for notice in self._connection.notifies(timeout=left, stop_after=1):
+                    if notice.payload == self._payload:
+                        return
+        except psycopg.Error:
+            self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _on_connect(connection: psycopg.Connection[Any], _record: Any) -> None:
+    connection.adapters.register_dumper(Array, ArrayDumper)
+
+
+def _settle(conn: Connection, *_: Any) -> None:
+    """Make the result of a statement sent by SQLAlchemy arrive, which it takes for granted."""
+    pipeline = conn.info.get("memstore_pipeline")
+    if pipeline is not None:
+        pipeline.sync()
+
+
+def _driver(conn: Connection) -> psycopg.Connection[Any]:
+    return cast("psycopg.Connection[Any]", conn.connection.driver_connection)
+
+
+def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
+    """Send a statement; inside ``together`` its result is awaited where it is fetched, or at the end."""
+    return psycopg.Cursor(_driver(conn)).execute(sql, values or None, binary=True)
+
+
+def _parts(table: Table, columns: Columns) -> Iterator[slice]:
+    """Rows by the statement: all at once, unless the blobs are many."""
+    count = len(next(iter(columns.values())))
+    blobs = [values for name, values in columns.items() if kind_of(table, name) is BYTEA]
+    start = size = 0
+    for row in range(count) if blobs else ():
+        length = sum(len(values[row]) for values in blobs)
+        if size and size + length > STATEMENT_BYTES:
+            yield slice(start, row)
+            start, size = row, 0
+        size += length
+    yield slice(start, count)
+
+
+def _cached(build: Callable[..., str]) -> Callable[..., str]:
+    return functools.lru_cache(maxsize=None)(build)
+
+
+def _quoted(names: Iterable[str], prefix: str = "") -> str:
+    return ", ".join(f'{prefix}"{name}"' for name in names)
+
+
+def _arrays(kinds: tuple[str, ...]) -> str:
+    return ", ".join(f"%s::{kind}[]" for kind in kinds)
+
+
+@_cached
+def _insert_sql(table: str, columns: tuple[str, ...], kinds: tuple[str, ...]) -> str:
+    return f"INSERT INTO {table} ({_quoted(columns)}) SELECT * FROM unnest({_arrays(kinds)})"
+
+
+@_cached
+def _update_sql(table: str, key: str, columns: tuple[str, ...], kinds: tuple[str, ...]) -> str:
+    changes = ", ".join(f'"{name}" = c."{name}"' for name in columns if name != key)
+    return (
+        f"UPDATE {table} t SET {changes} FROM unnest({_arrays(kinds)}) AS c({_quoted(columns)}) "
+        f'WHERE t."{key}" = c."{key}"'
+    )
+
+
+@_cached
+def _delete_sql(table: str, key: str) -> str:
+    return f'DELETE FROM {table} WHERE "{key}" = ANY(%s::int8[])'
+
+
+@_cached
+def _select_sql(table: str, columns: tuple[str, ...], key: str, kind: str) -> str:
+    return f'SELECT {_quoted(columns, "t.")} FROM {table} t WHERE t."{key}" = ANY(%s::{kind}[])'
+
+
+@_cached
+def _changed_sql(columns: tuple[str, ...]) -> str:
+    return f"SELECT {_quoted(columns)} FROM {stratum.name} WHERE buffer_id = %s AND revision > %s ORDER BY id"

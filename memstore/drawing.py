@@ -1,0 +1,228 @@
+"""Draws: at once, when enough is there, or for one consumer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from memstore import leases, limiter
+from memstore.config import check_float
+from memstore.errors import InvalidValue, MemoryEmpty
+from memstore.inputs import check_count
+from memstore.reader import MemoryReader, signature_of
+from memstore.sampling import Normalize, make_batch
+from memstore.snapshot import Rows, Snapshot
+from memstore.strategies import Strategy, as_strategy
+from memstore.types import Batch
+from memstore.waiting import check_timeout, wait_until
+
+
+class MemoryDrawer(MemoryReader):
+    """What takes batches out of a memory, and waits for them."""
+
+    def sample(
+        self,
+        count: int,
+        *,
+        strategy: Strategy | str | None = None,
+        alpha: float | None = None,
+        beta: float = 0.0,
+        replacement: bool = False,
+        normalize: Normalize = "buffer",
+        exact_probability: bool = False,
+        timeout: float | None = None,
+    ) -> Batch:
+        """Draw episodes from one consistent snapshot, with their payloads.
+
+        Parameters
+        ----------
+        count : int
+            Without replacement, the default, a memory that holds fewer returns them all.
+        strategy, alpha : optional
+            In place of the buffer's, for this call.
+        beta : float
+            Exponent of the importance weights ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4); 0 gives
+            ones. They correct the bias exactly at ``beta=1`` with ``replacement=True``, approximately without.
+        normalize : "buffer" or "batch"
+            What ``p_min`` is taken over. For ``Mixed`` over the buffer it is the share-weighted sum of the components'
+            minima: never above the true one, and equal to it when at most one component is not uniform.
+        exact_probability : bool
+            Compute ``probability`` even where that needs a scan of the buffer.
+        timeout : float, optional
+            Seconds to wait until ``count`` episodes are live, ``math.inf`` for as long as it takes. By default it does
+            not wait for them. A limiter's turn (``SamplesPerInsert``) is waited for in either case, by default as long
+            as it takes.
+
+        Raises
+        ------
+        MemoryEmpty
+            When there is nothing to draw from, and no ``timeout``.
+        WaitTimeout
+            When the time is over.
+        """
+        wanted = check_count(count)
+        work = self._draw(wanted, strategy, alpha, beta, replacement, normalize, exact_probability)
+        limit = check_timeout(timeout)
+        if timeout is not None:
+            self._check_reachable(wanted)
+        limited = self._session.committed.settings.limiter is not None
+        if limited or timeout is not None:
+            minimum = 0 if timeout is None else wanted
+
+            def admitted() -> bool | None:
+                return (self._turn(minimum) is not None and (not limited or self._charge(wanted))) or None
+
+            wait_until(self._session, admitted, limit, self._standing)
+        return self._session.draw(partial(work, Rows.none()))
+
+    def wait(self, *, min_size: int = 1, timeout: float | None = None) -> int:
+        """Wait until so many episodes are live; returns how many there are.
+
+        It ends soon after the commit that brings them, whichever process makes it: PostgreSQL notifies, SQLite's change
+        counter is polled. Nothing is locked meanwhile.
+
+        Parameters
+        ----------
+        min_size : int
+        timeout : float, optional
+            Seconds; by default as long as it takes.
+
+        Raises
+        ------
+        WaitTimeout
+            When the time is over.
+        MemoryClosed
+            When another thread closes the memory.
+        """
+        wanted = check_count(min_size)
+        limit = check_timeout(timeout)
+        self._check_reachable(wanted)
+        return wait_until(self._session, partial(self._turn, wanted), limit, self._standing)
+
+    def lease(
+        self,
+        count: int,
+        timeout: float = 60.0,
+        *,
+        strategy: Strategy | str | None = None,
+        alpha: float | None = None,
+        beta: float = 0.0,
+        normalize: Normalize = "buffer",
+        exact_probability: bool = False,
+        wait: float = 0.0,
+    ) -> Batch:
+        """Draw episodes that no other consumer holds, and hold them: each has one consumer at a time.
+
+        The lease ends with ``update(batch, ...)`` or ``release(batch)``; with neither after ``timeout`` seconds, when
+        the consumer counts as dead and others get the episodes. ``renew(batch)`` asks for more time. Committed on
+        return; the law is that of a draw among the episodes not held. ``sample`` does not look at leases.
+
+        Parameters
+        ----------
+        count : int
+            When fewer are free, those.
+        timeout : float > 0
+            Seconds, by the database's clock: choose several times what a step takes.
+        strategy, alpha, beta, normalize, exact_probability
+            As for ``sample``; the probability is that of a draw among all.
+        wait : float
+            Seconds to wait while none is free, ``math.inf`` for as long as it takes.
+
+        Raises
+        ------
+        MemoryEmpty
+            When nothing is free and ``wait`` is 0.
+        WaitTimeout
+            When nothing became free in time.
+        """
+        wanted = check_count(count)
+        seconds = check_float("timeout", timeout, exclusive=True)
+        patience = check_timeout(wait)
+        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability)
+
+        def work(snapshot: Snapshot) -> Batch:
+            batch = draw(leases.held(snapshot), snapshot)
+            return leases.grant(snapshot, batch, self._consumer, seconds)
+
+        def attempt() -> Batch | None:
+            try:
+                return self._session.draw(work, write=True)
+            except MemoryEmpty:
+                return None
+
+        if not patience:
+            return self._session.draw(work, write=True)
+        return wait_until(self._session, attempt, patience, lambda: f"{self!r} has no episode that is free to lease")
+
+    def release(self, batch: Batch) -> int:
+        """Give leased episodes back unused; returns how many of them this lease still held. Committed on return."""
+        token = _token(batch)
+        return self._session.write(lambda s: leases.release(s, token))
+
+    def renew(self, batch: Batch, timeout: float = 60.0) -> int:
+        """Hold leased episodes for ``timeout`` seconds from now; returns how many this lease still holds.
+
+        Fewer than ``len(batch)`` means that time was over before, and others may have the rest.
+        """
+        token, seconds = _token(batch), check_float("timeout", timeout, exclusive=True)
+        return self._session.write(lambda s: leases.renew(s, token, seconds))
+
+    def _draw(
+        self,
+        wanted: int,
+        strategy: Strategy | str | None,
+        alpha: float | None,
+        beta: float,
+        replacement: bool,
+        normalize: Normalize,
+        exact: bool,
+    ) -> Callable[[Rows, Snapshot], Batch]:
+        """A draw as a function of the rows it must not touch and the snapshot; arguments are checked here."""
+        beta = check_float("beta", beta)
+        if normalize not in ("buffer", "batch"):
+            raise InvalidValue(f"normalize must be 'buffer' or 'batch', got {normalize!r}")
+
+        def work(taken: Rows, snapshot: Snapshot) -> Batch:
+            chosen = self._default_strategy(snapshot) if strategy is None else as_strategy(strategy)
+            if alpha is not None:
+                chosen = chosen.with_alpha(alpha)
+            if snapshot.live <= len(taken):
+                held = f" that is not leased ({len(taken)} are)" if len(taken) else ""
+                raise MemoryEmpty(f"{self!r} holds no episode to draw{held}; add some first")
+            rows = chosen.draw(snapshot, self._session.rng, wanted, taken, replacement=replacement)
+            signature = signature_of(snapshot)
+            assert signature is not None
+            return make_batch(
+                snapshot,
+                chosen,
+                rows,
+                signature,
+                self._session.cache,
+                keep=not self._session.database.transaction_open,
+                beta=beta,
+                normalize=normalize,
+                exact=exact,
+            )
+
+        return work
+
+    def _turn(self, wanted: int) -> int | None:
+        live = len(self)
+        return live if live >= wanted else None
+
+    def _charge(self, count: int) -> bool:
+        return self._session.aside(lambda s: limiter.charge(s, count))
+
+    def _check_reachable(self, wanted: int) -> None:
+        if wanted > (capacity := self.capacity):
+            raise InvalidValue(f"{wanted} episodes can never be there: the capacity is {capacity}")
+
+    def _standing(self) -> str:
+        return self._session.read(lambda s: f"{self!r} holds {s.live} episodes{limiter.standing(s)}")
+
+
+def _token(batch: Any) -> str:
+    if not isinstance(batch, Batch) or batch.lease is None:
+        raise InvalidValue(f"expected a batch that lease() returned, got {batch!r:.80}")
+    return batch.lease
