@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 import click
 from rich.console import Console
 
+from memstore.config import shown_address
 from memstore.errors import ConfigError, MemstoreError
 from memstore.types import EvictionPolicy, ReplayStrategy
 from memstore.version import __version__
@@ -97,17 +98,18 @@ def train(
     from memstore import cli_report
     from memstore.learner import run_baseline, run_training, training_config
 
+    where = shown_address(db)
     config = training_config(preset, **settings)
     baseline = run_baseline(config, dataset=dataset)
     if no_replay:
         result = None
     else:
-        with cli_report.training_progress(db) as on_progress:
+        with cli_report.training_progress(where) as on_progress:
             result = run_training(db, config, dataset=dataset, fresh=fresh, on_progress=on_progress)
     if as_json:
         click.echo(json.dumps({"replay": result and result.to_dict(), "no_replay": baseline.to_dict()}, indent=2))
     else:
-        cli_report.print_training(db, result, baseline)
+        cli_report.print_training(where, result, baseline)
 
 
 @main.command(epilog="Example:  memstore stats run.db --json")
@@ -173,11 +175,12 @@ def upgrade(db: str, no_backup: bool) -> None:
     """
     from memstore.upgrade import upgrade as upgrade_database
 
+    where = shown_address(db)
     done = upgrade_database(db, backup=not no_backup)
     if done.before == done.after:
-        click.echo(f"{db} is up to date (schema {done.after})")
+        click.echo(f"{where} is up to date (schema {done.after})")
         return
-    click.echo(f"{db}: schema {done.before} -> {done.after}")
+    click.echo(f"{where}: schema {done.before} -> {done.after}")
     if done.backup is not None:
         click.echo(f"the database as it was: {done.backup}")
 

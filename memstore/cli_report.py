@@ -116,7 +116,9 @@ def print_stats(stats: ReplayStats) -> None:
         "loss": f"mean {stats.avg_loss:.4g}, largest priority ever {stats.max_priority:.4g}",
         "quantiles": "  ".join(f"{q} {loss:.3g}" for q, loss in stats.loss_quantiles.items()) + about,
         "strategy": f"{stats.strategy}, alpha {stats.alpha:g}, epsilon {stats.epsilon:g}",
-        "eviction": stats.eviction,
+        "eviction": stats.eviction + (f", {stats.max_replays} replays at most" if stats.max_replays else ""),
+        "leased": f"{stats.leased:,}",
+        "limiter": _limiter(stats.limiter),
         "payload": stats.signature or "nothing added yet",
         "on disk": "  ".join(f"{part} {_size(size)}" for part, size in stats.bytes_on_disk.items()),
         "schema": f"{stats.schema_version}, revision {stats.revision:,}",
@@ -129,6 +131,10 @@ def print_stats(stats: ReplayStats) -> None:
     if stats.loss_histogram:
         bins = [(f"{low:.3g} .. {high:.3g}", count) for low, high, count in stats.loss_histogram]
         console.print(_bars("loss", bins))
+
+
+def _limiter(account: dict[str, float] | None) -> str:
+    return "none" if account is None else "  ".join(f"{name} {value:,g}" for name, value in account.items())
 
 
 def _bars(title: str, counts: list[tuple[str, int]]) -> Table:

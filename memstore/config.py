@@ -96,6 +96,11 @@ def shown_url(url: URL) -> str:
     return url.render_as_string(hide_password=True)
 
 
+def shown_address(address: str) -> str:
+    """What a user typed, without a password: a path as it is, a URL as ``shown_url``."""
+    return shown_url(parse_url(address)) if "://" in address else address
+
+
 def _is_in_memory(url: URL) -> bool:
     database = url.database or ":memory:"
     return ":memory:" in database or "mode=memory" in database or url.query.get("mode") == "memory"

@@ -50,14 +50,14 @@ class MemoryDrawer(MemoryReader):
         exact_probability : bool
             Compute ``probability`` even where that needs a scan of the buffer.
         timeout : float, optional
-            Seconds to wait until ``count`` episodes are live, ``math.inf`` for as long as it takes. By default it does
-            not wait for them. A limiter's turn (``SamplesPerInsert``) is waited for in either case, by default as long
-            as it takes.
+            Seconds to wait until ``count`` episodes are live, ``math.inf`` for as long as it takes; by default it does
+            not wait. In a buffer with a limiter (``SamplesPerInsert``) that says when to draw, and how many must be
+            live: seconds to wait for its turn, by default as long as it takes.
 
         Raises
         ------
         MemoryEmpty
-            When there is nothing to draw from, and no ``timeout``.
+            When there is nothing to draw from, and no ``timeout`` or limiter.
         WaitTimeout
             When the time is over.
         """
@@ -68,12 +68,8 @@ class MemoryDrawer(MemoryReader):
             self._check_reachable(wanted)
         limited = self._session.committed.settings.limiter is not None
         if limited or timeout is not None:
-            minimum = 0 if timeout is None else wanted
-
-            def admitted() -> bool | None:
-                return (self._turn(minimum) is not None and (not limited or self._charge(wanted))) or None
-
-            wait_until(self._session, admitted, limit, self._standing)
+            turn = partial(self._charge if limited else self._turn, wanted)
+            wait_until(self._session, turn, limit, self._standing)
         return self._session.draw(partial(work, Rows.none()))
 
     def wait(self, *, min_size: int = 1, timeout: float | None = None) -> int:
@@ -211,8 +207,8 @@ class MemoryDrawer(MemoryReader):
         live = len(self)
         return live if live >= wanted else None
 
-    def _charge(self, count: int) -> bool:
-        return self._session.aside(lambda s: limiter.charge(s, count))
+    def _charge(self, count: int) -> int | None:
+        return count if self._session.aside(lambda s: limiter.charge(s, count)) else None
 
     def _check_reachable(self, wanted: int) -> None:
         if wanted > (capacity := self.capacity):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sqlalchemy import text
 
+from memstore import leases, limiter
 from memstore.codec import Signature
 from memstore.schema import UNMEASURED, VERSION_TABLE
 from memstore.snapshot import Snapshot
@@ -44,6 +45,9 @@ def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, fl
         alpha=settings.alpha,
         epsilon=settings.epsilon,
         eviction=settings.eviction,
+        max_replays=settings.max_replays,
+        leased=leases.count(snapshot),
+        limiter=limiter.account(snapshot),
         signature=None if state.signature is None else Signature.from_json(state.signature).describe(),
         cache=cache,
         bytes_on_disk=snapshot.backend.size(snapshot.conn),

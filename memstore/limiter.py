@@ -111,6 +111,12 @@ def charge(snapshot: Snapshot, count: int) -> bool:
     return snapshot.conn.execute(update(limiter).where(*own).values(drawn=_c.drawn + count)).rowcount == 1
 
 
+def account(snapshot: Snapshot) -> dict[str, float] | None:
+    """The limiter's settings, and how many draws it has counted; None without a limiter."""
+    rule = limiter_of(snapshot.settings)
+    return None if rule is None else asdict(rule) | {"drawn": _drawn(snapshot)}
+
+
 def standing(snapshot: Snapshot) -> str:
     """How the account stands, as an addition to a sentence; empty without a limiter."""
     rule = limiter_of(snapshot.settings)

@@ -207,7 +207,15 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class ReplayStats:
-    """Health of a buffer; ``to_dict()`` is JSON-serialisable."""
+    """Health of a buffer; ``to_dict()`` is JSON-serialisable.
+
+    Attributes
+    ----------
+    leased : int
+        Episodes that some consumer holds.
+    limiter : dict or None
+        Settings of the buffer's limiter, and under ``drawn`` how many draws it has counted.
+    """
 
     buffer: str
     buffer_size: int
@@ -227,6 +235,9 @@ class ReplayStats:
     alpha: float
     epsilon: float
     eviction: str
+    max_replays: int | None
+    leased: int
+    limiter: dict[str, float] | None
     signature: str | None
     cache: dict[str, float]
     bytes_on_disk: dict[str, int]

@@ -130,7 +130,9 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
 
     def refuse(version: str | None) -> None:
         if version is None and not create:
-            raise errors.NotAMemstore(f"{where} is empty and holds no memstore; nothing was created")
+            # An empty file is something that should be none; a database without tables is what there is before the first.
+            kind = errors.StoreUnavailable if backend.shared else errors.NotAMemstore
+            raise kind(f"{where} is empty and holds no memstore; nothing was created")
         if version is not None and version not in REVISIONS:
             raise errors.SchemaTooNew(
                 f"{where} has schema revision {version!r}, which memstore {__version__} (schema {HEAD!r}) does "

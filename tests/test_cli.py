@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import make_url
 
 import memstore
 from memstore.cli import main
@@ -180,3 +182,46 @@ def test_defaults_named_in_the_help_are_the_real_ones() -> None:
     ):
         section = output[output.index(f"--{option} ") :]
         assert section[section.index("[default: ") :].startswith(f"[default: {value}"), option
+
+
+def test_commands_on_either_database(url: str) -> None:
+    with memstore.open(url, capacity=100, seed=1) as memory:
+        memory.extend({"x": np.arange(50.0)}, loss=np.linspace(0, 5, 50))
+        memory.lease(7)
+    stats = _run("stats", url)
+    assert "50 of 100" in stats.output and re.search(r"leased +7", stats.output)
+    assert "50 episodes, sound" in _run("check", url).output
+    assert "is up to date" in _run("upgrade", url).output
+
+
+def test_a_run_is_the_same_on_either_database(url: str, tmp_path: Path) -> None:
+    """The seed decides, not the database: weights and draws agree to the bit."""
+    here = json.loads(_run("train", "--db", url, "--json").stdout)
+    there = json.loads(_run("train", "--db", str(tmp_path / "other.db"), "--json").stdout)
+    assert here["replay"]["digest"] == there["replay"]["digest"]
+    assert here["replay"]["draws"] == there["replay"]["draws"]
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+def test_no_password_is_ever_shown(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "hunter2"  # the server trusts everyone, so any will do
+    plain = make_url(url)
+    addresses = [
+        plain.set(password=secret).render_as_string(hide_password=False),
+        plain.update_query_dict({"password": secret}).render_as_string(hide_password=False),
+        plain.set(password=secret, database="absent").render_as_string(hide_password=False),
+        plain.set(password=secret, drivername="postgresql+psycopg2").render_as_string(hide_password=False),
+        plain.update_query_dict({"sslpassword": secret}).render_as_string(hide_password=False),
+        f"postgresql://user:{secret}@[broken/database",
+    ]
+    shown = [caplog.text]
+    for address in addresses:
+        for arguments in (["stats"], ["check"], ["upgrade"], ["train", "--fresh", "--db"]):
+            shown.append(_run(*arguments, address).output)
+        try:
+            with memstore.open(address) as memory:
+                shown += [repr(memory), memory.url, str(memory.stats())]
+        except memstore.MemstoreError as error:
+            shown += [str(error), repr(error)]
+    assert len(shown) > len(addresses) * 5
+    assert secret not in "".join(shown)

@@ -7,6 +7,7 @@ transaction mode may stand between. Preparing would gain nothing that could be m
 from __future__ import annotations
 
 import functools
+import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -218,8 +219,8 @@ class _Listener(Watch):
     def start(self) -> None:
         with suppress(DBAPIError, psycopg.Error):
             conn = self._engine.connect()
-            conn.detach()
             self._connection = _driver(conn)
+            conn.detach()
             self._connection.execute(f"LISTEN {CHANNEL}")
 
     def wait(self, timeout: float) -> None:
@@ -250,6 +251,7 @@ def _settle(conn: Connection, *_: Any) -> None:
     """Make the result of a statement sent by SQLAlchemy arrive, which it takes for granted."""
     pipeline = conn.info.get("memstore_pipeline")
     if pipeline is not None:
+        _flush(_driver(conn))
         pipeline.sync()
 
 
@@ -259,7 +261,25 @@ def _driver(conn: Connection) -> psycopg.Connection[Any]:
 
 def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
     """Send a statement; inside ``together`` its result is awaited where it is fetched, or at the end."""
-    return psycopg.Cursor(_driver(conn)).execute(sql, values or None, binary=True)
+    driver = _driver(conn)
+    cursor = psycopg.Cursor(driver).execute(sql, values or None, binary=True)
+    _flush(driver)
+    return cursor
+
+
+def _flush(driver: psycopg.Connection[Any]) -> None:
+    """Send all of a pipelined statement.
+
+    psycopg 3.3 tries once and from then on only reads: more than fits the socket's buffer, such as a checkpoint of
+    10 MB, would wait for ever, and so would the server.
+    """
+    if not driver.pgconn.flush():
+        return
+    with selectors.DefaultSelector() as selector:
+        selector.register(driver.pgconn.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        while driver.pgconn.flush():
+            if any(events & selectors.EVENT_READ for _, events in selector.select()):
+                driver.pgconn.consume_input()
 
 
 def _parts(table: Table, columns: Columns) -> Iterator[slice]:

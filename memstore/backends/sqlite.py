@@ -234,8 +234,8 @@ class _DataVersion(Watch):
 
     def __init__(self, engine: Engine) -> None:
         connection = engine.raw_connection()
-        connection.detach()  # its own commits do not count, so it is nobody else's
         self._connection = cast(sqlite3.Connection, connection.driver_connection)
+        connection.detach()  # its own commits do not count, so it is nobody else's
         self._seen = -1
 
     def start(self) -> None:

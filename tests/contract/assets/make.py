@@ -60,6 +60,10 @@ def make(path: str) -> None:
         m.save_checkpoint("latest", {**STATE, "weights": np.arange(6, dtype=np.float64).reshape(2, 3)})
     with memstore.open(path, buffer="ragged", eviction="reservoir", capacity=3, seed=8) as m:
         m.extend({"tokens": [np.arange(n, dtype=np.int32) for n in (0, 1, 5, 2, 3, 4)]})
+    with memstore.open(path, buffer="shared", limiter=memstore.SamplesPerInsert(2.0, min_size=3), seed=9) as m:
+        m.extend({"x": np.arange(5)})
+        m.lease(2, timeout=1e12)
+        m.sample(3)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode = DELETE")
@@ -125,6 +129,13 @@ def verify_ragged(memory: EpisodicMemory) -> None:
         assert tokens.dtype == np.int32 and tokens.tolist() == list(range(length))
     memory.extend({"tokens": [np.zeros(n, np.int32) for n in range(20)]})
     assert sorted(memory.sample(100).ids.tolist()) == [second + i for i in RESERVOIR]
+
+
+def verify_shared(memory: EpisodicMemory) -> None:
+    """From schema 0002 on: a lease that is still held, and a limiter that remembers."""
+    assert len(memory.lease(5, timeout=1e12)) == 3
+    assert memory.stats().limiter == {"ratio": 2.0, "min_size": 3, "error_buffer": 6.0, "drawn": 3}
+    assert memory.stats().leased == 5
 
 
 if __name__ == "__main__":
