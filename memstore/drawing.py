@@ -139,7 +139,7 @@ class MemoryDrawer(MemoryReader):
 
         def work(snapshot: Snapshot) -> Batch:
             batch = draw(leases.held(snapshot), snapshot)
-            return leases.grant(snapshot, batch, self._consumer, seconds)
+            return leases.grant(snapshot, batch, self.consumer, seconds)
 
         def attempt() -> Batch | None:
             try:

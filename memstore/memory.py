@@ -243,7 +243,7 @@ class EpisodicMemory(MemoryDrawer):
         replay = history.Replay(
             at=time.time(),
             step=None if step is None else check_int("step", step, minimum=-(2**62)),
-            consumer=self._consumer,
+            consumer=self.consumer,
             strategy=replayed.strategy if isinstance(replayed, Batch) else None,
         )
         if not valid.any():
@@ -315,6 +315,7 @@ class EpisodicMemory(MemoryDrawer):
             "address": self._session.database.address(),
             "name": self._name,
             "strategy": self._strategy and self._strategy.to_json(),
+            "consumer": self._given_consumer,
             "cache_bytes": self._session.cache.max_bytes,
             "seeds": (seeds.entropy, seeds.spawn_key),
         }

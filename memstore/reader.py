@@ -38,7 +38,7 @@ class MemoryReader:
         self._name = name
         self._resumed = resumed
         self._strategy = strategy
-        self._consumer = consumer or f"{socket.gethostname()}:{os.getpid()}"
+        self._given_consumer = consumer
 
     @property
     def name(self) -> str:
@@ -49,6 +49,11 @@ class MemoryReader:
     def url(self) -> str:
         """Address of the database, its password hidden."""
         return self._session.database.backend.describe()
+
+    @property
+    def consumer(self) -> str:
+        """Who replays, as the history and the leases name it: as given to ``open``, else this host and process."""
+        return self._given_consumer or f"{socket.gethostname()}:{os.getpid()}"
 
     @property
     def resumed(self) -> bool:

@@ -130,7 +130,7 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
 
     def refuse(version: str | None) -> None:
         if version is None and not create:
-            # An empty file is something that should be none; a database without tables is what there is before the first.
+            # An empty file should not be there; a database without tables is where every memory begins.
             kind = errors.StoreUnavailable if backend.shared else errors.NotAMemstore
             raise kind(f"{where} is empty and holds no memstore; nothing was created")
         if version is not None and version not in REVISIONS:

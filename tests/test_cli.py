@@ -216,8 +216,8 @@ def test_no_password_is_ever_shown(url: str, caplog: pytest.LogCaptureFixture) -
     ]
     shown = [caplog.text]
     for address in addresses:
-        for arguments in (["stats"], ["check"], ["upgrade"], ["train", "--fresh", "--db"]):
-            shown.append(_run(*arguments, address).output)
+        commands = (["stats"], ["check"], ["upgrade"], ["train", "--fresh", "--db"])
+        shown += [_run(*command, address).output for command in commands]
         try:
             with memstore.open(address) as memory:
                 shown += [repr(memory), memory.url, str(memory.stats())]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import pytest
 
 import memstore
 from memstore import waiting
-from tests.contract.helpers import OpenMemory
+from tests.contract.helpers import OpenMemory, Sql
 
 SOON = 5.0
 """Seconds within which what need not wait has long happened, on a busy machine too."""
@@ -342,3 +344,16 @@ class TestLease:
         memory.add({"x": 1})
         with pytest.raises(memstore.ConfigError, match="timeout"):
             memory.lease(1, timeout=timeout)
+
+
+class TestConsumer:
+    def test_the_name_given_travels_with_the_handle(self, open_memory: OpenMemory, sql: Sql) -> None:
+        memory = open_memory(consumer="trainer 3")
+        memory.add({"x": 1})
+        with contextlib.closing(copy.copy(memory)) as other:  # as multiprocessing would: by its pickled state
+            assert other.consumer == "trainer 3"
+            other.update([1], loss=1.0)
+        assert sql("SELECT consumer FROM replay_event") == [("trainer 3",)]
+
+    def test_by_default_it_is_this_process(self, open_memory: OpenMemory) -> None:
+        assert open_memory().consumer.endswith(f":{os.getpid()}")
