@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import delete, insert, select
 
+from memstore.backends import UNAWAITED
 from memstore.document import pack, unpack
 from memstore.errors import CheckpointNotFound, StoreCorrupt
 from memstore.schema import checkpoint
@@ -22,7 +23,7 @@ def save(snapshot: Snapshot, name: str, state: Mapping[str, Any], rng: np.random
     document, data = pack(state)
     generator, _ = pack(rng.bit_generator.state)
     own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
-    snapshot.conn.execute(delete(checkpoint).where(*own))
+    snapshot.conn.execute(delete(checkpoint).where(*own), execution_options={UNAWAITED: True})
     snapshot.conn.execute(
         insert(checkpoint).values(
             buffer_id=snapshot.state.buffer_id,
@@ -34,7 +35,8 @@ def save(snapshot: Snapshot, name: str, state: Mapping[str, Any], rng: np.random
             created_at=now,
             revision=snapshot.state.counters.revision,
             inserted=snapshot.state.counters.inserted,
-        )
+        ),
+        execution_options={UNAWAITED: True},
     )
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -48,6 +48,7 @@ _jitter = random.SystemRandom()
 class _Transaction:
     connection: Connection
     pid: int
+    depth: int = 0
     dead: bool = False
 
 
@@ -81,7 +82,7 @@ class Database:
         """
         transaction = self._current()
         if transaction is not None:
-            return self._inside(transaction, lambda conn: self._together(conn, work))
+            return self._inside(transaction, lambda conn: self._settled(conn, work))
         return self._persistently(lambda: self._committed(self.engine, work))
 
     def in_write(self, work: Callable[[Connection], T]) -> T:
@@ -92,18 +93,21 @@ class Database:
         """
         transaction = self._current()
         if transaction is not None:
-            return self._inside(transaction, lambda conn: self._savepoint(transaction, work))
+            return self._inside(transaction, lambda conn: self._in_savepoint(transaction, work))
         return self._persistently(lambda: self._committed(self._writer, work))
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Make all scopes that this thread opens inside the block one commit; nested blocks are savepoints."""
+    def transaction(self, first: Callable[[Connection], None]) -> Iterator[None]:
+        """Make all scopes that this thread opens inside the block one commit; nested blocks are savepoints.
+
+        ``first`` begins the outermost block, and is tried again like a scope of its own.
+        """
         outer = self._current()
         if outer is not None:
-            with self._savepoint_block(outer):
+            with self._savepoint(outer):
                 yield
             return
-        conn = self._persistently(self._begun)
+        conn = self._persistently(lambda: self._begun(first))
         self._local.transaction = transaction = _Transaction(conn, os.getpid())
         try:
             yield
@@ -112,11 +116,14 @@ class Database:
             raise
         self._end(transaction, commit=True)
 
-    def _begun(self) -> Connection:
+    def _begun(self, first: Callable[[Connection], None]) -> Connection:
         conn = self._connect(self._writer)
         try:
-            conn.begin()
+            self.backend.begin(conn)
+            first(conn)
+            self.backend.settle(conn)
         except BaseException:
+            self._abandon(conn)
             conn.close()
             raise
         return conn
@@ -127,34 +134,30 @@ class Database:
             _inherited.append(transaction.connection)
             raise TransactionDead("this process was forked inside transaction(); the block belongs to its parent")
         self._local.transaction = None
-        conn = transaction.connection
-        with self._translated(), self._given_back(conn):
+        with self._translated(), self._given_back(transaction.connection) as conn:
             if commit and not transaction.dead:
-                with self._committing():
-                    conn.commit()
+                self._commit(conn)
                 return
-            _abandon(conn)
+            self._abandon(conn)
             if commit:
                 raise _dead()
 
     def _committed(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         with self._given_back(self._connect(engine)) as conn:
             try:
-                with self.backend.together(conn):
-                    conn.begin()
-                    result = work(conn)
-                    with self._committing():
-                        conn.commit()
-                return result
+                self.backend.begin(conn)
+                result = work(conn)
             except BaseException:
-                _abandon(conn)
+                self._abandon(conn)
                 raise
+            self._commit(conn)
+        return result
 
-    @contextmanager
-    def _committing(self) -> Iterator[None]:
+    def _commit(self, conn: Connection) -> None:
         try:
-            yield
-        except Exception as exc:
+            self.backend.commit(conn)
+        except BaseException as exc:
+            self._abandon(conn)
             if self.backend.classify(exc) is Failure.LOST:
                 raise ConnectionLost(
                     f"{self.backend.describe()}: the connection broke during the commit, which may have happened or "
@@ -162,6 +165,12 @@ class Database:
                     outcome_unknown=True,
                 ) from exc
             raise
+
+    def _abandon(self, conn: Connection) -> None:
+        try:
+            self.backend.rollback(conn)
+        except Exception:
+            conn.invalidate()  # whatever the driver says of it, nobody else gets this connection
 
     def _connect(self, engine: Engine) -> Connection:
         self._check_open()
@@ -245,32 +254,44 @@ class Database:
         finally:
             transaction.dead |= self.backend.transaction_state(conn) is not TransactionState.OPEN
 
-    def _savepoint(self, transaction: _Transaction, work: Callable[[Connection], T]) -> T:
-        with self._savepoint_block(transaction):
-            return self._together(transaction.connection, work)
+    def _in_savepoint(self, transaction: _Transaction, work: Callable[[Connection], T]) -> T:
+        with self._savepoint(transaction):
+            return self._settled(transaction.connection, work)
 
-    def _together(self, conn: Connection, work: Callable[[Connection], T]) -> T:
-        with self.backend.together(conn):
-            return work(conn)
+    def _settled(self, conn: Connection, work: Callable[[Connection], T]) -> T:
+        """Run work, and let every error of its statements surface here."""
+        try:
+            result = work(conn)
+        except BaseException:
+            with suppress(Exception):  # of statements that are given up
+                self.backend.settle(conn)
+            raise
+        self.backend.settle(conn)
+        return result
 
     @contextmanager
-    def _savepoint_block(self, transaction: _Transaction) -> Iterator[None]:
+    def _savepoint(self, transaction: _Transaction) -> Iterator[None]:
         if transaction.dead:
             raise _dead()
-        conn = transaction.connection
-        savepoint = conn.begin_nested()
+        conn, backend = transaction.connection, self.backend
+        transaction.depth += 1
+        name = f"memstore_{transaction.depth}"
+        backend.send(conn, f"SAVEPOINT {name}")
         try:
             yield
         except BaseException:
             # SQLite ends the whole transaction itself on a full disk; then there is no savepoint to return to.
-            if self.backend.transaction_state(conn) is TransactionState.GONE:
+            if backend.transaction_state(conn) is TransactionState.GONE:
                 transaction.dead = True
             else:
-                savepoint.rollback()
+                backend.send(conn, f"ROLLBACK TO SAVEPOINT {name}")
+                backend.settle(conn)
             raise
+        finally:
+            transaction.depth -= 1
         if transaction.dead:
             raise _dead()
-        savepoint.commit()
+        backend.send(conn, f"RELEASE SAVEPOINT {name}")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -288,13 +309,6 @@ class Database:
         _inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
         self._local = threading.local()
-
-
-def _abandon(conn: Connection) -> None:
-    try:
-        conn.rollback()
-    except Exception:
-        conn.invalidate()  # whatever the driver says of it, nobody else gets this connection
 
 
 def _dead() -> TransactionDead:

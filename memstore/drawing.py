@@ -138,8 +138,9 @@ class MemoryDrawer(MemoryReader):
         draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability)
 
         def work(snapshot: Snapshot) -> Batch:
-            batch = draw(leases.held(snapshot), snapshot)
-            return leases.grant(snapshot, batch, self.consumer, seconds)
+            now = snapshot.backend.clock(snapshot.conn)
+            batch = draw(leases.held(snapshot, now), snapshot)
+            return leases.grant(snapshot, batch, self.consumer, now + seconds)
 
         def attempt() -> Batch | None:
             try:

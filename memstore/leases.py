@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from sqlalchemy import ColumnElement, delete, func, select, update
 
+from memstore.backends import UNAWAITED
 from memstore.schema import lease
 from memstore.snapshot import Rows, Snapshot
 from memstore.types import Batch
@@ -19,15 +20,15 @@ from memstore.types import Batch
 _c = lease.c
 
 
-def held(snapshot: Snapshot) -> Rows:
+def held(snapshot: Snapshot, now: float) -> Rows:
     """Live rows that are leased; leases whose time is over are deleted."""
-    now = snapshot.backend.clock(snapshot.conn)
-    snapshot.conn.execute(delete(lease).where(_own(snapshot), _c.expires_at <= now))
+    over = delete(lease).where(_own(snapshot), _c.expires_at <= now)
+    snapshot.conn.execute(over, execution_options={UNAWAITED: True})
     ids = snapshot.conn.scalars(select(_c.episode_id).where(_own(snapshot))).all()
     return snapshot.find(np.array(ids, np.int64))
 
 
-def grant(snapshot: Snapshot, batch: Batch, consumer: str, timeout: float) -> Batch:
+def grant(snapshot: Snapshot, batch: Batch, consumer: str, until: float) -> Batch:
     """Lease episodes that are not held; returns the batch with the token that ``release`` and ``renew`` ask for."""
     token = uuid.uuid4().hex
     columns = {
@@ -35,7 +36,7 @@ def grant(snapshot: Snapshot, batch: Batch, consumer: str, timeout: float) -> Ba
         "episode_id": batch.ids.tolist(),
         "token": [token] * len(batch),
         "consumer": [consumer] * len(batch),
-        "expires_at": [snapshot.backend.clock(snapshot.conn) + timeout] * len(batch),
+        "expires_at": [until] * len(batch),
     }
     # An evicted episode leaves its lease behind until its time is over; its id never comes back.
     snapshot.backend.insert(snapshot.conn, lease, columns)

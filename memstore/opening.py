@@ -199,9 +199,7 @@ def reopen(memory: EpisodicMemory, state: Mapping[str, Any]) -> None:
     seeds = np.random.SeedSequence(entropy, spawn_key=spawn_key)
     session = Session(database, stored, seeds, PayloadCache(state["cache_bytes"]))
     strategy = strategy_from_json(state["strategy"]) if state["strategy"] else None
-    EpisodicMemory.__init__(
-        memory, session, state["name"], resumed=True, strategy=strategy, consumer=state["consumer"]
-    )
+    EpisodicMemory.__init__(memory, session, state["name"], resumed=True, strategy=strategy, consumer=state["consumer"])
 
 
 def _find_or_create(

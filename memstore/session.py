@@ -105,12 +105,9 @@ class Session:
     def transaction(self) -> Iterator[None]:
         """Make everything inside one commit; on an exception nothing of the block remains."""
         with self._lock:
-            nested = self.database.transaction_open
             before, payloads = self._uncommitted, dict(self._new_payloads)
             try:
-                with self._rewinding(), self.database.transaction():
-                    if not nested:
-                        self.database.in_write(self._lock_buffer)
+                with self._rewinding(), self.database.transaction(self._lock_buffer):
                     yield
             except BaseException:
                 self._uncommitted, self._new_payloads = before, payloads

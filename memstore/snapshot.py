@@ -180,6 +180,8 @@ class Snapshot:
         """The live ones among these ids that are the buffer's own, in id order, each once."""
         low, high = id_range(self.state.buffer_id)
         own = np.unique(ids[(ids >= low) & (ids <= high)])
+        if not len(own):
+            return Rows.none()
         rows = self.backend.select(self.conn, replay_metadata, _columns, "episode_id", own.tolist())
         return self._rows(sorted(rows))
 

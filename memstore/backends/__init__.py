@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import URL
 
-from memstore.backends.base import Backend, Failure, TransactionState, Watch
+from memstore.backends.base import UNAWAITED, Backend, Failure, TransactionState, Watch
 from memstore.config import Durability
 from memstore.errors import ConfigError
 
-__all__ = ["Backend", "Failure", "TransactionState", "Watch", "backend_for"]
+__all__ = ["UNAWAITED", "Backend", "Failure", "TransactionState", "Watch", "backend_for"]
 
 
 def backend_for(url: URL, durability: Durability, busy_timeout: float) -> Backend:

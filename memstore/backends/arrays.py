@@ -6,6 +6,7 @@ Format: ``array_send`` and ``array_recv`` in PostgreSQL's src/backend/utils/adt/
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class ArrayDumper(Dumper):
         return obj.data
 
 
+@functools.cache
 def kind_of(table: Table, column: str) -> Kind:
     """How values of a column travel. Narrower integers are cast by the assignment to the column."""
     sql_type: TypeEngine[Any] = table.c[column].type

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,9 @@ from sqlalchemy import URL, Connection, Engine, Table
 from memstore.config import Durability, shown_url
 
 Ints = NDArray[np.int64]
+UNAWAITED = "memstore_unawaited"
+"""Execution option of a statement whose result nobody looks at, not even the number of its rows."""
+
 Columns = Mapping[str, Sequence[Any]]
 Located = tuple[int, int, float | None, int]
 """One candidate that exists: its ordinal in the request, episode id, loss, replay count."""
@@ -86,6 +88,10 @@ class Backend(ABC):
         """Lasting changes to a database known to be empty or ours, outside any transaction."""
 
     @abstractmethod
+    def send(self, conn: Connection, statement: str) -> None:
+        """Run a statement that has neither values nor a result."""
+
+    @abstractmethod
     def lock_schema(self, conn: Connection) -> None:
         """Make this write transaction the only one that creates or upgrades tables."""
 
@@ -97,9 +103,24 @@ class Backend(ABC):
     def transaction_state(self, conn: Connection) -> TransactionState:
         """How the begun transaction is (SQLite drops it itself on a full disk)."""
 
-    @abstractmethod
-    def together(self, conn: Connection) -> AbstractContextManager[None]:
-        """Inside, statements without a result need not be awaited one by one; an error may surface at a later one."""
+    def begin(self, conn: Connection) -> None:
+        """Begin a transaction.
+
+        From here to its end, statements without a result need not be awaited one by one: an error may surface at a
+        later one, at the latest at ``settle`` or the end.
+        """
+        conn.begin()
+
+    def commit(self, conn: Connection) -> None:
+        """Commit, and wait until it is done."""
+        conn.commit()
+
+    def rollback(self, conn: Connection) -> None:
+        """Give the transaction up, whatever state it is in."""
+        conn.rollback()
+
+    def settle(self, conn: Connection) -> None:  # noqa: B027 - where every statement is awaited there is nothing to do
+        """Wait for every statement sent; raises the first error among them."""
 
     @abstractmethod
     def read_buffer(

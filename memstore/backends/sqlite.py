@@ -9,7 +9,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -107,6 +107,9 @@ class SQLiteBackend(Backend):
         finally:
             connection.close()
 
+    def send(self, conn: Connection, statement: str) -> None:
+        _driver(conn).execute(statement)
+
     def lock_schema(self, conn: Connection) -> None:
         """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
 
@@ -115,9 +118,6 @@ class SQLiteBackend(Backend):
 
     def transaction_state(self, conn: Connection) -> TransactionState:
         return TransactionState.OPEN if _driver(conn).in_transaction else TransactionState.GONE
-
-    def together(self, conn: Connection) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def read_buffer(
         self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
