@@ -264,8 +264,8 @@ def _leave_pipeline(conn: Connection) -> None:
 class _Connection(psycopg.Connection[Any]):
     """A connection that commits inside a pipeline.
 
-    psycopg's own ``commit`` looks at the transaction's status first, which a pipeline learns of with its next Sync only:
-    it would send nothing, and the pool's reset would roll back what was reported as committed.
+    psycopg's own ``commit`` looks at the transaction's status first, which a pipeline learns of only with its next
+    Sync: it would send nothing, and the pool's reset would roll back what was reported as committed.
     """
 
     def commit(self) -> None:
