@@ -64,6 +64,12 @@ class PayloadCache:
                 if blob is not None:
                     self.bytes -= len(blob) + ENTRY_OVERHEAD
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._blobs.clear()
+            self.bytes = 0
+
     def after_fork(self) -> None:
         """Give up a lock that a thread of the parent may hold; that thread does not exist here."""
         self._lock = threading.Lock()

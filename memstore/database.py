@@ -68,6 +68,9 @@ class Database:
         self._local = threading.local()
         self._closed = False
         self._reached = False
+        self.losses = 0
+        """How many connections broke. What was read or written before may be undone since: a server that commits
+        asynchronously, or a replica that took its place, has forgotten the last commits."""
         _databases.add(self)
 
     @property
@@ -158,7 +161,7 @@ class Database:
             self.backend.commit(conn)
         except BaseException as exc:
             self._abandon(conn)
-            if self.backend.classify(exc) is Failure.LOST:
+            if self._failure(exc) is Failure.LOST:
                 raise ConnectionLost(
                     f"{self.backend.describe()}: the connection broke during the commit, which may have happened or "
                     "not; look, or repeat what can be repeated (an add with a key=, an update)",
@@ -193,7 +196,7 @@ class Database:
             except MemstoreError:
                 raise
             except Exception as exc:
-                failure = self.backend.classify(exc)
+                failure = self._failure(exc)
                 if failure is None:
                     raise
                 if failure not in PASSING or time.monotonic() + pause > deadline:
@@ -300,10 +303,15 @@ class Database:
         except MemstoreError:
             raise
         except Exception as exc:
-            failure = self.backend.classify(exc)
+            failure = self._failure(exc)
             if failure is None:
                 raise
             raise _error_for(failure, self.backend, exc) from exc
+
+    def _failure(self, exc: BaseException) -> Failure | None:
+        failure = self.backend.classify(exc)
+        self.losses += failure is Failure.LOST
+        return failure
 
     def _after_fork(self) -> None:
         _inherited.append(self.engine.pool)
@@ -339,6 +347,8 @@ def _error_for(failure: Failure, backend: Backend, exc: Exception) -> MemstoreEr
             return StoreCorrupt(f"{where} is damaged; run 'memstore check', restore a backup ({detail})")
         case Failure.NOT_A_DATABASE:
             return NotAMemstore(f"{where} is not a database; nothing was changed ({detail})")
+        case Failure.NAME_TAKEN:
+            return NotAMemstore(f"{where} has something else by a name of memstore's, nothing was changed ({detail})")
         case Failure.UNAVAILABLE:
             return StoreUnavailable(f"{where} cannot be opened; {backend.advice} ({detail})")
         case Failure.LOST:

@@ -31,6 +31,7 @@ class Session:
         self.database = database
         self.cache = cache
         self.committed = state
+        self._losses = database.losses
         self._start(seeds)
         _sessions.add(self)
 
@@ -46,7 +47,7 @@ class Session:
         """Run ``work`` on one consistent snapshot."""
 
         def scope(conn: Connection) -> tuple[T, State]:
-            state = (self._mine() or self.committed).at(conn, self.database.backend)
+            state = self._known(conn).at(conn, self.database.backend)
             return work(Snapshot(conn, self.database.backend, state)), state
 
         result, state = self.database.in_read(scope)
@@ -71,7 +72,7 @@ class Session:
         def scope(conn: Connection) -> tuple[T, State]:
             backend = self.database.backend
             self._lock_buffer(conn)
-            state = (self._uncommitted or self.committed).at(conn, backend).copy()
+            state = self._known(conn).at(conn, backend).copy()
             result = work(Snapshot(conn, backend, state))
             state.flush(conn, backend)
             backend.announce(conn, state.buffer_id)
@@ -91,7 +92,7 @@ class Session:
 
         def scope(conn: Connection) -> T:
             backend = self.database.backend
-            result = work(Snapshot(conn, backend, (self._mine() or self.committed).at(conn, backend)))
+            result = work(Snapshot(conn, backend, self._known(conn).at(conn, backend)))
             backend.announce(conn, self.committed.buffer_id)
             return result
 
@@ -131,9 +132,14 @@ class Session:
         """Close the connections."""
         self.database.close()
 
-    def _mine(self) -> State | None:
+    def _known(self, conn: Connection) -> State:
+        """The state to start from: this thread's own in a transaction, else the last one published."""
+        if self._losses != self.database.losses:
+            self._losses = self.database.losses
+            self.cache.clear()
+            self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
         # Another thread's transaction is not visible here, nor is its state.
-        return self._uncommitted if self.database.transaction_open else None
+        return (self._uncommitted if self.database.transaction_open else None) or self.committed
 
     def _commit(self) -> None:
         if self._uncommitted is not None:

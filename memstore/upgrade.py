@@ -6,6 +6,7 @@ Opening costs one small read; alembic is imported only where tables are really m
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
         if version is not None and version != HEAD and not upgrade:
             raise errors.SchemaTooOld(
                 f"{where} has schema revision {version!r} of an older memstore, this one needs {HEAD!r}; stop its "
-                f"users, then run: memstore upgrade {where}"
+                f"users, then run: memstore upgrade {shlex.quote(where)}"
             )
 
     def migrate(conn: Connection) -> Upgraded:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 
 import memstore
 from memstore.memory import EpisodicMemory
 
 ROWS = 2000
+# PostgreSQL tells the plan of each statement as it runs. Tables this small it would rather scan: the question is
+# whether it has another way. What it does with large ones, the benchmarks show.
+EXPLAINING = (
+    "LOAD 'auto_explain'",
+    "SET auto_explain.log_min_duration = 0",
+    "SET auto_explain.log_level = 'notice'",
+    "SET enable_seqscan = off",
+)
 
 
 def _fill(memory: EpisodicMemory) -> None:
@@ -25,32 +34,60 @@ def _fill(memory: EpisodicMemory) -> None:
     memory.extend({"x": rng.normal(size=(ROWS, 3))}, domain=domains, loss=loss, tags=tags, timestamp=list(range(ROWS)))
 
 
-def _plans(path: str, work: Callable[[], Any], memory: EpisodicMemory) -> list[tuple[str, str]]:
-    """Every statement that ``work`` runs, with SQLite's plan for it."""
-    statements: list[str] = []
+def _plans(url: str, work: Callable[[], Any], memory: EpisodicMemory) -> list[tuple[str, str]]:
+    """Every statement that ``work`` runs, with the database's plan for it."""
+    told: list[str] = []
     engine = memory._session.database.engine
+    sqlite = engine.dialect.name == "sqlite"
 
     def trace(connection: Any, _record: Any) -> None:
-        connection.set_trace_callback(statements.append)
+        if sqlite:
+            connection.set_trace_callback(told.append)
+            return
+        for statement in EXPLAINING:
+            connection.execute(statement)
+        connection.commit()
+        connection.add_notice_handler(lambda notice: told.append(notice.message_primary))
 
     engine.dispose()
     event.listen(engine, "connect", trace)
     work()
     engine.dispose()
     event.remove(engine, "connect", trace)
+    return _sqlite_plans(url, told) if sqlite else [_postgres_plan(text) for text in told if "Query Text:" in text]
+
+
+def _sqlite_plans(url: str, statements: list[str]) -> list[tuple[str, str]]:
     plans = []
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(str(make_url(url).database))) as connection:
         for statement in dict.fromkeys(statements):
             if statement.lstrip().upper().startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
                 rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
                 plans.append((statement, " / ".join(row[3] for row in rows)))
-    connection.close()
     return plans
 
 
+def _postgres_plan(text: str) -> tuple[str, str]:
+    lines = text.partition("Query Text:")[2].splitlines()
+    first = next(number for number, line in enumerate(lines) if "(cost=" in line)
+    return " ".join(lines[:first]), "\n".join(lines[first:])
+
+
+def _scanned(plan: str) -> set[str]:
+    """Tables that the plan reads from end to end; on PostgreSQL a whole index counts as its table."""
+    if "(cost=" not in plan:
+        return set(re.findall(r"SCAN (\w+)", plan)) - {"j", "c", "json_each", "sqlite_master", "memstore_version"}
+    found = set(re.findall(r"Seq Scan on (\w+)", plan))
+    for node in re.split(r"\n\s*->", plan):
+        whole = re.search(r"Index (?:Only )?Scan (?:Backward )?using \w+ on (\w+)", node)
+        if whole and "Index Cond:" not in node:
+            found.add(whole[1])
+    return {name for name in found if not name.startswith("pg_")}
+
+
 @pytest.fixture
-def memory(path: str) -> Any:
-    with memstore.open(path, capacity=ROWS, strategy="prioritized_loss", seed=1) as opened:
+def memory(url: str) -> Iterator[EpisodicMemory]:
+    with memstore.open(url, capacity=ROWS, strategy="prioritized_loss", seed=1) as opened:
         _fill(opened)
         yield opened
 
@@ -79,17 +116,17 @@ USES: dict[str, tuple[str, Callable[[EpisodicMemory], Any]]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_index_is_used(path: str, memory: EpisodicMemory, use: str) -> None:
+def test_index_is_used(url: str, memory: EpisodicMemory, use: str) -> None:
     index, work = USES[use]
-    plans = _plans(path, lambda: work(memory), memory)
+    plans = _plans(url, lambda: work(memory), memory)
     assert any(re.search(index, plan) for _, plan in plans), "\n".join(plan for _, plan in plans)
 
 
 @pytest.mark.parametrize("policy", ["largest_domain", "reservoir"])
-def test_eviction_order_is_read_from_its_partial_index(path: str, policy: str) -> None:
-    with memstore.open(path, capacity=ROWS, eviction=policy, seed=1) as memory:
+def test_eviction_order_is_read_from_its_partial_index(url: str, policy: str) -> None:
+    with memstore.open(url, capacity=ROWS, eviction=policy, seed=1) as memory:
         _fill(memory)
-        plans = _plans(path, lambda: _extend(memory), memory)
+        plans = _plans(url, lambda: _extend(memory), memory)
     assert any("ix_replay_metadata_eviction" in plan for _, plan in plans)
 
 
@@ -108,20 +145,19 @@ HOT: dict[str, Callable[[EpisodicMemory], Any]] = {
 
 
 @pytest.mark.parametrize("operation", HOT)
-def test_hot_path_scans_no_table(path: str, memory: EpisodicMemory, operation: str) -> None:
-    """A plan line "SCAN table" without an index reads every row; only json_each and the schema's own may."""
-    plans = _plans(path, lambda: HOT[operation](memory), memory)
+def test_hot_path_scans_no_table(url: str, memory: EpisodicMemory, operation: str) -> None:
+    """Only what json_each or unnest makes of a parameter is read whole."""
+    plans = _plans(url, lambda: HOT[operation](memory), memory)
     assert plans
     for statement, plan in plans:
-        scanned = set(re.findall(r"SCAN (\w+)", plan)) - {"j", "c", "json_each", "sqlite_master", "memstore_version"}
-        assert not scanned, f"{statement}\n{plan}"
+        assert not _scanned(plan), f"{statement}\n{plan}"
 
 
-def test_the_check_can_fail(path: str, memory: EpisodicMemory) -> None:
-    """A full pass, such as the exact statistics, is seen as one."""
-    plans = _plans(path, lambda: memory.recall(np.zeros(3), on="x"), memory)
+def test_the_check_can_fail(url: str, memory: EpisodicMemory) -> None:
+    """A full pass is seen as one."""
+    plans = _plans(url, lambda: memory.recall(np.zeros(3), on="x"), memory)
     assert any("payload" in statement for statement, _ in plans)
-    with sqlite3.connect(path) as connection:
-        plan = connection.execute("EXPLAIN QUERY PLAN SELECT sum(replay_count) FROM replay_metadata").fetchall()
-    connection.close()
-    assert "SCAN replay_metadata" in plan[0][3]
+    database = memory._session.database
+    statement = "SELECT sum(replay_count) FROM replay_metadata"
+    plans = _plans(url, lambda: database.in_read(lambda conn: conn.exec_driver_sql(statement).all()), memory)
+    assert set().union(*(_scanned(plan) for _, plan in plans)) == {"replay_metadata"}

@@ -36,6 +36,7 @@ class Failure(enum.Enum):
     READ_ONLY = "read only"
     CORRUPT = "corrupt"
     NOT_A_DATABASE = "not a database"
+    NAME_TAKEN = "name taken"
     UNAVAILABLE = "unavailable"
     LOST = "connection lost"
     OTHER = "other"

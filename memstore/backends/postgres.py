@@ -43,6 +43,9 @@ _CODES = {
     "40P01": Failure.CONFLICT,
     "55P03": Failure.BUSY,
     "53100": Failure.FULL,
+    "3F000": Failure.UNAVAILABLE,
+    "42P07": Failure.NAME_TAKEN,
+    "42710": Failure.NAME_TAKEN,
     "25006": Failure.READ_ONLY,
     "42501": Failure.READ_ONLY,
     "XX001": Failure.CORRUPT,
@@ -67,7 +70,7 @@ class PostgresBackend(Backend):
     """A PostgreSQL database, or one schema of it by way of ``search_path``."""
 
     shared = True
-    advice = "does the server run, do the database and the user exist?"
+    advice = "does the server run, do the database, the user and the schema exist?"
 
     def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
         super().__init__(url, durability, busy_timeout)
@@ -113,6 +116,9 @@ class PostgresBackend(Backend):
     def rollback(self, conn: Connection) -> None:
         with suppress(psycopg.Error):  # of statements that are given up
             _leave_pipeline(conn)
+        if _driver(conn).closed:
+            conn.invalidate()  # before the pool tries to reset it, and says so on standard error
+            return
         conn.rollback()
         # SQLAlchemy takes a commit that failed for done, and would not roll back.
         if _driver(conn).info.transaction_status is not TransactionStatus.IDLE:

@@ -1,66 +1,47 @@
-"""Which database the contract runs on is decided here, by ``url``, and nowhere else."""
+"""Ways past memstore: into the tables, and to the end of the disk. ``url`` comes from tests/conftest.py."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.pool import NullPool, Pool
 
 import memstore
-from memstore.config import parse_url
-from memstore.database import Database
-from memstore.upgrade import ensure_schema
-from tests.contract.helpers import Damage, OpenMemory, PageLimit, Sql
+from tests.contract.helpers import Damage, Existing, OpenMemory, Room, Sql
 
-
-@pytest.fixture(params=["sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Address of a database that does not exist yet, of each kind that memstore supports."""
-    assert request.param == "sqlite"
-    return f"sqlite:///{tmp_path / 'run.db'}"
-
-
-@pytest.fixture(scope="session")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with tables and no buffer: making it anew for every test would take most of the time."""
-    path = tmp_path_factory.mktemp("empty") / "empty.db"
-    database = Database(parse_url(path))
-    ensure_schema(database)
-    database.close()
-    return path
-
-
-@pytest.fixture
-def open_memory(url: str, request: pytest.FixtureRequest, empty: Path) -> Iterator[OpenMemory]:
-    """``memstore.open`` on ``url``; afterwards everything is closed, and every buffer must be sound."""
-    opened: list[memstore.EpisodicMemory] = []
-    path = Path(str(make_url(url).database))
-
-    def open_one(**settings: Any) -> memstore.EpisodicMemory:
-        if not path.exists():
-            shutil.copyfile(empty, path)
-        opened.append(memstore.open(url, **{"seed": 7, **settings}))
-        return opened[-1]
-
-    yield open_one
-    for memory in opened:
-        memory.close()
-    if opened and "damage" not in request.fixturenames:
-        for name in memstore.buffers(url):
-            with memstore.open(url, buffer=name, create=False) as memory:
-                report = memory.check()
-                assert report.ok, report.problems
+READER = """
+DO $$ BEGIN CREATE ROLE memstore_reader LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO memstore_reader;
+"""
+PLENTY = 2**30
+FILLING_DISK = """
+CREATE SEQUENCE room INCREMENT -1 MINVALUE -1000000 MAXVALUE 2000000000 START 2000000000;
+CREATE FUNCTION take_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF nextval('room') < 0 THEN
+        RAISE 'No space left on device' USING ERRCODE = 'disk_full';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER take_room BEFORE INSERT ON payload FOR EACH ROW EXECUTE FUNCTION take_room();
+"""
 
 
 @pytest.fixture
 def memory(open_memory: OpenMemory) -> memstore.EpisodicMemory:
     """A small memory with default settings."""
     return open_memory(capacity=100)
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    """Connections past memstore."""
+    engine = create_engine(url, poolclass=NullPool if url.startswith("sqlite") else None)
+    yield engine
+    engine.dispose()
 
 
 def _executed(engine: Engine, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -70,41 +51,102 @@ def _executed(engine: Engine, statement: str, values: dict[str, Any]) -> list[tu
 
 
 @pytest.fixture
-def sql(url: str) -> Iterator[Sql]:
+def sql(engine: Engine) -> Sql:
     """Look into the tables, past memstore."""
-    engine = create_engine(url, poolclass=NullPool)
-    yield lambda statement, **values: _executed(engine, statement, values)
-    engine.dispose()
+    return lambda statement, **values: _executed(engine, statement, values)
 
 
 @pytest.fixture
-def damage(url: str) -> Iterator[Damage]:
+def damage(engine: Engine) -> Damage:
     """Change the tables past memstore; the database need not be sound afterwards."""
-    engine = create_engine(url, poolclass=NullPool)
 
     def change(statement: str, **values: Any) -> None:
         _executed(engine, statement, values)
 
-    yield change
-    engine.dispose()
+    return change
 
 
 @pytest.fixture
-def page_limit(url: str) -> Iterator[PageLimit]:
-    """Make the disk full: a limit on the pages of the file, for every connection from its next use on."""
-    if make_url(url).get_backend_name() != "sqlite":
-        pytest.skip("the limit is a pragma of SQLite")
-    limit = 2**30
+def existing(url: str, engine: Engine) -> Existing:
+    """Names of all tables and buffers; before there is a file, of what its folder holds. Looking makes nothing."""
+    address = make_url(url)
+
+    def look() -> list[str]:
+        if address.get_backend_name() == "sqlite":
+            file = Path(str(address.database))
+            if not file.exists():
+                return sorted(entry.name for entry in file.parent.iterdir())
+        tables = sorted(inspect(engine).get_table_names())
+        buffers = _executed(engine, "SELECT name FROM buffer ORDER BY id", {}) if "buffer" in tables else []
+        return tables + [f"buffer {name}" for (name,) in buffers]
+
+    return look
+
+
+@pytest.fixture
+def read_only_url(url: str, engine: Engine) -> str:
+    """The same database, as one that may only read reaches it."""
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite":
+        return f"sqlite:///file:{address.database}?mode=ro&uri=true"
+    _executed(engine, READER, {})
+    return address.set(username="memstore_reader").render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def tidy(engine: Engine) -> Callable[[], None]:
+    """Do at once what a server does by itself in time; a file needs nothing of the kind."""
+
+    def vacuum() -> None:
+        if engine.dialect.name == "postgresql":
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+                conn.exec_driver_sql("VACUUM")
+
+    return vacuum
+
+
+@pytest.fixture
+def vanish(url: str, request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Remove the database, whoever has it open."""
+    address = make_url(url)
+
+    def remove() -> None:
+        if address.get_backend_name() == "sqlite":
+            file = Path(str(address.database))
+            for entry in file.parent.glob(f"{file.name}*"):
+                entry.unlink()
+        else:
+            request.getfixturevalue("postgres_server").drop_database(str(address.database))
+
+    return remove
+
+
+@pytest.fixture
+def room(url: str, engine: Engine) -> Iterator[Room]:
+    """Make the disk full: for so many more pages on SQLite, rows of payload on PostgreSQL, None for plenty.
+
+    The one is a limit on the file, for every connection from its next use on; the other a trigger that raises the
+    server's own error.
+    """
+    if make_url(url).get_backend_name() == "postgresql":
+        _executed(engine, FILLING_DISK, {})
+        yield lambda left: _set_room(engine, PLENTY if left is None else left)
+        return
+    limit = PLENTY
 
     def apply(connection: Any, *_: Any) -> None:
         connection.execute(f"PRAGMA max_page_count = {limit}")
 
-    def choose(pages: int | None) -> None:
+    def choose(left: int | None) -> None:
         nonlocal limit
-        limit = 2**30 if pages is None else pages
+        limit = PLENTY if left is None else _executed(engine, "PRAGMA page_count", {})[0][0] + left
 
     event.listen(Pool, "checkout", apply)
     try:
         yield choose
     finally:
         event.remove(Pool, "checkout", apply)
+
+
+def _set_room(engine: Engine, rows: int) -> None:
+    _executed(engine, "SELECT setval('room', :rows)", {"rows": rows})

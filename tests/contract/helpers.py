@@ -9,14 +9,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from memstore import EpisodicMemory
 
 OpenMemory = Callable[..., EpisodicMemory]
 Sql = Callable[..., list[tuple[Any, ...]]]
 Damage = Callable[..., None]
-PageLimit = Callable[[int | None], None]
+Existing = Callable[[], list[str]]
+Room = Callable[[int | None], None]
 Payload = dict[str, Any]
+
+sqlite_only = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+"""For what only a file can do or suffer; the test does not exist on PostgreSQL, so nothing is skipped."""
+postgres_only = pytest.mark.parametrize("url", ["postgres"], indirect=True)
+"""For what only a server can do or suffer."""
 
 
 def rows(count: int, start: int = 0) -> Payload:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -603,17 +604,19 @@ def test_29_the_payload_goes_with_its_episode(open_memory: OpenMemory, sql: Sql,
             memory.get(gone)
 
 
-def test_29_room_is_used_again(open_memory: OpenMemory) -> None:
+def test_29_room_is_used_again(open_memory: OpenMemory, tidy: Callable[[], None], url: str) -> None:
     """29. A full memory does not grow on disk however long it runs."""
     memory = open_memory(capacity=50, eviction="fifo")
     sizes = []
     for turn in range(6):
         for _ in range(10):
             memory.extend({"x": np.full((25, 1000), turn, np.float64)})
-        sizes.append(memory.stats().bytes_on_disk["database"])
+        sizes.append(sum(size for part, size in memory.stats().bytes_on_disk.items() if part != "wal"))
+        tidy()
         memory.close()
         memory = open_memory()
-    assert sizes[-1] <= sizes[2]
+    # What is freed on a server is not all of one piece; three turns without it would double the size.
+    assert sizes[-1] <= sizes[2] * (1 if url.startswith("sqlite") else 1.1)
 
 
 # Durability

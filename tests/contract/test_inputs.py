@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from memstore import (
     RetentionPolicy,
     Uniform,
 )
-from tests.contract.helpers import OpenMemory, Sql, everything, live_ids, row, rows
+from tests.contract.helpers import Existing, OpenMemory, Sql, everything, live_ids, row, rows
 
 TABLES = [
     "buffer",
@@ -369,11 +368,11 @@ def test_other_arguments(unchanged: EpisodicMemory, attempt: Callable[[EpisodicM
 
 
 @pytest.mark.parametrize("change", [{"strategy": "unknown"}, {"eviction": "unknown"}, {"capacity": 0}, {"buffer": ""}])
-def test_nothing_is_created_by_a_refused_open(url: str, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_nothing_is_created_by_a_refused_open(url: str, existing: Existing, change: dict[str, Any]) -> None:
     """Not even the file."""
     with pytest.raises(ConfigError, match="unknown|capacity|buffer"):
         memstore.open(url, **change)
-    assert list(tmp_path.iterdir()) == []
+    assert existing() == []
 
 
 def test_enums_and_names_are_the_same(open_memory: OpenMemory) -> None:
@@ -429,10 +428,10 @@ HOSTILE = [
 REFUSED = ["", "\0", "a\0b", "\ud800", "a\udfffb", "x" * 1025, "x" * 10_240, "\u00e9" * 600]
 
 
-def test_hostile_names_are_data(open_memory: OpenMemory, sql: Sql) -> None:
+def test_hostile_names_are_data(open_memory: OpenMemory, existing: Existing) -> None:
     """As domain, tag, key, buffer, checkpoint, consumer, extra, text: each comes back itself and finds itself only."""
     memory = open_memory(buffer=HOSTILE[0], consumer=HOSTILE[1])
-    tables = sql("SELECT name FROM sqlite_master ORDER BY name")
+    tables = existing()
     n = len(HOSTILE)
     ids = memory.extend(
         {"text": HOSTILE}, domain=HOSTILE, tags=[[name, "all"] for name in HOSTILE], key=HOSTILE, extra=HOSTILE
@@ -455,7 +454,7 @@ def test_hostile_names_are_data(open_memory: OpenMemory, sql: Sql) -> None:
     again = open_memory(buffer=HOSTILE[0])
     assert again.resumed and len(again) == n and again.name == HOSTILE[0]
     assert [e.domain for e in again.get_many(ids)] == HOSTILE
-    assert sql("SELECT name FROM sqlite_master ORDER BY name") == tables
+    assert existing() == tables
 
 
 def test_every_hostile_name_names_a_buffer(open_memory: OpenMemory, url: str) -> None:
@@ -485,7 +484,8 @@ def test_names_that_are_refused(unchanged: EpisodicMemory, open_memory: OpenMemo
     """Empty, NUL, lone surrogates, beyond 1,024 bytes: the same on every database."""
     changes: list[tuple[str, Any, Any]] = [("domain", name, "fine"), ("tags", [name], ["fine"]), ("key", name, "fine")]
     for keyword, bad, good in changes:
-        one, both = {keyword: bad}, {keyword: [bad, good]}
+        one: dict[str, Any] = {keyword: bad}
+        both: dict[str, Any] = {keyword: [bad, good]}
         with pytest.raises(InvalidValue, match=keyword.rstrip("s")):
             unchanged.add(row(0), **one)
         with pytest.raises(InvalidValue, match=keyword.rstrip("s")):
@@ -560,11 +560,11 @@ def test_extra_is_json(open_memory: OpenMemory) -> None:
 
 
 @pytest.mark.parametrize("consumer", ["", "a\0b", "\ud800", 7, b"x", "x" * 1025])
-def test_a_consumer_is_a_name(url: str, tmp_path: Path, consumer: Any) -> None:
+def test_a_consumer_is_a_name(url: str, existing: Existing, consumer: Any) -> None:
     """It is refused when it is given, and not at the first update."""
     with pytest.raises(ConfigError, match="consumer"):
         memstore.open(url, consumer=consumer)
-    assert list(tmp_path.iterdir()) == []
+    assert existing() == []
 
 
 def test_numpys_str_is_stored_as_str(open_memory: OpenMemory, sql: Sql) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -30,7 +31,19 @@ from memstore import (
     StoreUnavailable,
     Uniform,
 )
-from tests.contract.helpers import Child, OpenMemory, Sql, everything, in_child, live_ids, row, rows
+from tests.contract.helpers import (
+    Child,
+    Existing,
+    OpenMemory,
+    Sql,
+    everything,
+    in_child,
+    live_ids,
+    postgres_only,
+    row,
+    rows,
+    sqlite_only,
+)
 
 # Python 3.12 and later warn whenever a process with threads forks; that is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -172,16 +185,14 @@ def test_pickled_in_one_process(open_memory: OpenMemory) -> None:
         len(copy)
 
 
-def test_a_pickled_handle_of_what_is_gone(tmp_path: Path) -> None:
+def test_a_pickled_handle_of_what_is_gone(url: str, vanish: Callable[[], None], tmp_path: Path) -> None:
     """Says so, and creates nothing."""
-    target = tmp_path / "other.db"
-    with memstore.open(target, buffer="gone") as memory:
+    with memstore.open(url, buffer="gone") as memory:
         blob = pickle.dumps(memory)
-    for file in tmp_path.glob("other.db*"):
-        file.unlink()
-    with pytest.raises(MemstoreError):
+    vanish()
+    with pytest.raises(StoreUnavailable):
         pickle.loads(blob)  # noqa: S301
-    assert not list(tmp_path.glob("other.db*"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif("fork" not in METHODS, reason="needs fork")
@@ -442,13 +453,13 @@ def test_buffers_of_one_database_share_nothing(open_memory: OpenMemory, url: str
     assert a.check().ok and b.check().ok
 
 
-def test_create_false_makes_nothing(url: str, tmp_path: Path) -> None:
+def test_create_false_makes_nothing(url: str, existing: Existing) -> None:
     """Neither a file nor a buffer; the message names the buffers there are."""
     with pytest.raises(MemstoreError):
         memstore.open(url, create=False)
     with pytest.raises(MemstoreError):
         memstore.buffers(url)
-    assert list(tmp_path.iterdir()) == []
+    assert existing() == []
     memstore.open(url, buffer="here").close()
     with pytest.raises(ConfigError, match="'here'"):
         memstore.open(url, buffer="there", create=False)
@@ -471,15 +482,12 @@ def test_processes_that_create_a_buffer_at_once(url: str) -> None:
 # Databases that cannot be opened or written
 
 
-def test_a_read_only_database(open_memory: OpenMemory, url: str, tmp_path: Path) -> None:
+def test_a_read_only_database(open_memory: OpenMemory, read_only_url: str) -> None:
     """Reading works; writing is refused by name; nothing changes."""
-    if make_url(url).get_backend_name() != "sqlite":
-        pytest.skip("the file is SQLite's")
     memory = open_memory()
     memory.extend(rows(3), loss=1.0)
     memory.save_checkpoint("c", {"n": 1})
-    path = make_url(url).database
-    with memstore.open(f"sqlite:///file:{path}?mode=ro&uri=true", create=False) as reader:
+    with memstore.open(read_only_url, create=False) as reader:
         assert len(reader) == 3 and len(reader.sample(3)) == 3 and reader.check().ok
         assert reader.load_checkpoint("c") == {"n": 1}
         assert reader.stats().buffer_size == 3
@@ -507,18 +515,51 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_vanishes(open_memory: OpenMemory, tmp_path: Path, url: str) -> None:
+def test_a_database_that_vanishes(url: str, vanish: Callable[[], None]) -> None:
     """The handle goes on with what it has open, or fails by name: never with a driver's error."""
-    if make_url(url).get_backend_name() != "sqlite":
-        pytest.skip("the file is SQLite's")
-    with memstore.open(tmp_path / "gone.db") as memory:
+    with memstore.open(url) as memory:
         memory.add(row(1))
-        for file in tmp_path.glob("gone.db*"):
-            file.unlink()
-        try:
-            memory.add(row(2))
-            memory.sample(2)
-        except MemstoreError:
-            pass
-    with memstore.open(tmp_path / "gone.db") as memory:
+        vanish()
+        for attempt in (lambda: memory.add(row(2)), lambda: memory.sample(2), lambda: len(memory)):
+            with contextlib.suppress(MemstoreError):
+                attempt()
+
+
+@sqlite_only
+def test_a_new_file_after_one_that_vanished(url: str, vanish: Callable[[], None]) -> None:
+    """Is made as if there had been none."""
+    with memstore.open(url) as memory:
+        memory.add(row(1))
+        vanish()
+    with memstore.open(url) as memory:
         assert not memory.resumed and len(memory) == 0
+
+
+@postgres_only
+def test_a_server_or_database_that_is_not_there(url: str) -> None:
+    """The message says where memstore looked, and that it may be down."""
+    address = make_url(url)
+    for absent in (address.set(database="absent"), address.update_query_dict({"host": "/absent"})):
+        with pytest.raises(StoreUnavailable, match="absent.*server"):
+            memstore.open(absent, busy_timeout=0.5)
+
+
+@postgres_only
+def test_addresses_of_a_server(url: str) -> None:
+    """Each way to write it names the same database; other drivers are refused, passwords never shown."""
+    address = make_url(url)
+    memstore.open(url).close()
+    for name in ("postgres", "postgresql", "postgresql+psycopg"):
+        text = address.render_as_string(hide_password=False).replace("postgresql+psycopg", name, 1)
+        for target in (text, make_url(text)):
+            with memstore.open(target, create=False) as memory:
+                assert memory.resumed
+    for name in ("postgresql+psycopg2", "postgresql+asyncpg", "postgresql+pg8000"):
+        with pytest.raises(ConfigError, match="psycopg") as refusal:
+            memstore.open(address.set(drivername=name, password="secret"))
+        assert "secret" not in str(refusal.value)
+    with memstore.open(address.set(password="secret")) as memory:
+        assert "secret" not in repr(memory)
+    with pytest.raises(StoreUnavailable) as unavailable:
+        memstore.open(address.set(password="secret", database="absent"), busy_timeout=0.5)
+    assert "secret" not in str(unavailable.value)

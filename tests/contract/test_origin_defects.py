@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import make_url
 
 import memstore
 from memstore import (
@@ -37,7 +36,20 @@ from memstore import (
     RetentionPolicy,
     StoreCorrupt,
 )
-from tests.contract.helpers import Child, Damage, OpenMemory, Sql, agree, drawn, everything, law, live_ids, row, rows
+from tests.contract.helpers import (
+    Child,
+    Damage,
+    Existing,
+    OpenMemory,
+    Sql,
+    agree,
+    drawn,
+    everything,
+    law,
+    live_ids,
+    row,
+    rows,
+)
 
 # Identity and lifetime
 
@@ -329,11 +341,12 @@ def test_defect_16_asking_for_more_than_there_is_ends(open_memory: OpenMemory, s
 
 
 @pytest.mark.parametrize("capacity", [0, -1, 1.5, True, "10", math.nan, 2**63])
-def test_defect_17_capacity_is_validated(open_memory: OpenMemory, url: str, capacity: Any) -> None:
+def test_defect_17_capacity_is_validated(open_memory: OpenMemory, url: str, existing: Existing, capacity: Any) -> None:
     """At opening and when changed; nothing is created."""
+    before = existing()
     with pytest.raises(ConfigError, match="capacity"):
         memstore.open(url, capacity=capacity)
-    assert not Path(str(make_url(url).database)).exists()
+    assert existing() == before
     memory = open_memory(capacity=1)
     with pytest.raises(ConfigError, match="capacity"):
         memory.configure(capacity=capacity)

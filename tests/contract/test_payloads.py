@@ -13,7 +13,7 @@ import pytest
 
 import memstore
 from memstore import EpisodeNotFound, InvalidValue, PayloadError, StoreCorrupt
-from tests.contract.helpers import Damage, OpenMemory, Sql, live_ids, row, rows, same
+from tests.contract.helpers import Damage, OpenMemory, Sql, live_ids, postgres_only, row, rows, same
 
 DTYPES = ["?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d", "g", "F", "D", "G"]
 ORDERS = ["<", ">"]
@@ -173,6 +173,21 @@ def test_large_payloads(open_memory: OpenMemory, reading: Any) -> None:
     ids = memory.extend({"x": big})
     for i, episode in enumerate(reading(memory).get_many(ids)):
         assert same(episode.payload["x"], big[i])
+
+
+@postgres_only
+@pytest.mark.timeout(60)
+def test_large_payloads_for_a_slow_server(open_memory: OpenMemory, damage: Damage) -> None:
+    """More than the socket holds, sent while the server is still busy with the statement before."""
+    memory = open_memory()
+    memory.add({"x": np.zeros(1_000_000)})
+    damage("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END'")
+    damage("CREATE TRIGGER slow BEFORE INSERT ON episode FOR EACH STATEMENT EXECUTE FUNCTION slow()")
+    with memory.transaction():
+        one = memory.add({"x": np.ones(1_000_000)})
+    two = memory.add({"x": np.full(1_000_000, 2.0)})
+    assert [episode.payload["x"][-1] for episode in memory.get_many([one, two])] == [1.0, 2.0]
+    assert memory.check().ok
 
 
 def test_a_batch_is_all_or_nothing(open_memory: OpenMemory) -> None:

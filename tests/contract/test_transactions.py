@@ -21,7 +21,19 @@ from memstore import (
     StoreFull,
     TransactionDead,
 )
-from tests.contract.helpers import OpenMemory, PageLimit, Sql, agree, drawn, everything, law, live_ids, row, rows
+from tests.contract.helpers import (
+    OpenMemory,
+    Room,
+    Sql,
+    agree,
+    drawn,
+    everything,
+    law,
+    live_ids,
+    row,
+    rows,
+    sqlite_only,
+)
 
 TABLES = ["buffer", "checkpoint", "domain", "episode", "episode_key", "episode_tag", "payload", "replay_event"]
 TABLES += ["replay_metadata", "stratum"]
@@ -271,10 +283,10 @@ def heavy(open_memory: OpenMemory) -> EpisodicMemory:
     return memory
 
 
-def test_a_full_disk_changes_nothing(heavy: EpisodicMemory, sql: Sql, page_limit: PageLimit) -> None:
+def test_a_full_disk_changes_nothing(heavy: EpisodicMemory, sql: Sql, room: Room) -> None:
     """StoreFull, the data as it was, reads and deletions go on, and writes too once there is room."""
     before = dump(sql)
-    page_limit(sql("PRAGMA page_count")[0][0] + 5)
+    room(5)
     with pytest.raises(StoreFull, match="room"):
         grow(heavy)
     with pytest.raises(OSError):
@@ -283,36 +295,37 @@ def test_a_full_disk_changes_nothing(heavy: EpisodicMemory, sql: Sql, page_limit
     assert len(heavy) == 3 and len(heavy.sample(3)) == 3 and heavy.check().ok
     assert heavy.update([1, 2], loss=0.5).updated.tolist() == [1, 2]
     assert heavy.delete([1]) == 1
-    page_limit(None)
+    room(None)
     assert len(grow(heavy)) == 50
     assert len(heavy) == 52 and heavy.check().ok
 
 
-def test_a_full_disk_at_any_point(heavy: EpisodicMemory, sql: Sql, page_limit: PageLimit) -> None:
+def test_a_full_disk_at_any_point(heavy: EpisodicMemory, sql: Sql, room: Room) -> None:
     """Wherever in an extend, an update or a checkpoint the room ends: all of it or nothing."""
     outcomes = set()
-    for room in range(0, 90, 3):
-        before, pages = dump(sql), sql("PRAGMA page_count")[0][0]
-        page_limit(pages + room)
+    for left in range(0, 90, 3):
+        before = dump(sql)
+        room(left)
         try:
             grow(heavy)
             outcomes.add("written")
-            page_limit(None)
+            room(None)
             heavy.delete(np.arange(4, 10_000))
             assert live_ids(heavy) == [1, 2, 3]
         except StoreFull:
             outcomes.add("full")
-            page_limit(None)
+            room(None)
             assert dump(sql) == before
         assert heavy.check().ok
     assert outcomes == {"written", "full"}
 
 
-def test_a_full_disk_ends_the_block(heavy: EpisodicMemory, sql: Sql, page_limit: PageLimit) -> None:
+@sqlite_only
+def test_a_full_disk_ends_the_block(heavy: EpisodicMemory, sql: Sql, room: Room) -> None:
     """The database rolls back itself: everything further in the block fails, its end too, and nothing is committed."""
     before = dump(sql)
     state = str(heavy.rng.bit_generator.state)
-    page_limit(sql("PRAGMA page_count")[0][0] + 5)
+    room(5)
     with pytest.raises(TransactionDead), heavy.transaction():
         heavy.update([1], loss=77.0)
         heavy.sample(2)
@@ -332,17 +345,18 @@ def test_a_full_disk_ends_the_block(heavy: EpisodicMemory, sql: Sql, page_limit:
                 attempt()
     assert dump(sql) == before
     assert str(heavy.rng.bit_generator.state) == state
-    page_limit(None)
+    room(None)
     with heavy.transaction():
         heavy.update([1], loss=2.0)
         grow(heavy)
     assert heavy.get(1).loss == 2.0 and len(heavy) == 53 and heavy.check().ok
 
 
-def test_a_full_disk_ends_nested_blocks_too(heavy: EpisodicMemory, sql: Sql, page_limit: PageLimit) -> None:
+@sqlite_only
+def test_a_full_disk_ends_nested_blocks_too(heavy: EpisodicMemory, sql: Sql, room: Room) -> None:
     """Catching the error between the blocks does not bring the outer one back to life."""
     before = dump(sql)
-    page_limit(sql("PRAGMA page_count")[0][0] + 5)
+    room(5)
     with pytest.raises(TransactionDead), heavy.transaction():
         heavy.update([1], loss=77.0)
         with pytest.raises(StoreFull), heavy.transaction():
@@ -350,18 +364,18 @@ def test_a_full_disk_ends_nested_blocks_too(heavy: EpisodicMemory, sql: Sql, pag
         with pytest.raises(TransactionDead):
             heavy.update([2], loss=1.0)
     assert dump(sql) == before
-    page_limit(None)
+    room(None)
     with pytest.raises(Boom), heavy.transaction():
         raise Boom
     assert len(grow(heavy)) == 50
 
 
-def test_the_error_that_ended_a_block_comes_out(heavy: EpisodicMemory, sql: Sql, page_limit: PageLimit) -> None:
+def test_the_error_that_ended_a_block_comes_out(heavy: EpisodicMemory, sql: Sql, room: Room) -> None:
     """StoreFull uncaught is StoreFull outside; the next block is alive."""
-    page_limit(sql("PRAGMA page_count")[0][0] + 5)
+    room(5)
     with pytest.raises(StoreFull), heavy.transaction():
         grow(heavy)
-    page_limit(None)
+    room(None)
     with heavy.transaction():
         grow(heavy)
     assert len(heavy) == 53

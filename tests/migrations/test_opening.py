@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 
 from memstore import upgrade
 from memstore.errors import (
@@ -31,24 +32,26 @@ from memstore.errors import (
     StoreReadOnly,
     StoreUnavailable,
 )
-from tests.migrations.helpers import add_revision, create, digest, opened, tables, use_revisions, version
+from tests.contract.helpers import postgres_only, sqlite_only
+from tests.migrations.helpers import (
+    HEAD,
+    NEXT,
+    Another,
+    add_revision,
+    content,
+    create,
+    digest,
+    opened,
+    sql,
+    structure,
+    tables,
+    use_revisions,
+    version,
+)
+from tests.support.postgres import PostgresServer
 
 PROCESSES = 8
 ROUNDS = 10
-
-
-@pytest.fixture(autouse=True)
-def restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undoes ``use_revisions``."""
-    for name in ("REVISIONS", "HEAD", "_migrations"):
-        monkeypatch.setattr(upgrade, name, getattr(upgrade, name))
-
-
-def sql(path: str | Path, *statements: str) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        for statement in statements:
-            connection.execute(statement)
-        connection.commit()
 
 
 def join(processes: list[BaseProcess]) -> None:
@@ -62,29 +65,28 @@ def join(processes: list[BaseProcess]) -> None:
 # --- many at once ------------------------------------------------------------------------------------------------
 
 
-def race(barrier: Barrier, paths: list[str], report: Path, scripts: Path | None) -> None:
+def race(barrier: Barrier, targets: list[str], report: Path, scripts: Path | None) -> None:
     if scripts is not None:
         use_revisions(scripts)
     outcomes = []
-    for path in paths:
+    for target in targets:
         barrier.wait(60)
         try:
-            with opened(path) as database:
+            with opened(target) as database:
                 outcome = upgrade._bring_up(database, create=True, upgrade=True, backup=True)
-                found = database.in_read(upgrade.schema_version)
-            outcomes.append([outcome.before, outcome.after, found])
+            outcomes.append([outcome.before, outcome.after, version(target)])
         except BaseException as exc:
             outcomes.append([repr(exc)])
     report.write_text(json.dumps(outcomes))
 
 
-def run_race(tmp_path: Path, paths: list[str], scripts: Path | None = None) -> list[tuple[Any, ...]]:
-    """For each path, what each process saw."""
+def run_race(tmp_path: Path, targets: list[str], scripts: Path | None = None) -> list[tuple[Any, ...]]:
+    """For each database, what each process saw."""
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(PROCESSES)
     reports = [tmp_path / f"report-{number}.json" for number in range(PROCESSES)]
     processes: list[BaseProcess] = [
-        spawn.Process(target=race, args=(barrier, paths, report, scripts)) for report in reports
+        spawn.Process(target=race, args=(barrier, targets, report, scripts)) for report in reports
     ]
     for process in processes:
         process.start()
@@ -92,52 +94,53 @@ def run_race(tmp_path: Path, paths: list[str], scripts: Path | None = None) -> l
     return list(zip(*(json.loads(report.read_text()) for report in reports), strict=True))
 
 
-def test_eight_processes_create_one_memory(tmp_path: Path) -> None:
-    paths = [str(tmp_path / f"round-{number}.db") for number in range(ROUNDS)]
-    for path in paths[::2]:
-        Path(path).touch()  # an empty file and no file are the same to an opener
-    reference = tmp_path / "reference.db"
-    create(reference)
-    for path, outcomes in zip(paths, run_race(tmp_path, paths), strict=True):
-        assert sorted(outcomes, key=repr) == [["0001", "0001", "0001"]] * (PROCESSES - 1) + [[None, "0001", "0001"]]
-        assert tables(path) == tables(reference)
+def test_eight_processes_create_one_memory(tmp_path: Path, url: str, another: Another) -> None:
+    create(url)
+    targets = [another() for _round in range(ROUNDS)]
+    for target in targets[::2]:
+        if target.startswith("sqlite"):
+            Path(str(make_url(target).database)).touch()  # an empty file and no file are the same to an opener
+    for target, outcomes in zip(targets, run_race(tmp_path, targets), strict=True):
+        assert sorted(outcomes, key=repr) == [[HEAD, HEAD, HEAD]] * (PROCESSES - 1) + [[None, HEAD, HEAD]]
+        assert tables(target) == tables(url)
 
 
-def test_eight_processes_upgrade_once(tmp_path: Path) -> None:
+def test_eight_processes_upgrade_once(tmp_path: Path, another: Another) -> None:
     scripts = add_revision(tmp_path / "scripts")
-    paths = [str(tmp_path / f"round-{number}.db") for number in range(3)]
-    for path in paths:
-        create(path)
-    for path, outcomes in zip(paths, run_race(tmp_path, paths, scripts), strict=True):
-        assert sorted(outcomes) == [["0001", "0002", "0002"]] + [["0002", "0002", "0002"]] * (PROCESSES - 1)
-        assert len(list(tmp_path.glob(Path(path).name + ".schema-0001*"))) == 1
+    targets = [another() for _round in range(3)]
+    for target in targets:
+        create(target)
+    for target, outcomes in zip(targets, run_race(tmp_path, targets, scripts), strict=True):
+        assert sorted(outcomes) == [[HEAD, NEXT, NEXT]] + [[NEXT, NEXT, NEXT]] * (PROCESSES - 1)
+        if target.startswith("sqlite"):
+            assert len(list(tmp_path.glob(f"{Path(target).name}.schema-{HEAD}*"))) == 1
 
 
-def test_threads_create_different_memories(tmp_path: Path) -> None:
-    """Alembic keeps its context in module globals: without a lock they write into each other's files."""
-    paths = [tmp_path / f"{number}.db" for number in range(6)]
-    barrier = threading.Barrier(len(paths))
+def test_threads_create_different_memories(another: Another) -> None:
+    """Alembic keeps its context in module globals: without a lock they write into each other's databases."""
+    targets = [another() for _thread in range(6)]
+    barrier = threading.Barrier(len(targets))
     outcomes: list[object] = []
 
-    def work(path: Path) -> None:
+    def work(target: str) -> None:
         barrier.wait(30)
         try:
-            outcomes.append(create(path))
+            outcomes.append(create(target))
         except BaseException as exc:
             outcomes.append(exc)
 
-    threads = [threading.Thread(target=work, args=(path,)) for path in paths]
+    threads = [threading.Thread(target=work, args=(target,)) for target in targets]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert outcomes == [True] * len(paths)
-    assert all(tables(path) == tables(paths[0]) for path in paths)
+    assert outcomes == [True] * len(targets)
+    assert all(tables(target) == tables(targets[0]) for target in targets)
 
 
-def test_threads_create_one_memory(path: str) -> None:
+def test_threads_create_one_memory(url: str) -> None:
     outcomes: list[object] = []
-    with opened(path) as database:
+    with opened(url) as database:
         threads = [
             threading.Thread(target=lambda: outcomes.append(upgrade.ensure_schema(database))) for _number in range(6)
         ]
@@ -150,13 +153,13 @@ def test_threads_create_one_memory(path: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_while_another_thread_migrates_does_not_inherit_its_lock(path: str) -> None:
+def test_a_fork_while_another_thread_migrates_does_not_inherit_its_lock(url: str) -> None:
     with upgrade._alembic_lock:
-        child: BaseProcess = multiprocessing.get_context("fork").Process(target=create, args=(path,))
+        child: BaseProcess = multiprocessing.get_context("fork").Process(target=create, args=(url,))
         child.start()
     join([child])
     assert child.exitcode == 0
-    assert version(path) == upgrade.HEAD
+    assert version(url) == upgrade.HEAD
 
 
 # --- what is not ours --------------------------------------------------------------------------------------------
@@ -175,7 +178,9 @@ def other_program(path: Path) -> None:
 
 
 def other_program_in_wal(path: Path) -> None:
-    sql(path, "PRAGMA journal_mode = WAL", "CREATE TABLE invoices (id INTEGER PRIMARY KEY)")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE invoices (id INTEGER PRIMARY KEY)")
 
 
 def other_program_with_views(path: Path) -> None:
@@ -186,17 +191,17 @@ def other_program_using_alembic(path: Path) -> None:
     sql(path, "CREATE TABLE alembic_version (version_num TEXT)", "INSERT INTO alembic_version VALUES ('0001')")
 
 
-def newer(path: Path) -> None:
+def newer(path: str | Path) -> None:
     create(path)
     sql(path, "UPDATE memstore_version SET version_num = '7777'")
 
 
-def headless(path: Path) -> None:
+def headless(path: str | Path) -> None:
     create(path)
     sql(path, "DELETE FROM memstore_version")
 
 
-REFUSED: list[tuple[Callable[[Path], None], type[MemstoreError], str]] = [
+REFUSED: list[tuple[Callable[[Any], None], type[MemstoreError], str]] = [
     (random_bytes, NotAMemstore, "not a database"),
     (text, NotAMemstore, "not a database"),
     (other_program, NotAMemstore, "'invoices'"),
@@ -211,7 +216,7 @@ REFUSED: list[tuple[Callable[[Path], None], type[MemstoreError], str]] = [
 @pytest.mark.parametrize(("make", "error", "message"), REFUSED, ids=[make.__name__ for make, _error, _text in REFUSED])
 @pytest.mark.parametrize("keywords", [{}, {"create": False}, {"upgrade": True}], ids=str)
 def test_foreign_files_are_refused_unchanged(
-    make: Callable[[Path], None],
+    make: Callable[[Any], None],
     error: type[MemstoreError],
     message: str,
     keywords: dict[str, bool],
@@ -223,6 +228,117 @@ def test_foreign_files_are_refused_unchanged(
     with opened(path) as database, pytest.raises(error, match=message):
         upgrade.ensure_schema(database, **keywords)
     assert digest(tmp_path) == before
+
+
+LIKE_OURS: dict[str, tuple[str, type[MemstoreError]]] = {
+    "table buffer": ("CREATE TABLE buffer (id int8 PRIMARY KEY, name text)", NotAMemstore),
+    "table episode": ("CREATE TABLE episode (id int8)", NotAMemstore),
+    "view": ("CREATE VIEW payload AS SELECT 1 AS id", NotAMemstore),
+    # Rarer things are met while the tables are made, which is then undone; who makes none sees none.
+    "materialized view": ("CREATE MATERIALIZED VIEW checkpoint AS SELECT 1 AS id", StoreUnavailable),
+    "sequence": ("CREATE SEQUENCE domain", StoreUnavailable),
+    "index": ("CREATE INDEX ix_episode_buffer_id_timestamp ON invoices (id)", StoreUnavailable),
+}
+
+
+@postgres_only
+@pytest.mark.parametrize("keywords", [{}, {"create": False}, {"upgrade": True}], ids=str)
+@pytest.mark.parametrize("kind", LIKE_OURS)
+def test_what_is_named_like_ours_is_refused_unchanged(url: str, kind: str, keywords: dict[str, bool]) -> None:
+    statement, without_creating = LIKE_OURS[kind]
+    error = NotAMemstore if keywords.get("create", True) else without_creating
+    sql(url, "CREATE TABLE invoices (id int8 PRIMARY KEY)", statement, "INSERT INTO invoices VALUES (1)")
+    before = content(url)
+    with opened(url) as database, pytest.raises(error):
+        upgrade.ensure_schema(database, **keywords)
+    assert content(url) == before
+
+
+@postgres_only
+def test_the_message_names_what_is_in_the_way(url: str) -> None:
+    sql(url, "CREATE TABLE buffer (id int8)")
+    with pytest.raises(NotAMemstore, match="'buffer'.*search_path"):
+        create(url)
+
+
+@postgres_only
+def test_other_programs_keep_their_tables_beside_ours(url: str) -> None:
+    """Alembic's own version table included, which is not ours."""
+    foreign = ["CREATE TABLE invoices (id int8)", "CREATE TABLE alembic_version (version_num text)"]
+    foreign += ["CREATE VIEW paid AS SELECT * FROM invoices", "INSERT INTO alembic_version VALUES ('0001')"]
+    sql(url, *foreign)
+    before = tables(url)
+    with opened(url) as database:
+        with pytest.raises(StoreUnavailable, match="no memstore"):
+            upgrade.ensure_schema(database, create=False)
+        assert tables(url) == before
+        assert upgrade.ensure_schema(database) is True
+        assert upgrade.ensure_schema(database) is False
+    after = tables(url)
+    assert {name: after[name] for name in before} == before
+    assert sql(url, "SELECT * FROM alembic_version") == [("0001",)]
+
+
+@postgres_only
+def test_schemas_of_one_database_are_memories_of_their_own(url: str, tmp_path: Path) -> None:
+    """By way of ``search_path``; what is in another schema is not in the way, nor changed, nor upgraded."""
+    sql(url, "CREATE TABLE buffer (id int8)", "CREATE SCHEMA one", "CREATE SCHEMA two")
+    one, two = (url + f"&options=-csearch_path%3D{name}" for name in ("one", "two"))
+    assert create(one) is True and create(one) is False
+    assert version(one) == HEAD and version(two) is None
+    assert create(two) is True
+    assert tables(one) == {name: text.replace("two.", "one.") for name, text in tables(two).items()}
+    use_revisions(add_revision(tmp_path / "scripts"))
+    assert upgrade.upgrade(one).after == NEXT
+    assert version(one) == NEXT and version(two) == HEAD
+    assert list(tables(url)) == ["buffer"]
+
+
+@postgres_only
+def test_another_encoding_is_refused(postgres_server: PostgresServer, url: str) -> None:
+    name = f"{make_url(url).database}_latin"
+    postgres_server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+    try:
+        with pytest.raises(StoreUnavailable, match="UTF8"):
+            create(postgres_server.url(name))
+        assert tables(postgres_server.url(name)) == {}
+    finally:
+        postgres_server.drop_database(name)
+
+
+@postgres_only
+@pytest.mark.parametrize(
+    ("right", "error"), [("CREATE", StoreReadOnly), ("ALL", MemstoreError)], ids=["no CREATE", "no rights"]
+)
+def test_a_user_without_rights_changes_nothing(
+    postgres_server: PostgresServer, url: str, right: str, error: type[MemstoreError]
+) -> None:
+    name = f"stranger_{make_url(url).database}"
+    stranger = make_url(url).set(username=name).render_as_string(hide_password=False)
+    sql(url, f"REVOKE {right} ON SCHEMA public FROM public", f"CREATE ROLE {name} LOGIN")
+    try:
+        with pytest.raises(error):
+            create(stranger)
+        assert tables(url) == {}
+        create(url)
+        with pytest.raises(error):  # the tables are there, but not for this user
+            create(stranger)
+    finally:
+        postgres_server.execute(f"DROP ROLE {name}")
+    assert version(url) == HEAD
+
+
+@postgres_only
+@pytest.mark.parametrize(("make", "error", "message"), [*REFUSED[-2:]], ids=["newer", "headless"])
+@pytest.mark.parametrize("keywords", [{}, {"create": False}, {"upgrade": True}], ids=str)
+def test_tables_of_another_version_are_refused_unchanged(
+    make: Callable[[Any], None], error: type[MemstoreError], message: str, keywords: dict[str, bool], url: str
+) -> None:
+    make(url)
+    before = content(url)
+    with opened(url) as database, pytest.raises(error, match=message):
+        upgrade.ensure_schema(database, **keywords)
+    assert content(url) == before
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:
@@ -256,13 +372,18 @@ def test_an_empty_file_is_used_only_when_asked(path: str, tmp_path: Path) -> Non
     assert version(path) == upgrade.HEAD
 
 
+def without_wal(path: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+
+
 def test_read_only_files_can_be_read(path: str, tmp_path: Path) -> None:
     Path(path).touch()
     address = f"sqlite:///file:{path}?mode=ro&uri=true"
     with pytest.raises(StoreReadOnly):
         create(address)
     create(path)
-    sql(path, "PRAGMA journal_mode = DELETE")  # as a copy made with VACUUM INTO has it
+    without_wal(path)  # as a copy made with VACUUM INTO is
     before = digest(tmp_path)
     assert create(address) is False
     assert digest(tmp_path) == before
@@ -276,16 +397,16 @@ def test_a_place_without_wal_is_refused_instead_of_waited_for(path: str) -> None
 
 def test_a_restored_copy_gets_wal_back(path: str) -> None:
     create(path)
-    sql(path, "PRAGMA journal_mode = DELETE")
+    without_wal(path)
     create(path)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
 
 
-def test_opening_is_silent_and_needs_alembic_only_to_create(path: str) -> None:
+def test_opening_is_silent_and_needs_alembic_only_to_create(url: str) -> None:
     program = (
         "import sys; from tests.migrations.helpers import create; "
-        f"made = create({path!r}); assert made == ('alembic' in sys.modules), made; sys.exit(10 + made)"
+        f"made = create({url!r}); assert made == ('alembic' in sys.modules), made; sys.exit(10 + made)"
     )
     for expected in (11, 10):
         done = subprocess.run(
@@ -297,80 +418,116 @@ def test_opening_is_silent_and_needs_alembic_only_to_create(path: str) -> None:
 # --- upgrades ----------------------------------------------------------------------------------------------------
 
 
-def test_an_older_memory_is_not_upgraded_silently(path: str, tmp_path: Path) -> None:
-    create(path)
-    before = digest(tmp_path)
+def test_an_older_memory_is_not_upgraded_silently(url: str) -> None:
+    create(url)
+    before = content(url)
     use_revisions(upgrade._migrations())
-    with opened(path) as database, pytest.raises(SchemaTooOld, match=f"memstore upgrade sqlite:///{path}"):
+    with (
+        opened(url) as database,
+        pytest.raises(SchemaTooOld, match="memstore upgrade .*" + re.escape(str(make_url(url).database))),
+    ):
         upgrade.ensure_schema(database)
-    assert digest(tmp_path) == before
+    assert content(url) == before
 
 
-def test_upgrade_keeps_the_data_and_a_copy_of_what_was(path: str, tmp_path: Path) -> None:
+KEPT = [(1, 2, b"\3\4"), (2, 3, b"\4\5")]
+
+
+def test_upgrade_keeps_the_data(url: str, tmp_path: Path) -> None:
+    create(url)
+    payload = "INSERT INTO payload (episode_id, crc32, data) VALUES (1, 2, {}), (2, 3, {})"
+    literals = ("x'0304'", "x'0405'") if url.startswith("sqlite") else (r"'\x0304'", r"'\x0405'")
+    sql(url, payload.format(*literals))
+    use_revisions(add_revision(tmp_path / "with space % and: colon"))
+    done = upgrade.upgrade(url)
+    assert (done.before, done.after) == (HEAD, NEXT)
+    assert version(url) == NEXT and "shade" in tables(url)
+    assert sql(url, "SELECT episode_id, crc32, data FROM payload ORDER BY episode_id") == KEPT
+    assert upgrade.upgrade(url) == upgrade.Upgraded(NEXT, NEXT)
+
+
+@sqlite_only
+def test_upgrade_keeps_a_copy_of_what_was(url: str, path: str, tmp_path: Path) -> None:
     create(path)
     old = tables(path)
     sql(path, "INSERT INTO payload (episode_id, crc32, data) VALUES (1, 2, x'0304')")
     with closing(sqlite3.connect(path)) as writer:  # the last commits are still in the WAL
         writer.execute("INSERT INTO payload (episode_id, crc32, data) VALUES (2, 3, x'0405')")
         writer.commit()
-        use_revisions(add_revision(tmp_path / "with space % and: colon"))
+        use_revisions(add_revision(tmp_path / "scripts"))
         done = upgrade.upgrade(path)
-    copy = Path(f"{path}.schema-0001")
-    assert done == upgrade.Upgraded("0001", "0002", copy)
-    assert version(path) == "0002"
-    assert "shade" in tables(path)
-    assert version(copy) == "0001"
+    copy = Path(f"{path}.schema-{HEAD}")
+    assert done == upgrade.Upgraded(HEAD, NEXT, copy)
+    assert version(copy) == HEAD
     assert tables(copy) == old
     for file in (path, copy):
         with closing(sqlite3.connect(file)) as connection:
-            assert connection.execute("SELECT * FROM payload").fetchall() == [(1, 2, b"\3\4"), (2, 3, b"\4\5")]
+            assert connection.execute("SELECT * FROM payload").fetchall() == KEPT
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert upgrade.upgrade(path) == upgrade.Upgraded("0002", "0002")
-    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_file()) == ["run.db", "run.db.schema-0001"]
+    assert upgrade.upgrade(path) == upgrade.Upgraded(NEXT, NEXT)
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_file()) == ["run.db", copy.name]
 
 
 def test_a_copy_never_replaces_another(path: str, tmp_path: Path) -> None:
     create(path)
-    Path(f"{path}.schema-0001").write_text("precious")
+    Path(f"{path}.schema-{HEAD}").write_text("precious")
     use_revisions(add_revision(tmp_path / "scripts"))
-    assert upgrade.upgrade(path).backup == Path(f"{path}.schema-0001-2")
-    assert Path(f"{path}.schema-0001").read_text() == "precious"
+    assert upgrade.upgrade(path).backup == Path(f"{path}.schema-{HEAD}-2")
+    assert Path(f"{path}.schema-{HEAD}").read_text() == "precious"
 
 
 def test_upgrade_without_a_copy(path: str, tmp_path: Path) -> None:
     create(path)
     use_revisions(add_revision(tmp_path / "scripts"))
-    assert upgrade.upgrade(path, backup=False) == upgrade.Upgraded("0001", "0002")
+    assert upgrade.upgrade(path, backup=False) == upgrade.Upgraded(HEAD, NEXT)
     assert digest(tmp_path).keys() == {"run.db"}
 
 
-def test_a_failing_migration_changes_nothing(path: str, tmp_path: Path) -> None:
-    create(path)
-    before = digest(tmp_path)
+def test_upgrade_step_by_step_ends_where_creation_does(url: str, another: Another) -> None:
+    """Every revision of the past, with rows in its tables, leads to the tables of today."""
+    create(url)
+    for revision in upgrade.REVISIONS[:-1]:
+        old = another()
+        with pytest.MonkeyPatch.context() as past:
+            past.setattr(upgrade, "REVISIONS", (revision,))
+            past.setattr(upgrade, "HEAD", revision)
+            create(old)
+        with pytest.raises(SchemaTooOld):
+            create(old)
+        sql(old, "INSERT INTO episode_tag (buffer_id, tag, episode_id, ordinal) VALUES (1, 't', 1, 0)")
+        done = upgrade.upgrade(old)
+        assert (done.before, done.after) == (revision, HEAD)
+        assert structure(old) == structure(url)
+        assert sql(old, "SELECT tag FROM episode_tag") == [("t",)]
+
+
+def test_a_failing_migration_changes_nothing(url: str, another: Another, tmp_path: Path) -> None:
+    create(url)
+    before = content(url)
     use_revisions(add_revision(tmp_path / "scripts", end="raise RuntimeError('planted')"))
     with pytest.raises(RuntimeError, match="planted"):
-        upgrade.upgrade(path, backup=False)
-    assert digest(tmp_path) == before
-    fresh = tmp_path / "fresh.db"
+        upgrade.upgrade(url, backup=False)
+    assert content(url) == before
+    fresh = another()
     with pytest.raises(RuntimeError, match="planted"):
         create(fresh)
     assert tables(fresh) == {}
 
 
-def test_a_wrong_set_of_migrations_is_named(path: str, tmp_path: Path) -> None:
-    use_revisions(add_revision(tmp_path / "scripts"), ("0001", "0002", "0003"))
+def test_a_wrong_set_of_migrations_is_named(url: str, tmp_path: Path) -> None:
+    use_revisions(add_revision(tmp_path / "scripts"), "beyond")
     with pytest.raises(SchemaError, match="reinstall memstore"):
-        create(path)
-    assert tables(path) == {}
+        create(url)
+    assert tables(url) == {}
 
 
 # --- killed in the middle ----------------------------------------------------------------------------------------
 
 
-def die_at(path: str, statement: int, scripts: Path | None) -> None:
+def die_at(target: str, statement: int, scripts: Path | None) -> None:
     if scripts is not None:
         use_revisions(scripts)
-    with opened(path) as database:
+    with opened(target) as database:
         executed = 0
 
         def count(*_arguments: object) -> None:
@@ -383,57 +540,57 @@ def die_at(path: str, statement: int, scripts: Path | None) -> None:
         upgrade.ensure_schema(database, upgrade=True)
 
 
-def killed_at_every_statement(prepare: Callable[[int], str], scripts: Path | None, old: str | None) -> int:
+def killed_at_every_statement(prepare: Another, scripts: Path | None, old: str | None) -> int:
     """Kill at the first, second ... statement until one run is through; returns how many were killed."""
     forkserver = multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(["tests.migrations.helpers", "alembic.command"])
     reference: dict[str, str] | None = None
     for statement in range(1, 200):
-        path = prepare(statement)
-        child: BaseProcess = forkserver.Process(target=die_at, args=(path, statement, scripts))
+        target = prepare()
+        child: BaseProcess = forkserver.Process(target=die_at, args=(target, statement, scripts))
         child.start()
         join([child])
         if child.exitcode == 0:
-            assert version(path) == upgrade.HEAD
+            assert version(target) == upgrade.HEAD
             return statement - 1
         assert child.exitcode == -signal.SIGKILL
-        assert version(path) == old
-        with opened(path) as database:
+        assert version(target) == old
+        with opened(target) as database:
             upgrade.ensure_schema(database, upgrade=True)
-        reference = reference or tables(path)
-        assert tables(path) == reference
-        assert version(path) == upgrade.HEAD
+        reference = reference or tables(target)
+        assert tables(target) == reference
+        assert version(target) == upgrade.HEAD
     pytest.fail("never through")
 
 
 @pytest.mark.torture
-def test_killed_while_creating(tmp_path: Path) -> None:
-    assert killed_at_every_statement(lambda statement: str(tmp_path / f"{statement}.db"), None, None) > 20
+def test_killed_while_creating(another: Another) -> None:
+    assert killed_at_every_statement(another, None, None) > 20
 
 
 @pytest.mark.torture
-def test_killed_while_upgrading(tmp_path: Path) -> None:
+def test_killed_while_upgrading(another: Another, tmp_path: Path) -> None:
     scripts = add_revision(tmp_path / "scripts")
-    original = tmp_path / "original.db"
-    create(original)
-    content = original.read_bytes()
+
+    def prepare() -> str:
+        target = another()
+        with pytest.MonkeyPatch.context() as past:
+            past.setattr(upgrade, "REVISIONS", upgrade.REVISIONS[:-1])
+            past.setattr(upgrade, "HEAD", HEAD)
+            create(target)
+        return target
+
     use_revisions(scripts)
-
-    def prepare(statement: int) -> str:
-        path = tmp_path / f"{statement}.db"
-        path.write_bytes(content)
-        return str(path)
-
-    assert killed_at_every_statement(prepare, scripts, "0001") >= 4
+    assert killed_at_every_statement(prepare, scripts, HEAD) >= 4
 
 
-def test_an_error_at_every_statement_changes_nothing(tmp_path: Path) -> None:
+def test_an_error_at_every_statement_changes_nothing(another: Another) -> None:
     class Planted(Exception):
         pass
 
     for statement in range(1, 200):
-        path = tmp_path / f"{statement}.db"
-        with opened(path) as database:
+        target = another()
+        with opened(target) as database:
             left = statement
 
             def fail(*_arguments: object) -> None:
@@ -446,7 +603,7 @@ def test_an_error_at_every_statement_changes_nothing(tmp_path: Path) -> None:
             try:
                 upgrade.ensure_schema(database)
             except Planted:
-                assert tables(path) == {}
+                assert tables(target) == {}
                 assert upgrade.ensure_schema(database) is True  # through the same pool: no connection was spoilt
             else:
                 assert statement > 20
