@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from memstore.upgrade import known_revisions
+
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -60,7 +62,7 @@ def test_the_metadata_is_right(wheel: Path) -> None:
         assert "memstore = memstore.cli:main" in archive.read(scripts).decode()
         assert any(name.endswith("/licenses/LICENSE") for name in archive.namelist())
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra", [])) >= {"dev", "train"}
+    assert set(metadata.get_all("Provides-Extra", [])) >= {"dev", "examples", "postgres", "train"}
 
 
 def test_the_sdist_has_what_developers_need(built: Path) -> None:
@@ -78,7 +80,7 @@ def test_the_sdist_has_what_developers_need(built: Path) -> None:
         "tests/migrations/test_packaging.py",
     }
     databases = {name for name in names if name.endswith(".db")}
-    assert databases == {"tests/contract/assets/v0001.db"}
+    assert databases == {f"tests/contract/assets/v{name}.db" for name in known_revisions()}
     assert not any("__pycache__" in name for name in names)
 
 
