@@ -14,29 +14,28 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, QueuePool
 
-from memstore.backends import Backend, Failure, TransactionState, Watch, backend_for
+from memstore.backends import Failure, TransactionState, Watch, backend_for
 from memstore.config import DEFAULT_BUSY_TIMEOUT, Durability
 from memstore.errors import (
     ConnectionLost,
     MemoryClosed,
     MemstoreError,
-    NotAMemstore,
-    StoreBusy,
-    StoreCorrupt,
-    StoreFull,
-    StoreReadOnly,
     StoreUnavailable,
     TransactionDead,
 )
+from memstore.failures import dead, error_for
 
 T = TypeVar("T")
 
 PASSING = frozenset({Failure.BUSY, Failure.CONFLICT, Failure.LOST})
 """Failures after which the same work may succeed."""
+
+FORK_PATIENCE = 5.0
+"""Seconds that a fork waits for transactions of other threads, where their end is needed."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
 """Seconds between attempts, times a random factor between a half and one and a half."""
@@ -68,6 +67,9 @@ class Database:
         self._local = threading.local()
         self._closed = False
         self._reached = False
+        self._gate = threading.Lock()
+        self._gated = self._busy_at_fork = False
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         self.losses = 0
         """How many connections broke. What was read or written before may be undone since: a server that commits
         asynchronously, or a replica that took its place, has forgotten the last commits."""
@@ -143,7 +145,7 @@ class Database:
                 return
             self._abandon(conn)
             if commit:
-                raise _dead()
+                raise dead()
 
     def _committed(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         with self._given_back(self._connect(engine)) as conn:
@@ -177,11 +179,17 @@ class Database:
 
     def _connect(self, engine: Engine) -> Connection:
         self._check_open()
+        if _broken_by_fork and self.backend.identity() in _broken_by_fork:
+            raise StoreUnavailable(
+                f"{self.backend.describe()}: this process was forked in the middle of a transaction on it, which its "
+                "locks do not survive; fork outside transaction(), or start processes by spawn"
+            )
         try:
-            conn = engine.connect()
+            with self._gate:
+                conn = engine.connect()
         except Exception as exc:
             if self.backend.classify(exc) is Failure.LOST and not self._reached:
-                raise _error_for(Failure.UNAVAILABLE, self.backend, exc) from exc
+                raise error_for(Failure.UNAVAILABLE, self.backend, exc) from exc
             raise
         self._reached = True
         return conn
@@ -200,7 +208,7 @@ class Database:
                 if failure is None:
                     raise
                 if failure not in PASSING or time.monotonic() + pause > deadline:
-                    raise _error_for(failure, self.backend, exc) from exc
+                    raise error_for(failure, self.backend, exc) from exc
             # Not the random module's own state, which may be seeded by the user.
             time.sleep(pause * (0.5 + _jitter.random()))
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -213,8 +221,9 @@ class Database:
 
     def watch(self, buffer_id: int) -> Watch:
         """A started watch on commits to the buffer, to be closed by the caller."""
-        watch = self._persistently(lambda: self.backend.watch(self.engine, buffer_id))
-        watch.start()
+        watch = self.backend.watch(self.engine, buffer_id)
+        self._persistently(watch.start)
+        self._watches.add(watch)
         return watch
 
     def address(self) -> dict[str, Any]:
@@ -249,7 +258,7 @@ class Database:
 
     def _inside(self, transaction: _Transaction, work: Callable[[Connection], T]) -> T:
         if transaction.dead:
-            raise _dead()
+            raise dead()
         conn = transaction.connection
         try:
             with self._translated():
@@ -275,7 +284,7 @@ class Database:
     @contextmanager
     def _savepoint(self, transaction: _Transaction) -> Iterator[None]:
         if transaction.dead:
-            raise _dead()
+            raise dead()
         conn, backend = transaction.connection, self.backend
         transaction.depth += 1
         name = f"memstore_{transaction.depth}"
@@ -293,7 +302,7 @@ class Database:
         finally:
             transaction.depth -= 1
         if transaction.dead:
-            raise _dead()
+            raise dead()
         backend.send(conn, f"RELEASE SAVEPOINT {name}")
 
     @contextmanager
@@ -306,55 +315,40 @@ class Database:
             failure = self._failure(exc)
             if failure is None:
                 raise
-            raise _error_for(failure, self.backend, exc) from exc
+            raise error_for(failure, self.backend, exc) from exc
 
     def _failure(self, exc: BaseException) -> Failure | None:
         failure = self.backend.classify(exc)
         self.losses += failure is Failure.LOST
         return failure
 
+    def _before_fork(self) -> None:
+        if self.backend.fork_safe:
+            return
+        # No scope begins from here on, and those of other threads end; a block of this thread cannot.
+        self._gate.acquire()
+        self._gated = True
+        pool, own = cast(QueuePool, self.engine.pool), int(self.transaction_open)
+        deadline = time.monotonic() + FORK_PATIENCE
+        while pool.checkedout() > own and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._busy_at_fork = pool.checkedout() > 0
+        self.engine.dispose()
+        for watch in list(self._watches):
+            watch.let_go()
+
+    def _after_fork_in_parent(self) -> None:
+        if self._gated:
+            self._gated = False
+            self._gate.release()
+
     def _after_fork(self) -> None:
+        if self._busy_at_fork:
+            _broken_by_fork.add(self.backend.identity())
         _inherited.append(self.engine.pool)
         self.engine.dispose(close=False)
         self._local = threading.local()
-
-
-def _dead() -> TransactionDead:
-    return TransactionDead(
-        "the database ended this transaction itself (a full disk, a lost connection, a conflict): nothing of the block "
-        "was committed; leave the block, remove the cause, and run it again"
-    )
-
-
-def _error_for(failure: Failure, backend: Backend, exc: Exception) -> MemstoreError:
-    detail = str(getattr(exc, "orig", exc)).splitlines()[0]
-    where = backend.describe()
-    match failure:
-        case Failure.BUSY:
-            return StoreBusy(
-                f"{where}: another process held the write lock for {backend.busy_timeout:g} s; keep transaction() "
-                f"blocks short, or open with a larger busy_timeout= ({detail})"
-            )
-        case Failure.CONFLICT:
-            return StoreBusy(
-                f"{where}: rolled back for the sake of another writer, nothing was written; run it again ({detail})"
-            )
-        case Failure.FULL:
-            return StoreFull(f"{where}: no room to write, the transaction was rolled back; free some space ({detail})")
-        case Failure.READ_ONLY:
-            return StoreReadOnly(f"{where} is read-only for this process; check its permissions ({detail})")
-        case Failure.CORRUPT:
-            return StoreCorrupt(f"{where} is damaged; run 'memstore check', restore a backup ({detail})")
-        case Failure.NOT_A_DATABASE:
-            return NotAMemstore(f"{where} is not a database; nothing was changed ({detail})")
-        case Failure.NAME_TAKEN:
-            return NotAMemstore(f"{where} has something else by a name of memstore's, nothing was changed ({detail})")
-        case Failure.UNAVAILABLE:
-            return StoreUnavailable(f"{where} cannot be opened; {backend.advice} ({detail})")
-        case Failure.LOST:
-            return ConnectionLost(f"{where}: the connection broke, nothing was written; run it again ({detail})")
-        case _:
-            return MemstoreError(f"{where}: {detail}")
+        self._gate, self._gated = threading.Lock(), False
 
 
 # Connections of a parent process: kept, so that no garbage collection closes them under its feet.
@@ -362,10 +356,21 @@ _inherited: list[object] = []
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
-def _forget_inherited_connections() -> None:
-    for database in list(_databases):
-        database._after_fork()
+# Files that inherited connections make unusable for this process, whoever opens them.
+_broken_by_fork: set[str] = set()
+
+
+def _each_database(act: Callable[[Database], None]) -> Callable[[], None]:
+    def hook() -> None:
+        for database in list(_databases):
+            act(database)
+
+    return hook
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_inherited_connections)
+    os.register_at_fork(
+        before=_each_database(Database._before_fork),
+        after_in_parent=_each_database(Database._after_fork_in_parent),
+        after_in_child=_each_database(Database._after_fork),
+    )

@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from memstore.backends import Watch
 from memstore.cache import PayloadCache
 from memstore.database import Database
+from memstore.errors import StoreBusy
 from memstore.snapshot import Snapshot, State
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ class Session:
 
     def draw(self, work: Callable[[Snapshot], T], *, write: bool = False) -> T:
         """``read``, or ``write``, with the generator: one draw at a time, and none of a failed one is used up."""
-        with self._lock, self._rewinding():
+        with self._alone(), self._rewinding():
             before = self.rng.bit_generator.state
 
             def attempt(snapshot: Snapshot) -> T:
@@ -78,7 +79,7 @@ class Session:
             backend.announce(conn, state.buffer_id)
             return result, state
 
-        with self._lock:
+        with self._alone():
             result, state = self.database.in_write(scope)
             if payloads is not None:
                 self._new_payloads.update(payloads(result))
@@ -105,7 +106,7 @@ class Session:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make everything inside one commit; on an exception nothing of the block remains."""
-        with self._lock:
+        with self._alone():
             before, payloads = self._uncommitted, dict(self._new_payloads)
             try:
                 with self._rewinding(), self.database.transaction(self._lock_buffer):
@@ -121,7 +122,7 @@ class Session:
 
     def restore(self, generator: Mapping[str, Any]) -> None:
         """Put the generator into a stored state."""
-        with self._lock:
+        with self._alone():
             self.rng.bit_generator.state = generator
 
     def child_seeds(self) -> np.random.SeedSequence:
@@ -131,6 +132,20 @@ class Session:
     def close(self) -> None:
         """Close the connections."""
         self.database.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        lock = self._lock  # a fork inside replaces it
+        patience = self.database.backend.busy_timeout
+        if not lock.acquire(timeout=patience):
+            raise StoreBusy(
+                f"{self.database.backend.describe()}: another thread of this process has used the memory for "
+                f"{patience:g} s; keep transaction() blocks short, and nest those of two memories in the same order"
+            )
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _known(self, conn: Connection) -> State:
         """The state to start from: this thread's own in a transaction, else the last one published."""

@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "version"),
     ("cache", "config", "fields", "schema"),
     ("backends", "codec", "document"),
+    ("failures",),
     ("database",),
     ("upgrade",),
     ("strata",),

@@ -61,6 +61,9 @@ class Watch(ABC):
     def wait(self, timeout: float) -> None:
         """Return when something may have been committed, or after so many seconds."""
 
+    def let_go(self) -> None:  # noqa: B027 - only some must
+        """Close the connection before a fork, from any thread; the next wait opens another."""
+
     @abstractmethod
     def close(self) -> None:
         """Give the connection up."""
@@ -71,6 +74,9 @@ class Backend(ABC):
 
     shared = False
     """Whether other programs may keep tables beside memstore's."""
+
+    fork_safe = True
+    """Whether a forked child may use the database while it holds, untouched, connections of its parent."""
 
     advice = "does its folder exist?"
     """What to look at when it cannot be opened."""
@@ -188,6 +194,10 @@ class Backend(ABC):
     def describe(self) -> str:
         """The address without its password."""
         return shown_url(self.url)
+
+    def identity(self) -> str:
+        """The same for every address of the same database, as far as this process can tell."""
+        return self.describe()
 
     def exists(self) -> bool:
         """Whether there is something to open; True where only connecting can tell. Creates nothing."""

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import sqlite3
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -53,6 +54,11 @@ _LOCATE = (
 
 class SQLiteBackend(Backend):
     """A SQLite file."""
+
+    # POSIX locks belong to a process, and the library counts them by file: with an inherited connection a child
+    # believes to hold what its parent holds. It then writes into a log that the parent, closing last, removes.
+    # https://sqlite.org/howtocorrupt.html, section 2.6
+    fork_safe = False
 
     def create_engine(self) -> Engine:
         if sqlite3.sqlite_version_info < MINIMUM_VERSION:
@@ -203,6 +209,10 @@ class SQLiteBackend(Backend):
             if message != "ok":
                 yield str(message)
 
+    def identity(self) -> str:
+        path = sqlite_path(self.url)
+        return self.describe() if path is None else str(path.resolve())
+
     def exists(self) -> bool:
         path = sqlite_path(self.url)
         return path is None or path.exists()
@@ -233,9 +243,9 @@ class _DataVersion(Watch):
     """Polls the counter that SQLite changes for a connection when another one committed; 3 us a look."""
 
     def __init__(self, engine: Engine) -> None:
-        connection = engine.raw_connection()
-        self._connection = cast(sqlite3.Connection, connection.driver_connection)
-        connection.detach()  # its own commits do not count, so it is nobody else's
+        self._engine = engine
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
         self._seen = -1
 
     def start(self) -> None:
@@ -253,10 +263,22 @@ class _DataVersion(Watch):
                 return
 
     def close(self) -> None:
-        self._connection.close()
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def let_go(self) -> None:
+        self.close()
 
     def _version(self) -> int:
-        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        with self._lock:
+            if self._connection is None:
+                connection = self._engine.raw_connection()
+                self._connection = cast(sqlite3.Connection, connection.driver_connection)
+                connection.detach()  # its own commits do not count, so it is nobody else's
+                self._seen = -1  # versions compare within a connection only
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
 
 def _begin(conn: Connection) -> None:

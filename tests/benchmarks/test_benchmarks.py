@@ -6,57 +6,137 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
+DRAWS = [
+    "memstore, payloads from SQL",
+    "memstore, payloads cached",
+    "ORDER BY random key",
+    "numpy in memory, bisection",
+    "numpy in memory, uniform",
+]
+HANDS = {
+    "sqlite": ["by hand, SQLite's defaults", "by hand, memstore's pragmas"],
+    "postgres": ["by hand, executemany", "by hand, memstore's means"],
+}
+SIMPLE = ("draw", "update", "loop", "open", "memory", "extend")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
-def test_quick_run_reports_every_case_beside_its_baselines(tmp_path: Path) -> None:
+@pytest.fixture
+def report(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Of a quick run with these arguments."""
     file = tmp_path / "figures.json"
-    done = run("--quick", "--json", str(file), "--folder", str(tmp_path))
+    done = run("--quick", "--json", str(file), "--folder", str(tmp_path), *request.param)
     assert done.returncode == 0, done.stderr
-    report = json.loads(file.read_text())
-
-    contenders: dict[tuple[str, int], list[str]] = {}
-    for timing in report["timings"]:
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json"], "databases are removed"
+    assert str(ROOT) not in done.stdout
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert done.stdout.count("not measured") == sum(target["met"] is None for target in found["targets"]) > 0
+    for timing in found["timings"]:
         assert timing["rows"] == 2000
         assert 0 < timing["median"] <= timing["p95"]
-        contenders.setdefault((timing["case"], timing["batch"]), []).append(timing["contender"])
-        assert timing["contender"] in done.stdout
-    draws = [
-        "memstore, payloads from SQL",
-        "memstore, payloads cached",
-        "ORDER BY random key",
-        "numpy in memory, bisection",
-        "numpy in memory, uniform",
-    ]
-    writes = ["memstore", "by hand, SQLite's defaults", "by hand, memstore's pragmas"]
-    assert contenders == {
-        ("draw", 32): draws,
-        ("draw", 256): draws,
-        ("update", 256): writes,
-        ("update, losses redrawn", 256): writes,
-        ("loop", 256): ["memstore", "by hand, memstore's pragmas"],
-        ("extend", 256): writes,
-        ("extend, never measured", 256): writes,
-        ("extend at capacity", 256): writes,
+    return found
+
+
+def contenders(report: dict[str, Any]) -> dict[tuple[str, str, int], list[str]]:
+    found: dict[tuple[str, str, int], list[str]] = {}
+    for timing in report["timings"]:
+        found.setdefault((timing["database"], timing["case"], timing["batch"]), []).append(timing["contender"])
+    return found
+
+
+def figures(report: dict[str, Any], case: str) -> dict[tuple[str, str], float]:
+    return {(fact["database"], fact["name"]): fact["value"] for fact in report["facts"] if fact["case"] == case}
+
+
+def expected(database: str) -> dict[tuple[str, str, int], list[str]]:
+    writes = ["memstore", *HANDS[database]]
+    return {
+        (database, "draw", 32): DRAWS,
+        (database, "draw", 256): DRAWS,
+        (database, "update", 256): writes,
+        (database, "update, losses redrawn", 256): writes,
+        (database, "loop", 256): ["memstore", HANDS[database][1]],
+        (database, "extend", 256): writes,
+        (database, "extend, never measured", 256): writes,
+        (database, "extend at capacity", 256): writes,
     }
+
+
+@pytest.mark.parametrize("report", [("--database", "sqlite", "--only", ",".join(SIMPLE))], indirect=True)
+def test_quick_run_reports_every_case_beside_its_baselines(report: dict[str, Any]) -> None:
+    assert contenders(report) == expected("sqlite")
     assert {(fact["case"], fact["name"]) for fact in report["facts"]} == {
         *(("open", name) for name in ("import", "open", "draw", "total")),
         *(("memory", name) for name in ("imported", "peak", "cache budget")),
     }
-    assert report["targets"]
-    assert done.stdout.count("not measured") == sum(target["met"] is None for target in report["targets"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json"], "databases are removed"
-    assert str(ROOT) not in done.stdout
+
+
+@pytest.mark.usefixtures("postgres_server")
+@pytest.mark.parametrize("report", [("--only", "draw,update,loop,extend")], indirect=True)
+def test_both_databases_stand_side_by_side(report: dict[str, Any]) -> None:
+    assert contenders(report) == expected("sqlite") | expected("postgres")
+    assert [text.split()[0] for text in report["databases"]] == ["SQLite", "PostgreSQL"]
+    assert "fsync=on" in report["databases"][1]
+
+
+def test_a_server_of_ones_own_is_used_and_left_clean(postgres_server: PostgresServer, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ("--database", "postgres", "--url", postgres_server.url(), "--only", "open,memory")
+    done = run("--quick", "--json", str(file), *arguments)
+    assert done.returncode == 0, done.stderr
+    assert {fact["database"] for fact in json.loads(file.read_text())["facts"]} == {"postgres"}
+    import psycopg
+
+    with psycopg.connect(postgres_server.url().replace("+psycopg", "", 1)) as conn:
+        assert not conn.execute("SELECT FROM pg_database WHERE datname LIKE 'memstore_benchmark%'").fetchall()
+
+
+@pytest.mark.parametrize("report", [("--database", "sqlite", "--only", "sharing")], indirect=True)
+def test_processes_share_a_database(report: dict[str, Any]) -> None:
+    found = figures(report, "sharing")
+    # Each alone, a writer beside 1, 2 and 4 learners with both rates, and 1, 2, 4 and 8 writers in two ways.
+    assert len(found) == 1 + 3 * 2 + 4 * 2
+    assert all(rate >= 0 for rate in found.values())
+    assert found["sqlite", "added by 8 writers to one buffer"] > 0
+
+
+@pytest.mark.usefixtures("postgres_server")
+@pytest.mark.parametrize("report", [("--database", "postgres", "--only", "network,bloat")], indirect=True)
+def test_a_network_is_counted_and_bloat_is_measured(report: dict[str, Any]) -> None:
+    exchanges = figures(report, "network")
+    assert len(exchanges) == 5
+    assert all(2 <= number <= 20 for number in exchanges.values()), exchanges
+    network = [timing for timing in report["timings"] if timing["case"].startswith("network")]
+    assert all(timing["median"] > 0.001 for timing in network), "a round trip takes a millisecond"
+
+    bloat = figures(report, "bloat")
+    for variant in ("memstore's", "fillfactor only", "autovacuum only", "defaults"):
+        assert bloat["postgres", f"{variant}: replay_metadata, live rows"] == 2000
+        assert bloat["postgres", f"{variant}: replay_metadata, updated rows"] >= 5 * 2000 - 256
+    wide = [timing["case"] for timing in report["timings"] if "8 KiB" in timing["case"]]
+    assert len(wide) == 2 * 2 * 2
 
 
 def test_unknown_case_and_size_are_refused_before_anything_runs() -> None:
-    for arguments in (("--only", "draw,nothing"), ("--rows", "0")):
+    for arguments in (("--only", "draw,nothing"), ("--rows", "0"), ("--database", "oracle")):
         done = run(*arguments)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
+
+
+def test_what_was_asked_for_and_cannot_be_had_is_an_error() -> None:
+    address = "postgresql+psycopg://nobody@127.0.0.1:1/nothing"
+    done = run("--quick", "--database", "postgres", "--url", address, "--only", "open")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 
 import memstore
@@ -357,3 +358,35 @@ class TestConsumer:
 
     def test_by_default_it_is_this_process(self, open_memory: OpenMemory) -> None:
         assert open_memory().consumer.endswith(f":{os.getpid()}")
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+class TestNotices:
+    def test_nobody_is_notified_where_nobody_listens(self, open_memory: OpenMemory, url: str) -> None:
+        """A notice makes commits queue for one lock of the whole server."""
+        memory = open_memory()
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as spy:
+            spy.execute("LISTEN memstore")
+            memory.add({"x": 1})
+            assert list(spy.notifies(timeout=0.2)) == []
+            waiter = in_thread(lambda: memory.wait(min_size=3))
+            while not list(spy.notifies(timeout=0.1, stop_after=1)):
+                open_memory(buffer="other").add({"x": 0})  # nobody waits for that one
+                memory.update([1], loss=1.0)
+            memory.extend({"x": np.arange(2)})
+            assert waiter.result(timeout=SOON) == 3
+            assert {notice.payload for notice in spy.notifies(timeout=0.2)} == {"1"}
+            memory.add({"x": 4})
+            assert list(spy.notifies(timeout=0.2)) == []
+
+    def test_a_long_writer_does_not_hold_the_waiter_up(self, open_memory: OpenMemory) -> None:
+        memory, other = open_memory(), open_memory()
+        with other.transaction():
+            other.add({"x": 1})
+            begun = time.monotonic()
+            with pytest.raises(memstore.WaitTimeout):
+                memory.wait(min_size=1, timeout=0.3)
+            assert time.monotonic() - begun < SOON
+            waiter = in_thread(lambda: memory.wait(min_size=1))
+            time.sleep(0.1)
+        assert waiter.result(timeout=SOON) == 1

@@ -1,0 +1,56 @@
+"""What a driver's failure is called, and what to do about it."""
+
+from __future__ import annotations
+
+from memstore.backends import Backend, Failure
+from memstore.errors import (
+    ConnectionLost,
+    MemstoreError,
+    NotAMemstore,
+    StoreBusy,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnavailable,
+    TransactionDead,
+)
+
+
+def dead() -> TransactionDead:
+    """For whatever is tried in a transaction that the database gave up."""
+    return TransactionDead(
+        "the database ended this transaction itself (a full disk, a lost connection, a conflict): nothing of the block "
+        "was committed; leave the block, remove the cause, and run it again"
+    )
+
+
+def error_for(failure: Failure, backend: Backend, exc: Exception) -> MemstoreError:
+    """memstore's error for a driver's, which becomes its cause."""
+    detail = str(getattr(exc, "orig", exc)).splitlines()[0]
+    where = backend.describe()
+    match failure:
+        case Failure.BUSY:
+            return StoreBusy(
+                f"{where}: another process held the write lock for {backend.busy_timeout:g} s; keep transaction() "
+                f"blocks short, or open with a larger busy_timeout= ({detail})"
+            )
+        case Failure.CONFLICT:
+            return StoreBusy(
+                f"{where}: rolled back for the sake of another writer, nothing was written; run it again ({detail})"
+            )
+        case Failure.FULL:
+            return StoreFull(f"{where}: no room to write, the transaction was rolled back; free some space ({detail})")
+        case Failure.READ_ONLY:
+            return StoreReadOnly(f"{where} is read-only for this process; check its permissions ({detail})")
+        case Failure.CORRUPT:
+            return StoreCorrupt(f"{where} is damaged; run 'memstore check', restore a backup ({detail})")
+        case Failure.NOT_A_DATABASE:
+            return NotAMemstore(f"{where} is not a database; nothing was changed ({detail})")
+        case Failure.NAME_TAKEN:
+            return NotAMemstore(f"{where} has something else by a name of memstore's, nothing was changed ({detail})")
+        case Failure.UNAVAILABLE:
+            return StoreUnavailable(f"{where} cannot be opened; {backend.advice} ({detail})")
+        case Failure.LOST:
+            return ConnectionLost(f"{where}: the connection broke, nothing was written; run it again ({detail})")
+        case _:
+            return MemstoreError(f"{where}: {detail}")
