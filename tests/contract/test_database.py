@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def database(url: str, open_memory: OpenMemory) -> Iterator[Database]:
 
 def insert(database: Database, conn: Connection, number: int) -> None:
     """A statement whose result nobody awaits."""
-    columns = {"id": [number], "buffer_id": [99], "name": [f"domain {number}"]}
+    columns: dict[str, list[Any]] = {"id": [number], "buffer_id": [99], "name": [f"domain {number}"]}
     database.backend.insert(conn, domain, columns)
 
 

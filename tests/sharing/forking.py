@@ -151,7 +151,8 @@ def forks_inside_a_block(memory: EpisodicMemory, impatient: EpisodicMemory) -> N
             def child(way: str = way, before: int = before, connection: int = connection) -> None:
                 signal.alarm(PATIENCE)
                 if connection == 0:  # a file's locks do not survive such a fork, and the child is told so
-                    for act in (lambda: len(memory), lambda: impatient.add(row(4))):
+                    acts: tuple[Callable[[], object], ...] = (lambda: len(memory), lambda: impatient.add(row(4)))
+                    for act in acts:
                         try:
                             act()
                             os._exit(9)
