@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.cases import CASES, Bench
+from benchmarks.bench import Bench
+from benchmarks.cases import CASES, LARGEST_ONLY, run
 from benchmarks.measure import Budget, Results
+from benchmarks.places import Place, SqlitePlace, postgres
 from benchmarks.report import as_json, environment, show, targets
+from tests.support.binaries import NoPostgres
 
 
 def _numbers(text: str) -> list[int]:
@@ -32,6 +37,13 @@ def _cases(text: str) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--database",
+        choices=("sqlite", "postgres", "both"),
+        default="both",
+        help="where to measure (default: both, if a PostgreSQL server can be had)",
+    )
+    parser.add_argument("--url", help="a running PostgreSQL server, instead of one of the benchmarks' own")
     parser.add_argument("--rows", type=_numbers, help="sizes of the database (default: 10000,100000,1000000)")
     parser.add_argument("--batch", type=_numbers, help="batch sizes of draws; the others use the largest (32,256)")
     parser.add_argument("--seconds", type=float, help="time for memstore in each group of contenders (default: 2)")
@@ -39,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=_cases, default=list(CASES), help=f"any of {','.join(CASES)}")
     parser.add_argument("--quick", action="store_true", help="2,000 rows and few rounds: checks that everything runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
-    parser.add_argument("--folder", type=Path, help="where the databases live while it runs (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="where SQLite's files live meanwhile (default: a temporary one)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a measured target is missed")
     return parser
 
@@ -53,22 +65,46 @@ def main(arguments: list[str] | None = None) -> int:
         seconds=options.seconds or (0.1 if options.quick else 2.0),
         max_rounds=options.rounds or (5 if options.quick else 200),
     )
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 180)
     console.print("  ".join(f"{name} {value}" for name, value in environment().items()), highlight=False)
     results = Results()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    for size in rows:
-        with tempfile.TemporaryDirectory(prefix="memstore-benchmarks-", dir=options.folder) as folder:
-            with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-                measured = Bench(Path(folder), size, batches, budget, progress).run(options.only)
-            results.timings += measured.timings
-            results.facts += measured.facts
-    results.timings.sort(key=lambda t: [CASES.index(t.case.split()[0].rstrip(",")), t.case])
+    with ExitStack() as stack:
+        places = _places(options, stack, console)
+        databases = [place.describe() for place in places]
+        console.print(*databases, sep="\n", highlight=False)
+        for size, place in itertools.product(rows, places):
+            names = [name for name in options.only if size == max(rows) or name not in LARGEST_ONLY]
+            with (
+                Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+                closing(Bench(place, size, batches, budget, progress)) as bench,
+            ):
+                run(bench, names)
+            results.timings += bench.results.timings
+            results.facts += bench.results.facts
+    order = list(CASES)
+    results.timings.sort(key=lambda t: (order.index(t.case.split()[0].rstrip(",")), t.case, t.rows))
     wanted = targets(results)
     show(console, results, wanted)
     if options.json:
-        options.json.write_text(json.dumps(as_json(results, wanted), indent=1) + "\n")
+        options.json.write_text(json.dumps(as_json(results, wanted, databases), indent=1) + "\n")
     return int(options.strict and any(target.met is False for target in wanted))
+
+
+def _places(options: argparse.Namespace, stack: ExitStack, console: Console) -> list[Place]:
+    """Where to measure; without a PostgreSQL server ``both`` means SQLite, with a note."""
+    places: list[Place] = []
+    if options.database != "postgres":
+        folder = tempfile.TemporaryDirectory(prefix="memstore-benchmarks-", dir=options.folder)
+        places.append(SqlitePlace(Path(stack.enter_context(folder))))
+    if options.database != "sqlite":
+        try:
+            places.append(stack.enter_context(postgres(options.url)))
+        except (ImportError, NoPostgres) as exc:
+            if options.database == "postgres" or options.url:
+                sys.exit(f"no PostgreSQL: {exc}")
+            console.print(f"PostgreSQL is left out: {exc}", highlight=False)
+    return places
 
 
 if __name__ == "__main__":

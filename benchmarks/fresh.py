@@ -1,6 +1,7 @@
-"""What a process that has just started sees; run as ``python -m benchmarks.fresh open|memory PATH BATCH DRAWS``.
+"""What a process that has just started sees; run as ``python -m benchmarks.fresh open|memory BATCH DRAWS``.
 
-It prints one JSON object. Nothing is imported before the clock starts, memstore included.
+The address comes on standard input, since it may hold a password. It prints one JSON object. Nothing is imported
+before the clock starts, memstore included.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ CACHE_BYTES = 16 * 2**20
 """The small cache budget of the memory case."""
 
 
-def first_draw(path: str, batch: int) -> dict[str, float]:
-    """Seconds to import memstore, and then to open the file and to draw the first batch."""
+def first_draw(address: str, batch: int) -> dict[str, float]:
+    """Seconds to import memstore, and then to open the database and to draw the first batch."""
     start = time.perf_counter()
     import memstore
 
     imported = time.perf_counter()
-    with memstore.open(path, create=False) as memory:
+    with memstore.open(address, create=False) as memory:
         opened = time.perf_counter()
         assert len(memory.sample(batch)) == batch
         drawn = time.perf_counter()
     return {"import": imported - start, "open": opened - imported, "draw": drawn - opened, "total": drawn - imported}
 
 
-def memory_use(path: str, batch: int, draws: int) -> dict[str, float]:
-    """Peak resident bytes before the file is opened and after many draws with a small cache."""
+def memory_use(address: str, batch: int, draws: int) -> dict[str, float]:
+    """Peak resident bytes before the database is opened and after many draws with a small cache."""
     import memstore
 
     imported = _peak_bytes()
-    with memstore.open(path, create=False, cache_bytes=CACHE_BYTES) as memory:
+    with memstore.open(address, create=False, cache_bytes=CACHE_BYTES) as memory:
         for _ in range(draws):
             memory.sample(batch)
     return {"imported": imported, "peak": _peak_bytes()}
@@ -50,19 +51,20 @@ def _peak_bytes() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
-def in_fresh_process(what: str, path: Path, batch: int, draws: int = 0) -> dict[str, float]:
+def in_fresh_process(what: str, address: str, batch: int, draws: int = 0) -> dict[str, float]:
     """Run one of the above in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.fresh", what, str(path), str(batch), str(draws)]
+    command = [sys.executable, "-m", "benchmarks.fresh", what, str(batch), str(draws)]
     root = Path(__file__).parents[1]
-    output = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, cwd=root, check=True, input=address, stdout=subprocess.PIPE, text=True).stdout
     measured: dict[str, float] = json.loads(output)
     return measured
 
 
 def main() -> None:
     """Measure in this process."""
-    what, path, batch, draws = sys.argv[1:]
-    measured = first_draw(path, int(batch)) if what == "open" else memory_use(path, int(batch), int(draws))
+    what, batch, draws = sys.argv[1:]
+    address = sys.stdin.read()
+    measured = first_draw(address, int(batch)) if what == "open" else memory_use(address, int(batch), int(draws))
     print(json.dumps(measured))
 
 

@@ -33,20 +33,21 @@ class Budget:
 class Timing:
     """What one contender took in one case, per call."""
 
+    database: str
     case: str
     rows: int
     batch: int
     contender: str
     seconds: tuple[float, ...]
     cpu: tuple[float, ...]
-    """Seconds of processor time: what a busy machine changes least."""
+    """Seconds of processor time in this process, not in a server: what a busy machine changes least."""
     reference: bool = False
     """Whether the others of its group are compared with this one."""
 
     @property
-    def group(self) -> tuple[str, int, int]:
+    def group(self) -> tuple[str, str, int, int]:
         """Those that were measured in turns."""
-        return self.case, self.rows, self.batch
+        return self.database, self.case, self.rows, self.batch
 
     @property
     def median(self) -> float:
@@ -71,8 +72,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Fact:
-    """A figure that is no series: of a fresh process."""
+    """A figure that is no series."""
 
+    database: str
     case: str
     rows: int
     name: str
@@ -87,9 +89,9 @@ class Results:
     timings: list[Timing] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
 
-    def timing(self, case: str, rows: int, batch: int, contender: str) -> Timing | None:
+    def timing(self, database: str, case: str, rows: int, batch: int, contender: str) -> Timing | None:
         """One of them, if it was measured."""
-        wanted = (case, rows, batch)
+        wanted = (database, case, rows, batch)
         return next((t for t in self.timings if t.group == wanted and t.contender == contender), None)
 
     def reference(self, timing: Timing) -> Timing | None:
@@ -98,9 +100,10 @@ class Results:
             return None
         return next((t for t in self.timings if t.group == timing.group and t.reference), None)
 
-    def fact(self, case: str, rows: int, name: str) -> float | None:
+    def fact(self, database: str, case: str, rows: int, name: str) -> float | None:
         """The value of a fact, if it was measured."""
-        return next((f.value for f in self.facts if (f.case, f.rows, f.name) == (case, rows, name)), None)
+        wanted = (database, case, rows, name)
+        return next((f.value for f in self.facts if (f.database, f.case, f.rows, f.name) == wanted), None)
 
 
 def in_turns(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,10 +95,12 @@ class Workload:
         )
 
 
-def open_memory(path: Path, *, cache_bytes: int, capacity: int | None = None, seed: int = 1) -> memstore.EpisodicMemory:
+def open_memory(
+    address: str, *, cache_bytes: int, capacity: int | None = None, seed: int = 1
+) -> memstore.EpisodicMemory:
     """The memory under test."""
     return memstore.open(
-        path, capacity=capacity, strategy="prioritized_loss", alpha=ALPHA, cache_bytes=cache_bytes, seed=seed
+        address, capacity=capacity, strategy="prioritized_loss", alpha=ALPHA, cache_bytes=cache_bytes, seed=seed
     )
 
 

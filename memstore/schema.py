@@ -173,7 +173,13 @@ stratum = Table(
     Column("loss_sum", Float, nullable=False),
     Column("revision", Count, nullable=False),
     UniqueConstraint("buffer_id", "domain_id", "bucket"),
-    Index(None, "buffer_id", "revision"),
+    Index(
+        None,
+        "buffer_id",
+        "revision",
+        postgresql_using="brin",
+        postgresql_with={"pages_per_range": 4, "autosummarize": "on"},
+    ),
     sqlite_strict=True,
 )
 

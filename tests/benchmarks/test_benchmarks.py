@@ -91,13 +91,13 @@ def test_both_databases_stand_side_by_side(report: dict[str, Any]) -> None:
 
 
 def test_a_server_of_ones_own_is_used_and_left_clean(postgres_server: PostgresServer, tmp_path: Path) -> None:
+    psycopg = pytest.importorskip("psycopg")
     file = tmp_path / "figures.json"
-    arguments = ("--database", "postgres", "--url", postgres_server.url(), "--only", "open,memory")
+    arguments = ("--database", "postgres", "--url", postgres_server.url(), "--only", "draw,open", "--rounds", "2")
     done = run("--quick", "--json", str(file), *arguments)
     assert done.returncode == 0, done.stderr
-    assert {fact["database"] for fact in json.loads(file.read_text())["facts"]} == {"postgres"}
-    import psycopg
-
+    found = json.loads(file.read_text())
+    assert {figure["database"] for figure in found["facts"] + found["timings"]} == {"postgres"}
     with psycopg.connect(postgres_server.url().replace("+psycopg", "", 1)) as conn:
         assert not conn.execute("SELECT FROM pg_database WHERE datname LIKE 'memstore_benchmark%'").fetchall()
 
