@@ -1,0 +1,288 @@
+"""Two actors and a learner that share nothing but a replay memory in a database.
+
+    pip install 'memstore[examples]'
+    python examples/actors_and_learner.py                                       # a file, cartpole.db
+    python examples/actors_and_learner.py --database postgresql://user@host/db  # pip install 'memstore[postgres]'
+
+The actors play CartPole and add what they see. The learner, a double DQN in numpy, draws transitions by priority,
+writes their new errors back and stores its networks. There is no queue, no socket and no file of weights: the actors
+take the newest network from the learner's checkpoint. Every few seconds a line tells how the games go: a game brings
+about 22 points at first, and 500 at most.
+
+Try, while it runs:
+
+- ``kill -9`` any process whose number it prints. It is started again and goes on from the last commit: the learner with
+  its step, networks and optimizer, the actors with the newest network. Without a learner the actors play a little
+  further and then wait: the memory's limiter keeps them in step.
+- ``kill -9`` the script itself: its children notice and end. Start it again with the same ``--database``.
+- ``--role actor`` in another terminal, or on another machine with PostgreSQL, to help. (``--role learner`` starts the
+  learner alone; there should be one.)
+- ``memstore stats cartpole.db --buffer transitions``, and SQL: the memory can be looked into at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import memstore
+
+try:
+    import gymnasium
+except ImportError as exc:
+    raise SystemExit("this example plays CartPole: pip install 'memstore[examples]'") from exc
+
+Array = NDArray[Any]
+
+SIZES = (4, 64, 64, 2)  # of the network's layers: CartPole shows four numbers and takes one of two actions
+GAMMA = 0.99
+LOOK_AHEAD = 10  # rewards that are summed before the network is asked: learns faster and more steadily than 1
+LEARNING_RATE = 1e-3  # falls to 0 over the steps
+TARGET_RATE = 0.01  # what the target network takes over from the online network in each step
+MINIBATCH, MINIBATCHES = 64, 8  # the latter are drawn together: one draw and one commit for 8 steps of the learner
+CHUNK = 64  # steps that an actor plays between two commits
+EXPLORE_STEPS, LAST_EPSILON = 2_000, 0.02  # the share of random actions falls from 1 over these steps of the learner
+WINDOW = 50  # games in a mean
+
+
+def open_memories(database: str, seed: int | None = None) -> tuple[memstore.EpisodicMemory, memstore.EpisodicMemory]:
+    """Transitions, and finished games. Whoever comes first makes the buffers; the settings are stored in them."""
+    transitions = memstore.open(
+        database,
+        buffer="transitions",
+        capacity=50_000,
+        strategy=memstore.PrioritizedLoss(alpha=0.6),
+        eviction="fifo",
+        epsilon=0.01,
+        # A transition is drawn 8 times on average, however fast the machine is, whoever dies and for how long.
+        limiter=memstore.SamplesPerInsert(8.0, min_size=1_000),
+        seed=seed,
+    )
+    return transitions, memstore.open(database, buffer="games", capacity=10_000, strategy="uniform", eviction="fifo")
+
+
+# The network. All its parameters are one vector, so that optimizer, target network and checkpoint need no loops.
+
+
+def layers(theta: Array) -> list[tuple[Array, Array]]:
+    """Weights and biases of each layer, as views of the vector."""
+    views, at = [], 0
+    for fan_in, fan_out in pairwise(SIZES):
+        middle, end = at + fan_in * fan_out, at + (fan_in + 1) * fan_out
+        views.append((theta[at:middle].reshape(fan_in, fan_out), theta[middle:end]))
+        at = end
+    return views
+
+
+def forward(theta: Array, observations: Array) -> list[Array]:
+    """Activations of every layer: the observations first, the values of the actions last."""
+    activations = [observations]
+    *hidden, (weights, biases) = layers(theta)
+    for inner_weights, inner_biases in hidden:
+        activations.append(np.maximum(activations[-1] @ inner_weights + inner_biases, 0))
+    return [*activations, activations[-1] @ weights + biases]
+
+
+def gradient(theta: Array, activations: list[Array], delta: Array) -> Array:
+    """Propagate the derivative by the values of the actions back to all parameters."""
+    result = np.empty_like(theta)
+    pairs = list(zip(layers(theta), layers(result), activations[:-1], strict=True))
+    for (weights, _), (weight_slopes, bias_slopes), inputs in reversed(pairs):
+        weight_slopes[...], bias_slopes[...] = inputs.T @ delta, delta.sum(axis=0)
+        delta = (delta @ weights.T) * (inputs > 0)
+    return result
+
+
+@dataclass
+class Agent:
+    """All that the next step of the learner depends on. It is the checkpoint."""
+
+    step: int
+    online: Array
+    target: Array
+    slope: Array  # running means of the gradient and of its square, for Adam
+    square: Array
+
+    @classmethod
+    def newest(cls, memory: memstore.EpisodicMemory, seed: int = 0) -> Agent:
+        """As last stored in the memory, or one that knows nothing yet."""
+        if "learner" in memory.checkpoints():
+            return cls(**memory.load_checkpoint("learner"))
+        rng = np.random.default_rng(seed)
+        theta = np.zeros(sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(SIZES)), np.float32)
+        for weights, _ in layers(theta):
+            weights[...] = rng.standard_normal(weights.shape) * np.sqrt(2 / len(weights))
+        return cls(0, theta, theta.copy(), np.zeros_like(theta), np.zeros_like(theta))
+
+    def learn(self, rows: dict[str, Array], weight: Array, rate: float) -> Array:
+        """One step of double DQN on a minibatch; returns the absolute errors, from before it."""
+        each = np.arange(len(weight))
+        chosen = forward(self.online, rows["next_observation"])[-1].argmax(axis=1)
+        future = forward(self.target, rows["next_observation"])[-1][each, chosen]
+        activations = forward(self.online, rows["observation"])
+        error: Array = activations[-1][each, rows["action"]] - (rows["reward"] + rows["discount"] * future)
+        delta = np.zeros_like(activations[-1])
+        delta[each, rows["action"]] = weight * np.clip(error, -1, 1) / len(weight)  # of Huber's loss
+        slope = gradient(self.online, activations, delta)
+        self.step += 1
+        self.slope += 0.1 * (slope - self.slope)
+        self.square += 0.001 * (slope**2 - self.square)
+        mean, square = self.slope / (1 - 0.9**self.step), self.square / (1 - 0.999**self.step)
+        self.online -= rate * mean / (np.sqrt(square) + 1e-8)
+        self.target += TARGET_RATE * (self.online - self.target)
+        return np.abs(error)
+
+
+# The processes
+
+
+def learner(options: argparse.Namespace) -> None:
+    """Train from where the last learner left off until the steps are done."""
+    memory, _ = open_memories(options.database, options.seed)
+    agent = Agent.newest(memory, options.seed)
+    while agent.step < options.steps:
+        done = agent.step / options.steps
+        batch = memory.sample(MINIBATCH * MINIBATCHES, beta=0.4 + 0.6 * done, normalize="batch")  # waits for its turn
+        errors = [
+            agent.learn({name: batch[name][rows] for name in batch}, batch.weight[rows], LEARNING_RATE * (1 - done))
+            for rows in np.array_split(np.arange(len(batch)), MINIBATCHES)
+        ]
+        with memory.transaction():  # both or neither: after a crash, losses and networks are of the same step
+            memory.update(batch, loss=np.concatenate(errors), step=agent.step)
+            memory.save_checkpoint("learner", asdict(agent))
+
+
+def actor(options: argparse.Namespace, number: int) -> None:
+    """Play for ever, with the newest network."""
+    memory, games = open_memories(options.database)
+    # With the last of these seeds an actor that is started again does not play the same games again.
+    rng = np.random.default_rng([options.seed, number, memory.stats().total_inserted])
+    env = gymnasium.make("CartPole-v1")
+    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    points, recent = 0.0, deque[tuple[Array, int, float]]()
+    while True:
+        agent = Agent.newest(memory)
+        epsilon = max(LAST_EPSILON, 1 - agent.step / EXPLORE_STEPS)
+        transitions: list[dict[str, Any]] = []
+        finished: list[float] = []
+        for _ in range(CHUNK):
+            explores = rng.random() < epsilon
+            action = int(rng.integers(SIZES[-1]) if explores else forward(agent.online, observation)[-1].argmax())
+            following, reward, terminated, truncated, _ = env.step(action)
+            recent.append((observation, action, float(reward)))
+            observation, points, over = following, points + float(reward), terminated or truncated
+            while len(recent) == LOOK_AHEAD or (over and recent):
+                first, chosen, _ = recent[0]
+                transition = {"observation": first, "action": chosen, "next_observation": following}
+                transition["reward"] = np.float32(sum(GAMMA**i * gain for i, (_, _, gain) in enumerate(recent)))
+                transition["discount"] = np.float32(0 if terminated else GAMMA ** len(recent))
+                transitions.append(transition)
+                recent.popleft()
+            if over:
+                finished.append(points)
+                observation, points = env.reset()[0], 0.0
+        memory.extend({name: np.array([row[name] for row in transitions]) for name in transitions[0]})
+        if finished:
+            games.extend({"return": np.array(finished), "step": np.full(len(finished), agent.step)})
+
+
+def child(role: Callable[..., None], *arguments: Any) -> None:
+    """Play a role until it is over or the supervisor is gone, be it by ``kill -9``: a restart must double nobody."""
+    supervisor = multiprocessing.parent_process()
+    assert supervisor is not None
+
+    def follow() -> None:
+        supervisor.join()
+        os._exit(1)  # at any point: a commit that is not finished has not begun
+
+    threading.Thread(target=follow, daemon=True).start()
+    role(*arguments)
+
+
+def returns(games: memstore.EpisodicMemory) -> list[float]:
+    """Of all finished games, the oldest first."""
+    day = 86_400.0  # the clocks of other machines may differ from this one's
+    return [float(game.payload["return"]) for game in games.recall_temporal(0, time.time() + day)]
+
+
+def supervise(options: argparse.Namespace) -> None:
+    """Keep the learner and the actors running until the learner is done, and say how the games go."""
+    memory, games = open_memories(options.database)
+    begun, first = time.monotonic(), memory.stats()
+
+    def report() -> None:
+        seconds, stats, last = time.monotonic() - begun, memory.stats(), returns(games)[-WINDOW:]
+        added, replayed = stats.total_inserted, stats.total_events
+        rates = [(added - first.total_inserted) / seconds, (replayed - first.total_events) / seconds]
+        print(
+            f"{seconds:5.0f} s  step {Agent.newest(memory).step:5d}  added {added:6d} ({rates[0]:4.0f}/s)  "
+            f"replayed {replayed:7d} ({rates[1]:5.0f}/s)  return {np.mean(last or [0]):5.1f}",
+            flush=True,
+        )
+
+    jobs: dict[str, tuple[Any, ...]] = {"learner": (learner, options)}
+    jobs |= {f"actor {number}": (actor, options, number) for number in range(options.actors)}
+    spawn = multiprocessing.get_context("spawn")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the children: the matrices are too small for more
+    running: dict[str, BaseProcess] = {}
+    due = begun + options.every
+    while "learner" not in running or running["learner"].exitcode != 0:
+        for name, job in jobs.items():
+            last = running.get(name)
+            if last is None or last.exitcode is not None:
+                running[name] = spawn.Process(target=child, args=job, daemon=True)  # Python ends it with this one
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process
+                running[name].start()
+                signal.signal(signal.SIGINT, handler)
+                reason = "" if last is None else f" (the last one ended with {last.exitcode})"
+                print(f"{name} is process {running[name].pid}{reason}", flush=True)
+        wait([process.sentinel for process in running.values()], max(0.0, due - time.monotonic()))
+        if time.monotonic() >= due:
+            report()
+            due = time.monotonic() + options.every
+    for process in running.values():
+        process.kill()  # harms nothing at any time
+        process.join()
+    report()
+    means = [float(np.mean(part or [0])) for part in (returns(games)[:WINDOW], returns(games)[-WINDOW:])]
+    print(f"mean return of the first {WINDOW} games {means[0]:.1f}, of the last {WINDOW} {means[1]:.1f}", flush=True)
+
+
+def main() -> None:
+    """Read the options, start what they ask for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--database", default="cartpole.db", help="file or postgresql:// address (%(default)s)")
+    parser.add_argument("--steps", type=int, default=6_000, help="of the learner, in all (%(default)s)")
+    parser.add_argument("--actors", type=int, default=2, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two lines (%(default)s)")
+    parser.add_argument("--role", choices=("all", "actor", "learner"), default="all", help="(%(default)s)")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if options.role == "learner":
+            learner(options)
+        elif options.role == "actor":
+            actor(options, os.getpid())
+        else:
+            supervise(options)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; start it again to go on") from None
+
+
+if __name__ == "__main__":
+    main()
