@@ -210,7 +210,10 @@ def child(role: Callable[..., None], *arguments: Any) -> None:
         os._exit(1)  # at any point: a commit that is not finished has not begun
 
     threading.Thread(target=follow, daemon=True).start()
-    role(*arguments)
+    try:
+        role(*arguments)
+    except memstore.MemstoreError as exc:  # such as a database server that is gone: the next one may find it again
+        raise SystemExit(f"{type(exc).__name__}: {exc}") from None
 
 
 def returns(games: memstore.EpisodicMemory) -> list[float]:
@@ -282,6 +285,8 @@ def main() -> None:
             supervise(options)
     except KeyboardInterrupt:
         raise SystemExit("stopped; start it again to go on") from None
+    except memstore.MemstoreError as exc:
+        raise SystemExit(f"{type(exc).__name__}: {exc}") from None
 
 
 if __name__ == "__main__":

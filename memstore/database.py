@@ -40,6 +40,8 @@ FORK_PATIENCE = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
 """Seconds between attempts, times a random factor between a half and one and a half."""
 
+_POOL = "memstore_pool"
+
 _jitter = random.SystemRandom()
 
 
@@ -187,6 +189,7 @@ class Database:
         try:
             with self._gate:
                 conn = engine.connect()
+                conn.info[_POOL] = engine.pool
         except Exception as exc:
             if self.backend.classify(exc) is Failure.LOST and not self._reached:
                 raise error_for(Failure.UNAVAILABLE, self.backend, exc) from exc
@@ -241,12 +244,12 @@ class Database:
 
     @contextmanager
     def _given_back(self, conn: Connection) -> Iterator[Connection]:
-        """Give the connection back to the pool, or close it if the database was closed meanwhile."""
+        """Give the connection back to its pool, or close it if that was given up: by ``close``, or for a fork."""
         with conn:
             try:
                 yield conn
             finally:
-                if self._closed:
+                if self._closed or (not conn.invalidated and conn.info.get(_POOL) is not self.engine.pool):
                     conn.detach()
 
     def _current(self) -> _Transaction | None:

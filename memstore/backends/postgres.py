@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import selectors
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
@@ -20,22 +20,15 @@ from sqlalchemy.exc import DBAPIError
 
 from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, encode, kind_of
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
+from memstore.backends.listener import ANNOUNCE, Listener
 from memstore.config import Durability
 from memstore.errors import StoreUnavailable
 from memstore.schema import VERSION_TABLE, buffer, metadata, replay_metadata, stratum
 
 MINIMUM_VERSION = 130000
 
-CHANNEL = "memstore"
-"""What is notified, with the buffer's number, when a write commits."""
-
-LISTENING = int.from_bytes(b"mems")
-"""First half of the advisory lock that everyone shares who listens for a buffer; its number is the second half."""
-
 STATEMENT_BYTES = 64 * 2**20
 """Blobs in one statement; a message may hold 1 GiB, and both sides keep it in memory."""
-
-_PIPELINE = "memstore_pipeline"
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -77,6 +70,8 @@ class PostgresBackend(Backend):
 
     def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
         super().__init__(url, durability, busy_timeout)
+        # By SQLAlchemy's connection: its own notes (info) are gone once it takes a connection for broken.
+        self._pipelines: WeakKeyDictionary[Connection, tuple[ExitStack, psycopg.Pipeline]] = WeakKeyDictionary()
         self._settings = ("on" if durability == "power" else "off", f"{int(busy_timeout * 1000)}ms")
 
     def create_engine(self) -> Engine:
@@ -89,7 +84,7 @@ class PostgresBackend(Backend):
         )
         event.listen(engine, "do_connect", _connect)
         event.listen(engine, "begin", self._begin)
-        event.listen(engine, "after_cursor_execute", _settle)
+        event.listen(engine, "after_cursor_execute", self._arrived)
         return engine
 
     def _begin(self, conn: Connection) -> None:
@@ -109,16 +104,16 @@ class PostgresBackend(Backend):
 
     def begin(self, conn: Connection) -> None:
         stack = ExitStack()
-        conn.info[_PIPELINE] = stack, stack.enter_context(_driver(conn).pipeline())
+        self._pipelines[conn] = stack, stack.enter_context(_driver(conn).pipeline())
         conn.begin()
 
     def commit(self, conn: Connection) -> None:
         conn.commit()
-        _leave_pipeline(conn)
+        self._leave_pipeline(conn)
 
     def rollback(self, conn: Connection) -> None:
         with suppress(psycopg.Error):  # of statements that are given up
-            _leave_pipeline(conn)
+            self._leave_pipeline(conn)
         if _driver(conn).closed:
             conn.invalidate()  # before the pool tries to reset it, and says so on standard error
             return
@@ -129,12 +124,25 @@ class PostgresBackend(Backend):
 
     def settle(self, conn: Connection) -> None:
         _flush(_driver(conn))
-        conn.info[_PIPELINE][1].sync()
+        self._pipelines[conn][1].sync()
+
+    def _leave_pipeline(self, conn: Connection) -> None:
+        stack, _ = self._pipelines.pop(conn, (ExitStack(), None))
+        stack.close()
+
+    def _arrived(self, conn: Connection, _cursor: Any, _sql: str, _values: Any, context: Any, _many: bool) -> None:
+        """Make the result of a statement sent by SQLAlchemy arrive, which it takes for granted."""
+        if conn in self._pipelines:
+            _flush(_driver(conn))
+            if not context.execution_options.get(UNAWAITED, False):
+                self._pipelines[conn][1].sync()
 
     def send(self, conn: Connection, statement: str) -> None:
         _send(conn, statement)
 
     def lock_schema(self, conn: Connection) -> None:
+        # Tables and buffers are made durably in any case: with one that is forgotten open handles could do nothing.
+        _send(conn, "SELECT set_config('synchronous_commit', 'on', true)")
         _send(conn, f"SELECT pg_advisory_xact_lock(hashtextextended('{VERSION_TABLE} ' || current_schema(), 0))")
 
     def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
@@ -196,13 +204,16 @@ class PostgresBackend(Backend):
         return float(_send(conn, "SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()[0][0])
 
     def announce(self, conn: Connection, buffer_id: int) -> None:
-        # Commits that notify queue for one lock of the whole server, past their write to the disk: so only where
-        # someone listens, which an advisory lock tells in microseconds.
-        sql = f"SELECT pg_notify('{CHANNEL}', %s) WHERE NOT pg_try_advisory_xact_lock({LISTENING}, %s::int4)"
-        _send(conn, sql, (str(buffer_id), buffer_id))
+        _send(conn, ANNOUNCE, (str(buffer_id), buffer_id))
 
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
-        return _Listener(engine, buffer_id)
+        def connect() -> psycopg.Connection[Any]:
+            conn = engine.connect()
+            driver = _driver(conn)
+            conn.detach()
+            return driver
+
+        return Listener(connect, buffer_id)
 
     def classify(self, error: BaseException) -> Failure | None:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -233,58 +244,6 @@ class PostgresBackend(Backend):
             yield f"the server runs with {name}=off: a crash of its machine can damage the database"
 
 
-class _Listener(Watch):
-    """LISTEN on a connection of its own; where that is lost or not possible, a pause instead."""
-
-    def __init__(self, engine: Engine, buffer_id: int) -> None:
-        self._engine = engine
-        self._buffer_id = buffer_id
-        self._connection: psycopg.Connection[Any] | None = None
-        self._known = False
-
-    def start(self) -> None:
-        with suppress(DBAPIError, psycopg.Error):
-            conn = self._engine.connect()
-            self._connection = _driver(conn)
-            conn.detach()
-            self._connection.execute(f"LISTEN {CHANNEL}")
-            self._make_known(self._connection)
-
-    def _make_known(self, connection: psycopg.Connection[Any]) -> None:
-        # Not waited for: a writer that holds it now, perhaps for long, will not notify; the next look sees its commit.
-        sql = "SELECT pg_try_advisory_lock_shared(%s::int4, %s::int4)"
-        self._known = connection.execute(sql, (LISTENING, self._buffer_id)).fetchall()[0][0]
-
-    def wait(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        if self._connection is None:
-            time.sleep(timeout)
-            self.start()
-            return
-        try:
-            while (left := deadline - time.monotonic()) > 0:
-                if not self._known:
-                    left = min(left, 0.05)
-                for notice in self._connection.notifies(timeout=left, stop_after=1):
-                    if notice.payload == str(self._buffer_id):
-                        return
-                if not self._known:
-                    self._make_known(self._connection)
-                    return
-        except psycopg.Error:
-            self.close()
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-def _leave_pipeline(conn: Connection) -> None:
-    stack, _ = conn.info.pop(_PIPELINE, (ExitStack(), None))
-    stack.close()
-
-
 class _Connection(psycopg.Connection[Any]):
     """A connection that commits inside a pipeline.
 
@@ -304,14 +263,6 @@ def _connect(_dialect: Any, _record: Any, arguments: Any, options: dict[str, Any
     connection = _Connection.connect(*arguments, **options)
     connection.adapters.register_dumper(Array, ArrayDumper)
     return connection
-
-
-def _settle(conn: Connection, _cursor: Any, _sql: str, _values: Any, context: Any, _many: bool) -> None:
-    """Make the result of a statement sent by SQLAlchemy arrive, which it takes for granted."""
-    if _PIPELINE in conn.info:
-        _flush(_driver(conn))
-        if not context.execution_options.get(UNAWAITED, False):
-            conn.info[_PIPELINE][1].sync()
 
 
 def _driver(conn: Connection) -> psycopg.Connection[Any]:

@@ -534,7 +534,7 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_a_database_that_vanishes(url: str, vanish: Callable[[], None]) -> None:
     """The handle goes on with what it has open, or fails by name: never with a driver's error."""
-    with memstore.open(url) as memory:
+    with memstore.open(url, busy_timeout=0.5) as memory:
         memory.add(row(1))
         vanish()
         for attempt in (lambda: memory.add(row(2)), lambda: memory.sample(2), lambda: len(memory)):

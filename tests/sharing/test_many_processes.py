@@ -21,7 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lowest_loss": {"capacity": 400, "eviction": "lowest_loss"},
 }
 STRATEGIES = (None, "uniform", "prioritized_recency", "domain_balanced", "mixed")
-TURNS = 40
+TURNS = 25
 SHARED = 40
 """Episodes of writer 0 that every writer adds: the key lets in one of them."""
 
