@@ -154,6 +154,9 @@ class Database:
             try:
                 self.backend.begin(conn)
                 result = work(conn)
+                if engine is self.engine:  # a read, which may be repeated whenever it fails
+                    self.backend.commit(conn)
+                    return result
             except BaseException:
                 self._abandon(conn)
                 raise

@@ -149,12 +149,14 @@ class Session:
 
     def _known(self, conn: Connection) -> State:
         """The state to start from: this thread's own in a transaction, else the last one published."""
+        if self.database.transaction_open:
+            return self._uncommitted or self.committed
+        # Another thread's transaction is not visible here, nor is its state.
         if self._losses != self.database.losses:
             self._losses = self.database.losses
             self.cache.clear()
             self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
-        # Another thread's transaction is not visible here, nor is its state.
-        return (self._uncommitted if self.database.transaction_open else None) or self.committed
+        return self.committed
 
     def _commit(self) -> None:
         if self._uncommitted is not None:

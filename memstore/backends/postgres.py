@@ -72,7 +72,8 @@ class PostgresBackend(Backend):
         super().__init__(url, durability, busy_timeout)
         # By SQLAlchemy's connection: its own notes (info) are gone once it takes a connection for broken.
         self._pipelines: WeakKeyDictionary[Connection, tuple[ExitStack, psycopg.Pipeline]] = WeakKeyDictionary()
-        self._settings = ("on" if durability == "power" else "off", f"{int(busy_timeout * 1000)}ms")
+        # Not 0 ms, which would be no limit.
+        self._settings = ("on" if durability == "power" else "off", f"{max(int(busy_timeout * 1000), 1)}ms")
 
     def create_engine(self) -> Engine:
         engine = create_engine(
@@ -270,7 +271,7 @@ def _driver(conn: Connection) -> psycopg.Connection[Any]:
 
 
 def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
-    """Send a statement; inside ``together`` its result is awaited where it is fetched, or at the end."""
+    """Send a statement; after ``begin`` its result is awaited where it is fetched, by ``settle`` or by the commit."""
     driver = _driver(conn)
     cursor = psycopg.Cursor(driver).execute(sql, values or None, binary=True)
     _flush(driver)

@@ -177,3 +177,30 @@ def test_durability_is_what_the_database_is_told(url: str, open_memory: OpenMemo
     with memory.transaction():
         told = memory._session.database.in_read(lambda conn: conn.execute(text(query)).scalar_one())
     assert told == {"process": (1, "off"), "power": (2, "on")}[durability][not url.startswith("sqlite")]
+
+
+def test_no_patience_at_all(open_memory: OpenMemory) -> None:
+    """A limit of 0 ms would be none for PostgreSQL."""
+    holder, waiter = open_memory(), open_memory(busy_timeout=0)
+    with holder.transaction():
+        begun = time.monotonic()
+        with pytest.raises(StoreBusy):
+            waiter.add({"x": 1})
+        assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+def test_a_read_whose_connection_breaks_is_repeated(database: Database) -> None:
+    """Also when it breaks only at its end."""
+    attempts = []
+
+    def work(conn: Connection) -> int:
+        mine = int(conn.execute(text("SELECT pg_backend_pid()")).scalar_one())
+        attempts.append(mine)
+        if len(attempts) == 1:
+            database.in_read(lambda other: None)  # in the pool, so that not every connection is cut
+            database.in_write(lambda other: other.execute(text(f"SELECT pg_terminate_backend({mine}, 5000)")))
+        return mine
+
+    assert database.in_read(work) == attempts[1] != attempts[0]
+    assert database.losses == 1
