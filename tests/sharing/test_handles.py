@@ -109,7 +109,7 @@ def test_as_an_argument(open_memory: OpenMemory, url: str, method: str) -> None:
     must_become(0, lambda: connections(url))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(METHODS)))
 def test_through_the_initializer_of_a_pool(open_memory: OpenMemory, url: str, method: str) -> None:
     """Each worker of a multiprocessing.Pool keeps it for its tasks; some workers are replaced meanwhile."""
     memory = filled(open_memory)
