@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from memstore import (
     PrioritizedRecency,
     Uniform,
 )
-from tests.contract.helpers import OpenMemory, everything, live_ids, row, rows
+from tests.contract.helpers import FRESH, OpenMemory, everything, live_ids, row, rows
 
 # Settings
 
@@ -379,9 +378,7 @@ def test_a_run_whose_process_dies(tmp_path: Path, url: str) -> None:
     with memstore.open(tmp_path / "whole.db", seed=7, capacity=40) as memory:
         expected = run(memory, go_on, tmp_path / "whole")
     for step, place in ((0, "before update"), (5, "before commit"), (6, "after commit"), (15, "before draw")):
-        process = multiprocessing.get_context("spawn").Process(
-            target=_die, args=(url, str(tmp_path / "parts"), step, place)
-        )
+        process = FRESH.Process(target=_die, args=(url, str(tmp_path / "parts"), step, place))
         process.start()
         process.join(60)
         assert process.exitcode == 9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from typing import Any
@@ -22,6 +21,7 @@ from memstore import (
     TransactionDead,
 )
 from tests.contract.helpers import (
+    FRESH,
     OpenMemory,
     Room,
     Sql,
@@ -467,7 +467,7 @@ def test_a_retry_after_a_crash_inserts_once(open_memory: OpenMemory, url: str, w
     """Whether the crash came before or after the commit, which the caller cannot know."""
     memory = open_memory(capacity=2, eviction="fifo")
     memory.add(row(0))
-    process = multiprocessing.get_context("spawn").Process(target=_crash, args=(url, "ep-1", when))
+    process = FRESH.Process(target=_crash, args=(url, "ep-1", when))
     process.start()
     process.join(60)
     assert process.exitcode == 3
@@ -495,7 +495,7 @@ def test_a_database_left_in_the_middle_of_a_block_is_sound(open_memory: OpenMemo
     memory = open_memory()
     memory.add(row(0))
     for _ in range(3):
-        process = multiprocessing.get_context("spawn").Process(target=_crash, args=(url, "k", "before"))
+        process = FRESH.Process(target=_crash, args=(url, "k", "before"))
         process.start()
         process.join(60)
     assert len(memory) == 1 and memory.check().ok

@@ -32,7 +32,7 @@ from memstore.errors import (
     StoreReadOnly,
     StoreUnavailable,
 )
-from tests.contract.helpers import postgres_only, sqlite_only
+from tests.contract.helpers import FRESH, postgres_only, sqlite_only
 from tests.migrations.helpers import (
     HEAD,
     NEXT,
@@ -82,7 +82,7 @@ def race(barrier: Barrier, targets: list[str], report: Path, scripts: Path | Non
 
 def run_race(tmp_path: Path, targets: list[str], scripts: Path | None = None) -> list[tuple[Any, ...]]:
     """For each database, what each process saw."""
-    spawn = multiprocessing.get_context("spawn")
+    spawn = FRESH
     barrier = spawn.Barrier(PROCESSES)
     reports = [tmp_path / f"report-{number}.json" for number in range(PROCESSES)]
     processes: list[BaseProcess] = [

@@ -10,7 +10,6 @@ probability ``FALSE_ALARM``, 1e-6. There are about 60.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from memstore import (
 )
 from memstore.snapshot import Rows, Snapshot
 from memstore.strategies import Strategy
-from tests.contract.helpers import Child, OpenMemory
+from tests.contract.helpers import FRESH, Child, OpenMemory
 from tests.sharing.records import offer
 from tests.sharing.workers import churn, varied
 from tests.statistics.laws import Floats, Ints, LawViolatedError, must_follow, must_refute, share, weights
@@ -83,7 +82,7 @@ def memory(open_memory: OpenMemory) -> EpisodicMemory:
 @pytest.fixture
 def others(memory: EpisodicMemory, url: str) -> Iterator[Others]:
     """Two processes that write until the end of the test."""
-    context = multiprocessing.get_context("spawn")
+    context = FRESH
     stop, permits, committed = context.Event(), context.Semaphore(0), context.Semaphore(0)
     children = [Child(churn, url, 1 + i, stop, permits, committed) for i in range(2)]
     everyone = Others(permits, committed)

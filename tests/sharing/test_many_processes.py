@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 import memstore
 from memstore import PrioritizedLoss, history, snapshot
-from tests.contract.helpers import Child, OpenMemory
+from tests.contract.helpers import FRESH, Child, OpenMemory
 from tests.sharing.records import Extend, Record, Story, Update, new_loss, offer, origin
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -99,7 +98,7 @@ def run(memory: memstore.EpisodicMemory, url: str, folder: Path, *, each: int, t
     with Record(str(first)) as record:
         record.invoke(Extend(0, 0, 64))
         record.ok(ids=memory.extend(**offer(0, range(64))).tolist())
-    start = multiprocessing.get_context("spawn").Barrier(2 * each)
+    start = FRESH.Barrier(2 * each)
     paths = [first]
     children = []
     for kind, work in (("writer", write), ("learner", learn)):
