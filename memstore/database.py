@@ -82,6 +82,12 @@ class Database:
         """Whether this thread is inside ``transaction()``."""
         return self._current() is not None
 
+    @property
+    def transaction_depth(self) -> int:
+        """How many ``transaction()`` blocks of this thread are open, each within the one before."""
+        transaction = self._current()
+        return 0 if transaction is None else 1 + transaction.depth
+
     def in_read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one snapshot: that of the thread's open transaction, else a new one.
 

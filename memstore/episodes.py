@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def insert(snapshot: Snapshot, offer: Offer) -> Inserted:
     Every offer takes the next id, also one that the reservoir turns away: ids are gapless at insert. A key seen before
     returns its first id, whatever became of that episode.
     """
-    known = _known_keys(snapshot, offer.keys)
+    known = known_keys(snapshot, offer.keys)
     new: list[int] = []
     next_id = first_id(snapshot.state.buffer_id) + snapshot.state.counters.inserted + 1
     ids = np.empty(len(offer.blobs), np.int64)
@@ -87,7 +87,8 @@ def insert(snapshot: Snapshot, offer: Offer) -> Inserted:
     return Inserted(ids, blobs, evicted)
 
 
-def _known_keys(snapshot: Snapshot, keys: list[str | None]) -> dict[str, int]:
+def known_keys(snapshot: Snapshot, keys: Iterable[str | None]) -> dict[str, int]:
+    """The first id of each key that was ever added."""
     wanted = list({key for key in keys if key is not None})
     if not wanted:
         return {}

@@ -271,6 +271,11 @@ class EpisodicMemory(MemoryDrawer):
         with self._session.transaction():
             yield self
 
+    @property
+    def transaction_depth(self) -> int:
+        """How many ``transaction()`` blocks this thread is in: 0 outside of any."""
+        return self._session.database.transaction_depth
+
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Store a trainer's state (nested dicts and lists of arrays, numbers, str, bytes) with the generator's.
 

@@ -110,6 +110,17 @@ class MemoryReader:
         found = self._session.read(lambda s: episodes.read_metadata(s, list(dict.fromkeys(wanted))))
         return [found[i] for i in wanted]
 
+    def ids_of(self, keys: Sequence[str]) -> list[int | None]:
+        """The ids under which these keys were first added, None where one never was.
+
+        An id stays known when its episode has left.
+        """
+        if isinstance(keys, str):
+            raise InvalidValue(f"keys must be a sequence of str, got the single text {keys!r}")
+        wanted = [check_name("key", key) for key in keys]
+        known = self._session.read(lambda s: episodes.known_keys(s, wanted))
+        return [known.get(key) for key in wanted]
+
     def recall_temporal(
         self, start: Any, end: Any, *, domain: str | None = None, limit: int | None = None
     ) -> list[Episode]:

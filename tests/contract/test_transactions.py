@@ -500,3 +500,32 @@ def test_a_database_left_in_the_middle_of_a_block_is_sound(open_memory: OpenMemo
         process.join(60)
     assert len(memory) == 1 and memory.check().ok
     assert memory.add(row(1)) == 2
+
+
+def test_ids_of_keys(open_memory: OpenMemory) -> None:
+    memory = open_memory(capacity=2, eviction="fifo")
+    memory.extend(rows(3), key=["a", None, "c"])
+    assert memory.ids_of(["c", "never", "a", "c"]) == [3, None, 1, 3]
+    assert 1 not in memory, "known, though it has left"
+    assert open_memory(buffer="other").ids_of(["a"]) == [None]
+    assert memory.ids_of([]) == []
+    hostile = ["'; DROP TABLE episode; --", "%", "a\u0301"]
+    assert memory.ids_of(hostile) == [None] * 3
+    with memory.transaction():
+        memory.add(row(4), key="d")
+        assert memory.ids_of(["d"]) == [4]
+    for bad in ("a", [""], [3]):
+        with pytest.raises((InvalidValue, memstore.ConfigError)):
+            memory.ids_of(bad)  # type: ignore[arg-type]
+
+
+def test_transaction_depth(open_memory: OpenMemory) -> None:
+    memory = open_memory()
+    depths = [memory.transaction_depth]
+    with memory.transaction():
+        memory.add(row(1))
+        depths.append(memory.transaction_depth)
+        with memory.transaction():
+            depths.append(memory.transaction_depth)
+        depths.append(memory.transaction_depth)
+    assert [*depths, memory.transaction_depth] == [0, 1, 2, 1, 0]
