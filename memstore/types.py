@@ -144,9 +144,27 @@ class Batch:
     def __iter__(self) -> Iterator[str]:
         return iter(self.payload)
 
+    def take(self, rows: Any) -> Batch:
+        """The batch of these rows alone, in their order (indices, or a mask of n).
+
+        A lease is still that of all rows: updating a part of a leased batch releases the whole.
+        """
+        chosen = np.arange(len(self.ids))[np.asarray(rows)]
+        columns = {
+            name: getattr(self, name)[chosen] for name in ("ids", "loss", "domain", "age", "replay_count", "weight")
+        }
+        probability = None if self.probability is None else self.probability[chosen]
+        return dataclasses.replace(self, payload=_rows(self.payload, chosen), probability=probability, **columns)
+
     def keys(self) -> Any:
         """Names of the payload's top-level fields, so that ``dict(batch)`` works."""
         return self.payload.keys()
+
+
+def _rows(field: Any, chosen: NDArray[np.int64]) -> Any:
+    if isinstance(field, dict):
+        return {name: _rows(value, chosen) for name, value in field.items()}
+    return field[chosen] if isinstance(field, np.ndarray) else [field[row] for row in chosen]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,6 +205,7 @@ class RetentionPolicy:
     max_age: float | None = None
     max_episodes: int | None = None
     min_importance: float | None = None
+    consolidate_similar: bool | float | None = None
 
 
 @dataclass(frozen=True, slots=True)

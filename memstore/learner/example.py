@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from memstore.config import check_name
 from memstore.errors import InvalidValue
+from memstore.memory import EpisodicMemory
 from memstore.types import Episode
 
 MIN_LEVEL, MAX_LEVEL = 1, 7
@@ -21,14 +22,14 @@ MIN_LEVEL, MAX_LEVEL = 1, 7
 class OnlineExample:
     """One example.
 
-    The id is the caller's name for the example, not the episode's. It is stored in the episode's ``extra``
-    and not as its ``key``: a key makes a second add a no-op, but an example learned twice is two experiences,
-    and one that was evicted must be able to come back.
+    The id becomes the key of its episode, so an example is stored once: learned again, after a crash or in another
+    pass over the data, it is trained on and its loss is written to the episode it is, if that is still there. For
+    a second experience to be stored as well, give it another id or none. An id must not name two examples.
 
     Parameters
     ----------
     id : str
-        The caller's name; may be empty, need not be unique.
+        The caller's name for it; empty for none.
     input, target : array_like
         What the model takes and what it should answer; stored with their dtype and shape.
     domain : str
@@ -98,19 +99,43 @@ def episode_columns(examples: Sequence[OnlineExample]) -> dict[str, Any]:
         "domain": [example.domain for example in examples],
         "level": [example.level for example in examples],
         "tags": [example.tags for example in examples],
-        "extra": [{"id": example.id} for example in examples],
+        "key": [example.id or None for example in examples],
     }
+
+
+def known_episodes(memory: EpisodicMemory, examples: Sequence[OnlineExample]) -> list[int]:
+    """Return the ids of the episodes that some of these examples are already.
+
+    Raises
+    ------
+    InvalidValue
+        A live episode of this id has another input or target: storing the example under it would lose it.
+    """
+    named = {example.id: example for example in examples if example.id}
+    known = {key: number for key, number in zip(named, memory.ids_of(list(named)), strict=True) if number is not None}
+    for key, number in known.items():
+        if number not in memory:
+            continue
+        stored, given = from_episode(memory.get(number)), named[key]
+        if not (_same(stored.input, given.input) and _same(stored.target, given.target)):
+            raise InvalidValue(
+                f"the id {key!r} names another example already (episode {number}); give each example an id of its "
+                "own, or '' for none"
+            )
+    return list(known.values())
+
+
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind in "fc"))
 
 
 def from_episode(episode: Episode) -> OnlineExample:
     """Return the example that was stored as this episode, with the loss it has now.
 
-    An episode without a level comes back with level 1, one added by other means without an id with an empty
-    one.
+    An episode without a level comes back with level 1, one without a key with an empty id.
     """
-    extra = episode.extra if isinstance(episode.extra, dict) else {}
     return OnlineExample(
-        id=str(extra.get("id", "")),
+        id=episode.key or "",
         input=np.asarray(episode.payload["input"]),
         target=np.asarray(episode.payload["target"]),
         domain=episode.domain,

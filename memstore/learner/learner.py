@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sqlalchemy import URL
 
-from memstore.errors import EpisodeNotFound, InvalidValue, MemoryEmpty
-from memstore.learner import indices
 from memstore.learner.config import OnlineLearnerConfig
-from memstore.learner.example import OnlineExample, episode_columns, from_episode, stack
+from memstore.learner.consolidation import Consolidation, consolidate_model
+from memstore.learner.example import OnlineExample, episode_columns, known_episodes, stack
+from memstore.learner.fit import fit
 from memstore.learner.model import Model
-from memstore.learner.state import LearnerState
+from memstore.learner.replay import ReplayByHand
+from memstore.learner.retrieval import retrieve
+from memstore.learner.span import Span
+from memstore.learner.state import LearnerState, Progress
 from memstore.learner.stats import LearnResult, OnlineLearnerStats
 from memstore.memory import EpisodicMemory
-from memstore.types import Batch, ReplayStats, Retention, RetentionPolicy
+from memstore.types import Batch, Retention, RetentionPolicy
 
 _ROUNDING = 1e-9
 
 
-class MemoryOnlineLearner:
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What to return to when a call, or the commit of several, fails."""
+
+    model: dict[str, Any]
+    generator: Any
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """What a call computed and has still to write."""
+
+    examples: Sequence[OnlineExample]
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
+    known: Sequence[int]
+    batch: Batch | None
+    losses: NDArray[np.float64]
+
+    def new(self) -> NDArray[np.float64]:
+        """Losses of the new examples."""
+        return self.losses[: len(self.examples)]
+
+    def replayed(self) -> NDArray[np.float64]:
+        """Losses of the replayed ones."""
+        return self.losses[len(self.examples) :]
+
+
+class MemoryOnlineLearner(ReplayByHand):
     """A model, the memory behind it, and the rules by which the one learns from the other.
 
     Every learning call trains on *all* new examples and, beside them, on episodes drawn from the memory
-    before the new ones entered it. It computes first and then writes the replayed losses, the new episodes
-    and, when due, a checkpoint in one transaction: a call that raises has changed nothing, neither model nor
-    memory nor generator.
+    before the new ones entered it. It computes first and then writes the replayed losses, the new episodes,
+    what a consolidation removes and, when due, a checkpoint in one transaction: a call that raises has changed
+    nothing, neither model nor memory nor generator.
 
     Parameters
     ----------
@@ -46,27 +80,32 @@ class MemoryOnlineLearner:
     ----------
     memory, model, config
         As given.
-    stats : OnlineLearnerStats
-        Counts so far.
     notes : dict
         The caller's own state (a position in the stream, say): it is saved with every checkpoint and comes
         back with it.
 
     Notes
     -----
-    One thread at a time. With ``checkpoint_every=1`` and one learner on the memory, a process killed at any
-    point and started again with `load_state` continues bit-identically. With a larger value episodes
-    committed since the last checkpoint stay in the memory while the weights return to it. Calls made inside
-    ``with memory.transaction()`` commit with it; if that block fails, `load_state` brings the learner back in
-    line.
+    One thread at a time. With one learner on the memory and ``checkpoint_every`` set, a process killed at any point
+    and started again with `load_state` continues bit-identically from the last checkpoint, which by default every
+    call commits. Calls made inside ``with memory.transaction()`` commit with it; if that block fails, or a commit
+    ends in ``ConnectionLost`` with its outcome unknown, `load_state` brings the learner back in line.
+
+    With ``checkpoint_every=k`` the calls between two checkpoints are one transaction, see `OnlineLearnerConfig`. When
+    its commit fails, or the database gives it up, the learner is where the last checkpoint was. `save_state` and
+    `close` end it early; leaving ``with learner`` by an exception undoes it, as a kill would.
     """
 
     def __init__(self, memory: EpisodicMemory, model: Model, config: OnlineLearnerConfig | None = None) -> None:
         self.memory = memory
         self.model = model
         self.config = config or OnlineLearnerConfig.default()
-        self.stats = OnlineLearnerStats()
         self.notes: dict[str, Any] = {}
+        self._set(Progress.start(self.config))
+        self._scheduler = self.config.consolidation_scheduler()
+        self._span = Span(memory)
+        self._span_start: _Before | None = None
+        self._saved_notes: dict[str, Any] | None = None
         self._owns_memory = False
 
     @classmethod
@@ -98,12 +137,33 @@ class MemoryOnlineLearner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._span.abandon()
         self.close()
 
     def close(self) -> None:
-        """Close the memory if the learner opened it."""
-        if self._owns_memory:
-            self.memory.close()
+        """Save and commit what waits for the next checkpoint; close the memory if the learner opened it."""
+        try:
+            if self._span.open:
+                self.save_state(self.config.checkpoint_name)
+        finally:
+            if self._owns_memory:
+                self.memory.close()
+
+    @property
+    def stats(self) -> OnlineLearnerStats:
+        """Counts so far, restarts included."""
+        return self._progress.stats
+
+    @property
+    def progress(self) -> Progress:
+        """Statistics, and the state of scheduler, curriculum and elastic weight consolidation."""
+        return self._progress
+
+    def _set(self, progress: Progress) -> None:
+        self._progress = progress
+        # Made once a consolidation: models may keep what they derive from it.
+        self._penalty = None if progress.ewc is None else progress.ewc.penalty()
 
     # learning
 
@@ -126,226 +186,170 @@ class MemoryOnlineLearner:
         Raises
         ------
         InvalidValue
-            Shapes do not fit each other or the model, or a loss came out as NaN or infinite (the model
-            diverged). Nothing has changed.
+            Shapes do not fit each other or the model, an id names another example already, or a loss came out as
+            NaN or infinite (the model diverged). Nothing has changed.
         MemstoreError
             What the memory raises. Nothing has changed.
         """
         if not examples:
             return LearnResult()
         inputs, targets = stack(examples)
-        model_before = self.model.state_dict()
-        rng_before = self.memory.rng.bit_generator.state
+        known = known_episodes(self.memory, examples)
+        before = self._before()
         try:
-            batch, debt = self._draw(len(examples))
-            losses, steps = self._train(inputs, targets, batch)
-            return self._commit(examples, inputs, targets, batch, losses, steps, debt)
-        except BaseException:
-            self.model.load_state_dict(model_before)
-            self.memory.rng.bit_generator.state = rng_before
+            batch, debt = self._replay(inputs, targets)
+            losses, steps = fit(
+                self.model, inputs, targets, batch, batch_size=self.config.batch_size, penalty=self._penalty
+            )
+            learned = _Learned(examples, inputs, targets, known, batch, losses)
+            replayed = () if batch is None else batch.domain.tolist()
+            progress = self._progress.after(
+                self.config, examples, learned.new().tolist(), replayed=replayed, steps=steps, debt=debt
+            )
+            fill = self._fill(len(examples)) if self._scheduler.watches_buffer else 0.0
+            progress = replace(progress, scheduler=self._scheduler.after_batch(progress.scheduler, len(examples), fill))
+            consolidation = None
+            if self._due(progress):
+                progress, consolidation = self._consolidated(progress)
+            every = self.config.checkpoint_every
+            save = every is not None and progress.stats.batches_trained % every == 0
+            ids = self._span.write(
+                lambda: self._commit(learned, progress, consolidation, save), stay_open=every is not None and not save
+            )
+        except BaseException as error:
+            self._return_to(before, error)
             raise
+        self._adopt(progress, before)
+        return LearnResult(
+            tuple(ids.tolist()),
+            tuple(learned.new().tolist()),
+            () if batch is None else tuple(batch.ids.tolist()),
+            tuple(learned.replayed().tolist()),
+        )
 
-    def _draw(self, new: int) -> tuple[Batch | None, float]:
-        """Draw what is due beside ``new`` examples; return it and what is owed (at most 0) afterwards."""
-        due = self.stats.replay_debt + new * self.config.replay_ratio
+    def _replay(self, inputs: NDArray[Any], targets: NDArray[Any]) -> tuple[Batch | None, float]:
+        """Draw what is due beside the new examples; return it and what is owed (at most 0) afterwards."""
+        due = self.stats.replay_debt + len(inputs) * self.config.replay_ratio
         count = max(0, math.ceil(due - _ROUNDING))
         if not count:
             return None, due
-        try:
-            return self._sample(count), due - count
-        except MemoryEmpty:
-            # Replay missed for want of episodes is not made up for later: that would come as one burst.
-            return None, self.stats.replay_debt
+        batch = retrieve(self.memory, self.config, count, self.model, inputs, targets, self._penalty)
+        # Replay missed for want of episodes is not made up for later: that would come as one burst.
+        return batch, self.stats.replay_debt if batch is None else due - count
 
-    def _sample(self, count: int) -> Batch:
-        config = self.config
-        return self.memory.sample(count, strategy=config.replay_strategy(), beta=config.beta, normalize="batch")
-
-    def _train(
-        self, inputs: NDArray[Any], targets: NDArray[Any], batch: Batch | None
-    ) -> tuple[NDArray[np.float64], int]:
-        """Train on new and replayed examples; return their losses, new ones first, and how many steps."""
-        new = len(inputs)
-        weight = np.ones(new)
-        order = np.arange(new)
-        if batch is not None:
-            inputs = _joined("input", inputs, batch)
-            targets = _joined("target", targets, batch)
-            # Mean 1: together they count as many as they are. Scaled by the buffer's rarest episode, as usual
-            # where a step holds nothing else, they would vanish beside the new ones.
-            weight = np.concatenate([weight, batch.weight * (len(batch) / batch.weight.sum())])
-            # Spread both evenly, so that every step sees them in the same proportion.
-            place = np.concatenate([(np.arange(n) + 0.5) / n for n in (new, len(batch))])
-            order = np.argsort(place, kind="stable")
-        losses = np.empty(len(inputs))
-        steps = range(0, len(order), self.config.batch_size)
-        for start in steps:
-            rows = order[start : start + self.config.batch_size]
-            losses[rows] = self.model.step(inputs[rows], targets[rows], weight[rows])
-        if not np.all(np.isfinite(losses)):
-            raise InvalidValue(
-                "the model's loss is NaN or infinite: it diverged, or the data are not finite; lower the "
-                "learning rate or scale the inputs"
-            )
-        return losses, len(steps)
+    def _fill(self, new: int) -> float:
+        capacity = self.memory.capacity
+        return min(len(self.memory) + new, capacity) / capacity
 
     def _commit(
-        self,
-        examples: Sequence[OnlineExample],
-        inputs: NDArray[Any],
-        targets: NDArray[Any],
-        batch: Batch | None,
-        losses: NDArray[np.float64],
-        steps: int,
-        debt: float,
-    ) -> LearnResult:
-        new = len(examples)
-        replayed = () if batch is None else batch.domain.tolist()
-        stats = self.stats.after(examples, losses[:new].tolist(), replayed=replayed, steps=steps, debt=debt)
-        with self.memory.transaction():
-            # Losses first: eviction to make room for the new episodes then judges by what is now known.
-            if batch is not None:
-                self.memory.update(batch, loss=losses[new:], step=stats.batches_trained)
-            ids = self.memory.extend(
-                {"input": inputs, "target": targets}, loss=losses[:new], **episode_columns(examples)
-            )
-            if stats.since_consolidation >= self.config.consolidation_interval:
-                self.memory.consolidate(self._retention())
-                stats = stats.consolidated()
-            every = self.config.checkpoint_every
-            if every is not None and stats.batches_trained % every == 0:
-                self._save(self.config.checkpoint_name, stats)
-        self.stats = stats
-        return LearnResult(
-            tuple(ids.tolist()),
-            tuple(losses[:new].tolist()),
-            () if batch is None else tuple(batch.ids.tolist()),
-            tuple(losses[new:].tolist()),
+        self, learned: _Learned, progress: Progress, consolidation: Consolidation | None, save: bool
+    ) -> NDArray[np.int64]:
+        memory, step = self.memory, progress.stats.batches_trained
+        # Losses first: eviction to make room for the new episodes then judges by what is now known.
+        if learned.batch is not None:
+            memory.update(learned.batch, loss=learned.replayed(), step=step)
+        ids = memory.extend(
+            {"input": learned.inputs, "target": learned.targets},
+            loss=learned.new(),
+            **episode_columns(learned.examples),
         )
+        again = np.isin(ids, learned.known)
+        if again.any():
+            memory.update(ids[again], loss=learned.new()[again], step=step)
+        if consolidation is not None:
+            self._write(consolidation, self.config.retention(), step)
+        if save:
+            self._save(self.config.checkpoint_name, progress)
+        return ids
+
+    def _before(self) -> _Before:
+        return _Before(self.model.state_dict(), self.memory.rng.bit_generator.state, self._progress)
+
+    def _return_to(self, before: _Before, error: BaseException) -> None:
+        """Undo a call that failed, or all since the last checkpoint when their common transaction did."""
+        if self._span_start is not None and not self._span.open:
+            before, self._span_start = self._span_start, None
+            self.notes = copy.deepcopy(self._saved_notes or {})
+            error.add_note("the learning calls since the last checkpoint are undone with this one: repeat them")
+        self.model.load_state_dict(before.model)
+        self.memory.rng.bit_generator.state = before.generator
+        self._set(before.progress)
+
+    def _adopt(self, progress: Progress, before: _Before) -> None:
+        """Go on from a call that was written."""
+        self._set(progress)
+        if not self._span.open:
+            self._span_start = None
+        elif self._span_start is None:
+            self._span_start = before
 
     # consolidation
 
     @property
     def should_consolidate(self) -> bool:
-        """Whether ``consolidation_interval`` new examples were learned since the last consolidation.
+        """Whether a consolidation is due, as the scheduler says.
 
-        `learn_batch` consolidates by itself when it is due, so this is True only before the first call after
-        loading a checkpoint into a learner of a shorter interval.
+        `learn_batch` consolidates by itself when it is, so this is True only before the first call after loading a
+        checkpoint under another scheduler.
         """
-        return self.stats.since_consolidation >= self.config.consolidation_interval
+        return self._due(self._progress)
 
     def consolidate(self, policy: RetentionPolicy | None = None) -> Retention:
-        """Apply a retention policy to the memory and start counting anew.
+        """Rehearse, protect, tidy: the extra steps, the Fisher estimate, and a retention policy, in one commit.
+
+        What of it is done says the configuration; `learn_batch` does the same, in its own commit, when it is due.
+        A checkpoint is written with it where ``checkpoint_every`` is set.
 
         Parameters
         ----------
         policy : RetentionPolicy, optional
-            Default: the configuration's ``max_age`` and ``min_importance``. The capacity needs no policy; the
-            memory holds it at every insert.
+            What to keep of the memory. Default: `OnlineLearnerConfig.retention`.
+
+        Raises
+        ------
+        MemstoreError
+            What the memory raises, and InvalidValue from a model that diverged. Nothing has changed.
         """
-        stats = self.stats.consolidated()
-        removed = self.memory.consolidate(policy or self._retention())
-        self.stats = stats
+        before = self._before()
+        try:
+            progress, done = self._consolidated(self._progress)
+
+            def commit() -> Retention:
+                removed = self._write(done, policy or self.config.retention(), progress.stats.batches_trained)
+                if self.config.checkpoint_every is not None:
+                    self._save(self.config.checkpoint_name, progress)
+                return removed
+
+            removed = self._span.write(commit, stay_open=False)
+        except BaseException as error:
+            self._return_to(before, error)
+            raise
+        self._adopt(progress, before)
         return removed
 
-    def _retention(self) -> RetentionPolicy:
-        return RetentionPolicy(max_age=self.config.max_age, min_importance=self.config.min_importance)
+    def _due(self, progress: Progress) -> bool:
+        return self._scheduler.due(progress.scheduler, loss=progress.stats.avg_loss)
 
-    # replay by hand
+    def _consolidated(self, progress: Progress) -> tuple[Progress, Consolidation]:
+        done = consolidate_model(self.memory, self.model, self.config, progress.ewc)
+        return progress.consolidated(done.ewc, len(done.rehearsed)), done
 
-    def sample_replay(self, count: int) -> list[OnlineExample]:
-        """Draw examples from the memory by the configured strategy, without replacement.
-
-        Returns
-        -------
-        list of OnlineExample
-            ``count`` of them, or all there are when fewer; id, level, tags and present loss as stored, and
-            ``episode_id`` for `update_replay_metadata`.
-        """
-        if not indices.checked_count(count):
-            return []
-        try:
-            ids = self._sample(count).ids
-        except MemoryEmpty:
-            return []
-        return [from_episode(episode) for episode in self.memory.get_many(ids)]
-
-    def sample_by_priority(self, weights: ArrayLike, count: int) -> NDArray[np.int64]:
-        """Draw distinct indices, one after the other in proportion to weights, by the memory's generator.
-
-        Parameters
-        ----------
-        weights : array_like, shape (n,)
-            Finite and >= 0. Zero is never drawn, unless all are zero: then the draw is uniform.
-        count : int
-            How many.
-
-        Returns
-        -------
-        int64 array
-            ``count`` distinct indices in the order drawn, or all that can be drawn when fewer.
-
-        Raises
-        ------
-        InvalidValue
-            A weight is NaN, infinite or negative, or the count is negative.
-        """
-        return indices.by_priority(self.memory.rng, weights, count)
-
-    def sample_uniform(self, total: int, count: int) -> NDArray[np.int64]:
-        """Draw ``count`` distinct indices below ``total``, or all when fewer, by the memory's generator.
-
-        Raises
-        ------
-        InvalidValue
-            Either number is negative.
-        """
-        return indices.uniform(self.memory.rng, total, count)
-
-    def update_replay_metadata(self, episode_id: int, new_loss: float) -> bool:
-        """Record a new loss for an episode.
-
-        Returns
-        -------
-        bool
-            False when the episode was evicted meanwhile; nothing else is touched in its place.
-
-        Raises
-        ------
-        InvalidValue
-            The loss is NaN, infinite or negative.
-        """
-        result = self.memory.update([episode_id], loss=[new_loss], step=self.stats.batches_trained)
-        return len(result.updated) == 1
-
-    def add_replay_metadata(self, example: OnlineExample, episode_id: int) -> None:
-        """Make the example's ``last_loss`` the loss of the episode it is stored as.
-
-        Every episode has replay metadata from its first moment, so nothing is inserted; an example never
-        measured changes nothing.
-
-        Raises
-        ------
-        EpisodeNotFound
-            No such episode is live.
-        """
-        if example.last_loss is None:
-            self.memory.get(episode_id)
-        elif not self.update_replay_metadata(episode_id, example.last_loss):
-            raise EpisodeNotFound(f"no live episode has the id {episode_id}")
-
-    def replay_stats(self) -> ReplayStats:
-        """Return the memory's statistics."""
-        return self.memory.stats()
+    def _write(self, done: Consolidation, policy: RetentionPolicy, step: int) -> Retention:
+        for batch, losses in done.rehearsed:
+            self.memory.update(batch, loss=losses, step=step)
+        return self.memory.consolidate(policy)
 
     # checkpoints
 
     def save_state(self, name: str = "latest") -> None:
-        """Save model, statistics, configuration, notes and the memory's generator as a checkpoint."""
-        self._save(name, self.stats)
+        """Save model, progress, configuration, notes and the memory's generator as a checkpoint, and commit."""
+        self._span.write(lambda: self._save(name, self._progress), stay_open=False)
+        self._adopt(self._progress, self._before())
 
     def load_state(self, name: str = "latest", *, strict: bool = True) -> None:
         """Become the learner that `save_state` saved, the memory's generator included; all of it or nothing.
+
+        What was learned since the last checkpoint in a transaction that is still open is undone.
 
         Parameters
         ----------
@@ -362,28 +366,32 @@ class MemoryOnlineLearner:
             It was saved under another configuration; the message names the settings that differ.
         InvalidValue
             It is no learner's checkpoint, or of another model.
+        StoreCorrupt
+            It is damaged.
         """
-        rng_before = self.memory.rng.bit_generator.state
+        generator = self.memory.rng.bit_generator.state
         try:
             state = LearnerState.from_dict(name, self.memory.load_checkpoint(name))
             if strict:
                 state.refuse_other_config(name, self.config)
             self.model.load_state_dict(state.model)
         except BaseException:
-            self.memory.rng.bit_generator.state = rng_before
+            self.memory.rng.bit_generator.state = generator
             raise
-        self.stats, self.notes = state.stats, state.notes
+        loaded = self.memory.rng.bit_generator.state
+        self._span.abandon()
+        self.memory.rng.bit_generator.state = loaded
+        self._span_start = None
+        self.notes = state.notes
+        self._remember_notes()
+        self._set(state.progress.under(self.config, state.config))
 
-    def _save(self, name: str, stats: OnlineLearnerStats) -> None:
-        state = LearnerState(self.config, stats, self.notes, self.model.state_dict())
+    def _save(self, name: str, progress: Progress) -> None:
+        state = LearnerState(self.config, progress, self.notes, self.model.state_dict())
         self.memory.save_checkpoint(name, state.to_dict())
+        self._remember_notes()
 
-
-def _joined(name: str, new: NDArray[Any], batch: Batch) -> NDArray[Any]:
-    """Append the replayed arrays of this name to the new ones."""
-    stored = batch.payload.get(name)
-    if not isinstance(stored, np.ndarray):
-        raise InvalidValue(f"the memory's episodes have no array {name!r} of fixed shape; use a memory of its own")
-    if stored.shape[1:] != new.shape[1:]:
-        raise InvalidValue(f"{name} of shape {new.shape[1:]}: the episodes in the memory have {stored.shape[1:]}")
-    return np.concatenate([new, stored])
+    def _remember_notes(self) -> None:
+        """Keep the notes of the checkpoint, to return to; a transaction of one call leaves them to the caller."""
+        if (self.config.checkpoint_every or 1) > 1:
+            self._saved_notes = copy.deepcopy(self.notes)

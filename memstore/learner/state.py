@@ -1,17 +1,92 @@
-"""A learner's checkpoint: what is in it, and the checks before any of it is believed."""
+"""What a learner is beside its model and its memory, and the checkpoint that holds all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from memstore.errors import ConfigError, InvalidValue
 from memstore.learner.config import OnlineLearnerConfig
+from memstore.learner.curriculum import CurriculumState
+from memstore.learner.ewc import EWC
+from memstore.learner.example import MIN_LEVEL, OnlineExample
+from memstore.learner.scheduler import SchedulerState
 from memstore.learner.stats import OnlineLearnerStats
 
-FORMAT = 1
-_PARTS = ("config", "stats", "notes", "model")
+FORMAT = 2
+_PARTS: dict[str, Any] = {
+    "config": dict,
+    "stats": dict,
+    "scheduler": dict,
+    "curriculum": (dict, type(None)),
+    "ewc": (dict, type(None)),
+    "notes": dict,
+    "model": dict,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a learning call replaces when it has committed.
+
+    Attributes
+    ----------
+    stats : OnlineLearnerStats
+    scheduler : SchedulerState
+    curriculum : CurriculumState or None
+        None without a curriculum.
+    ewc : EWC or None
+        None without elastic weight consolidation.
+    """
+
+    stats: OnlineLearnerStats
+    scheduler: SchedulerState
+    curriculum: CurriculumState | None
+    ewc: EWC | None
+
+    @classmethod
+    def start(cls, config: OnlineLearnerConfig) -> Progress:
+        """Return that of a learner which has learned nothing yet."""
+        curriculum = None if config.curriculum is None else CurriculumState.start(config.curriculum)
+        ewc = EWC.start(config.ewc_lambda, config.ewc_decay) if config.ewc else None
+        level = MIN_LEVEL if curriculum is None else curriculum.current_level
+        return cls(OnlineLearnerStats(current_level=level), SchedulerState(), curriculum, ewc)
+
+    def after(
+        self,
+        config: OnlineLearnerConfig,
+        examples: Sequence[OnlineExample],
+        losses: Sequence[float],
+        *,
+        replayed: Iterable[str],
+        steps: int,
+        debt: float,
+    ) -> Progress:
+        """Return it after a call that learned these examples; see `OnlineLearnerStats.after`."""
+        curriculum = self.curriculum
+        if curriculum is not None and config.curriculum is not None:
+            now = curriculum.current_level
+            counted = [loss for loss, example in zip(losses, examples, strict=True) if example.level == now]
+            curriculum = curriculum.after(config.curriculum, counted)
+        stats = self.stats.after(examples, losses, replayed=replayed, steps=steps, debt=debt)
+        if curriculum is not None:
+            stats = replace(stats, current_level=curriculum.current_level)
+        return replace(self, stats=stats, curriculum=curriculum)
+
+    def consolidated(self, ewc: EWC | None, steps: int) -> Progress:
+        """Return it after a consolidation of so many gradient steps."""
+        stats = self.stats.consolidated(steps)
+        return replace(self, stats=stats, scheduler=self.scheduler.consolidated(stats.avg_loss), ewc=ewc)
+
+    def under(self, config: OnlineLearnerConfig, stored: OnlineLearnerConfig) -> Progress:
+        """Return what to continue with under ``config``, where this was reached under ``stored``."""
+        fresh = Progress.start(config)
+        ewc = fresh.ewc
+        if ewc is not None and self.ewc is not None:
+            ewc = replace(self.ewc, strength=ewc.strength, decay=ewc.decay)
+        same_levels = config.curriculum == stored.curriculum
+        return replace(self, curriculum=self.curriculum if same_levels else fresh.curriculum, ewc=ewc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +94,17 @@ class LearnerState:
     """Everything a learner is, beside its memory."""
 
     config: OnlineLearnerConfig
-    stats: OnlineLearnerStats
+    progress: Progress
     notes: dict[str, Any]
     model: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as a memory's checkpoint takes it."""
+        progress = {item.name: getattr(self.progress, item.name) for item in fields(Progress)}
         return {
             "format": FORMAT,
             "config": self.config.to_dict(),
-            "stats": self.stats.to_dict(),
+            **{name: part and part.to_dict() for name, part in progress.items()},
             "notes": self.notes,
             "model": self.model,
         }
@@ -40,13 +116,23 @@ class LearnerState:
         Raises
         ------
         InvalidValue
-            The checkpoint is not a learner's.
+            The checkpoint is not a learner's, or one of its parts is damaged.
         """
-        if state.get("format") != FORMAT or not all(isinstance(state.get(part), dict) for part in _PARTS):
-            raise InvalidValue(f"checkpoint {name!r} was not written by this version of the learner")
+        written = state.get("format")
+        if written != FORMAT or not all(
+            part in state and isinstance(state[part], kind) for part, kind in _PARTS.items()
+        ):
+            raise InvalidValue(
+                f"checkpoint {name!r} was not written by this version of the learner (format {written!r}, not {FORMAT})"
+            )
         return cls(
             config=OnlineLearnerConfig.from_dict(state["config"]),
-            stats=OnlineLearnerStats.from_dict(state["stats"]),
+            progress=Progress(
+                stats=OnlineLearnerStats.from_dict(state["stats"]),
+                scheduler=SchedulerState.from_dict(state["scheduler"]),
+                curriculum=state["curriculum"] and CurriculumState.from_dict(state["curriculum"]),
+                ewc=state["ewc"] and EWC.from_dict(state["ewc"], state["model"]),
+            ),
             notes=state["notes"],
             model=state["model"],
         )

@@ -64,9 +64,7 @@ class OnlineLearnerStats:
     replay_counts : dict of str to int
         Replayed examples of each domain.
     current_level : int
-        Level of the newest example, 1 before any.
-    since_consolidation : int
-        New examples since the last consolidation.
+        The curriculum's; without one that of the newest example, 1 before any.
     replay_debt : float
         Fraction of a replayed example still owed to the replay ratio, in (-1, 0].
     """
@@ -80,7 +78,6 @@ class OnlineLearnerStats:
     domain_counts: dict[str, int] = field(default_factory=dict)
     replay_counts: dict[str, int] = field(default_factory=dict)
     current_level: int = MIN_LEVEL
-    since_consolidation: int = 0
     replay_debt: float = 0.0
 
     def after(
@@ -110,13 +107,12 @@ class OnlineLearnerStats:
             domain_counts=_counted(self.domain_counts, (example.domain for example in examples)),
             replay_counts=_counted(self.replay_counts, replayed),
             current_level=examples[-1].level,
-            since_consolidation=self.since_consolidation + len(examples),
             replay_debt=debt,
         )
 
-    def consolidated(self) -> OnlineLearnerStats:
-        """Return the record after a consolidation."""
-        return replace(self, consolidations=self.consolidations + 1, since_consolidation=0)
+    def consolidated(self, steps: int) -> OnlineLearnerStats:
+        """Return the record after a consolidation of so many gradient steps."""
+        return replace(self, consolidations=self.consolidations + 1, gradient_steps=self.gradient_steps + steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain dicts and numbers."""

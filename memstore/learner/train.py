@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from sqlalchemy import URL
 
+from memstore.config import check_int
 from memstore.errors import CheckpointNotFound, ConfigError, StoreUnavailable
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.data import Dataset, Task, load_dataset, split_tasks, stream
 from memstore.learner.example import OnlineExample
 from memstore.learner.learner import MemoryOnlineLearner
 from memstore.learner.metrics import accuracy, average_accuracy, backward_transfer, forgetting
-from memstore.learner.model import MLP
+from memstore.learner.mlp import MLP
 from memstore.memory import EpisodicMemory
 from memstore.opening import drop
 from memstore.opening import open as open_memory
@@ -195,9 +196,25 @@ def run_training(
 
 
 def run_baseline(
-    config: OnlineLearnerConfig | None = None, *, dataset: str | os.PathLike[str] = "digits"
+    config: OnlineLearnerConfig | None = None, *, dataset: str | os.PathLike[str] = "digits", repeats: int = 1
 ) -> TrainResult:
-    """Train the same model on the same stream without replay and without a database."""
+    """Train the same model on the same stream without replay and without a database.
+
+    Parameters
+    ----------
+    config : OnlineLearnerConfig, optional
+        Default: `training_config()`.
+    dataset : str or path
+        See `load_dataset`.
+    repeats : int
+        Gradient steps on every batch, one after the other.
+
+    Raises
+    ------
+    ConfigError
+        ``repeats`` is below 1, or there is no such dataset.
+    """
+    repeats = check_int("repeats", repeats, minimum=1)
     data = load_dataset(dataset)
     config = _fitted(config or DIGITS, data)
     tasks = split_tasks(data, config.seed)
@@ -205,7 +222,7 @@ def run_baseline(
     steps = stream(tasks, NEW_PER_STEP)
     matrix = []
     for step, (task, rows) in enumerate(steps, start=1):
-        for start in range(0, len(rows), config.batch_size):
+        for start in [*range(0, len(rows), config.batch_size)] * repeats:
             chunk = rows[start : start + config.batch_size]
             model.step(data.x[chunk], data.y[chunk])
         if step == len(steps) or steps[step][0] != task:

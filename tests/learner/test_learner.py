@@ -29,7 +29,7 @@ def settings(**changes: Any) -> OnlineLearnerConfig:
 def examples(count: int, seed: int = 0, domain: str = "a", **fields: Any) -> list[OnlineExample]:
     rng = np.random.default_rng(seed)
     return [
-        OnlineExample(f"{domain}{i}", rng.random(4, np.float32), rng.integers(0, 3), domain, **fields)
+        OnlineExample(f"{domain}{seed}-{i}", rng.random(4, np.float32), rng.integers(0, 3), domain, **fields)
         for i in range(count)
     ]
 
@@ -71,15 +71,43 @@ def test_1_the_id_is_the_one_the_database_issued(learner: MemoryOnlineLearner) -
     for example, episode_id, loss in zip(batch, result.ids, result.losses, strict=True):
         episode = learner.memory.get(episode_id)
         np.testing.assert_array_equal(episode.payload["input"], example.input)
-        assert episode.extra == {"id": example.id}
+        assert episode.key == example.id
         assert episode.loss == loss
 
 
-def test_an_example_learned_twice_is_two_episodes(learner: MemoryOnlineLearner) -> None:
-    first = learner.learn_one(examples(1)[0])
-    second = learner.learn_one(examples(1)[0])
+def test_an_example_learned_twice_is_one_episode_with_its_newest_loss(learner: MemoryOnlineLearner) -> None:
+    first = learner.learn_batch(examples(2))
+    second = learner.learn_batch([*examples(2)[1:], *examples(1, seed=1)])
+    assert second.ids == (first.ids[1], 3)
+    assert second.losses[0] != first.losses[1]
+    assert learner.memory.get(first.ids[1]).loss == second.losses[0]
+    assert learner.stats.examples_seen == 4
+    assert len(learner.memory) == 3
+
+
+def test_one_that_was_evicted_is_trained_on_and_not_stored_again(tmp_path: Path) -> None:
+    with made(tmp_path / "m.db", capacity=2, eviction="fifo") as learner:
+        ids = learner.learn_batch(examples(3)).ids
+        again = learner.learn_one(examples(1)[0])
+        assert again.ids == ids[:1]
+        assert ids[0] not in learner.memory
+        assert learner.memory.check().ok
+
+
+def test_an_id_for_two_examples_is_refused(learner: MemoryOnlineLearner) -> None:
+    learner.learn_batch(examples(2))
+    before = fingerprint(learner)
+    other = OnlineExample(examples(1)[0].id, np.zeros(4, np.float32), 1)
+    with pytest.raises(InvalidValue, match=r"'a0-0' names another example already \(episode 1\)"):
+        learner.learn_one(other)
+    assert fingerprint(learner) == before
+
+
+def test_examples_without_an_id_are_experiences_of_their_own(learner: MemoryOnlineLearner) -> None:
+    nameless = OnlineExample("", np.zeros(4, np.float32), 1)
+    first, second = learner.learn_one(nameless), learner.learn_one(nameless)
     assert first.ids != second.ids
-    assert len(learner.memory) == 2
+    assert learner.sample_replay(1)[0].id == ""
 
 
 def test_22_an_unmeasured_example_has_no_loss() -> None:
@@ -124,8 +152,8 @@ def test_27_all_new_examples_are_learned_and_stored(tmp_path: Path, ratio: float
 def test_18_replay_is_added_in_the_ratio_and_may_exceed_one(tmp_path: Path) -> None:
     with made(tmp_path / "m.db", replay_ratio=1.5) as learner:
         assert learner.learn_batch(examples(10)).replayed_ids == ()
-        assert len(learner.learn_batch(examples(4)).replayed_ids) == 6
-        assert len(learner.learn_batch(examples(20)).replayed_ids) == 14, "no more than are live"
+        assert len(learner.learn_batch(examples(4, 1)).replayed_ids) == 6
+        assert len(learner.learn_batch(examples(20, 2)).replayed_ids) == 14, "no more than are live"
         assert learner.stats.replay_counts == {"a": 20}
 
 
@@ -175,9 +203,9 @@ def test_importance_weights_reach_the_gradient(tmp_path: Path) -> None:
     weights: list[Any] = []
 
     class Spy(MLP):
-        def step(self, inputs: Any, targets: Any, weight: Any = None) -> Any:
+        def step(self, inputs: Any, targets: Any, weight: Any = None, *, penalty: Any = None) -> Any:
             weights.append(np.asarray(weight))
-            return super().step(inputs, targets, weight)
+            return super().step(inputs, targets, weight, penalty=penalty)
 
     config = settings(strategy="prioritized_loss", alpha=1.0, beta=1.0, replay_ratio=1.0, batch_size=20)
     with config.open_memory(tmp_path / "m.db") as memory:
@@ -294,9 +322,9 @@ def test_consolidation_comes_when_due_and_removes_by_policy(tmp_path: Path) -> N
     with made(tmp_path / "m.db", consolidation_interval=20, min_importance=0.99, replay_ratio=0.0) as learner:
         learner.learn_batch(examples(12))
         assert not learner.should_consolidate
-        assert (learner.stats.since_consolidation, len(learner.memory)) == (12, 12)
+        assert (learner.progress.scheduler.examples_since, len(learner.memory)) == (12, 12)
         learner.learn_batch(examples(12, 1))
-        assert (learner.stats.consolidations, learner.stats.since_consolidation) == (1, 0)
+        assert (learner.stats.consolidations, learner.progress.scheduler.examples_since) == (1, 0)
         assert len(learner.memory) == 0
         assert learner.memory.check().ok
 
@@ -305,7 +333,7 @@ def test_consolidate_by_hand(learner: MemoryOnlineLearner) -> None:
     learner.learn_batch(examples(12))
     assert learner.consolidate().removed == 0
     assert learner.consolidate(memstore.RetentionPolicy(max_episodes=5)).removed == 7
-    assert (learner.stats.consolidations, learner.stats.since_consolidation) == (2, 0)
+    assert (learner.stats.consolidations, learner.progress.scheduler.examples_since) == (2, 0)
 
 
 # replay by hand
@@ -469,7 +497,7 @@ def test_a_memory_handed_over_stays_open(tmp_path: Path) -> None:
     with memstore.open(tmp_path / "m.db", strategy=memstore.Uniform()) as memory:
         with MemoryOnlineLearner.with_default_model(settings(strategy=None), memory) as learner:
             learner.learn_batch(examples(3))
-            learner.learn_batch(examples(3))
+            learner.learn_batch(examples(3, seed=1))
         assert len(memory) == 6
 
 

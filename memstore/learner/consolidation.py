@@ -1,0 +1,56 @@
+"""What a consolidation does to the model: rehearse the past once more, then hold on to what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memstore.errors import MemoryEmpty
+from memstore.learner.config import OnlineLearnerConfig
+from memstore.learner.ewc import EWC
+from memstore.learner.fit import arrays_of, check_losses
+from memstore.learner.model import Model
+from memstore.memory import EpisodicMemory
+from memstore.types import Batch, ReplayStrategy
+
+
+@dataclass(frozen=True, slots=True)
+class Consolidation:
+    """What one consolidation did, beside tidying the memory.
+
+    Attributes
+    ----------
+    ewc : EWC or None
+        As it is afterwards.
+    rehearsed : tuple of (Batch, losses)
+        The episodes of the extra steps, and their losses before each.
+    """
+
+    ewc: EWC | None
+    rehearsed: tuple[tuple[Batch, NDArray[np.float64]], ...]
+
+
+def consolidate_model(
+    memory: EpisodicMemory, model: Model, config: OnlineLearnerConfig, ewc: EWC | None
+) -> Consolidation:
+    """Take the extra steps over an even sample of the past, then estimate what to protect, at the weights reached."""
+    penalty = None if ewc is None else ewc.penalty()
+    rehearsed: list[tuple[Batch, NDArray[np.float64]]] = []
+    for _ in range(config.integrate_steps):
+        batch = _past(memory, config.batch_size, ReplayStrategy.DOMAIN_BALANCED)
+        if batch is None:
+            break
+        rehearsed.append((batch, check_losses(model.step(*arrays_of(batch), penalty=penalty))))
+    if ewc is not None:
+        past = _past(memory, config.ewc_samples, ReplayStrategy.UNIFORM)
+        ewc = ewc if past is None else ewc.consolidated(model, *arrays_of(past))
+    return Consolidation(ewc, tuple(rehearsed))
+
+
+def _past(memory: EpisodicMemory, count: int, strategy: str) -> Batch | None:
+    try:
+        return memory.sample(count, strategy=strategy)
+    except MemoryEmpty:
+        return None

@@ -1,0 +1,204 @@
+"""Levels of difficulty, advanced through by what was learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from memstore.config import check_float, check_int
+from memstore.errors import ConfigError, InvalidValue
+from memstore.learner.example import MAX_LEVEL, MIN_LEVEL
+
+
+@dataclass(frozen=True, slots=True)
+class CurriculumConfig:
+    """When to go to the next level, and when back.
+
+    Parameters
+    ----------
+    start_level, max_level : int
+        1 to 7.
+    examples_per_level : int or None
+        After so many examples of a level the next one begins, whatever the losses; None: by the losses alone.
+    advance_loss_threshold : float or None
+        It also begins when the running mean of the level's losses is below this; None: by the count alone.
+    min_examples_before_advance : int
+        Examples of a level before its mean decides anything, and the span of that mean.
+    allow_regression : bool
+        Whether a mean above ``regression_threshold`` leads back to the level before.
+    regression_threshold : float
+
+    Raises
+    ------
+    ConfigError
+        A setting is out of range, or two contradict each other.
+    """
+
+    start_level: int = MIN_LEVEL
+    max_level: int = MAX_LEVEL
+    examples_per_level: int | None = 500
+    advance_loss_threshold: float | None = 0.1
+    min_examples_before_advance: int = 100
+    allow_regression: bool = False
+    regression_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("start_level", "max_level"):
+            if check_int(name, getattr(self, name), minimum=MIN_LEVEL) > MAX_LEVEL:
+                raise ConfigError(f"{name} must be {MIN_LEVEL} .. {MAX_LEVEL}, got {getattr(self, name)}")
+        if self.start_level > self.max_level:
+            raise ConfigError(f"start_level {self.start_level} is above max_level {self.max_level}")
+        least = check_int("min_examples_before_advance", self.min_examples_before_advance, minimum=1)
+        most = self.examples_per_level
+        if most is not None and check_int("examples_per_level", most, minimum=1) < least:
+            raise ConfigError(
+                f"examples_per_level {most} is below min_examples_before_advance {least}: no loss would be looked at"
+            )
+        if not isinstance(self.allow_regression, bool):
+            raise ConfigError(f"allow_regression must be True or False, got {self.allow_regression!r}")
+        check_float("regression_threshold", self.regression_threshold)
+        if self.advance_loss_threshold is not None:
+            check_float("advance_loss_threshold", self.advance_loss_threshold)
+            if self.allow_regression and self.regression_threshold <= self.advance_loss_threshold:
+                raise ConfigError(
+                    f"regression_threshold {self.regression_threshold:g} must be above advance_loss_threshold "
+                    f"{self.advance_loss_threshold:g}"
+                )
+
+    @classmethod
+    def default(cls) -> CurriculumConfig:
+        """At most 500 examples a level, fewer when the mean loss is below 0.1."""
+        return cls()
+
+    @classmethod
+    def fast(cls) -> CurriculumConfig:
+        """At most 200 examples a level, fewer when the mean loss is below 0.2."""
+        return cls(examples_per_level=200, advance_loss_threshold=0.2, min_examples_before_advance=50)
+
+    @classmethod
+    def thorough(cls) -> CurriculumConfig:
+        """At most 1,000 examples a level, fewer when the mean loss is below 0.05."""
+        return cls(examples_per_level=1000, advance_loss_threshold=0.05, min_examples_before_advance=500)
+
+    @classmethod
+    def with_levels(cls, start_level: int, max_level: int) -> CurriculumConfig:
+        """Return the default between two levels, each moved into 1 .. 7."""
+        start, top = (min(max(level, MIN_LEVEL), MAX_LEVEL) for level in (start_level, max_level))
+        return cls(start_level=start, max_level=top)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as scalars."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CurriculumConfig:
+        """Return the settings that `to_dict` wrote.
+
+        Raises
+        ------
+        ConfigError
+            One is missing, unknown or invalid.
+        """
+        names = {item.name for item in fields(cls)}
+        if values.keys() != names:
+            raise ConfigError(f"a curriculum has the settings {', '.join(sorted(names))}, got {', '.join(values)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class CurriculumState:
+    """Where in the curriculum a learner is.
+
+    Attributes
+    ----------
+    current_level : int
+    examples_at_level : int
+        Examples of this level learned since it began.
+    avg_loss_at_level : float or None
+        Their mean loss, exponential with decay ``1 - 1 / min_examples_before_advance`` and free of start-up bias; None
+        before the first.
+    best_loss_at_level : float or None
+        Lowest such mean from ``min_examples_before_advance`` examples on, so that all compared span as many.
+    advancements, regressions : int
+    """
+
+    current_level: int
+    examples_at_level: int = 0
+    avg_loss_at_level: float | None = None
+    best_loss_at_level: float | None = None
+    advancements: int = 0
+    regressions: int = 0
+
+    @classmethod
+    def start(cls, config: CurriculumConfig) -> CurriculumState:
+        """Return the state before the first example."""
+        return cls(config.start_level)
+
+    def after(self, config: CurriculumConfig, losses: Sequence[float]) -> CurriculumState:
+        """Return the state after these losses of new examples of the current level, in their order.
+
+        When the level changes among them, the rest counts for neither: those examples were of the level before.
+
+        Raises
+        ------
+        InvalidValue
+            A loss is NaN, infinite or negative.
+        """
+        state = self
+        for loss in losses:
+            if not (math.isfinite(loss) and loss >= 0):
+                raise InvalidValue(f"a loss must be finite and >= 0, got {loss!r}")
+            state = state._counting(loss, config.min_examples_before_advance)
+            level = state._next_level(config)
+            if level != state.current_level:
+                return CurriculumState(
+                    level,
+                    advancements=state.advancements + (level > state.current_level),
+                    regressions=state.regressions + (level < state.current_level),
+                )
+        return state
+
+    def _counting(self, loss: float, span: int) -> CurriculumState:
+        count = self.examples_at_level + 1
+        decay = 1 - 1 / span
+        share = (1 - decay) / (1 - decay**count)
+        average = loss if self.avg_loss_at_level is None else self.avg_loss_at_level * (1 - share) + loss * share
+        best = self.best_loss_at_level
+        if count >= span:
+            best = average if best is None else min(best, average)
+        return replace(self, examples_at_level=count, avg_loss_at_level=average, best_loss_at_level=best)
+
+    def _next_level(self, config: CurriculumConfig) -> int:
+        count, average = self.examples_at_level, self.avg_loss_at_level
+        low, most = config.advance_loss_threshold, config.examples_per_level
+        if average is not None and count >= config.min_examples_before_advance:
+            high = config.allow_regression and average > config.regression_threshold
+            if high and self.current_level > config.start_level:
+                return self.current_level - 1
+            if low is not None and average < low:
+                return min(self.current_level + 1, config.max_level)
+        if most is not None and count >= most:
+            return min(self.current_level + 1, config.max_level)
+        return self.current_level
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as scalars."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CurriculumState:
+        """Return the state that `to_dict` wrote.
+
+        Raises
+        ------
+        InvalidValue
+            A field is missing, unknown or of another type.
+        """
+        kinds = dict.fromkeys((item.name for item in fields(cls)), int) | dict.fromkeys(
+            ("avg_loss_at_level", "best_loss_at_level"), (float, int, type(None))
+        )
+        if values.keys() != kinds.keys() or not all(isinstance(values[name], kind) for name, kind in kinds.items()):
+            raise InvalidValue(f"the stored state of the curriculum is damaged: {dict(values)!r}")
+        return cls(**values)

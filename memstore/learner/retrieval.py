@@ -1,0 +1,61 @@
+"""What to replay: draws from the memory, and a second look at them by the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memstore.errors import MemoryEmpty
+from memstore.learner.config import OnlineLearnerConfig
+from memstore.learner.fit import arrays_of, check_losses
+from memstore.learner.model import Model, Penalty
+from memstore.memory import EpisodicMemory
+from memstore.types import Batch
+
+
+def draw(memory: EpisodicMemory, config: OnlineLearnerConfig, count: int) -> Batch | None:
+    """Draw by the configured strategy, without replacement; None from an empty memory."""
+    strategy = config.replay_strategy()
+    try:
+        return memory.sample(count, strategy=strategy, beta=config.beta, normalize="batch")
+    except MemoryEmpty:
+        return None
+
+
+def retrieve(
+    memory: EpisodicMemory,
+    config: OnlineLearnerConfig,
+    count: int,
+    model: Model,
+    inputs: NDArray[Any],
+    targets: NDArray[Any],
+    penalty: Penalty | None,
+) -> Batch | None:
+    """Return what to replay beside these new examples, as ``config.retrieval`` says; the model is left as it was."""
+    if config.retrieval == "draw":
+        return draw(memory, config, count)
+    candidates = draw(memory, config, max(count, config.retrieval_candidates))
+    if candidates is None or len(candidates) <= count:
+        return candidates
+    harm = interference(model, inputs, targets, candidates, penalty)
+    return candidates.take(np.argsort(-harm, kind="stable")[:count])
+
+
+def interference(
+    model: Model, inputs: NDArray[Any], targets: NDArray[Any], candidates: Batch, penalty: Penalty | None = None
+) -> NDArray[np.float64]:
+    """Return by how much a step on these examples alone would raise the loss of each candidate.
+
+    Aljundi et al. 2019, eq. 2; the step is taken and undone, optimizer included.
+    """
+    stored = arrays_of(candidates)
+    before = model.state_dict()
+    losses = model.loss(*stored)
+    try:
+        model.step(inputs, targets, penalty=penalty)
+        after = model.loss(*stored)
+    finally:
+        model.load_state_dict(before)
+    return check_losses(np.asarray(after - losses, np.float64))

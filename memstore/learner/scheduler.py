@@ -1,0 +1,240 @@
+"""When a learner consolidates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from memstore.config import check_float, check_int
+from memstore.errors import ConfigError, InvalidValue
+
+IMPROVEMENT = 0.9
+"""`LossThreshold` fires again only below this share of the loss at the last consolidation."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleCount:
+    """After this many new examples."""
+
+    examples: int = 1000
+
+    def __post_init__(self) -> None:
+        check_int("examples", self.examples, minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCount:
+    """After this many learning calls."""
+
+    batches: int = 100
+
+    def __post_init__(self) -> None:
+        check_int("batches", self.batches, minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class BufferThreshold:
+    """When the memory becomes this full, in percent of its capacity.
+
+    Once at every crossing: after a consolidation not before it was less full in between.
+    """
+
+    percent: float = 80.0
+
+    def __post_init__(self) -> None:
+        check_float("percent", self.percent, maximum=100.0, exclusive=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LossThreshold:
+    """When the running average of the loss is below this, and below 0.9 times that of the last consolidation."""
+
+    loss: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_float("loss", self.loss, exclusive=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Manual:
+    """Never; only ``learner.consolidate()`` does."""
+
+
+ConsolidationTrigger = ExampleCount | BatchCount | BufferThreshold | LossThreshold | Manual
+
+_TRIGGERS: dict[str, type[Any]] = {
+    "example_count": ExampleCount,
+    "batch_count": BatchCount,
+    "buffer_threshold": BufferThreshold,
+    "loss_threshold": LossThreshold,
+    "manual": Manual,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConsolidationScheduler:
+    """The rule: a trigger, held between two intervals.
+
+    Parameters
+    ----------
+    trigger : ConsolidationTrigger
+    min_interval, max_interval : int or None
+        New examples since the last consolidation, before which there is none and after which there is one whatever
+        the trigger says. None: 100 and 10,000 for the triggers that look at a state (`BufferThreshold`,
+        `LossThreshold`), no limit for those that count. `Manual` knows neither.
+
+    Raises
+    ------
+    ConfigError
+        A number is out of range, or no count fits between the intervals.
+    """
+
+    trigger: ConsolidationTrigger = ExampleCount()
+    min_interval: int | None = None
+    max_interval: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.trigger, ConsolidationTrigger):
+            raise ConfigError(f"trigger must be one of {', '.join(_TRIGGERS)}, got {self.trigger!r}")
+        for name in ("min_interval", "max_interval"):
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name), minimum=1)
+        least, most = self.intervals
+        if least > most:
+            raise ConfigError(f"min_interval {least:g} is above max_interval {most:g}")
+        if isinstance(self.trigger, ExampleCount) and not least <= self.trigger.examples <= most:
+            raise ConfigError(
+                f"a consolidation every {self.trigger.examples} examples is outside the intervals {least:g} .. {most:g}"
+            )
+
+    @property
+    def intervals(self) -> tuple[float, float]:
+        """Least and most new examples between two consolidations."""
+        by_state = isinstance(self.trigger, (BufferThreshold, LossThreshold))
+        least, most = (100, 10_000) if by_state else (0, math.inf)
+        return self.min_interval or least, self.max_interval or most
+
+    @property
+    def watches_buffer(self) -> bool:
+        """Whether the rule asks how full the memory is."""
+        return isinstance(self.trigger, BufferThreshold)
+
+    def due(self, state: SchedulerState, *, loss: float | None) -> bool:
+        """Return whether to consolidate now.
+
+        Parameters
+        ----------
+        state : SchedulerState
+        loss : float or None
+            The learner's running average, None when unknown.
+        """
+        least, most = self.intervals
+        if isinstance(self.trigger, Manual) or state.examples_since < least:
+            return False
+        if state.examples_since >= most:
+            return True
+        match self.trigger:
+            case ExampleCount(examples):
+                return state.examples_since >= examples
+            case BatchCount(batches):
+                return state.batches_since >= batches
+            case BufferThreshold():
+                return state.crossed
+            case LossThreshold(threshold):
+                last = math.inf if state.last_loss is None else state.last_loss
+                return loss is not None and loss < min(threshold, IMPROVEMENT * last)
+
+    def after_batch(self, state: SchedulerState, examples: int, fill: float = 0.0) -> SchedulerState:
+        """Return the state after a learning call.
+
+        Parameters
+        ----------
+        state : SchedulerState
+        examples : int
+            New ones, learned by the call.
+        fill : float
+            How full the memory is afterwards, 0 to 1; asked for where `watches_buffer`.
+        """
+        full = isinstance(self.trigger, BufferThreshold) and 100 * fill >= self.trigger.percent
+        return replace(
+            state,
+            examples_since=state.examples_since + examples,
+            batches_since=state.batches_since + 1,
+            armed=state.armed or not full,
+            crossed=full and (state.crossed or state.armed),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rule as scalars, its trigger by name."""
+        names = {kind: name for name, kind in _TRIGGERS.items()}
+        intervals = {"min_interval": self.min_interval, "max_interval": self.max_interval}
+        return {"trigger": names[type(self.trigger)], **asdict(self.trigger), **intervals}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ConsolidationScheduler:
+        """Return the rule that `to_dict` wrote.
+
+        Raises
+        ------
+        ConfigError
+            There is no such trigger, or a setting is missing, unknown or invalid.
+        """
+        rest = dict(values)
+        name = rest.pop("trigger", None)
+        if name not in _TRIGGERS:
+            raise ConfigError(f"trigger must be one of {', '.join(_TRIGGERS)}, got {name!r}")
+        intervals = {key: rest.pop(key, None) for key in ("min_interval", "max_interval")}
+        try:
+            return cls(_TRIGGERS[name](**rest), **intervals)
+        except TypeError as error:
+            raise ConfigError(f"the settings of trigger {name!r} are not {', '.join(rest) or 'none'}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerState:
+    """What happened since the last consolidation.
+
+    Attributes
+    ----------
+    examples_since, batches_since : int
+        New examples, and learning calls.
+    last_loss : float or None
+        The learner's running average at the last consolidation; None before the first.
+    armed : bool
+        Whether the memory was below the threshold of `BufferThreshold` since.
+    crossed : bool
+        Whether it came to it from below, and no consolidation has followed yet.
+    """
+
+    examples_since: int = 0
+    batches_since: int = 0
+    last_loss: float | None = None
+    armed: bool = True
+    crossed: bool = False
+
+    def consolidated(self, loss: float | None) -> SchedulerState:
+        """Return the state after a consolidation at this running average."""
+        return SchedulerState(last_loss=loss, armed=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as scalars."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SchedulerState:
+        """Return the state that `to_dict` wrote.
+
+        Raises
+        ------
+        InvalidValue
+            A field is missing, unknown or of another type.
+        """
+        kinds: dict[str, Any] = {"examples_since": int, "batches_since": int, "last_loss": (float, type(None))}
+        kinds |= {"armed": bool, "crossed": bool}
+        if values.keys() != {item.name for item in fields(cls)} or not all(
+            isinstance(values[name], kind) for name, kind in kinds.items()
+        ):
+            raise InvalidValue(f"the stored state of the scheduler is damaged: {dict(values)!r}")
+        return cls(**values)

@@ -1,0 +1,161 @@
+"""Several learning calls as one commit: what another process sees, and what is left when it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memstore
+from memstore.errors import InvalidValue, MemstoreError
+from tests.learner import streams
+
+EVERY = 4
+
+
+def notes_of(path: Path) -> Any:
+    with memstore.open(path, create=False) as memory:
+        found = memory.load_checkpoint("latest")["notes"]["step"] if memory.checkpoints() else None
+        return found, memory.stats().total_inserted
+
+
+def test_others_see_whole_spans_only(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    with streams.opened(path, "numpy", EVERY) as learner:
+        streams.take_up(learner)
+        seen = []
+        for _ in range(9):
+            streams.step(learner)
+            seen.append(notes_of(path))
+        assert seen == [(None, 0)] * 3 + [(4, 16)] * 4 + [(8, 32)] * 2
+    learner.memory.close()
+    assert notes_of(path) == (9, 36), "closing commits what is open"
+
+
+def test_an_exception_out_of_the_block_undoes_what_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    with pytest.raises(KeyboardInterrupt), streams.opened(path, "numpy", EVERY) as learner:
+        streams.take_up(learner)
+        for _ in range(6):
+            streams.step(learner)
+        raise KeyboardInterrupt
+    learner.memory.close()
+    assert notes_of(path) == (4, 16)
+
+
+@pytest.mark.parametrize("every", [1, EVERY, 7])
+def test_the_run_does_not_depend_on_how_often_it_commits(tmp_path: Path, every: int) -> None:
+    assert streams.straight(tmp_path / "a.db", "numpy", every) == streams.straight(tmp_path / "b.db", "numpy", None)
+
+
+def test_a_refused_call_leaves_the_span_as_it_was(tmp_path: Path) -> None:
+    """An example that does not fit the memory's payloads fails in the write, after the training."""
+    path = tmp_path / "m.db"
+    with streams.opened(path, "numpy", EVERY) as learner:
+        streams.take_up(learner)
+        streams.step(learner)
+        before = streams.facts(learner)
+        wrong = [
+            memstore.learner.OnlineExample(e.id, e.input.astype("float64"), e.target) for e in streams.batch(99, 1)
+        ]
+        with pytest.raises(MemstoreError):
+            learner.learn_batch(wrong)
+        assert streams.facts(learner) == before
+        while learner.notes["step"] < streams.STEPS:
+            streams.step(learner)
+        found = streams.facts(learner)
+    learner.memory.close()
+    assert found == streams.straight(tmp_path / "b.db", "numpy", EVERY)
+
+
+def test_a_transaction_that_died_takes_the_learner_back_to_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database runs full in the middle of a span and ends the transaction: notes, model and generator go back."""
+    path = tmp_path / "m.db"
+    with streams.opened(path, "numpy", EVERY) as learner:
+        streams.take_up(learner)
+        for _ in range(6):
+            streams.step(learner)
+        monkeypatch.setattr(learner.memory, "extend", _full(learner.memory))
+        with pytest.raises(MemstoreError) as caught:
+            streams.step(learner)
+        assert any("since the last checkpoint" in note for note in caught.value.__notes__)
+        assert learner.notes["step"] == 4
+        monkeypatch.undo()
+        while learner.notes["step"] < streams.STEPS:
+            streams.step(learner)
+        found = streams.facts(learner)
+    learner.memory.close()
+    assert found == streams.straight(tmp_path / "b.db", "numpy", EVERY)
+
+
+def _full(memory: memstore.EpisodicMemory) -> Any:
+    """Fill the file up within the transaction, as a full disk would, so that SQLite itself ends it."""
+    session = memory._session
+
+    def extend(*_: Any, **__: Any) -> Any:
+        def work(snapshot: Any) -> None:
+            snapshot.conn.exec_driver_sql("ROLLBACK")
+            raise memstore.StoreFull("the disk is full")
+
+        session.write(work)
+
+    return extend
+
+
+def test_within_a_block_of_the_callers_nothing_commits_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    with streams.opened(path, "numpy", EVERY) as learner:
+        streams.take_up(learner)
+        with learner.memory.transaction():
+            for _ in range(6):
+                streams.step(learner)
+            assert notes_of(path) == (None, 0)
+        assert notes_of(path) == (4, 24), "the checkpoint is of its step; episodes after it came with the block"
+    learner.memory.close()
+
+
+def test_a_callers_block_inside_a_span_ends_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    with streams.opened(path, "numpy", EVERY) as learner:
+        streams.take_up(learner)
+        for _ in range(3):
+            streams.step(learner)
+        with learner.memory.transaction():
+            streams.step(learner)
+            assert notes_of(path) == (None, 0)
+        streams.step(learner)
+        assert notes_of(path) == (None, 0), "the commit that was due inside the block"
+        for _ in range(3):
+            streams.step(learner)
+        assert notes_of(path) == (8, 32), "comes with the next checkpoint"
+    learner.memory.close()
+
+
+def test_loading_undoes_what_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    with streams.opened(path, "numpy", EVERY) as learner:
+        streams.take_up(learner)
+        for _ in range(4):
+            streams.step(learner)
+        at_checkpoint = streams.facts(learner)
+        streams.step(learner)
+        with pytest.raises(memstore.CheckpointNotFound):
+            learner.load_state("none")
+        assert learner.notes["step"] == 5
+        learner.load_state()
+        assert streams.facts(learner) == at_checkpoint
+        assert learner.memory.transaction_depth == 0
+    learner.memory.close()
+
+
+def test_a_failing_call_outside_a_span_leaves_the_callers_notes(tmp_path: Path) -> None:
+    with streams.opened(tmp_path / "m.db", "numpy", 1) as learner:
+        streams.take_up(learner)
+        learner.notes["own"] = 1
+        with pytest.raises(InvalidValue):
+            learner.learn_batch([memstore.learner.OnlineExample("", [1.0], 0)])
+        assert learner.notes["own"] == 1
+    learner.memory.close()
