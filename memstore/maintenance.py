@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete
 
 from memstore.buffer import change_settings
 from memstore.config import DEFAULT_CAPACITY, DEFAULT_EPSILON, MAX_EPSILON, Settings, check_float, check_int
@@ -30,10 +30,10 @@ from memstore.schema import (
     replay_metadata,
     stratum,
 )
-from memstore.snapshot import Rows, Snapshot
+from memstore.snapshot import Snapshot
 from memstore.strata import Ints
 from memstore.strategies import Strategy, as_strategy, strategy_from_json
-from memstore.types import EvictionPolicy, Retention, RetentionPolicy
+from memstore.types import EvictionPolicy
 
 _m = replay_metadata.c
 
@@ -171,50 +171,3 @@ def drop_buffer(conn: Connection, number: int) -> None:
     for table in (episode_key, episode_tag, checkpoint, limiter, lease):
         conn.execute(delete(table).where(table.c.buffer_id == number))
     conn.execute(delete(buffer).where(buffer.c.id == number))
-
-
-def check_policy(policy: RetentionPolicy) -> None:
-    """Refuse limits that are negative, not finite or out of range."""
-    if not isinstance(policy, RetentionPolicy):
-        raise ConfigError(f"consolidate takes a RetentionPolicy, got {policy!r}")
-    if policy.max_age is not None:
-        check_float("max_age", policy.max_age)
-    if policy.max_episodes is not None:
-        check_int("max_episodes", policy.max_episodes, minimum=0)
-    if policy.min_importance is not None and check_float("min_importance", policy.min_importance) > 1:
-        raise ConfigError(f"min_importance must be in [0, 1], got {policy.min_importance}")
-
-
-def retain(snapshot: Snapshot, policy: RetentionPolicy, now: float, *, dry_run: bool) -> tuple[Retention, Rows]:
-    """Remove what the policy does not keep, or only say what it would remove."""
-    own = _m.buffer_id == snapshot.state.buffer_id
-    old = unimportant = np.empty(0, np.int64)
-    if policy.max_age is not None:
-        query = select(episode.c.id).where(
-            episode.c.buffer_id == snapshot.state.buffer_id, episode.c.timestamp < now - policy.max_age
-        )
-        old = np.array(snapshot.conn.scalars(query).all(), np.int64)
-    if policy.min_importance:
-        # importance = loss / (1 + loss) < m; at m = 1 every finite loss is below.
-        m = policy.min_importance
-        below = _m.loss < m / (1 - m) if m < 1 else _m.loss.is_not(None)
-        found = snapshot.conn.scalars(select(_m.episode_id).where(own, below)).all()
-        unimportant = np.setdiff1d(np.array(found, np.int64), old)
-    leaving = np.union1d(old, unimportant)
-    over = np.empty(0, np.int64)
-    if policy.max_episodes is not None:
-        over = _least_important(snapshot, leaving, snapshot.live - len(leaving) - policy.max_episodes)
-    rows = snapshot.find(np.union1d(leaving, over))
-    if not dry_run:
-        remove(snapshot, rows)
-        return Retention(len(old), len(unimportant), len(over), snapshot.live, dry_run), rows
-    return Retention(len(old), len(unimportant), len(over), snapshot.live - len(rows), dry_run), rows
-
-
-def _least_important(snapshot: Snapshot, without: Ints, count: int) -> Ints:
-    if count <= 0:
-        return np.empty(0, np.int64)
-    query = select(_m.episode_id).where(_m.buffer_id == snapshot.state.buffer_id)
-    query = query.order_by(_m.loss.asc().nulls_last(), _m.episode_id).limit(count + len(without))
-    found = np.array(snapshot.conn.scalars(query).all(), np.int64)
-    return found[~np.isin(found, without)][:count]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore import checkpoint, episodes, history, leases, maintenance
+from memstore import checkpoint, episodes, history, leases, maintenance, retention
 from memstore import limiter as limits
 from memstore.codec import Signature
 from memstore.config import check_int, check_name
@@ -167,15 +167,17 @@ class EpisodicMemory(MemoryDrawer):
     def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Any = None) -> Retention:
         """Remove what the policy does not keep, in one commit; with ``dry_run`` only count it.
 
-        ``now`` (seconds or an aware datetime) is what ``max_age`` counts back from.
+        ``now`` (seconds or an aware datetime) is what ``max_age`` counts back from. Looking for similar payloads reads
+        them all, before the write lock is taken, so that other writers do not wait for it.
         """
-        maintenance.check_policy(policy)
+        policy = retention.checked_policy(policy)
         at = time.time() if now is None else check_time("now", now)
+        twins = self._session.read(lambda s: retention.find_twins(s, signature_of(s), policy, at))
         scope = self._session.read if dry_run else self._session.write
-        retention, rows = scope(lambda s: maintenance.retain(s, policy, at, dry_run=dry_run))
+        result, rows = scope(lambda s: retention.retain(s, policy, at, twins, dry_run=dry_run))
         if not dry_run:
             self._session.cache.drop(rows.ids.tolist())
-        return retention
+        return result
 
     def configure(
         self,

@@ -192,6 +192,14 @@ class UpdateResult:
 class RetentionPolicy:
     """What ``consolidate`` keeps. A limit of None removes nothing.
 
+    Importance is a weighted mean, in [0, 1], of three things:
+
+    - hardness, ``loss / (1 + loss)``, 1 for a never-measured episode: what is not learned yet;
+    - recency, ``2 ** -(age / half_life)``, age in insertions, 0 for the newest (clocks decide nothing): what the
+      stream is like now;
+    - use, ``replay_count / (1 + replay_count)``: what the strategy keeps choosing. Under draws by loss that is what
+      stays hard or is forgotten again and again; under uniform draws it offsets recency for the old that last.
+
     Attributes
     ----------
     max_age : float or None
@@ -199,13 +207,26 @@ class RetentionPolicy:
     max_episodes : int or None
         Beyond it the least important leave, the oldest first among equals.
     min_importance : float or None
-        In [0, 1]; importance is ``loss / (1 + loss)``, and 1 for a never-measured episode.
+        In [0, 1]; what is less important leaves.
+    consolidate_similar : bool or float or None
+        Of near-identical episodes the most important stays, the oldest among equals; True is a tolerance of 0.001.
+        Two are near-identical when their domain, every shape and every value that is no floating-point number are
+        equal, and the Euclidean distance between all their floating-point numbers is at most the tolerance, below 1,
+        times the larger of the two norms. Values that are NaN or infinite are compared bit by bit.
+    hardness, recency, use : float
+        Weights of the three, >= 0; their sum need not be 1.
+    half_life : float or None
+        Insertions after which recency has halved; None: as many as the capacity.
     """
 
     max_age: float | None = None
     max_episodes: int | None = None
     min_importance: float | None = None
     consolidate_similar: bool | float | None = None
+    hardness: float = 0.5
+    recency: float = 0.3
+    use: float = 0.2
+    half_life: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +235,7 @@ class Retention:
 
     too_old: int
     unimportant: int
+    similar: int
     over_count: int
     kept: int
     dry_run: bool
@@ -221,7 +243,7 @@ class Retention:
     @property
     def removed(self) -> int:
         """Total of the reasons."""
-        return self.too_old + self.unimportant + self.over_count
+        return self.too_old + self.unimportant + self.similar + self.over_count
 
 
 @dataclass(frozen=True, slots=True)

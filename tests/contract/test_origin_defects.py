@@ -80,7 +80,7 @@ def test_defect_02_one_eviction_rule_for_metadata_and_payload(open_memory: OpenM
     assert [e.payload["number"] for e in memory.get_many(ids)] == [i - 1 for i in ids]
     hardest = sorted(ids, key=lambda i: losses[i - 1])[-30:]
     memory.add(row(0), loss=1e6)
-    memory.consolidate(RetentionPolicy(max_episodes=31))
+    memory.consolidate(RetentionPolicy(max_episodes=31, recency=0, use=0))
     assert live_ids(memory) == [*sorted(hardest), 3001]
 
 
@@ -107,7 +107,7 @@ def test_defect_04_importance_follows_the_latest_loss(open_memory: OpenMemory) -
     memory.update([a, b], loss=[0.001, 8.0])
     probability = law(memory)
     assert probability[b] == pytest.approx(8 / 9.001)
-    assert memory.consolidate(RetentionPolicy(min_importance=0.1), dry_run=True).unimportant == 1
+    assert memory.consolidate(RetentionPolicy(min_importance=0.1, recency=0, use=0), dry_run=True).unimportant == 1
     memory.add(row(3), loss=2.0)
     assert a not in memory and b in memory and c in memory
 
@@ -463,7 +463,7 @@ def test_defect_22_never_measured_is_null_with_a_rule(open_memory: OpenMemory, s
     assert law(memory) == pytest.approx(dict.fromkeys(ids, 0.25))
     stats = memory.stats(exact=True)
     assert stats.avg_loss == 1.0 and stats.unmeasured == 3
-    assert memory.consolidate(RetentionPolicy(min_importance=0.9), dry_run=True).unimportant == 1
+    assert memory.consolidate(RetentionPolicy(min_importance=0.9, recency=0, use=0), dry_run=True).unimportant == 1
 
 
 def test_defect_23_solved_examples_are_revisited(open_memory: OpenMemory) -> None:
@@ -587,7 +587,7 @@ def test_defect_36_every_limit_of_a_retention_policy_works(open_memory: OpenMemo
     ids = memory.extend(
         rows(8), timestamp=[0, 0, 90, 90, 90, 90, 90, 90], loss=[9, 0.01, 0.01, 0.1, 1, 2, None, 3]
     ).tolist()
-    policy = RetentionPolicy(max_age=50, min_importance=0.05, max_episodes=3)
+    policy = RetentionPolicy(max_age=50, min_importance=0.05, max_episodes=3, recency=0, use=0)
     planned = memory.consolidate(policy, dry_run=True, now=100)
     assert len(memory) == 8 and planned.dry_run
     done = memory.consolidate(policy, now=100)
@@ -616,7 +616,7 @@ def test_defect_37_recall_orders_by_its_rule(open_memory: OpenMemory) -> None:
         matches = memory.recall([-3.0], on="x", limit=3)
         assert matches[0].episode.id == b and matches[0].distance == 0.0
         assert [m.distance for m in matches] == sorted(m.distance for m in matches)
-        memory.consolidate(RetentionPolicy(max_episodes=3))
+        memory.consolidate(RetentionPolicy(max_episodes=3, recency=0, use=0))
     assert live_ids(memory) == [b, c, d]
 
 
