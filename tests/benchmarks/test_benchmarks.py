@@ -111,6 +111,14 @@ def test_processes_share_a_database(report: dict[str, Any]) -> None:
     assert found["sqlite", "added by 8 writers to one buffer"] > 0
 
 
+@pytest.mark.parametrize("report", [("--database", "sqlite", "--only", "learning")], indirect=True)
+def test_a_learner_is_measured_by_how_often_it_checkpoints(report: dict[str, Any]) -> None:
+    ways = ["a checkpoint in every call", "a checkpoint in the last of ten", "a commit in every call, no checkpoint"]
+    found = contenders(report)
+    assert found == {("sqlite", case, 100): [*ways, "the training alone, in memory"] for _, case, _ in found}
+    assert len(found) == 2
+
+
 @pytest.mark.usefixtures("postgres_server")
 @pytest.mark.parametrize("report", [("--database", "postgres", "--only", "network,bloat")], indirect=True)
 def test_a_network_is_counted_and_bloat_is_measured(report: dict[str, Any]) -> None:
