@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import click
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from memstore.config import shown_address
 from memstore.errors import ConfigError, MemstoreError
+from memstore.experiments.experiment import EXPERIMENTS
 from memstore.types import EvictionPolicy, ReplayStrategy
 from memstore.version import __version__
 
@@ -110,6 +112,36 @@ def train(
         click.echo(json.dumps({"replay": result and result.to_dict(), "no_replay": baseline.to_dict()}, indent=2))
     else:
         cli_report.print_training(where, result, baseline)
+
+
+@main.command(epilog="Example:  memstore experiment split-digits --quick")
+@click.argument("name", metavar="NAME", type=click.Choice(list(EXPERIMENTS)))
+@click.option("--out", metavar="DIR", help="Where results and report go.  [default: NAME, or NAME-quick]")
+@click.option("--quick", is_flag=True, help="The version of seconds: fewer arms and seeds.")
+@click.option("--seeds", type=int, metavar="N", help="Seeds for each arm.  [default: the experiment's own number]")
+@click.option("--jobs", type=int, default=1, show_default=True, metavar="N", help="Trials at a time.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@_reporting
+def experiment(name: str, out: str | None, quick: bool, seeds: int | None, jobs: int, as_json: bool) -> None:
+    """Repeat an experiment whose outcome is published, through the memory, and print what comes of it. NAME is one of
+
+    \b
+    split-digits       what replay keeps of earlier tasks, and what a crash costs
+    cliffwalk          how many updates prioritized draws save, and their bias
+    imbalanced-digits  what draws do for rare classes, and for wrong labels
+
+    Tables, figures and findings, whether they hold or not, go to DIR as report.txt and report.json, figures also as
+    PNG where matplotlib is installed. Every finished trial is kept: stopped or killed, the same command continues.
+    """
+    from memstore import cli_report
+    from memstore.experiments.experiment import experiment_named
+    from memstore.experiments.report import JSON, TEXT
+    from memstore.experiments.runner import run_experiment
+
+    folder = Path(out or (f"{name}-quick" if quick else name))
+    with cli_report.experiment_progress(folder) as on_progress:
+        run_experiment(experiment_named(name), folder, quick=quick, seeds=seeds, jobs=jobs, on_progress=on_progress)
+    click.echo((folder / (JSON if as_json else TEXT)).read_text(encoding="utf-8"), nl=False)
 
 
 @main.command(epilog="Example:  memstore stats run.db --json")

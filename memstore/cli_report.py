@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from memstore.types import ReplayStats
 
 if TYPE_CHECKING:
+    from memstore.experiments.runner import RunProgress
     from memstore.learner import TrainProgress, TrainResult
 
 BAR_WIDTH = 32
@@ -62,6 +71,43 @@ def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
             )
 
         yield show
+
+
+@contextmanager
+def experiment_progress(folder: Path) -> Iterator[Callable[[RunProgress], None]]:
+    """A progress bar of trials on stderr; yields what to call at the start and after every trial."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    last: RunProgress | None = None
+
+    def say(what: str) -> None:
+        console.print(f"{folder}: {what}", markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        # Trials are long and differ: the rate is that of many.
+        with Progress(*columns, console=console, expand=True, speed_estimate_period=1800) as bar:
+            task = bar.add_task("trials", total=None)
+
+            def show(progress: RunProgress) -> None:
+                nonlocal last
+                if last is None and progress.done:
+                    say(f"found {progress.done} of {progress.total} trials; continuing")
+                last = progress
+                name = "trials" if progress.trial is None else f"{progress.trial.arm}, seed {progress.trial.seed}"
+                bar.update(task, description=name, completed=progress.done, total=progress.total)
+
+            yield show
+    except KeyboardInterrupt:
+        if last is not None:
+            say(f"stopped after {last.done} of {last.total} trials; the same command continues")
+        raise
 
 
 def _found(db: str, progress: TrainProgress) -> str:

@@ -25,13 +25,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("checkpoint", "draws", "eviction", "leases", "limiter", "session"),
     ("episodes", "sources", "waiting"),
     ("check", "history", "inputs", "strategies"),
-    ("health", "maintenance", "sampling"),
+    ("similar",),
+    ("health", "maintenance", "retention", "sampling"),
     ("reader",),
     ("drawing",),
     ("memory",),
     ("opening",),
     ("memstore",),  # memstore/__init__.py: the public names
     ("learner",),
+    ("experiments",),
     ("cli_report",),
     ("cli",),
     ("__main__",),
@@ -50,7 +52,13 @@ EXCEPTIONS: set[tuple[str, str]] = {("memory", "opening")}
 
 MAX_LINES = 400
 
-LAZY = {"alembic": {"upgrade"}, "sklearn": {"learner", "cli"}, "psycopg": set[str]()}
+LAZY = {
+    "alembic": {"upgrade"},
+    "matplotlib": {"experiments"},
+    "psycopg": set[str](),
+    "scipy": {"experiments"},
+    "sklearn": {"learner", "cli"},
+}
 """Packages imported only inside functions, and the units whose functions may."""
 
 DRIVERS = {"sqlite3", "psycopg", "apsw"}

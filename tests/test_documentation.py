@@ -34,7 +34,8 @@ def test_python_blocks_run_in_order_and_again(tmp_path: Path, monkeypatch: pytes
         for value in names.values():
             if isinstance(value, memstore.EpisodicMemory):
                 value.close()
-        names["learner"].memory.close()
+        for learner in (names["learner"], names["deep"]):
+            learner.memory.close()
 
 
 def test_first_example_is_five_lines() -> None:
@@ -43,8 +44,15 @@ def test_first_example_is_five_lines() -> None:
 
 
 def test_console_commands_of_the_readme_exist() -> None:
-    commands = set(re.findall(r"memstore (train|stats|check|upgrade|\w+) (?:--db )?\w+\.db", README))
-    assert commands == set(main.commands)
+    commands = set(re.findall(r"memstore (\w+) (?:--db )?\w+\.db", README))
+    assert commands | set(re.findall(r"\$ memstore (experiment) ", README)) == set(main.commands)
+
+
+def test_pictures_of_the_readme_exist() -> None:
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert len(pictures) >= 4
+    for picture in pictures:
+        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))

@@ -1,0 +1,1 @@
+"""Experiments whose outcome is published or known in advance, run through the memory."""

@@ -1,0 +1,156 @@
+"""Run an experiment's trials, resume where a former run stopped, write the report."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import signal
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import memstore
+from memstore.config import check_int
+from memstore.experiments.experiment import Experiment, Report, Trial
+from memstore.experiments.report import write_report
+from memstore.experiments.results import Results
+from memstore.experiments.threads import one_thread
+
+Measured = tuple[Trial, dict[str, Any]]
+
+RESULTS = "results.jsonl"
+MEASURING = ("numpy", "scikit-learn", "sqlalchemy")
+REPORTING = ("scipy", "matplotlib", "torch")
+PRESENTATION = {"cli.py", "cli_report.py", "report.py", "results.py", "runner.py", "png.py", "text.py"}
+"""Modules that no trial's numbers depend on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """Where a run is: trials done, those of former runs included, and the one just finished (None at the start)."""
+
+    done: int
+    total: int
+    trial: Trial | None
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: str | os.PathLike[str],
+    *,
+    quick: bool = False,
+    seeds: int | None = None,
+    jobs: int = 1,
+    on_progress: Callable[[RunProgress], None] | None = None,
+) -> Report:
+    """Run what is left of an experiment and write its report.
+
+    Every finished trial is a line of ``out/results.jsonl`` from that moment on, so a run that was stopped or killed
+    continues with the first unfinished trial. Then ``report.txt``, ``report.json`` and, with matplotlib, a PNG of
+    every figure are written beside it.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    out : path
+        Folder of the results, made if need be.
+    quick : bool
+        The version of seconds instead of the full one.
+    seeds : int, optional
+        Seeds for each arm; default: the experiment's own number.
+    jobs : int
+        Trials at a time; more than 1 run in processes of their own.
+    on_progress : callable, optional
+        Called at the start and after every trial.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ConfigError
+        A setting is out of range, or ``out`` holds results of another experiment, other options, another state of
+        memstore's code, or other versions of what the numbers are made with.
+    """
+    seeds = None if seeds is None else check_int("seeds", seeds, minimum=1)
+    jobs = check_int("jobs", jobs, minimum=1)
+    folder = Path(out)
+    trials = experiment.trials(quick=quick, seeds=seeds)
+    options = {"experiment": experiment.name, "quick": quick, "seeds": seeds, "code": code()}
+    header = {**options, "versions": versions(MEASURING)}
+    with Results(folder / RESULTS, header) as results:
+        waiting = [trial for trial in trials if trial not in results.found]
+
+        def tell(trial: Trial | None) -> None:
+            if on_progress:
+                on_progress(RunProgress(sum(one in results.found for one in trials), len(trials), trial))
+
+        tell(None)
+        with closing(_measured(experiment, waiting, min(jobs, len(waiting)))) as measured:
+            for trial, result in measured:
+                results.add(trial, result)
+                tell(trial)
+    found = {trial: results.found[trial] for trial in trials}
+    report = experiment.report(found)
+    write_report(folder, experiment, report, found, {**options, "versions": versions(MEASURING + REPORTING)})
+    return report
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of python, memstore and, where they are installed, of these packages."""
+    found = {"python": platform.python_version(), "memstore": memstore.__version__}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def code() -> str:
+    """Return a digest of memstore's source, as far as a trial's numbers may depend on it."""
+    package = Path(memstore.__file__).parent
+    sha = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        if path.name not in PRESENTATION:
+            sha.update(path.relative_to(package).as_posix().encode() + b"\n" + path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def _measured(experiment: Experiment, trials: Sequence[Trial], jobs: int) -> Generator[Measured, None, None]:
+    """Run the trials, yielding each when it is done; closed early, it ends what still runs."""
+    with TemporaryDirectory(prefix="memstore-") as scratch:
+        if jobs <= 1:
+            for trial in trials:
+                yield trial, _measure(experiment, trial, scratch)
+            return
+        others = set(active_children())
+        pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+        try:
+            futures = {pool.submit(_measure, experiment, trial, scratch): trial for trial in trials}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(active_children()) - others:
+                worker.terminate()
+            raise
+        finally:
+            pool.shutdown()
+
+
+def _measure(experiment: Experiment, trial: Trial, scratch: str) -> dict[str, Any]:
+    with TemporaryDirectory(dir=scratch) as folder, one_thread():
+        return experiment.run(trial, Path(folder))
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
