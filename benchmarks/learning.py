@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -42,10 +43,15 @@ def _measure(bench: Bench, case: str, config: OnlineLearnerConfig) -> None:
         for label, (name, every) in zip(labels, EVERY.items(), strict=True):
             memory = stack.enter_context(config.open_memory(bench.place.address(label)))
             learner = MemoryOnlineLearner(memory, config.default_model(), replace(config, checkpoint_every=every))
-            contenders[name] = lambda calls, learner=learner: [learner.learn_batch(call) for call in calls]
+            contenders[name] = functools.partial(_learn, learner)
         contenders[IN_MEMORY] = _in_memory(config)
         bench.measure(case, CALLS * NEW, _calls(), contenders)
     bench.place.drop(labels)
+
+
+def _learn(learner: MemoryOnlineLearner, calls: Calls) -> None:
+    for call in calls:
+        learner.learn_batch(call)
 
 
 def _calls() -> Callable[[], Calls]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -10,6 +9,9 @@ from typing import Any
 from memstore.config import check_float, check_int
 from memstore.errors import ConfigError, InvalidValue
 from memstore.learner.example import MAX_LEVEL, MIN_LEVEL
+
+MAX_SPAN = 10**9
+"""Above it, floating point would no longer tell the decay of the running mean from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +48,23 @@ class CurriculumConfig:
 
     def __post_init__(self) -> None:
         for name in ("start_level", "max_level"):
-            if check_int(name, getattr(self, name), minimum=MIN_LEVEL) > MAX_LEVEL:
-                raise ConfigError(f"{name} must be {MIN_LEVEL} .. {MAX_LEVEL}, got {getattr(self, name)}")
+            self._set(name, check_int(name, getattr(self, name), minimum=MIN_LEVEL, maximum=MAX_LEVEL))
         if self.start_level > self.max_level:
-            raise ConfigError(f"start_level {self.start_level} is above max_level {self.max_level}")
-        least = check_int("min_examples_before_advance", self.min_examples_before_advance, minimum=1)
-        most = self.examples_per_level
-        if most is not None and check_int("examples_per_level", most, minimum=1) < least:
-            raise ConfigError(
-                f"examples_per_level {most} is below min_examples_before_advance {least}: no loss would be looked at"
-            )
+            raise ConfigError(f"start_level {self.start_level} is above max_level {self.max_level}; swap them")
+        least = check_int("min_examples_before_advance", self.min_examples_before_advance, minimum=1, maximum=MAX_SPAN)
+        self._set("min_examples_before_advance", least)
+        if self.examples_per_level is not None:
+            self._set("examples_per_level", check_int("examples_per_level", self.examples_per_level, minimum=1))
+            if self.examples_per_level < least:
+                raise ConfigError(
+                    f"examples_per_level {self.examples_per_level} is below min_examples_before_advance {least}, so no "
+                    "loss would be looked at; raise the one or lower the other"
+                )
         if not isinstance(self.allow_regression, bool):
             raise ConfigError(f"allow_regression must be True or False, got {self.allow_regression!r}")
-        check_float("regression_threshold", self.regression_threshold)
+        self._set("regression_threshold", check_float("regression_threshold", self.regression_threshold))
         if self.advance_loss_threshold is not None:
-            check_float("advance_loss_threshold", self.advance_loss_threshold)
+            self._set("advance_loss_threshold", check_float("advance_loss_threshold", self.advance_loss_threshold))
             if self.allow_regression and self.regression_threshold <= self.advance_loss_threshold:
                 raise ConfigError(
                     f"regression_threshold {self.regression_threshold:g} must be above advance_loss_threshold "
@@ -84,9 +88,16 @@ class CurriculumConfig:
 
     @classmethod
     def with_levels(cls, start_level: int, max_level: int) -> CurriculumConfig:
-        """Return the default between two levels, each moved into 1 .. 7."""
-        start, top = (min(max(level, MIN_LEVEL), MAX_LEVEL) for level in (start_level, max_level))
-        return cls(start_level=start, max_level=top)
+        """Return the default between two levels, each moved into 1 .. 7.
+
+        Raises
+        ------
+        ConfigError
+            One is no integer, or the start is above the end.
+        """
+        start = check_int("start_level", start_level, minimum=-(2**62))
+        top = check_int("max_level", max_level, minimum=-(2**62))
+        return cls(start_level=min(max(start, MIN_LEVEL), MAX_LEVEL), max_level=min(max(top, MIN_LEVEL), MAX_LEVEL))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as scalars."""
@@ -102,9 +113,12 @@ class CurriculumConfig:
             One is missing, unknown or invalid.
         """
         names = {item.name for item in fields(cls)}
-        if values.keys() != names:
-            raise ConfigError(f"a curriculum has the settings {', '.join(sorted(names))}, got {', '.join(values)}")
+        if not isinstance(values, Mapping) or values.keys() != names:
+            raise ConfigError(f"a curriculum has exactly the settings {', '.join(sorted(names))}, got {values!r}")
         return cls(**values)
+
+    def _set(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +158,19 @@ class CurriculumState:
         Raises
         ------
         InvalidValue
-            A loss is NaN, infinite or negative.
+            A loss, also one of the rest, is NaN, infinite or negative, or the level is not one of ``config``.
         """
+        if not config.start_level <= self.current_level <= config.max_level:
+            raise InvalidValue(
+                f"level {self.current_level} is not one of this curriculum, {config.start_level} .. "
+                f"{config.max_level}; begin with CurriculumState.start"
+            )
+        try:
+            checked = [check_float("a loss", loss) for loss in losses]
+        except ConfigError as error:
+            raise InvalidValue(str(error)) from None
         state = self
-        for loss in losses:
-            if not (math.isfinite(loss) and loss >= 0):
-                raise InvalidValue(f"a loss must be finite and >= 0, got {loss!r}")
+        for loss in checked:
             state = state._counting(loss, config.min_examples_before_advance)
             level = state._next_level(config)
             if level != state.current_level:
@@ -164,7 +185,9 @@ class CurriculumState:
         count = self.examples_at_level + 1
         decay = 1 - 1 / span
         share = (1 - decay) / (1 - decay**count)
-        average = loss if self.avg_loss_at_level is None else self.avg_loss_at_level * (1 - share) + loss * share
+        before = loss if self.avg_loss_at_level is None else self.avg_loss_at_level
+        # A step towards the loss, not a weighted sum: the mean of equal losses is that loss, without rounding.
+        average = before + (loss - before) * share
         best = self.best_loss_at_level
         if count >= span:
             best = average if best is None else min(best, average)
@@ -194,11 +217,27 @@ class CurriculumState:
         Raises
         ------
         InvalidValue
-            A field is missing, unknown or of another type.
+            A field is missing, unknown, of another type or out of range, or two contradict each other.
         """
-        kinds = dict.fromkeys((item.name for item in fields(cls)), int) | dict.fromkeys(
-            ("avg_loss_at_level", "best_loss_at_level"), (float, int, type(None))
-        )
-        if values.keys() != kinds.keys() or not all(isinstance(values[name], kind) for name, kind in kinds.items()):
-            raise InvalidValue(f"the stored state of the curriculum is damaged: {dict(values)!r}")
-        return cls(**values)
+        names = {item.name for item in fields(cls)}
+        if not isinstance(values, Mapping) or values.keys() != names:
+            raise InvalidValue(
+                f"the stored state of a curriculum has the fields {', '.join(sorted(names))}: {values!r}"
+            )
+        damaged = "the stored state of the curriculum is damaged: "
+        state = cls(**values)
+        average, best = state.avg_loss_at_level, state.best_loss_at_level
+        try:
+            check_int("current_level", state.current_level, minimum=MIN_LEVEL, maximum=MAX_LEVEL)
+            for name in ("examples_at_level", "advancements", "regressions"):
+                check_int(name, values[name], minimum=0)
+            for name in ("avg_loss_at_level", "best_loss_at_level"):
+                if values[name] is not None:
+                    check_float(name, values[name])
+        except ConfigError as error:
+            raise InvalidValue(damaged + str(error)) from error
+        if (average is None) != (state.examples_at_level == 0):
+            raise InvalidValue(f"{damaged}{state.examples_at_level} examples cannot have the mean loss {average!r}")
+        if best is not None and (average is None or best > average):
+            raise InvalidValue(f"{damaged}the best mean {best!r} cannot be above the present one, {average!r}")
+        return state

@@ -16,11 +16,13 @@ from sqlalchemy import URL
 
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.consolidation import Consolidation, consolidate_model
-from memstore.learner.example import OnlineExample, episode_columns, known_episodes, stack
+from memstore.learner.example import OnlineExample, known_episodes, stack
 from memstore.learner.fit import fit
+from memstore.learner.learned import Learned
 from memstore.learner.model import Model
 from memstore.learner.replay import ReplayByHand
 from memstore.learner.retrieval import retrieve
+from memstore.learner.scheduler import SchedulerState
 from memstore.learner.span import Span
 from memstore.learner.state import LearnerState, Progress
 from memstore.learner.stats import LearnResult, OnlineLearnerStats
@@ -37,26 +39,6 @@ class _Before:
     model: dict[str, Any]
     generator: Any
     progress: Progress
-
-
-@dataclass(frozen=True, slots=True)
-class _Learned:
-    """What a call computed and has still to write."""
-
-    examples: Sequence[OnlineExample]
-    inputs: NDArray[Any]
-    targets: NDArray[Any]
-    known: Sequence[int]
-    batch: Batch | None
-    losses: NDArray[np.float64]
-
-    def new(self) -> NDArray[np.float64]:
-        """Losses of the new examples."""
-        return self.losses[: len(self.examples)]
-
-    def replayed(self) -> NDArray[np.float64]:
-        """Losses of the replayed ones."""
-        return self.losses[len(self.examples) :]
 
 
 class MemoryOnlineLearner(ReplayByHand):
@@ -201,13 +183,16 @@ class MemoryOnlineLearner(ReplayByHand):
             losses, steps = fit(
                 self.model, inputs, targets, batch, batch_size=self.config.batch_size, penalty=self._penalty
             )
-            learned = _Learned(examples, inputs, targets, known, batch, losses)
-            replayed = () if batch is None else batch.domain.tolist()
+            learned = Learned(examples, inputs, targets, known, batch, losses)
             progress = self._progress.after(
-                self.config, examples, learned.new().tolist(), replayed=replayed, steps=steps, debt=debt
+                self.config,
+                examples,
+                learned.new_losses.tolist(),
+                replayed=learned.replayed_domains,
+                steps=steps,
+                debt=debt,
             )
-            fill = self._fill(len(examples)) if self._scheduler.watches_buffer else 0.0
-            progress = replace(progress, scheduler=self._scheduler.after_batch(progress.scheduler, len(examples), fill))
+            progress = replace(progress, scheduler=self._after_batch(progress, len(examples)))
             consolidation = None
             if self._due(progress):
                 progress, consolidation = self._consolidated(progress)
@@ -220,12 +205,7 @@ class MemoryOnlineLearner(ReplayByHand):
             self._return_to(before, error)
             raise
         self._adopt(progress, before)
-        return LearnResult(
-            tuple(ids.tolist()),
-            tuple(learned.new().tolist()),
-            () if batch is None else tuple(batch.ids.tolist()),
-            tuple(learned.replayed().tolist()),
-        )
+        return learned.result(ids)
 
     def _replay(self, inputs: NDArray[Any], targets: NDArray[Any]) -> tuple[Batch | None, float]:
         """Draw what is due beside the new examples; return it and what is owed (at most 0) afterwards."""
@@ -237,25 +217,18 @@ class MemoryOnlineLearner(ReplayByHand):
         # Replay missed for want of episodes is not made up for later: that would come as one burst.
         return batch, self.stats.replay_debt if batch is None else due - count
 
-    def _fill(self, new: int) -> float:
-        capacity = self.memory.capacity
-        return min(len(self.memory) + new, capacity) / capacity
+    def _after_batch(self, progress: Progress, new: int) -> SchedulerState:
+        if not self._scheduler.watches_buffer:
+            return self._scheduler.after_batch(progress.scheduler, new)
+        live, capacity = len(self.memory), self.memory.capacity
+        after = min(live + new, capacity) / capacity
+        return self._scheduler.after_batch(progress.scheduler, new, after, before=live / capacity)
 
     def _commit(
-        self, learned: _Learned, progress: Progress, consolidation: Consolidation | None, save: bool
+        self, learned: Learned, progress: Progress, consolidation: Consolidation | None, save: bool
     ) -> NDArray[np.int64]:
-        memory, step = self.memory, progress.stats.batches_trained
-        # Losses first: eviction to make room for the new episodes then judges by what is now known.
-        if learned.batch is not None:
-            memory.update(learned.batch, loss=learned.replayed(), step=step)
-        ids = memory.extend(
-            {"input": learned.inputs, "target": learned.targets},
-            loss=learned.new(),
-            **episode_columns(learned.examples),
-        )
-        again = np.isin(ids, learned.known)
-        if again.any():
-            memory.update(ids[again], loss=learned.new()[again], step=step)
+        step = progress.stats.batches_trained
+        ids = learned.write(self.memory, step)
         if consolidation is not None:
             self._write(consolidation, self.config.retention(), step)
         if save:

@@ -21,7 +21,7 @@ class ExampleCount:
     examples: int = 1000
 
     def __post_init__(self) -> None:
-        check_int("examples", self.examples, minimum=1)
+        object.__setattr__(self, "examples", check_int("examples", self.examples, minimum=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class BatchCount:
     batches: int = 100
 
     def __post_init__(self) -> None:
-        check_int("batches", self.batches, minimum=1)
+        object.__setattr__(self, "batches", check_int("batches", self.batches, minimum=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,13 @@ class BufferThreshold:
     percent: float = 80.0
 
     def __post_init__(self) -> None:
-        check_float("percent", self.percent, maximum=100.0, exclusive=True)
+        percent = check_float("percent", self.percent, maximum=100.0, exclusive=True)
+        object.__setattr__(self, "percent", percent)
+
+    def reached(self, fill: float) -> bool:
+        """Return whether a memory filled to this share, 0 to 1, is so full."""
+        # Divided as the share itself was, so that both round alike: 100 * 0.29 is below 29.
+        return fill >= self.percent / 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ class LossThreshold:
     loss: float = 0.1
 
     def __post_init__(self) -> None:
-        check_float("loss", self.loss, exclusive=True)
+        object.__setattr__(self, "loss", check_float("loss", self.loss, exclusive=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class Manual:
 
 
 ConsolidationTrigger = ExampleCount | BatchCount | BufferThreshold | LossThreshold | Manual
+"""What calls for a consolidation."""
 
 _TRIGGERS: dict[str, type[Any]] = {
     "example_count": ExampleCount,
@@ -100,13 +107,13 @@ class ConsolidationScheduler:
             raise ConfigError(f"trigger must be one of {', '.join(_TRIGGERS)}, got {self.trigger!r}")
         for name in ("min_interval", "max_interval"):
             if getattr(self, name) is not None:
-                check_int(name, getattr(self, name), minimum=1)
+                object.__setattr__(self, name, check_int(name, getattr(self, name), minimum=1))
         least, most = self.intervals
         if least > most:
-            raise ConfigError(f"min_interval {least:g} is above max_interval {most:g}")
+            raise ConfigError(f"min_interval {least} is above max_interval {most}; set both")
         if isinstance(self.trigger, ExampleCount) and not least <= self.trigger.examples <= most:
             raise ConfigError(
-                f"a consolidation every {self.trigger.examples} examples is outside the intervals {least:g} .. {most:g}"
+                f"a consolidation every {self.trigger.examples} examples is outside the intervals {least} .. {most}"
             )
 
     @property
@@ -146,7 +153,9 @@ class ConsolidationScheduler:
                 last = math.inf if state.last_loss is None else state.last_loss
                 return loss is not None and loss < min(threshold, IMPROVEMENT * last)
 
-    def after_batch(self, state: SchedulerState, examples: int, fill: float = 0.0) -> SchedulerState:
+    def after_batch(
+        self, state: SchedulerState, examples: int, fill: float = 0.0, *, before: float | None = None
+    ) -> SchedulerState:
         """Return the state after a learning call.
 
         Parameters
@@ -156,14 +165,26 @@ class ConsolidationScheduler:
             New ones, learned by the call.
         fill : float
             How full the memory is afterwards, 0 to 1; asked for where `watches_buffer`.
+        before : float, optional
+            How full it was before the call. Without it, a memory that the last consolidation emptied and this call
+            fills again was never seen below the threshold.
+
+        Raises
+        ------
+        InvalidValue
+            One of them is negative or not finite.
         """
-        full = isinstance(self.trigger, BufferThreshold) and 100 * fill >= self.trigger.percent
+        fills = [fill] if before is None else [before, fill]
+        if not all(math.isfinite(value) and value >= 0 for value in (examples, *fills)):
+            raise InvalidValue(f"examples and fill must be finite and >= 0, got {examples!r}, {fills!r}")
+        reached = [isinstance(self.trigger, BufferThreshold) and self.trigger.reached(value) for value in fills]
+        armed, full = state.armed or not all(reached), reached[-1]
         return replace(
             state,
             examples_since=state.examples_since + examples,
             batches_since=state.batches_since + 1,
-            armed=state.armed or not full,
-            crossed=full and (state.crossed or state.armed),
+            armed=armed,
+            crossed=full and (state.crossed or armed),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,15 +202,15 @@ class ConsolidationScheduler:
         ConfigError
             There is no such trigger, or a setting is missing, unknown or invalid.
         """
-        rest = dict(values)
-        name = rest.pop("trigger", None)
-        if name not in _TRIGGERS:
+        name = values.get("trigger") if isinstance(values, Mapping) else values
+        if not isinstance(name, str) or name not in _TRIGGERS:
             raise ConfigError(f"trigger must be one of {', '.join(_TRIGGERS)}, got {name!r}")
-        intervals = {key: rest.pop(key, None) for key in ("min_interval", "max_interval")}
-        try:
-            return cls(_TRIGGERS[name](**rest), **intervals)
-        except TypeError as error:
-            raise ConfigError(f"the settings of trigger {name!r} are not {', '.join(rest) or 'none'}") from error
+        own = [item.name for item in fields(_TRIGGERS[name])]
+        names = ["trigger", *own, "min_interval", "max_interval"]
+        if values.keys() != set(names):
+            raise ConfigError(f"a scheduler by {name} has exactly the settings {', '.join(names)}, got {values!r}")
+        trigger = _TRIGGERS[name](**{key: values[key] for key in own})
+        return cls(trigger, values["min_interval"], values["max_interval"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +236,17 @@ class SchedulerState:
     crossed: bool = False
 
     def consolidated(self, loss: float | None) -> SchedulerState:
-        """Return the state after a consolidation at this running average."""
-        return SchedulerState(last_loss=loss, armed=False)
+        """Return the state after a consolidation at this running average, None when unknown.
+
+        Raises
+        ------
+        InvalidValue
+            It is NaN, infinite or negative.
+        """
+        try:
+            return SchedulerState(last_loss=None if loss is None else check_float("loss", loss), armed=False)
+        except ConfigError as error:
+            raise InvalidValue(str(error)) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as scalars."""
@@ -229,12 +259,22 @@ class SchedulerState:
         Raises
         ------
         InvalidValue
-            A field is missing, unknown or of another type.
+            A field is missing, unknown, of another type or out of range.
         """
-        kinds: dict[str, Any] = {"examples_since": int, "batches_since": int, "last_loss": (float, type(None))}
-        kinds |= {"armed": bool, "crossed": bool}
-        if values.keys() != {item.name for item in fields(cls)} or not all(
-            isinstance(values[name], kind) for name, kind in kinds.items()
-        ):
-            raise InvalidValue(f"the stored state of the scheduler is damaged: {dict(values)!r}")
-        return cls(**values)
+        names = [item.name for item in fields(cls)]
+        if not isinstance(values, Mapping) or values.keys() != set(names):
+            raise InvalidValue(f"the stored state of a scheduler has the fields {', '.join(names)}: {values!r}")
+        state = cls(**values)
+        try:
+            check_int("examples_since", state.examples_since, minimum=0)
+            check_int("batches_since", state.batches_since, minimum=0)
+            if state.last_loss is not None:
+                check_float("last_loss", state.last_loss)
+        except ConfigError as error:
+            raise InvalidValue(f"the stored state of the scheduler is damaged: {error}") from error
+        if not (isinstance(state.armed, bool) and isinstance(state.crossed, bool)):
+            raise InvalidValue(
+                "the stored state of the scheduler is damaged: armed and crossed must be True or False, got "
+                f"{state.armed!r} and {state.crossed!r}"
+            )
+        return state

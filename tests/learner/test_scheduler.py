@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ TRIGGERS: list[ConsolidationTrigger] = [
 ]
 
 
+WRITTEN = ConsolidationScheduler().to_dict()
+
+
 def state(**fields: Any) -> SchedulerState:
     return SchedulerState(**fields)
 
@@ -45,8 +50,30 @@ def due(trigger: ConsolidationTrigger, given: SchedulerState, loss: float | None
 def test_counts() -> None:
     assert not due(ExampleCount(10), state(examples_since=9))
     assert due(ExampleCount(10), state(examples_since=10))
+    assert due(ExampleCount(10), state(examples_since=11))
     assert not due(BatchCount(3), state(examples_since=500, batches_since=2))
     assert due(BatchCount(3), state(examples_since=3, batches_since=3))
+    assert due(BatchCount(3), state(examples_since=4, batches_since=4))
+
+
+def test_a_consolidation_begins_the_count_again() -> None:
+    scheduler = ConsolidationScheduler(ExampleCount(10))
+    now = scheduler.after_batch(scheduler.after_batch(SchedulerState(), 6), 6)
+    assert (now.examples_since, now.batches_since, scheduler.due(now, loss=None)) == (12, 2, True)
+    now = now.consolidated(0.5)
+    assert (now.examples_since, now.batches_since, now.last_loss) == (0, 0, 0.5)
+    assert not scheduler.due(now, loss=0.5)
+
+
+def test_intervals_not_given_are_those_of_the_trigger() -> None:
+    for trigger in (ExampleCount(1), BatchCount(1), Manual()):
+        assert ConsolidationScheduler(trigger).intervals == (0, math.inf)
+    for trigger in (BufferThreshold(), LossThreshold()):
+        assert ConsolidationScheduler(trigger).intervals == (100, 10_000)
+        assert not due(trigger, state(examples_since=99, crossed=True), 0.0)
+        assert due(trigger, state(examples_since=100, crossed=True), 0.0)
+        assert not due(trigger, state(examples_since=9_999), None)
+        assert due(trigger, state(examples_since=10_000), None)
 
 
 def test_intervals_hold_the_trigger() -> None:
@@ -65,6 +92,7 @@ def test_a_loss_below_the_threshold_and_below_the_last_one() -> None:
     assert not due(LossThreshold(0.2), state(examples_since=99), 0.1), "not within min_interval"
     assert not due(LossThreshold(0.2), state(last_loss=0.1, **seen), 0.9 * 0.1)
     assert due(LossThreshold(0.2), state(last_loss=0.1, **seen), 0.0899)
+    assert not due(LossThreshold(0.2), state(last_loss=5.0, **seen), 0.2), "better than before is not enough"
     assert due(LossThreshold(0.2), state(examples_since=10_000), 5.0), "at max_interval"
 
 
@@ -79,6 +107,31 @@ def test_39_a_full_memory_fires_once_and_not_for_ever() -> None:
     assert fired == [False, False, True, False, False, False, False, True, False]
 
 
+def test_a_memory_that_its_consolidation_emptied_is_armed_again() -> None:
+    scheduler = ConsolidationScheduler(BufferThreshold(80.0), min_interval=1)
+    now = scheduler.after_batch(SchedulerState(), 10, 0.9).consolidated(None)
+    assert scheduler.due(scheduler.after_batch(now, 10, 0.9, before=0.1), loss=None)
+    assert not scheduler.due(scheduler.after_batch(now, 10, 0.9, before=0.8), loss=None)
+    assert not scheduler.due(scheduler.after_batch(now, 10, 0.9), loss=None)
+
+
+def test_a_memory_exactly_at_the_threshold_has_reached_it() -> None:
+    """Whole episodes of whole percents, among them 29 of 100: 100 * 0.29 rounds to below 29."""
+    for percent in range(1, 101):
+        for capacity in (50, 100, 700, 10_000):
+            size = math.ceil(percent * capacity / 100)
+            assert BufferThreshold(percent).reached(size / capacity)
+            assert not BufferThreshold(percent).reached((size - 1) / capacity)
+
+
+def test_a_crossing_undone_within_the_interval_is_none() -> None:
+    scheduler = ConsolidationScheduler(BufferThreshold(80.0), min_interval=25)
+    now = SchedulerState()
+    for fill in (0.9, 0.5, 0.5):
+        now = scheduler.after_batch(now, 10, fill)
+    assert not scheduler.due(now, loss=None)
+
+
 def test_a_crossing_within_the_interval_is_not_forgotten() -> None:
     scheduler = ConsolidationScheduler(BufferThreshold(80.0), min_interval=25)
     now, fired = SchedulerState(), []
@@ -88,7 +141,7 @@ def test_a_crossing_within_the_interval_is_not_forgotten() -> None:
     assert fired == [False, False, True]
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.booleans(), st.one_of(st.none(), st.floats(0, 1e9)))
 def test_39_manual_is_manual(examples: int, batches: int, crossed: bool, loss: float | None) -> None:
     given = state(examples_since=examples, batches_since=batches, crossed=crossed)
@@ -119,7 +172,15 @@ def test_round_trip(trigger: ConsolidationTrigger) -> None:
         lambda: ConsolidationScheduler(ExampleCount(50), min_interval=51),
         lambda: ConsolidationScheduler(ExampleCount(50), max_interval=49),
         lambda: ConsolidationScheduler.from_dict({"trigger": "sometimes"}),
-        lambda: ConsolidationScheduler.from_dict({"trigger": "manual", "examples": 3}),
+        lambda: ConsolidationScheduler.from_dict(WRITTEN | {"examples": 0}),
+        lambda: ConsolidationScheduler.from_dict(WRITTEN | {"trigger": "manual"}),
+        lambda: ConsolidationScheduler.from_dict(WRITTEN | {"trigger": []}),
+        lambda: ConsolidationScheduler.from_dict(WRITTEN | {"more": 1}),
+        lambda: ConsolidationScheduler.from_dict({"trigger": "example_count", "examples": 5}),
+        lambda: ConsolidationScheduler.from_dict([1]),  # type: ignore[arg-type]
+        lambda: LossThreshold(0.0),
+        lambda: ConsolidationScheduler(min_interval=0),
+        lambda: ConsolidationScheduler(BufferThreshold(), max_interval=99),
         lambda: OnlineLearnerConfig(scheduler=ExampleCount(5)),  # type: ignore[arg-type]
     ],
 )
@@ -128,10 +189,57 @@ def test_what_makes_no_sense_is_refused(make: Any) -> None:
         make()
 
 
-@pytest.mark.parametrize("damage", [{"examples_since": "7"}, {"armed": 1}, {"last_loss": "low"}, {"more": 0}])
+def test_39_an_unknown_trigger_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="example_count, batch_count, buffer_threshold, loss_threshold, manual"):
+        ConsolidationScheduler.from_dict(WRITTEN | {"trigger": "sometimes"})
+
+
+def test_what_is_stored_is_json_also_of_numpy_numbers() -> None:
+    for trigger in (ExampleCount(np.int64(5)), LossThreshold(np.float32(0.5))):  # type: ignore[arg-type]
+        scheduler = ConsolidationScheduler(trigger, max_interval=np.int32(200))  # type: ignore[arg-type]
+        assert ConsolidationScheduler.from_dict(json.loads(json.dumps(scheduler.to_dict()))) == scheduler
+    now = SchedulerState().consolidated(np.float32(0.5))  # type: ignore[arg-type]
+    assert SchedulerState.from_dict(json.loads(json.dumps(now.to_dict()))) == now
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"examples_since": "7"},
+        {"examples_since": True},
+        {"examples_since": -1},
+        {"batches_since": 1.0},
+        {"armed": 1},
+        {"crossed": None},
+        {"last_loss": "low"},
+        {"last_loss": math.nan},
+        {"last_loss": -0.1},
+        {"more": 0},
+    ],
+)
 def test_a_damaged_state_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises(InvalidValue):
         SchedulerState.from_dict(SchedulerState().to_dict() | damage)
+
+
+@pytest.mark.parametrize("stored", [{}, [1], None])
+def test_another_record_is_refused(stored: Any) -> None:
+    with pytest.raises(InvalidValue):
+        SchedulerState.from_dict(stored)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda: ConsolidationScheduler().after_batch(SchedulerState(), -1),
+        lambda: ConsolidationScheduler().after_batch(SchedulerState(), 1, math.nan),
+        lambda: ConsolidationScheduler().after_batch(SchedulerState(), 1, 0.5, before=-0.1),
+        lambda: SchedulerState().consolidated(math.inf),
+    ],
+)
+def test_bad_values_do_not_get_into_a_state(step: Any) -> None:
+    with pytest.raises(InvalidValue):
+        step()
 
 
 def learned(path: Path, trigger: ConsolidationTrigger, calls: int, **settings: Any) -> int:
