@@ -184,7 +184,7 @@ class ConsolidationScheduler:
             examples_since=state.examples_since + examples,
             batches_since=state.batches_since + 1,
             armed=armed,
-            crossed=full and (state.crossed or armed),
+            crossed=full and armed,
         )
 
     def to_dict(self) -> dict[str, Any]:

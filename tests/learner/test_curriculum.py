@@ -137,7 +137,7 @@ def test_presets() -> None:
     assert CurriculumConfig.with_levels(-3, 99) == CurriculumConfig(start_level=1, max_level=7)
     for levels in ((5, 2), (1, "7"), (math.nan, 3)):
         with pytest.raises(ConfigError):
-            CurriculumConfig.with_levels(*levels)  # type: ignore[arg-type]
+            CurriculumConfig.with_levels(*levels)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -0.1, "low", None])

@@ -68,12 +68,12 @@ def test_a_consolidation_begins_the_count_again() -> None:
 def test_intervals_not_given_are_those_of_the_trigger() -> None:
     for trigger in (ExampleCount(1), BatchCount(1), Manual()):
         assert ConsolidationScheduler(trigger).intervals == (0, math.inf)
-    for trigger in (BufferThreshold(), LossThreshold()):
-        assert ConsolidationScheduler(trigger).intervals == (100, 10_000)
-        assert not due(trigger, state(examples_since=99, crossed=True), 0.0)
-        assert due(trigger, state(examples_since=100, crossed=True), 0.0)
-        assert not due(trigger, state(examples_since=9_999), None)
-        assert due(trigger, state(examples_since=10_000), None)
+    for watching in (BufferThreshold(), LossThreshold()):
+        assert ConsolidationScheduler(watching).intervals == (100, 10_000)
+        assert not due(watching, state(examples_since=99, crossed=True), 0.0)
+        assert due(watching, state(examples_since=100, crossed=True), 0.0)
+        assert not due(watching, state(examples_since=9_999), None)
+        assert due(watching, state(examples_since=10_000), None)
 
 
 def test_intervals_hold_the_trigger() -> None:
@@ -135,10 +135,10 @@ def test_a_crossing_undone_within_the_interval_is_none() -> None:
 def test_a_crossing_within_the_interval_is_not_forgotten() -> None:
     scheduler = ConsolidationScheduler(BufferThreshold(80.0), min_interval=25)
     now, fired = SchedulerState(), []
-    for fill in (0.9, 0.9, 0.9):
+    for fill in (0.9, 0.9, 0.9, 0.9):
         now = scheduler.after_batch(now, 10, fill)
         fired.append(scheduler.due(now, loss=None))
-    assert fired == [False, False, True]
+    assert fired == [False, False, True, True]
 
 
 @settings(max_examples=50, deadline=None)
@@ -233,6 +233,7 @@ def test_another_record_is_refused(stored: Any) -> None:
     [
         lambda: ConsolidationScheduler().after_batch(SchedulerState(), -1),
         lambda: ConsolidationScheduler().after_batch(SchedulerState(), 1, math.nan),
+        lambda: ConsolidationScheduler().after_batch(SchedulerState(), 1, math.inf),
         lambda: ConsolidationScheduler().after_batch(SchedulerState(), 1, 0.5, before=-0.1),
         lambda: SchedulerState().consolidated(math.inf),
     ],
