@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import URL
 
+from memstore.errors import ConfigError
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.consolidation import Consolidation, consolidate_model
 from memstore.learner.example import OnlineExample, known_episodes, stack
@@ -69,7 +70,7 @@ class MemoryOnlineLearner(ReplayByHand):
     Notes
     -----
     One thread at a time. With one learner on the memory and ``checkpoint_every`` set, a process killed at any point
-    and started again with `load_state` continues bit-identically from the last checkpoint, which by default every
+    and started again with `resume` continues bit-identically from the last checkpoint, which by default every
     call commits. Calls made inside ``with memory.transaction()`` commit with it; if that block fails, or a commit
     ends in ``ConnectionLost`` with its outcome unknown, `load_state` brings the learner back in line.
 
@@ -88,6 +89,7 @@ class MemoryOnlineLearner(ReplayByHand):
         self._span = Span(memory)
         self._span_start: _Before | None = None
         self._saved_notes: dict[str, Any] | None = None
+        self._claimed = self.config.checkpoint_every is None
         self._owns_memory = False
 
     @classmethod
@@ -167,6 +169,9 @@ class MemoryOnlineLearner(ReplayByHand):
 
         Raises
         ------
+        ConfigError
+            The memory holds a checkpoint of this name that the learner has neither loaded nor saved: it would be
+            overwritten. Nothing has changed.
         InvalidValue
             Shapes do not fit each other or the model, an id names another example already, or a loss came out as
             NaN or infinite (the model diverged). Nothing has changed.
@@ -175,6 +180,7 @@ class MemoryOnlineLearner(ReplayByHand):
         """
         if not examples:
             return LearnResult()
+        self._claim()
         inputs, targets = stack(examples)
         known = known_episodes(self.memory, examples)
         before = self._before()
@@ -283,6 +289,7 @@ class MemoryOnlineLearner(ReplayByHand):
         MemstoreError
             What the memory raises, and InvalidValue from a model that diverged. Nothing has changed.
         """
+        self._claim()
         before = self._before()
         try:
             progress, done = self._consolidated(self._progress)
@@ -317,7 +324,16 @@ class MemoryOnlineLearner(ReplayByHand):
     def save_state(self, name: str = "latest") -> None:
         """Save model, progress, configuration, notes and the memory's generator as a checkpoint, and commit."""
         self._span.write(lambda: self._save(name, self._progress), stay_open=False)
+        self._claimed |= name == self.config.checkpoint_name
         self._adopt(self._progress, self._before())
+
+    def resume(self) -> bool:
+        """Go on from the last checkpoint if the memory holds one; returns whether it does."""
+        name = self.config.checkpoint_name
+        if name not in self.memory.checkpoints():
+            return False
+        self.load_state(name)
+        return True
 
     def load_state(self, name: str = "latest", *, strict: bool = True) -> None:
         """Become the learner that `save_state` saved, the memory's generator included; all of it or nothing.
@@ -351,6 +367,7 @@ class MemoryOnlineLearner(ReplayByHand):
         except BaseException:
             self.memory.rng.bit_generator.state = generator
             raise
+        self._claimed |= name == self.config.checkpoint_name
         loaded = self.memory.rng.bit_generator.state
         self._span.abandon()
         self.memory.rng.bit_generator.state = loaded
@@ -358,6 +375,16 @@ class MemoryOnlineLearner(ReplayByHand):
         self.notes = state.notes
         self._remember_notes()
         self._set(state.progress.under(self.config, state.config))
+
+    def _claim(self) -> None:
+        """Refuse to write over a checkpoint that somebody else made, before anything is learned."""
+        name = self.config.checkpoint_name
+        if not self._claimed and name in self.memory.checkpoints():
+            raise ConfigError(
+                f"the memory holds a checkpoint {name!r}, which this learner has not loaded and would overwrite: call "
+                "resume() to go on from it, or give another checkpoint_name"
+            )
+        self._claimed = True
 
     def _save(self, name: str, progress: Progress) -> None:
         state = LearnerState(self.config, progress, self.notes, self.model.state_dict())

@@ -1,12 +1,12 @@
 """None of the 44 defects of the code that inspired memstore (research/origin.md section 1.8), by number.
 
 Here: those of the storage core: 1 to 12, 15 to 25, 29 to 32, 36, 37, 40 to 43. Parts of these that belong to the
-learner (which id it uses, what it replays) are tested again in tests/learner, as are 26, 27, 28, 33, 35 and 38.
+learner (which id it uses, what it replays) are tested again in tests/learner, as are 26, 27, 28, 33, 34, 35, 38 and 39.
 
-Elsewhere, or nowhere:
+Elsewhere:
 
-- 13, 34, 39 (EWC, curriculum, scheduler): those parts come with their own issue. What 13 needs of the store, keys that
-  survive, is tested here: a checkpoint refuses a key that is not a str instead of losing it.
+- 13 (EWC state that cannot be saved): tests/learner/test_ewc.py; here, that a checkpoint refuses a key that is not a str
+  instead of losing it.
 - 14 (checkpoints of the training command, ``--resume``): tests/learner/test_train.py and tests/test_cli.py.
 - 44 (documents that disagree with the code): tests/test_documentation.py.
 """

@@ -493,6 +493,27 @@ def test_another_configuration_is_refused_by_name_or_accepted_on_request(
     assert other.config.replay_ratio == 0.9
 
 
+def test_a_checkpoint_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    """A script run again that forgets load_state() would replace what it learned by a beginner."""
+    with made(tmp_path / "m.db") as learner:
+        learner.learn_batch(examples(3))
+        trained = fingerprint(learner)
+    with made(tmp_path / "m.db") as forgetful:
+        for learn in (lambda: forgetful.learn_batch(examples(3, 1)), forgetful.consolidate):
+            with pytest.raises(ConfigError, match=r"resume\(\) to go on"):
+                learn()
+        assert forgetful.resume()
+        assert fingerprint(forgetful)[:2] == trained[:2]
+        forgetful.learn_batch(examples(3, 1))
+    with made(tmp_path / "m.db", checkpoint_name="other") as second:
+        assert not second.resume()
+        second.learn_batch(examples(3, 2))
+        assert second.memory.checkpoints() == ["latest", "other"]
+    with made(tmp_path / "m.db", checkpoint_every=None) as third:
+        third.learn_batch(examples(3, 3))
+        third.save_state()  # said in so many words
+
+
 def test_a_memory_handed_over_stays_open(tmp_path: Path) -> None:
     with memstore.open(tmp_path / "m.db", strategy=memstore.Uniform()) as memory:
         with MemoryOnlineLearner.with_default_model(settings(strategy=None), memory) as learner:
