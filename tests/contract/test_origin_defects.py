@@ -5,7 +5,7 @@ learner (which id it uses, what it replays) are tested again in tests/learner, a
 
 Elsewhere:
 
-- 13 (EWC state that cannot be saved): tests/learner/test_ewc.py; here, that a checkpoint refuses a key that is not a str
+- 13 (EWC state that cannot be saved): tests/learner/test_ewc.py. Here: a checkpoint refuses a key that is not a str
   instead of losing it.
 - 14 (checkpoints of the training command, ``--resume``): tests/learner/test_train.py and tests/test_cli.py.
 - 44 (documents that disagree with the code): tests/test_documentation.py.
