@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ from tests.support.binaries import NoPostgres
 from tests.support.postgres import PostgresServer, find_server
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """Give Ctrl-C its meaning back: in a shell's background job it is ignored, and child processes inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
