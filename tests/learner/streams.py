@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,7 +151,7 @@ def opened(path: str | os.PathLike[str], kind: str, every: int | None = 1) -> Me
     return MemoryOnlineLearner(config.open_memory(path), model(kind), config)
 
 
-def straight(path: Path, kind: str, every: int | None = 1) -> dict[str, Any]:
+def straight(path: str | os.PathLike[str], kind: str, every: int | None = 1) -> dict[str, Any]:
     """The facts of a run that nothing interrupts."""
     with opened(path, kind, every) as learner:
         run(learner)

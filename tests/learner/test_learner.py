@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,15 @@ import numpy as np
 import pytest
 
 import memstore
-from memstore.errors import CheckpointNotFound, ConfigError, EpisodeNotFound, InvalidValue, MemstoreError
-from memstore.learner import MLP, MemoryOnlineLearner, OnlineExample, OnlineLearnerConfig
+from memstore.errors import (
+    CheckpointNotFound,
+    ConfigError,
+    EpisodeNotFound,
+    InvalidValue,
+    MemstoreError,
+    StoreCorrupt,
+)
+from memstore.learner import MLP, MemoryOnlineLearner, Model, OnlineExample, OnlineLearner, OnlineLearnerConfig
 
 
 def settings(**changes: Any) -> OnlineLearnerConfig:
@@ -478,6 +487,32 @@ def test_10_loading_is_all_or_nothing(learner: MemoryOnlineLearner) -> None:
         learner.load_state("none")
     assert learner.memory.rng.bit_generator.state == generator
     assert fingerprint(learner) == before
+
+
+def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path) -> None:
+    """One byte of the stored state is flipped in the file, behind memstore's back."""
+    path = tmp_path / "m.db"
+    with made(path, checkpoint_every=None) as learner:
+        learner.learn_batch(examples(5))
+        learner.save_state()
+        learner.learn_batch(examples(5, 1))
+        before, generator = fingerprint(learner), learner.memory.rng.bit_generator.state
+        with contextlib.closing(sqlite3.connect(path)) as conn, conn:
+            (data,) = conn.execute("SELECT data FROM checkpoint").fetchone()
+            middle = len(data) // 2
+            flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+            conn.execute("UPDATE checkpoint SET data = ?", (flipped,))
+        learner.memory.rng.bit_generator.state = generator
+        with pytest.raises(StoreCorrupt, match="checksum"):
+            learner.load_state()
+        assert learner.memory.rng.bit_generator.state == generator
+        assert fingerprint(learner) == before
+
+
+def test_it_is_an_online_learner(learner: MemoryOnlineLearner) -> None:
+    assert isinstance(learner, OnlineLearner)
+    assert isinstance(learner.model, Model)
+    assert not isinstance(learner.memory, OnlineLearner)
 
 
 def test_another_configuration_is_refused_by_name_or_accepted_on_request(

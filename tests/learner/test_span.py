@@ -49,6 +49,11 @@ def test_the_run_does_not_depend_on_how_often_it_commits(tmp_path: Path, every: 
     assert streams.straight(tmp_path / "a.db", "numpy", every) == streams.straight(tmp_path / "b.db", "numpy", None)
 
 
+@pytest.mark.parametrize("every", [1, 7])
+def test_the_run_is_the_same_on_either_database(url: str, tmp_path: Path, every: int) -> None:
+    assert streams.straight(url, "numpy", every) == streams.straight(tmp_path / "other.db", "numpy", None)
+
+
 def test_a_refused_call_leaves_the_span_as_it_was(tmp_path: Path) -> None:
     """An example that does not fit the memory's payloads fails in the write, after the training."""
     path = tmp_path / "m.db"
