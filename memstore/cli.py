@@ -79,6 +79,12 @@ def main() -> None:
     help="Replayed examples per new one.  [default: 1, 10 new and 10 replayed]",
 )
 @click.option(
+    "--retrieval",
+    type=click.Choice(["draw", "mir"]),
+    help="Replay what is drawn, or of more drawn what a step on the new examples would harm most.  [default: draw]",
+)
+@click.option("--ewc/--no-ewc", default=None, help="Elastic weight consolidation.  [default: off, but for stable]")
+@click.option(
     "--preset",
     type=click.Choice(["default", "fast", "stable", "prioritized", "balanced"]),
     help="Replay settings of this preset; single options override it.",

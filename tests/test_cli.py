@@ -150,7 +150,7 @@ def test_train_learns_and_remembers(path: str) -> None:
 
 
 def test_train_prints_a_table_and_a_digest(path: str) -> None:
-    result = _run("train", "--db", path)
+    result = _run("train", "--db", path, "--retrieval", "mir", "--ewc")
     assert result.exit_code == 0
     for expected in ("without replay", "average", "forgetting =", "sha256", "memstore stats"):
         assert expected in result.stdout
@@ -178,6 +178,7 @@ def test_defaults_named_in_the_help_are_the_real_ones() -> None:
         ("eviction", config.eviction),
         ("alpha", config.alpha),
         ("seed", config.seed),
+        ("retrieval", config.retrieval),
         ("replay-ratio", f"{config.replay_ratio:g}"),
     ):
         section = output[output.index(f"--{option} ") :]

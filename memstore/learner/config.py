@@ -66,7 +66,8 @@ class OnlineLearnerConfig:
     min_importance : float or None
         At consolidation delete episodes below this importance (see `memstore.RetentionPolicy`).
     consolidate_similar : float or None
-        At consolidation keep one of near-identical episodes; the tolerance (see `memstore.RetentionPolicy`).
+        At consolidation keep one of near-identical episodes; the tolerance (see `memstore.RetentionPolicy`). It reads
+        every payload, and inside the learner's commit: other writers wait meanwhile.
     curriculum : CurriculumConfig or None
         Levels to advance through; None: ``stats.current_level`` is that of the newest example.
     checkpoint_every : int or None
