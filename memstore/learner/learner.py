@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -25,21 +25,12 @@ from memstore.learner.replay import ReplayByHand
 from memstore.learner.retrieval import retrieve
 from memstore.learner.scheduler import SchedulerState
 from memstore.learner.span import Span
-from memstore.learner.state import LearnerState, Progress
+from memstore.learner.state import LearnerState, Moment, Progress
 from memstore.learner.stats import LearnResult, OnlineLearnerStats
 from memstore.memory import EpisodicMemory
 from memstore.types import Batch, Retention, RetentionPolicy
 
 _ROUNDING = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class _Before:
-    """What to return to when a call, or the commit of several, fails."""
-
-    model: dict[str, Any]
-    generator: Any
-    progress: Progress
 
 
 class MemoryOnlineLearner(ReplayByHand):
@@ -87,7 +78,7 @@ class MemoryOnlineLearner(ReplayByHand):
         self._set(Progress.start(self.config))
         self._scheduler = self.config.consolidation_scheduler()
         self._span = Span(memory)
-        self._span_start: _Before | None = None
+        self._span_start: Moment | None = None
         self._saved_notes: dict[str, Any] | None = None
         self._claimed = self.config.checkpoint_every is None
         self._owns_memory = False
@@ -182,9 +173,9 @@ class MemoryOnlineLearner(ReplayByHand):
             return LearnResult()
         self._claim()
         inputs, targets = stack(examples)
-        known = known_episodes(self.memory, examples)
         before = self._before()
         try:
+            known = known_episodes(self.memory, examples)
             batch, debt = self._replay(inputs, targets)
             losses, steps = fit(
                 self.model, inputs, targets, batch, batch_size=self.config.batch_size, penalty=self._penalty
@@ -227,8 +218,8 @@ class MemoryOnlineLearner(ReplayByHand):
         if not self._scheduler.watches_buffer:
             return self._scheduler.after_batch(progress.scheduler, new)
         live, capacity = len(self.memory), self.memory.capacity
-        after = min(live + new, capacity) / capacity
-        return self._scheduler.after_batch(progress.scheduler, new, after, before=live / capacity)
+        fill = min(live + new, capacity) / capacity
+        return self._scheduler.after_batch(progress.scheduler, new, fill, before=live / capacity)
 
     def _commit(
         self, learned: Learned, progress: Progress, consolidation: Consolidation | None, save: bool
@@ -241,11 +232,12 @@ class MemoryOnlineLearner(ReplayByHand):
             self._save(self.config.checkpoint_name, progress)
         return ids
 
-    def _before(self) -> _Before:
-        return _Before(self.model.state_dict(), self.memory.rng.bit_generator.state, self._progress)
+    def _before(self) -> Moment:
+        return Moment(self.model.state_dict(), self.memory.rng.bit_generator.state, self._progress)
 
-    def _return_to(self, before: _Before, error: BaseException) -> None:
+    def _return_to(self, before: Moment, error: BaseException) -> None:
         """Undo a call that failed, or all since the last checkpoint when their common transaction did."""
+        self._span.abandon_if_dead()
         if self._span_start is not None and not self._span.open:
             before, self._span_start = self._span_start, None
             self.notes = copy.deepcopy(self._saved_notes or {})
@@ -254,7 +246,7 @@ class MemoryOnlineLearner(ReplayByHand):
         self.memory.rng.bit_generator.state = before.generator
         self._set(before.progress)
 
-    def _adopt(self, progress: Progress, before: _Before) -> None:
+    def _adopt(self, progress: Progress, before: Moment) -> None:
         """Go on from a call that was written."""
         self._set(progress)
         if not self._span.open:
@@ -323,7 +315,11 @@ class MemoryOnlineLearner(ReplayByHand):
 
     def save_state(self, name: str = "latest") -> None:
         """Save model, progress, configuration, notes and the memory's generator as a checkpoint, and commit."""
-        self._span.write(lambda: self._save(name, self._progress), stay_open=False)
+        try:
+            self._span.write(lambda: self._save(name, self._progress), stay_open=False)
+        except BaseException as error:
+            self._return_to(self._before(), error)
+            raise
         self._claimed |= name == self.config.checkpoint_name
         self._adopt(self._progress, self._before())
 
@@ -358,6 +354,7 @@ class MemoryOnlineLearner(ReplayByHand):
         StoreCorrupt
             It is damaged.
         """
+        self._span.abandon_if_dead()
         generator = self.memory.rng.bit_generator.state
         try:
             state = LearnerState.from_dict(name, self.memory.load_checkpoint(name))

@@ -29,10 +29,7 @@ class Span:
         return self._scope is not None
 
     def write(self, work: Callable[[], T], *, stay_open: bool) -> T:
-        """Do ``work`` whole or not at all, then commit, unless the span is to stay open.
-
-        An error undoes ``work`` alone while the span is still open afterwards, else everything since it began.
-        """
+        """Do ``work`` whole or not at all, then commit, unless the span is to stay open."""
         if not self.open:
             if not stay_open or self._memory.transaction_depth:
                 with self._memory.transaction():
@@ -40,17 +37,17 @@ class Span:
             scope = ExitStack()
             scope.enter_context(self._memory.transaction())
             self._scope = scope
-        try:
-            with self._memory.transaction():
-                result = work()
-        except BaseException:
-            if not self._alive():
-                self.abandon()
-            raise
+        with self._memory.transaction():
+            result = work()
         # Inside a block of the caller's the commit waits for a later call: blocks end in reverse order.
         if not stay_open and self._memory.transaction_depth == 1:
             self.close()
         return result
+
+    def abandon_if_dead(self) -> None:
+        """Close a span whose transaction the database has ended: nothing of it was committed, or will be."""
+        if self.open and not self._alive():
+            self.abandon()
 
     def close(self) -> None:
         """Commit what is open; an error undoes it."""

@@ -90,6 +90,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a learner was before a call, to return to when it fails: model, generator's state and progress."""
+
+    model: dict[str, Any]
+    generator: Any
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
 class LearnerState:
     """Everything a learner is, beside its memory."""
 

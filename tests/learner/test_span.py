@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
 import memstore
 from memstore.errors import InvalidValue, MemstoreError
+from memstore.learner import MemoryOnlineLearner
+from tests.contract.helpers import postgres_only
 from tests.learner import streams
 
 EVERY = 4
@@ -67,11 +70,42 @@ def test_a_refused_call_leaves_the_span_as_it_was(tmp_path: Path) -> None:
         with pytest.raises(MemstoreError):
             learner.learn_batch(wrong)
         assert streams.facts(learner) == before
-        while learner.notes["step"] < streams.STEPS:
-            streams.step(learner)
-        found = streams.facts(learner)
+        found = finish(learner)
     learner.memory.close()
     assert found == streams.straight(tmp_path / "b.db", "numpy", EVERY)
+
+
+def finish(learner: MemoryOnlineLearner) -> dict[str, Any]:
+    while learner.notes["step"] < streams.STEPS:
+        streams.step(learner)
+    learner.save_state()
+    return streams.facts(learner)
+
+
+def test_a_full_disk_costs_the_call_that_met_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    with streams.opened(path, "numpy", streams.STEPS) as learner:
+        streams.take_up(learner)
+        for _ in range(6):
+            streams.step(learner)
+        session = learner.memory._session
+        pages = session.read(lambda s: s.conn.exec_driver_sql("PRAGMA page_count").scalar_one())
+        session.read(lambda s: s.conn.exec_driver_sql(f"PRAGMA max_page_count = {pages}"))
+        with pytest.raises(memstore.StoreFull) as caught:
+            for _ in range(streams.STEPS):
+                streams.step(learner)
+        if hasattr(caught.value, "__notes__"):
+            assert learner.stats.batches_trained == 0, "SQLite ended the transaction: back at the beginning"
+        else:
+            assert learner.stats.batches_trained == learner.notes["step"] - 1 >= 6
+            learner.notes["step"] -= 1
+            session.read(lambda s: s.conn.exec_driver_sql("PRAGMA max_page_count = 1000000"))
+    learner.memory.close()
+    with streams.opened(path, "numpy", streams.STEPS) as learner:
+        streams.take_up(learner)
+        found = finish(learner)
+    learner.memory.close()
+    assert found == streams.straight(tmp_path / "b.db", "numpy", streams.STEPS)
 
 
 def test_a_transaction_that_died_takes_the_learner_back_to_its_checkpoint(
@@ -89,9 +123,7 @@ def test_a_transaction_that_died_takes_the_learner_back_to_its_checkpoint(
         assert any("since the last checkpoint" in note for note in caught.value.__notes__)
         assert learner.notes["step"] == 4
         monkeypatch.undo()
-        while learner.notes["step"] < streams.STEPS:
-            streams.step(learner)
-        found = streams.facts(learner)
+        found = finish(learner)
     learner.memory.close()
     assert found == streams.straight(tmp_path / "b.db", "numpy", EVERY)
 
@@ -108,6 +140,27 @@ def _full(memory: memstore.EpisodicMemory) -> Any:
         session.write(work)
 
     return extend
+
+
+@postgres_only
+def test_a_cut_connection_takes_the_learner_back_to_its_checkpoint(url: str, tmp_path: Path) -> None:
+    with streams.opened(url, "numpy", EVERY) as learner:
+        streams.take_up(learner)
+        for _ in range(6):
+            streams.step(learner)
+        session = learner.memory._session
+        pid = session.read(lambda s: s.conn.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+        engine = create_engine(url)
+        with engine.connect() as other:
+            assert other.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 5000)").scalar_one()
+        engine.dispose()
+        with pytest.raises(memstore.MemstoreError) as caught:
+            streams.step(learner)
+        assert any("since the last checkpoint" in note for note in caught.value.__notes__)
+        assert learner.notes["step"] == 4
+        found = finish(learner)
+    learner.memory.close()
+    assert found == streams.straight(tmp_path / "b.db", "numpy", EVERY)
 
 
 def test_within_a_block_of_the_callers_nothing_commits_before_it(tmp_path: Path) -> None:
