@@ -66,8 +66,9 @@ class MemoryOnlineLearner(ReplayByHand):
     ends in ``ConnectionLost`` with its outcome unknown, `load_state` brings the learner back in line.
 
     With ``checkpoint_every=k`` the calls between two checkpoints are one transaction, see `OnlineLearnerConfig`. When
-    its commit fails, or the database gives it up, the learner is where the last checkpoint was. `save_state` and
-    `close` end it early; leaving ``with learner`` by an exception undoes it, as a kill would.
+    its commit fails, or the database gives it up, the learner is where the last checkpoint was, its notes too (empty
+    before the first one). `save_state` and `close` end it early; leaving ``with learner`` by an exception undoes it, as
+    a kill would.
     """
 
     def __init__(self, memory: EpisodicMemory, model: Model, config: OnlineLearnerConfig | None = None) -> None:
