@@ -195,6 +195,7 @@ def test_commands_on_either_database(url: str) -> None:
     assert "is up to date" in _run("upgrade", url).output
 
 
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
 def test_a_run_is_the_same_on_either_database(url: str, tmp_path: Path) -> None:
     """The seed decides, not the database: weights and draws agree to the bit."""
     here = json.loads(_run("train", "--db", url, "--json").stdout)
