@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from memstore.answers import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
+from memstore.columns import Column, Condition, col
 from memstore.errors import (
     CheckpointNotFound,
     ConfigError,
@@ -26,10 +28,12 @@ from memstore.errors import (
     TransactionDead,
     WaitTimeout,
 )
+from memstore.events import History
 from memstore.fields import pad
 from memstore.limiter import SamplesPerInsert
 from memstore.memory import EpisodicMemory
 from memstore.opening import buffers, drop, open
+from memstore.query import Query, count, maximum, mean, minimum, total
 from memstore.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
 from memstore.types import (
     Batch,
@@ -50,14 +54,19 @@ __all__ = [
     "Batch",
     "CheckReport",
     "CheckpointNotFound",
+    "Column",
+    "Condition",
     "ConfigError",
     "ConnectionLost",
     "DomainBalanced",
     "Episode",
     "EpisodeNotFound",
+    "EpisodeSummary",
     "EpisodicMemory",
     "EvictionPolicy",
+    "History",
     "InvalidValue",
+    "LossTrend",
     "Match",
     "MemoryClosed",
     "MemoryEmpty",
@@ -68,7 +77,10 @@ __all__ = [
     "PayloadError",
     "PrioritizedLoss",
     "PrioritizedRecency",
+    "Query",
+    "ReplayEvent",
     "ReplayMetadata",
+    "ReplayShare",
     "ReplayStats",
     "ReplayStrategy",
     "Retention",
@@ -90,7 +102,13 @@ __all__ = [
     "WaitTimeout",
     "__version__",
     "buffers",
+    "col",
+    "count",
     "drop",
+    "maximum",
+    "mean",
+    "minimum",
     "open",
     "pad",
+    "total",
 ]

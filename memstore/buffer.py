@@ -18,7 +18,7 @@ from memstore.strata import REFRESHED
 
 @dataclass(slots=True)
 class Counters:
-    """The changing columns of the ``buffer`` row."""
+    """The changing columns of the ``buffer`` row; ``events`` counts replays, ``recorded`` what the history holds."""
 
     revision: int = 0
     inserted: int = 0
@@ -28,6 +28,7 @@ class Counters:
     live_replays: int = 0
     high_water: float | None = None
     reservoir_floor: int | None = None
+    recorded: int = 0
 
     @property
     def top_priority(self) -> float:

@@ -35,6 +35,7 @@ class Settings:
     eviction: str
     max_replays: int | None
     limiter: str | None
+    history: str | None
     seed: int
 
 

@@ -7,10 +7,13 @@ from functools import partial
 from typing import Any
 
 from memstore import leases, limiter
+from memstore.asking import MemoryAsker
+from memstore.columns import Condition, HasTag, conditions_within
 from memstore.config import check_float
 from memstore.errors import InvalidValue, MemoryEmpty
+from memstore.filters import FilteredSnapshot
 from memstore.inputs import check_count
-from memstore.reader import MemoryReader, signature_of
+from memstore.reader import signature_of
 from memstore.sampling import Normalize, make_batch
 from memstore.snapshot import Rows, Snapshot
 from memstore.strategies import Strategy, as_strategy
@@ -18,7 +21,7 @@ from memstore.types import Batch
 from memstore.waiting import check_timeout, wait_until
 
 
-class MemoryDrawer(MemoryReader):
+class MemoryDrawer(MemoryAsker):
     """What takes batches out of a memory, and waits for them."""
 
     def sample(
@@ -32,6 +35,7 @@ class MemoryDrawer(MemoryReader):
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
         timeout: float | None = None,
+        where: Condition | None = None,
     ) -> Batch:
         """Draw episodes from one consistent snapshot, with their payloads.
 
@@ -53,6 +57,15 @@ class MemoryDrawer(MemoryReader):
             Seconds to wait until ``count`` episodes are live, ``math.inf`` for as long as it takes; by default it does
             not wait. In a buffer with a limiter (``SamplesPerInsert``) that says when to draw, and how many must be
             live: seconds to wait for its turn, by default as long as it takes.
+        where : Condition, optional
+            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``: the
+            strategy's law among them, and ``probability`` is that under the condition. When fewer than ``count`` pass,
+            all of them, each once. Conditions on domain and loss choose among the strata. Others are tested on the
+            candidates; where few pass, the rest comes from a list of those that do, which the process keeps (for 8
+            conditions) and brings up to date from the history: it takes a scan at first, and again in every draw where
+            the history is not recorded or the condition is also on the age or the replay metadata. ``probability`` is
+            None where many pass a condition beyond domains, unless ``exact_probability`` asks for a scan.
+            ``normalize="buffer"`` goes by the whole buffer all the same, a constant factor.
 
         Raises
         ------
@@ -62,13 +75,13 @@ class MemoryDrawer(MemoryReader):
             When the time is over.
         """
         wanted = check_count(count)
-        work = self._draw(wanted, strategy, alpha, beta, replacement, normalize, exact_probability)
+        work = self._draw(wanted, strategy, alpha, beta, replacement, normalize, exact_probability, where)
         limit = check_timeout(timeout)
         if timeout is not None:
             self._check_reachable(wanted)
         limited = self._session.committed.settings.limiter is not None
         if limited or timeout is not None:
-            turn = partial(self._charge if limited else self._turn, wanted)
+            turn = partial(self._charge, wanted) if limited else partial(self._turn, wanted, where)
             wait_until(self._session, turn, limit, self._standing)
         return self._session.draw(partial(work, Rows.none()))
 
@@ -107,6 +120,7 @@ class MemoryDrawer(MemoryReader):
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
         wait: float = 0.0,
+        where: Condition | None = None,
     ) -> Batch:
         """Draw episodes that no other consumer holds, and hold them: each has one consumer at a time.
 
@@ -120,7 +134,7 @@ class MemoryDrawer(MemoryReader):
             When fewer are free, those.
         timeout : float > 0
             Seconds, by the database's clock: choose several times what a step takes.
-        strategy, alpha, beta, normalize, exact_probability
+        strategy, alpha, beta, normalize, exact_probability, where
             As for ``sample``; the probability is that of a draw among all.
         wait : float
             Seconds to wait while none is free, ``math.inf`` for as long as it takes.
@@ -135,7 +149,7 @@ class MemoryDrawer(MemoryReader):
         wanted = check_count(count)
         seconds = check_float("timeout", timeout, exclusive=True)
         patience = check_timeout(wait)
-        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability)
+        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, where)
 
         def work(snapshot: Snapshot) -> Batch:
             now = snapshot.backend.clock(snapshot.conn)
@@ -174,20 +188,28 @@ class MemoryDrawer(MemoryReader):
         replacement: bool,
         normalize: Normalize,
         exact: bool,
+        where: Condition | None,
     ) -> Callable[[Rows, Snapshot], Batch]:
         """A draw as a function of the rows it must not touch and the snapshot; arguments are checked here."""
         beta = check_float("beta", beta)
         if normalize not in ("buffer", "batch"):
             raise InvalidValue(f"normalize must be 'buffer' or 'batch', got {normalize!r}")
+        check_where(where)
 
         def work(taken: Rows, snapshot: Snapshot) -> Batch:
+            if where is not None:
+                snapshot = self._filtered(snapshot, where)
+                taken = taken.take(snapshot.passing(taken))
             chosen = self._default_strategy(snapshot) if strategy is None else as_strategy(strategy)
             if alpha is not None:
                 chosen = chosen.with_alpha(alpha)
             if snapshot.live <= len(taken):
                 held = f" that is not leased ({len(taken)} are)" if len(taken) else ""
-                raise MemoryEmpty(f"{self!r} holds no episode to draw{held}; add some first")
+                among = "" if where is None else f" where {where}"
+                raise MemoryEmpty(f"{self!r} holds no episode to draw{among}{held}; add some first")
             rows = chosen.draw(snapshot, self._session.rng, wanted, taken, replacement=replacement)
+            if not len(rows):
+                raise MemoryEmpty(f"{self!r} holds no episode to draw where {where}")
             signature = signature_of(snapshot)
             assert signature is not None
             return make_batch(
@@ -204,8 +226,12 @@ class MemoryDrawer(MemoryReader):
 
         return work
 
-    def _turn(self, wanted: int) -> int | None:
-        live = len(self)
+    def _filtered(self, snapshot: Snapshot, where: Condition) -> FilteredSnapshot:
+        keep = not self._session.database.transaction_open
+        return FilteredSnapshot.of(snapshot, where, self._session.populations, keep=keep)
+
+    def _turn(self, wanted: int, where: Condition | None = None) -> int | None:
+        live = len(self) if where is None else self.query().filter(where).count()
         return live if live >= wanted else None
 
     def _charge(self, count: int) -> int | None:
@@ -217,6 +243,17 @@ class MemoryDrawer(MemoryReader):
 
     def _standing(self) -> str:
         return self._session.read(lambda s: f"{self!r} holds {s.live} episodes{limiter.standing(s)}")
+
+
+def check_where(where: Any) -> None:
+    """Refuse what is no condition on episodes."""
+    if where is None:
+        return
+    if not isinstance(where, Condition):
+        raise InvalidValue(f"where takes a condition such as col.level >= 3, got {where!r:.80}")
+    for test in conditions_within(where):
+        if not isinstance(test, HasTag) and test.column.source == "history":
+            raise InvalidValue(f"a draw is from live episodes, and {test.column} belongs to the history")
 
 
 def _token(batch: Any) -> str:

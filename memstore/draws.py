@@ -18,14 +18,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.snapshot import Rows
+from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Floats, Ints
 
 POOR_YIELD = 16
 """A round is poor when fewer than one in this many candidates is accepted ..."""
 
 POOR_ROUNDS = 8
-"""... and after this many poor rounds one scan finishes the draw exactly."""
+"""... and after this many poor rounds one scan finishes the draw exactly; behind a condition that is tested on the
+candidates, after one: what passes is not scanned but known, from the second time on."""
 
 SCAN_SHARE = 4
 """A draw of more than one in this many live rows scans at once: the scan costs no more than the draw."""
@@ -42,9 +43,13 @@ class Groups:
 class Source(Protocol):
     """What a strategy offers to ``draw``."""
 
+    snapshot: Snapshot
     groups: Groups
     acceptance: float
     """Share of candidates that will be accepted, roughly: it decides how many are proposed, not what is drawn."""
+
+    selective: bool
+    """Whether accepted candidates may fail the condition of the snapshot, and must be tested."""
 
     def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
         """Rows that exist among the candidates, in proposal order; their ordinals; log2 of their weights."""
@@ -53,7 +58,7 @@ class Source(Protocol):
         """Group and position of rows, the inverse of ``fetch``; group -1 for rows outside every group."""
 
     def scan(self) -> tuple[Rows, Floats]:
-        """Every live row, in id order, and log2 of its weight."""
+        """Every row that may be drawn, in id order, and log2 of its weight."""
 
 
 def draw(
@@ -84,8 +89,10 @@ def draw(
     drawn: list[Rows] = []
     excluded = _places(source, taken)
     poor = 0
+    patience = 1 if source.selective else POOR_ROUNDS
+    acceptance = source.acceptance
     while wanted > 0:
-        proposed = candidates(wanted, source.acceptance)
+        proposed = candidates(wanted, acceptance)
         found = _round(source, rng, proposed, excluded)
         if found is None:
             break
@@ -100,7 +107,9 @@ def draw(
         if not replacement:
             excluded = excluded | _places(source, found)
         poor += len(found) * POOR_YIELD < proposed
-        if poor >= POOR_ROUNDS:
+        if source.selective:
+            acceptance = len(found) / proposed  # only now is it known how many pass
+        if poor >= patience:
             rest = taken if replacement else Rows.join([taken, *drawn])
             drawn.append(_by_scan(source, rng, wanted, rest, replacement))
             break
@@ -143,7 +152,8 @@ def _round(source: Source, rng: np.random.Generator, proposed: int, excluded: _P
     threshold = rng.random(proposed)
     rows, ordinal, log2_weight = source.fetch(group, unchosen(group, position, excluded))
     accepted = threshold[ordinal] < np.exp2(log2_weight - source.groups.log2_bound[group[ordinal]])
-    return rows.take(accepted)
+    found = rows.take(accepted)
+    return found.take(source.snapshot.passing(found)) if source.selective else found
 
 
 def _cumulative(free: Ints, log2_bound: Floats) -> Floats | None:
@@ -179,10 +189,10 @@ def _by_scan(source: Source, rng: np.random.Generator, wanted: int, taken: Rows,
     rows, log2_weight = rows.take(left), log2_weight[left]
     possible = np.isfinite(log2_weight)
     rows, log2_weight = rows.take(possible), log2_weight[possible]
-    if replacement:
+    if replacement and len(rows):
         cumulative = np.cumsum(np.exp2(log2_weight - log2_weight.max()))
-        return rows.take(choose(cumulative, rng.random(wanted)))
-    return rows.take(smallest_keys(rng, log2_weight, wanted))
+        return source.snapshot.complete(rows.take(choose(cumulative, rng.random(wanted))))
+    return source.snapshot.complete(rows.take(smallest_keys(rng, log2_weight, wanted)))
 
 
 def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 from memstore.cache import PayloadCache
 from memstore.codec import Signature, checksum
 from memstore.errors import EpisodeNotFound, InvalidValue, StoreCorrupt
+from memstore.events import Group, depart
 from memstore.eviction import Newcomers, order_keys, plan
 from memstore.schema import episode, episode_key, episode_tag, first_id, id_range, payload, replay_metadata
 from memstore.snapshot import Rows, Snapshot
@@ -61,8 +62,8 @@ class Inserted:
     evicted: Ints
 
 
-def insert(snapshot: Snapshot, offer: Offer) -> Inserted:
-    """Insert what is new by its key, evicting as the policy says.
+def insert(snapshot: Snapshot, offer: Offer, group: Group) -> Inserted:
+    """Insert what is new by its key, evicting as the policy says; ``group`` says when, and by whom.
 
     Every offer takes the next id, also one that the reservoir turns away: ids are gapless at insert. A key seen before
     returns its first id, whatever became of that episode.
@@ -83,7 +84,7 @@ def insert(snapshot: Snapshot, offer: Offer) -> Inserted:
         return Inserted(ids, {}, np.empty(0, np.int64))
     if len(new) < len(offer.blobs):
         offer = offer.take(new)
-    blobs, evicted = _insert_new(snapshot, offer, ids[new])
+    blobs, evicted = _insert_new(snapshot, offer, ids[new], group)
     return Inserted(ids, blobs, evicted)
 
 
@@ -97,11 +98,13 @@ def known_keys(snapshot: Snapshot, keys: Iterable[str | None]) -> dict[str, int]
     return dict(rows)
 
 
-def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints) -> tuple[dict[int, bytes], Ints]:
+def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tuple[dict[int, bytes], Ints]:
     state = snapshot.state
     codes = state.domain_codes(snapshot.conn, snapshot.backend, offer.domains)
     decision = plan(snapshot, Newcomers(ids, codes, offer.loss))
     leaving = snapshot.find(decision.leaving)
+    turned_away = Newcomers(ids, codes, offer.loss).take(~decision.staying)
+    depart(snapshot, replace(group, what="evicted", reason=snapshot.settings.eviction), leaving, turned_away)
 
     state.counters.measured(offer.loss, snapshot.settings.epsilon)
     state.counters.inserted += len(ids)
@@ -131,10 +134,12 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
         "extra": offer.extras,
     }
     stored = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
+    losses = [None if loss != loss else loss for loss in offer.loss.tolist()]
     replayed = {
         "episode_id": ids,
         "buffer_id": buffer_ids,
-        "loss": [None if loss != loss else loss for loss in offer.loss.tolist()],
+        "loss": losses,
+        "lowest_loss": losses,
         "replay_count": [0] * len(ids),
         "stratum_id": strata.tolist(),
         "position": positions.tolist(),
@@ -170,9 +175,14 @@ def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np
     return positions, strata.ids(entering)
 
 
-def remove(snapshot: Snapshot, rows: Rows) -> None:
-    """Remove live rows from every table; what they were called (their keys) stays known."""
-    _exchange(snapshot, rows, np.empty(0, np.int64), np.empty(0))
+def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
+    """Remove live rows, none of them twice, from every table; what they were called (their keys) stays known.
+
+    The group of each part says in the history why it went.
+    """
+    for rows, group in parts:
+        depart(snapshot, group, rows)
+    _exchange(snapshot, Rows.join([rows for rows, _ in parts]), np.empty(0, np.int64), np.empty(0))
 
 
 def _store_keys(snapshot: Snapshot, keys: list[str | None], ids: Ints) -> None:

@@ -34,6 +34,10 @@ class Newcomers:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, which: NDArray[np.bool_]) -> Newcomers:
+        """The newcomers at these places."""
+        return Newcomers(self.ids[which], self.domains[which], self.loss[which])
+
     @staticmethod
     def none() -> Newcomers:
         """Nobody: for a buffer that shrinks."""

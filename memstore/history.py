@@ -6,83 +6,100 @@ other in one transaction; nothing above this module may assume that they always 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memstore.episodes import remove
-from memstore.schema import first_id, replay_event, replay_metadata
+from memstore.events import Group, record, tally
+from memstore.schema import replay_metadata
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import FALL_BEFORE_MOVE, Floats, Ints, bucket_of, write_positions
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Who replayed, when and how: what the events of one update share."""
+    """Losses measured in one step, one for each id, with what the draw said of them where there was one."""
 
-    at: float
-    step: int | None
-    consumer: str | None
-    strategy: str | None
+    ids: Ints
+    loss: Floats
+    probability: Floats | None = None
+    weight: Floats | None = None
+
+    def take(self, which: NDArray[np.bool_]) -> Replay:
+        """The replays at these places."""
+        drawn = (None if values is None else values[which] for values in (self.probability, self.weight))
+        return Replay(self.ids[which], self.loss[which], *drawn)
 
 
-def update(snapshot: Snapshot, replay: Replay, ids: Ints, loss: Floats) -> tuple[Ints, Ints]:
+def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints]:
     """Record the replays of live episodes and give them their new losses; returns the ids updated and missing.
 
     An id given twice is two replays; its last loss stays.
     """
-    distinct = np.unique(ids)
+    distinct = np.unique(replay.ids)
     rows = snapshot.find(distinct)
-    live = np.isin(ids, rows.ids)
-    ids, loss = ids[live], loss[live]
+    replay = replay.take(np.isin(replay.ids, rows.ids))
+    ids, loss = replay.ids, replay.loss
     place = np.searchsorted(rows.ids, ids)
     order = np.argsort(place, kind="stable")
     again = np.flatnonzero(place[order][1:] == place[order][:-1]) + 1
     before = rows.loss[place]
     before[order[again]] = loss[order[again - 1]]
-    append(snapshot, replay, ids, before, loss)
+    numbers = append(snapshot, group, replay, rows, place, before)
     snapshot.state.counters.measured(loss, snapshot.settings.epsilon)
 
-    last = np.empty(len(rows))
+    last, lowest, last_event = np.empty(len(rows)), np.full(len(rows), np.inf), rows.last_event.copy()
     last[place] = loss
+    np.minimum.at(lowest, place, loss)
+    np.maximum.at(last_event, place, numbers)
     replays = np.bincount(place, minlength=len(rows))
-    fold(snapshot, rows, last, replays, replay.at)
+    fold(snapshot, rows, Folded(last, lowest, replays, last_event), group.at)
     limit = snapshot.settings.max_replays
     if limit is not None:
-        remove(snapshot, snapshot.find(rows.ids[rows.replay_count + replays >= limit]))
+        exhausted = snapshot.find(rows.ids[rows.replay_count + replays >= limit])
+        remove(snapshot, (exhausted, replace(group, what="exhausted", reason="max_replays", strategy=None)))
     return rows.ids, np.setdiff1d(distinct, rows.ids)
 
 
-def append(snapshot: Snapshot, replay: Replay, ids: Ints, before: Floats, after: Floats) -> None:
-    """Record one event per replayed episode, numbered in the order given; NaN before means never measured."""
-    counters = snapshot.state.counters
-    first = first_id(snapshot.state.buffer_id) + counters.events + 1
-    count = len(ids)
-    counters.events += count
+def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: Ints, before: Floats) -> Ints:
+    """Record one event per replay, in the order given; ``place`` is its row, NaN before means never measured."""
+    domains = snapshot.state.strata.domain[rows.stratum][place]
+    tally(snapshot, group, domains, replay.loss)
     columns = {
-        "id": list(range(first, first + count)),
-        "episode_id": ids.tolist(),
-        "at": [replay.at] * count,
-        "step": [replay.step] * count,
-        "consumer": [replay.consumer] * count,
-        "strategy": [replay.strategy] * count,
-        "loss_before": [None if loss != loss else loss for loss in before.tolist()],
-        "loss_after": after.tolist(),
+        "domain": domains,
+        "loss_before": before,
+        "loss_after": replay.loss,
+        "probability": replay.probability,
+        "weight": replay.weight,
+        "previous_id": rows.last_event[place],
     }
-    snapshot.backend.insert(snapshot.conn, replay_event, columns)
+    snapshot.state.counters.events += len(replay.ids)
+    return record(snapshot, group, replay.ids, columns)
 
 
-def fold(snapshot: Snapshot, rows: Rows, loss: Floats, replays: Ints, at: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What events come to, for each row: the last and the smallest loss, how many, the last one recorded."""
+
+    loss: Floats
+    lowest: Floats
+    replays: Ints
+    last_event: Ints
+
+
+def fold(snapshot: Snapshot, rows: Rows, folded: Folded, at: float) -> None:
     """Set the losses of live rows (each once, in id order), and move those whose stratum no longer fits.
 
     A row moves when its priority rose above its stratum's bound, which must hold, or fell ``FALL_BEFORE_MOVE`` buckets
     below it; so most updates touch no entry of the sampling index.
     """
     state, settings = snapshot.state, snapshot.settings
-    strata = state.strata
+    strata, loss = state.strata, folded.loss
     if not len(rows):
         return
-    state.counters.live_replays += int(replays.sum())
+    state.counters.live_replays += int(folded.replays.sum())
 
     wanted, standing = bucket_of(loss, settings.epsilon), strata.bucket[rows.stratum]
     # A never-measured stratum lies below every bucket, so leaving it is a rise too.
@@ -100,12 +117,14 @@ def fold(snapshot: Snapshot, rows: Rows, loss: Floats, replays: Ints, at: float)
     columns = {
         "episode_id": rows.ids,
         "loss": loss,
-        "replay_count": rows.replay_count + replays,
+        "lowest_loss": folded.lowest,
+        "replay_count": rows.replay_count + folded.replays,
         "last_replayed_at": np.full(len(rows), at),
+        "last_event_id": folded.last_event,
     }
     places = {"stratum_id": strata.ids(target), "position": position}
     write_positions(snapshot.conn, snapshot.backend, displaced, displaced_to)
     for which, written in ((~moving, columns), (moving, columns | places)):
         if which.any():
             chosen = {name: values[which].tolist() for name, values in written.items()}
-            snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", chosen)
+            snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", chosen, least="lowest_loss")

@@ -13,6 +13,7 @@ from memstore.buffer import change_settings
 from memstore.config import DEFAULT_CAPACITY, DEFAULT_EPSILON, MAX_EPSILON, Settings, check_float, check_int
 from memstore.episodes import remove
 from memstore.errors import ConfigError
+from memstore.events import Group, History, as_history, history_of, prune
 from memstore.eviction import Newcomers, as_eviction, default_eviction, order_keys, plan
 from memstore.limiter import SamplesPerInsert, check_limiter, limiter_to_json, set_limiter
 from memstore.schema import (
@@ -22,12 +23,14 @@ from memstore.schema import (
     episode,
     episode_key,
     episode_tag,
+    event_group,
     id_range,
     lease,
     limiter,
     payload,
     replay_event,
     replay_metadata,
+    replay_tally,
     stratum,
 )
 from memstore.snapshot import Snapshot
@@ -53,6 +56,7 @@ def new_settings(
     eviction: EvictionPolicy | str | None,
     max_replays: int | None,
     limiter: SamplesPerInsert | None,
+    history: History | Literal["on", "off"] | None,
     seed: int | None,
 ) -> Settings:
     """Settings of a new buffer; None stands for the default."""
@@ -67,6 +71,7 @@ def new_settings(
         eviction=default_eviction(chosen.name).value,
         max_replays=None,
         limiter=None,
+        history=None,
         seed=secrets.randbits(62) if seed is None else seed,
     )
     return changed_settings(
@@ -77,6 +82,7 @@ def new_settings(
         eviction=eviction,
         max_replays=max_replays,
         limiter=limiter,
+        history=history,
     )
 
 
@@ -89,6 +95,7 @@ def changed_settings(
     eviction: EvictionPolicy | str | None,
     max_replays: int | None,
     limiter: SamplesPerInsert | Literal["none"] | None,
+    history: History | Literal["on", "off"] | None,
 ) -> Settings:
     """The settings with those given changed.
 
@@ -109,13 +116,16 @@ def changed_settings(
         changes["max_replays"] = limit or None
     if limiter is not None:
         changes["limiter"] = None if limiter == "none" else limiter_to_json(limiter)
+    if history is not None:
+        policy = as_history(history)
+        changes["history"] = None if policy == History() else policy.to_json()
     changed = replace(settings, **changes)
     check_limiter(changed)
     return changed
 
 
-def reconfigure(snapshot: Snapshot, settings: Settings) -> Ints:
-    """Give the buffer other settings; returns the ids that left because it shrank.
+def reconfigure(snapshot: Snapshot, settings: Settings, group: Group) -> Ints:
+    """Give the buffer other settings; returns the ids that left because it shrank, with ``group`` in the history.
 
     A new alpha recomputes the weight sums, a new eviction policy writes its order: one scan each.
     """
@@ -131,11 +141,13 @@ def reconfigure(snapshot: Snapshot, settings: Settings) -> Ints:
         state.strata.reweigh(rows.stratum, rows.loss, settings.epsilon, settings.alpha)
     if settings.eviction != old.eviction:
         _write_order(snapshot)
+    if settings.history != old.history:
+        prune(snapshot, history_of(settings), group.at)
     if settings.capacity >= snapshot.live:
         return np.empty(0, np.int64)
     decision = plan(snapshot, Newcomers.none())
     state.counters.reservoir_floor = decision.reservoir_floor
-    remove(snapshot, snapshot.find(decision.leaving))
+    remove(snapshot, (snapshot.find(decision.leaving), replace(group, what="resized", reason=settings.eviction)))
     return decision.leaving
 
 
@@ -163,11 +175,12 @@ def drop_buffer(conn: Connection, number: int) -> None:
         (replay_metadata, "episode_id"),
         (payload, "episode_id"),
         (episode, "id"),
-        (replay_event, "id"),
+        (replay_event, "group_id"),
+        (event_group, "id"),
         (stratum, "id"),
         (domain, "id"),
     ):
         conn.execute(delete(table).where(table.c[key].between(low, high)))
-    for table in (episode_key, episode_tag, checkpoint, limiter, lease):
+    for table in (episode_key, episode_tag, checkpoint, limiter, lease, replay_tally):
         conn.execute(delete(table).where(table.c.buffer_id == number))
     conn.execute(delete(buffer).where(buffer.c.id == number))

@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore import checkpoint, episodes, history, leases, maintenance, retention
+from memstore import checkpoint, episodes, leases, maintenance, retention
+from memstore import history as recording
 from memstore import limiter as limits
 from memstore.codec import Signature
 from memstore.config import check_int, check_name
 from memstore.drawing import MemoryDrawer
 from memstore.errors import InvalidValue
+from memstore.events import Group, History
 from memstore.inputs import (
     as_losses,
     check_ids,
@@ -131,6 +133,7 @@ class EpisodicMemory(MemoryDrawer):
         # Before the lock is taken, so that other writers do not wait for it.
         assumed = stored_signature(self._session.committed.signature) or Signature.infer(payload, count)
         offer = make_offer(encode(assumed), now, **columns)
+        group = Group(now, self.consumer)
 
         def work(snapshot: Snapshot) -> episodes.Inserted:
             limits.admit_add(snapshot)
@@ -138,8 +141,8 @@ class EpisodicMemory(MemoryDrawer):
             if stored is None:
                 maintenance.fix_signature(snapshot, assumed.to_json())
             elif stored != assumed:
-                return episodes.insert(snapshot, replace(offer, blobs=encode(stored)))
-            return episodes.insert(snapshot, offer)
+                return episodes.insert(snapshot, replace(offer, blobs=encode(stored)), group)
+            return episodes.insert(snapshot, offer, group)
 
         def attempt() -> episodes.Inserted | None:
             try:
@@ -154,10 +157,11 @@ class EpisodicMemory(MemoryDrawer):
     def delete(self, ids: Any) -> int:
         """Remove episodes in one commit; ids that are not live are ignored. Returns how many were removed."""
         wanted = check_ids(ids)
+        group = Group(time.time(), self.consumer, "deleted")
 
         def work(snapshot: Snapshot) -> Rows:
             rows = snapshot.find(wanted)
-            episodes.remove(snapshot, rows)
+            episodes.remove(snapshot, (rows, group))
             return rows
 
         removed = self._session.write(work)
@@ -174,7 +178,8 @@ class EpisodicMemory(MemoryDrawer):
         at = time.time() if now is None else check_time("now", now)
         twins = self._session.read(lambda s: retention.find_twins(s, signature_of(s), policy, at))
         scope = self._session.read if dry_run else self._session.write
-        result, rows = scope(lambda s: retention.retain(s, policy, at, twins, dry_run=dry_run))
+        group = None if dry_run else Group(time.time(), self.consumer, "consolidated")
+        result, rows = scope(lambda s: retention.retain(s, policy, at, twins, group))
         if not dry_run:
             self._session.cache.drop(rows.ids.tolist())
         return result
@@ -188,10 +193,12 @@ class EpisodicMemory(MemoryDrawer):
         eviction: EvictionPolicy | str | None = None,
         max_replays: int | None = None,
         limiter: SamplesPerInsert | Literal["none"] | None = None,
+        history: History | Literal["on", "off"] | None = None,
     ) -> int:
         """Change stored settings for every process, in one commit; shrinking evicts. Returns how many were evicted.
 
-        ``max_replays=0`` and ``limiter="none"`` lift those limits; a new limiter counts from now on.
+        ``max_replays=0`` and ``limiter="none"`` lift those limits; a new limiter counts from now on; a history that is
+        to be shorter is cut at once.
         """
         changes: dict[str, Any] = {
             "capacity": capacity,
@@ -200,11 +207,13 @@ class EpisodicMemory(MemoryDrawer):
             "eviction": eviction,
             "max_replays": max_replays,
             "limiter": limiter,
+            "history": history,
         }
+        group = Group(time.time(), self.consumer)
 
         def work(snapshot: Snapshot) -> NDArray[np.int64]:
             settings = maintenance.changed_settings(snapshot.settings, **changes)
-            return maintenance.reconfigure(snapshot, settings)
+            return maintenance.reconfigure(snapshot, settings, group)
 
         evicted = self._session.write(work)
         if strategy is not None or alpha is not None:
@@ -235,27 +244,31 @@ class EpisodicMemory(MemoryDrawer):
             What to do with losses that are NaN, infinite or negative: refuse everything, or write the valid ones and
             report the others as ``rejected``.
         """
-        ids = replayed.ids if isinstance(replayed, Batch) else check_ids(replayed)
+        drawn = replayed if isinstance(replayed, Batch) else None
+        ids = check_ids(replayed) if drawn is None else drawn.ids
         losses = as_losses(loss, len(ids))
         if on_invalid not in ("raise", "skip"):
             raise InvalidValue(f"on_invalid must be 'raise' or 'skip', got {on_invalid!r}")
         if on_invalid == "raise":
             refuse_invalid(losses, ids.tolist())
         valid = ~invalid_losses(losses)
-        replay = history.Replay(
+        replay = recording.Replay(ids, losses)
+        if drawn is not None:
+            replay = replace(replay, probability=drawn.probability, weight=drawn.weight)
+        group = Group(
             at=time.time(),
-            step=None if step is None else check_int("step", step, minimum=-(2**62)),
             consumer=self.consumer,
-            strategy=replayed.strategy if isinstance(replayed, Batch) else None,
+            step=None if step is None else check_int("step", step, minimum=-(2**62)),
+            strategy=None if drawn is None else drawn.strategy,
         )
         if not valid.any():
             return UpdateResult(np.empty(0, np.int64), np.empty(0, np.int64), np.unique(ids))
-        token = replayed.lease if isinstance(replayed, Batch) else None
+        token = None if drawn is None else drawn.lease
 
         def work(snapshot: Snapshot) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             if token is not None:
                 leases.release(snapshot, token)
-            return history.update(snapshot, replay, ids[valid], losses[valid])
+            return recording.update(snapshot, group, replay.take(valid))
 
         updated, missing = self._session.write(work)
         rejected = np.setdiff1d(ids[~valid], ids[valid])

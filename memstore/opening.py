@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sqlalchemy import URL, Connection
@@ -26,6 +26,7 @@ from memstore.config import (
 )
 from memstore.database import Database
 from memstore.errors import ConfigError
+from memstore.events import History
 from memstore.limiter import SamplesPerInsert, set_limiter
 from memstore.maintenance import drop_buffer, fix_signature, new_settings
 from memstore.memory import EpisodicMemory
@@ -48,6 +49,7 @@ def open(
     eviction: EvictionPolicy | str | None = None,
     max_replays: int | None = None,
     limiter: SamplesPerInsert | None = None,
+    history: History | Literal["on", "off"] | None = None,
     signature: Mapping[str, Any] | None = None,
     seed: int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
@@ -82,6 +84,8 @@ def open(
         Remove an episode after this many loss updates; never by default.
     limiter* : SamplesPerInsert
         Keep draws and adds in step across all processes; none by default.
+    history* : History, "on" or "off"
+        What the replay history records and how long; everything, for ever, by default.
     signature* : mapping
         Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``; None is a ragged
         dimension. Fixed by the first add otherwise.
@@ -113,7 +117,7 @@ def open(
         check_int("seed", seed, minimum=0)
     fields = None if signature is None else Signature.from_spec(signature).to_json()
     given: dict[str, Any] = {"capacity": capacity, "epsilon": epsilon, "eviction": eviction}
-    given |= {"max_replays": max_replays, "limiter": limiter}
+    given |= {"max_replays": max_replays, "limiter": limiter, "history": history}
     settings = new_settings(strategy=strategy, alpha=alpha, seed=seed, **given)
     cache = PayloadCache(check_int("cache_bytes", cache_bytes, minimum=0))
     database = Database(
@@ -230,6 +234,7 @@ def _compare(name: str, settings: Settings, state: State, wanted: set[str], sign
         "eviction": "memory.configure(eviction=...)",
         "max_replays": "memory.configure(max_replays=...)",
         "limiter": "memory.configure(limiter=...)",
+        "history": "memory.configure(history=...)",
         "epsilon": "it is fixed at creation; leave it out, or start another buffer with buffer='...'",
     }
     for setting in sorted(wanted):

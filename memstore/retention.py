@@ -13,6 +13,7 @@ from memstore.codec import Signature
 from memstore.config import check_float, check_int
 from memstore.episodes import remove
 from memstore.errors import ConfigError
+from memstore.events import Group
 from memstore.schema import episode
 from memstore.similar import near_identical
 from memstore.snapshot import Rows, Snapshot
@@ -75,15 +76,19 @@ def find_twins(
 
 
 def retain(
-    snapshot: Snapshot, policy: RetentionPolicy, now: float, twins: list[tuple[int, int]], *, dry_run: bool
+    snapshot: Snapshot,
+    policy: RetentionPolicy,
+    now: float,
+    twins: list[tuple[int, int]],
+    group: Group | None,
 ) -> tuple[Retention, Rows]:
-    """Remove what the policy does not keep, or only say what it would remove.
+    """Remove what the policy does not keep, or without a group for the history only say what it would remove.
 
     Of ``twins``, found in an earlier snapshot, the first of each pair leaves if the second still stays.
     """
     limits = (policy.max_age, policy.max_episodes, policy.min_importance, policy.consolidate_similar)
     if limits == (None,) * 4:
-        return Retention(0, 0, 0, 0, snapshot.live, dry_run), Rows.none()
+        return Retention(0, 0, 0, 0, snapshot.live, group is None), Rows.none()
     rows, value, old, unimportant = _judged(snapshot, policy, now)
     unimportant &= ~old
     staying = ~(old | unimportant)
@@ -98,11 +103,13 @@ def retain(
         surplus = max(0, len(candidates) - policy.max_episodes)
         least = np.lexsort((rows.ids[candidates], value[candidates]))[:surplus]
         over[candidates[least]] = True
-    gone = rows.take(np.flatnonzero(old | unimportant | similar | over))
-    if not dry_run:
-        remove(snapshot, gone)
-    too_old, too_unimportant, twin, too_many = (int(reason.sum()) for reason in (old, unimportant, similar, over))
-    return Retention(too_old, too_unimportant, twin, too_many, len(rows) - len(gone), dry_run), gone
+    reasons = {"too_old": old, "unimportant": unimportant, "similar": similar, "over_count": over}
+    parts = {reason: rows.take(which) for reason, which in reasons.items()}
+    if group is not None:
+        remove(snapshot, *((part, replace(group, reason=reason)) for reason, part in parts.items()))
+    counts = {reason: len(part) for reason, part in parts.items()}
+    gone = Rows.join(list(parts.values()))
+    return Retention(**counts, kept=len(rows) - len(gone), dry_run=group is None), gone
 
 
 def _judged(snapshot: Snapshot, policy: RetentionPolicy, now: float) -> tuple[Rows, Floats, Bools, Bools]:

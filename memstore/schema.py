@@ -61,6 +61,7 @@ buffer = Table(
     Column("max_replays", Count),
     Column("signature", Text),
     Column("limiter", Text),
+    Column("history", Text),
     Column("seed", Count, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("created_by", Text, nullable=False),
@@ -73,6 +74,7 @@ buffer = Table(
     Column("live_replays", Count, nullable=False),
     Column("high_water", Float),
     Column("reservoir_floor", Count),
+    Column("recorded", Count, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
@@ -140,8 +142,10 @@ replay_metadata = Table(
     Column("episode_id", Id, primary_key=True, autoincrement=False),
     Column("buffer_id", Id, nullable=False),
     Column("loss", Float),
+    Column("lowest_loss", Float),
     Column("replay_count", Count, nullable=False),
     Column("last_replayed_at", Float),
+    Column("last_event_id", Id),
     Column("stratum_id", Id, nullable=False),
     Column("position", Count, nullable=False),
     # Set only where the eviction policy needs an order of its own; the partial index costs the others nothing.
@@ -204,17 +208,61 @@ lease = Table(
     sqlite_strict=True,
 )
 
-replay_event = Table(
-    "replay_event",
+# What events that happened at once have in common; its id is the number of the first of them.
+event_group = Table(
+    "event_group",
     metadata,
     Column("id", Id, primary_key=True, autoincrement=False),
-    Column("episode_id", Id, nullable=False),
+    Column("buffer_id", Id, nullable=False),
+    Column("what", Text, nullable=False),
+    Column("reason", Text),
     Column("at", Float, nullable=False),
     Column("step", Count),
     Column("consumer", Text),
     Column("strategy", Text),
+    Column("count", Count, nullable=False),
+    Index(None, "buffer_id", "at"),
+    Index(None, "buffer_id", "step"),
+    sqlite_strict=True,
+)
+
+# The events of one episode are a chain: each names the one before, replay_metadata the last one, and the partial index
+# finds the last one of an episode that left. An index on episode would make an append of 256 take 5.6 ms, not 1.2
+# (SQLite, 5M events of 1M episodes).
+replay_event = Table(
+    "replay_event",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("group_id", Id, nullable=False),
+    Column("episode_id", Id, nullable=False),
+    Column("domain_id", Id),
     Column("loss_before", Float),
-    Column("loss_after", Float, nullable=False),
+    Column("loss_after", Float),
+    Column("probability", Float),
+    Column("weight", Float),
+    Column("previous_id", Id),
+    Column("ends", Small),
+    sqlite_strict=True,
+)
+Index(
+    "ix_replay_event_end",
+    replay_event.c.episode_id,
+    sqlite_where=replay_event.c.ends.is_not(None),
+    postgresql_where=replay_event.c.ends.is_not(None),
+)
+
+# What all replays come to, by domain and slot of the buffer's count of replays; stays when events are pruned.
+replay_tally = Table(
+    "replay_tally",
+    metadata,
+    Column("buffer_id", Id, primary_key=True, autoincrement=False),
+    Column("slot", Count, primary_key=True, autoincrement=False),
+    Column("domain_id", Id, primary_key=True, autoincrement=False),
+    Column("replays", Count, nullable=False),
+    Column("loss_sum", Float, nullable=False),
+    Column("last_step", Count),
+    Column("last_at", Float, nullable=False),
+    sqlite_with_rowid=False,
     sqlite_strict=True,
 )
 

@@ -20,6 +20,7 @@ from memstore.backends import Watch
 from memstore.cache import PayloadCache
 from memstore.database import Database
 from memstore.errors import StoreBusy
+from memstore.population import Populations
 from memstore.snapshot import Snapshot, State
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Session:
     def __init__(self, database: Database, state: State, seeds: np.random.SeedSequence, cache: PayloadCache) -> None:
         self.database = database
         self.cache = cache
+        self.populations = Populations()
         self.committed = state
         self._losses = database.losses
         self._start(seeds)
@@ -155,6 +157,7 @@ class Session:
         if self._losses != self.database.losses:
             self._losses = self.database.losses
             self.cache.clear()
+            self.populations.clear()
             self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
         return self.committed
 
@@ -182,6 +185,7 @@ class Session:
 
     def _after_fork(self) -> None:
         self.cache.after_fork()
+        self.populations.after_fork()
         self._start(self._fork_seeds)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,46 +18,49 @@ from memstore.errors import StoreCorrupt
 from memstore.schema import domain, first_id, id_range, replay_metadata
 from memstore.strata import Floats, Ints, Strata
 
-_columns = ("episode_id", "loss", "replay_count", "stratum_id", "position")
+COLUMNS = ("episode_id", "loss", "replay_count", "stratum_id", "position", "last_event_id")
+"""Columns of ``replay_metadata`` that make ``Rows``."""
+
 _m = replay_metadata.c
 
 
 @dataclass(slots=True)
 class Rows:
-    """Replay metadata of some episodes, as columns; ``loss`` is NaN where never measured."""
+    """Replay metadata of some episodes, as columns.
+
+    ``loss`` is NaN where never measured, ``last_event`` 0 where none was recorded, or it was not read (by ``locate``).
+    """
 
     ids: Ints
     loss: Floats
     replay_count: Ints
     stratum: Ints
     position: Ints
+    last_event: Ints
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Rows:
         """The rows at these places."""
-        return Rows(
-            self.ids[which], self.loss[which], self.replay_count[which], self.stratum[which], self.position[which]
-        )
+        return Rows(*(getattr(self, name)[which] for name in _FIELDS))
 
     @staticmethod
     def join(parts: list[Rows]) -> Rows:
         """One after the other."""
         if len(parts) == 1:
             return parts[0]
-        return Rows(
-            np.concatenate([np.empty(0, np.int64), *(p.ids for p in parts)]),
-            np.concatenate([np.empty(0), *(p.loss for p in parts)]),
-            np.concatenate([np.empty(0, np.int64), *(p.replay_count for p in parts)]),
-            np.concatenate([np.empty(0, np.int64), *(p.stratum for p in parts)]),
-            np.concatenate([np.empty(0, np.int64), *(p.position for p in parts)]),
-        )
+        columns = {name: [getattr(part, name) for part in parts] for name in _FIELDS}
+        empty = {name: np.empty(0, np.float64 if name == "loss" else np.int64) for name in _FIELDS}
+        return Rows(*(np.concatenate([empty[name], *columns[name]]) for name in _FIELDS))
 
     @staticmethod
     def none() -> Rows:
         """No rows."""
         return Rows.join([])
+
+
+_FIELDS = tuple(field.name for field in fields(Rows))
 
 
 @dataclass(slots=True)
@@ -174,7 +178,8 @@ class Snapshot:
         ordinal, ids, loss, count = zip(*sorted(found), strict=True) if found else ((), (), (), ())
         if ordinal != tuple(range(len(strata))):
             raise StoreCorrupt("a position of the sampling index holds two rows; run 'memstore check'")
-        return Rows(np.array(ids, np.int64), _losses(loss), np.array(count, np.int64), strata, positions)
+        unread = np.zeros(len(ids), np.int64)
+        return Rows(np.array(ids, np.int64), _losses(loss), np.array(count, np.int64), strata, positions, unread)
 
     def find(self, ids: Ints) -> Rows:
         """The live ones among these ids that are the buffer's own, in id order, each once."""
@@ -182,13 +187,40 @@ class Snapshot:
         own = np.unique(ids[(ids >= low) & (ids <= high)])
         if not len(own):
             return Rows.none()
-        rows = self.backend.select(self.conn, replay_metadata, _columns, "episode_id", own.tolist())
-        return self._rows(sorted(rows))
+        rows = self.backend.select(self.conn, replay_metadata, COLUMNS, "episode_id", own.tolist())
+        return rows_of(self.state, sorted(rows))
 
     def scan(self) -> Rows:
-        """Every live row, in id order: the exact way out, in time proportional to the buffer."""
-        query = select(*(_m[name] for name in _columns)).where(self.own).order_by(_m.episode_id)
-        return self._rows([tuple(row) for row in self.conn.execute(query)])
+        """Every row that may be drawn, in id order: the exact way out, in time proportional to the buffer."""
+        query = select(*(_m[name] for name in COLUMNS)).where(self.own).order_by(_m.episode_id)
+        return rows_of(self.state, [tuple(row) for row in self.conn.execute(query)])
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether a condition stands in front of it."""
+        return False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every episode of the ``occupied`` strata may be drawn."""
+        return True
+
+    @property
+    def is_scanned(self) -> bool:
+        """Whether a ``scan`` costs nothing more."""
+        return False
+
+    def occupied(self) -> Ints:
+        """Strata that hold something to draw, in (domain, bucket) order."""
+        return self.state.strata.occupied()
+
+    def passing(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows may be drawn."""
+        return np.ones(len(rows), np.bool_)
+
+    def complete(self, rows: Rows) -> Rows:
+        """Rows of a ``scan`` with everything that was not read for it."""
+        return rows
 
     def oldest_id(self) -> int:
         """Smallest live id."""
@@ -204,9 +236,13 @@ class Snapshot:
         query = select(_m.loss).where(_m.buffer_id == self.state.buffer_id, _m.loss.is_not(None))
         return self.conn.scalars(query.order_by(_m.loss).limit(1)).one_or_none()
 
+    def newest_possible(self) -> int:
+        """The id last given out, whether its episode is still there or not."""
+        return first_id(self.state.buffer_id) + self.state.counters.inserted
+
     def age(self, ids: Ints) -> Ints:
         """Episodes inserted since, counting itself: the newest id has age 1."""
-        return first_id(self.state.buffer_id) + self.state.counters.inserted + 1 - ids
+        return self.newest_possible() + 1 - ids
 
     def of_age(self, age: Ints) -> Ints:
         """Inverse of ``age``, which is its own inverse."""
@@ -218,15 +254,18 @@ class Snapshot:
         low, high = id_range(self.state.buffer_id)
         return and_(_m.episode_id >= low, _m.episode_id <= high)
 
-    def _rows(self, rows: list[tuple[Any, ...]]) -> Rows:
-        ids, loss, count, strata, position = zip(*rows, strict=True) if rows else ((), (), (), (), ())
-        return Rows(
-            np.array(ids, np.int64),
-            _losses(loss),
-            np.array(count, np.int64),
-            self.state.strata.rows(strata),
-            np.array(position, np.int64),
-        )
+
+def rows_of(state: State, rows: Sequence[tuple[Any, ...]]) -> Rows:
+    """Rows from what a query for ``COLUMNS`` found."""
+    ids, loss, count, strata, position, last = zip(*rows, strict=True) if rows else ((),) * len(COLUMNS)
+    return Rows(
+        np.array(ids, np.int64),
+        _losses(loss),
+        np.array(count, np.int64),
+        state.strata.rows(strata),
+        np.array(position, np.int64),
+        np.array([number or 0 for number in last], np.int64),
+    )
 
 
 def _losses(values: tuple[float | None, ...]) -> Floats:

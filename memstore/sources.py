@@ -18,8 +18,9 @@ class LossSource:
         self.snapshot = snapshot
         self.alpha = alpha
         self.top = snapshot.state.counters.top_priority
-        self.occupied = strata.occupied()
+        self.occupied = snapshot.occupied()
         count = strata.count[self.occupied]
+        self.selective = not snapshot.is_whole
         self.groups = Groups(count, alpha * strata.log2_bound(self.occupied, self.top))
         self.acceptance = octave_acceptance(alpha)
         if alpha == snapshot.settings.alpha:
@@ -49,6 +50,7 @@ class AgeSource:
     def __init__(self, snapshot: Snapshot, alpha: float) -> None:
         self.snapshot = snapshot
         self.alpha = alpha
+        self.selective = snapshot.is_filtered
         youngest, oldest = age_span(snapshot)
         edges = 2 ** np.arange(int(oldest).bit_length() + 1, dtype=np.int64)
         self.first = np.clip(edges[:-1], youngest, None)
@@ -100,6 +102,14 @@ def uniform_places(
         ranks = unchosen(np.zeros(len(ranks), np.int64), ranks, {0: gone})
     inside = np.searchsorted(ends, ranks, side="right")
     return strata[inside], ranks - (ends - sizes)[inside]
+
+
+def uniform_rows(rng: np.random.Generator, rows: Rows, count: int, taken: Rows, replacement: bool) -> Rows:
+    """Rows drawn uniformly from these, outside ``taken``."""
+    if replacement:
+        return rows.take(rng.integers(0, len(rows), count))
+    free = np.flatnonzero(~np.isin(rows.ids, taken.ids))
+    return rows.take(rng.choice(free, min(count, len(free)), replace=False))
 
 
 def age_span(snapshot: Snapshot) -> tuple[int, int]:

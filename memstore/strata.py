@@ -107,8 +107,21 @@ class Strata:
         """Mean of the measured losses, 0.0 when there is none."""
         measured = (self.bucket != UNMEASURED) & (self.count > 0)
         total = int(self.count[measured].sum())
-        root = np.exp2(self.bucket[measured] / 4.0)
-        return float((self.loss_sum[measured] / total * root * root).sum()) if total else 0.0
+        return float(self._losses(measured, np.full(int(measured.sum()), total)).sum()) if total else 0.0
+
+    def mean_losses(self, domains: int) -> Floats:
+        """Mean of the measured losses of each domain, 0.0 where there is none."""
+        measured = (self.bucket != UNMEASURED) & (self.count > 0)
+        domain = self.domain[measured] - 1
+        totals = np.bincount(domain, self.count[measured], domains)
+        means: Floats = np.bincount(domain, self._losses(measured, totals[domain]), domains).astype(np.float64)
+        return means
+
+    def _losses(self, which: NDArray[np.bool_], shares: NDArray[Any]) -> Floats:
+        """Sums of losses, each divided before it can overflow."""
+        root = np.exp2(self.bucket[which] / 4.0)
+        losses: Floats = self.loss_sum[which] / shares * root * root
+        return losses
 
     def ids(self, rows: Ints) -> Ints:
         """Ids of the strata."""

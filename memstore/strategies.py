@@ -18,7 +18,7 @@ from memstore.draws import draw
 from memstore.errors import ConfigError
 from memstore.shares import log2_sum, power_sum, spread
 from memstore.snapshot import Rows, Snapshot
-from memstore.sources import AgeSource, LossSource, age_span, uniform_places
+from memstore.sources import AgeSource, LossSource, age_span, uniform_places, uniform_rows
 from memstore.strata import Floats, Ints, log2_priority
 from memstore.types import ReplayStrategy
 
@@ -69,12 +69,12 @@ class Uniform(Strategy):
     name: ClassVar[str] = ReplayStrategy.UNIFORM.value
 
     def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
-        strata = snapshot.state.strata.occupied()
-        where = uniform_places(snapshot, rng, strata, count, taken, replacement)
-        return snapshot.locate(*where)
+        if not snapshot.is_whole:
+            return PrioritizedLoss(0.0).draw(snapshot, rng, count, taken, replacement=replacement)
+        return snapshot.locate(*uniform_places(snapshot, rng, snapshot.occupied(), count, taken, replacement))
 
     def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
-        return np.full(len(rows), -np.log2(snapshot.live))
+        return PrioritizedLoss(0.0).log2_probability(snapshot, rows, exact=exact)
 
     def log2_importance(self, snapshot: Snapshot, rows: Rows) -> tuple[Floats, float]:
         return np.zeros(len(rows)), 0.0
@@ -117,14 +117,13 @@ class PrioritizedLoss(Strategy):
         return self.alpha * log2_priority(rows.loss, snapshot.settings.epsilon, top)
 
     def _log2_total(self, snapshot: Snapshot, exact: bool) -> float | None:
-        if self.alpha == 0:
+        if snapshot.is_whole and self.alpha == 0:
             return float(np.log2(snapshot.live))
-        if self.alpha == snapshot.settings.alpha:
-            strata = snapshot.state.strata
-            occupied = strata.occupied()
+        if snapshot.is_whole and self.alpha == snapshot.settings.alpha:
+            strata, occupied = snapshot.state.strata, snapshot.occupied()
             bound = self.alpha * strata.log2_bound(occupied, snapshot.state.counters.top_priority)
             return log2_sum(bound, strata.weight_sum[occupied])
-        return log2_sum(self._log2_weight(snapshot, snapshot.scan())) if exact else None
+        return log2_sum(self._log2_weight(snapshot, snapshot.scan())) if exact or snapshot.is_scanned else None
 
     @property
     def index_alpha(self) -> float:
@@ -159,9 +158,9 @@ class PrioritizedRecency(Strategy):
 
     def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
         youngest, oldest = age_span(snapshot)
-        if oldest - youngest + 1 == snapshot.live:
+        if snapshot.is_whole and oldest - youngest + 1 == snapshot.live:
             total = float(np.log2(power_sum(youngest, oldest, self.alpha)))
-        elif exact:
+        elif exact or snapshot.is_scanned:
             total = log2_sum(self._log2_weight(snapshot, snapshot.scan()))
         else:
             return None
@@ -211,14 +210,18 @@ class DomainBalanced(Strategy):
         return hash(self.to_json())
 
     def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
-        strata = snapshot.state.strata
-        occupied = strata.occupied()
+        strata, occupied = snapshot.state.strata, snapshot.occupied()
         domains, sizes, shares = self._domains(snapshot)
         gone = np.bincount(np.searchsorted(domains, strata.domain[taken.stratum]), minlength=len(domains))
         free = np.where(shares > 0, sizes - gone[: len(domains)], 0)
         quotas = spread(rng, count, shares, np.where(shares > 0, count, 0) if replacement else free)
         if not quotas.any():
             return Rows.none()
+        if not snapshot.is_whole:
+            rows = snapshot.scan()
+            own = [rows.take(strata.domain[rows.stratum] == d) for d in domains.tolist()]
+            parts = [uniform_rows(rng, own[d], int(quotas[d]), taken, replacement) for d in np.flatnonzero(quotas)]
+            return snapshot.complete(Rows.join(parts).take(rng.permutation(int(quotas.sum()))))
         bounds = np.searchsorted(strata.domain[occupied], domains, side="left")
         ends = np.searchsorted(strata.domain[occupied], domains, side="right")
         places = [
@@ -246,10 +249,12 @@ class DomainBalanced(Strategy):
 
     def _domains(self, snapshot: Snapshot) -> tuple[Ints, Ints, Floats]:
         """Domains that hold something, how much, and the share of each."""
-        strata = snapshot.state.strata
-        occupied = strata.occupied()
-        domains, where = np.unique(strata.domain[occupied], return_inverse=True)
-        sizes = np.bincount(where, weights=strata.count[occupied], minlength=len(domains)).astype(np.int64)
+        strata, occupied = snapshot.state.strata, snapshot.occupied()
+        if snapshot.is_whole:
+            domains, where = np.unique(strata.domain[occupied], return_inverse=True)
+            sizes = np.bincount(where, weights=strata.count[occupied], minlength=len(domains)).astype(np.int64)
+        else:
+            domains, sizes = np.unique(strata.domain[snapshot.scan().stratum], return_counts=True)
         if self.weights is None:
             return domains, sizes, np.ones(len(domains))
         names = snapshot.state.domain_names

@@ -122,6 +122,8 @@ class Batch:
         Name of the strategy that drew the batch.
     lease : str or None
         Token of the lease that holds the episodes for this consumer; None for a batch that was sampled.
+    group : int64, shape (n,), or None
+        Which group of the batch each row belongs to: 0, 1, ... (``sample_groups``).
     """
 
     ids: NDArray[np.int64]
@@ -134,6 +136,7 @@ class Batch:
     weight: NDArray[np.float64]
     strategy: str
     lease: str | None = None
+    group: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -153,8 +156,10 @@ class Batch:
         columns = {
             name: getattr(self, name)[chosen] for name in ("ids", "loss", "domain", "age", "replay_count", "weight")
         }
-        probability = None if self.probability is None else self.probability[chosen]
-        return dataclasses.replace(self, payload=_rows(self.payload, chosen), probability=probability, **columns)
+        for name in ("probability", "group"):
+            values = getattr(self, name)
+            columns[name] = None if values is None else values[chosen]
+        return dataclasses.replace(self, payload=_rows(self.payload, chosen), **columns)
 
     def keys(self) -> Any:
         """Names of the payload's top-level fields, so that ``dict(batch)`` works."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import URL, Connection, Engine, Table
 
+from memstore.backends.expressions import Expressions
 from memstore.config import Durability, shown_url
 
 Ints = NDArray[np.int64]
@@ -69,7 +70,7 @@ class Watch(ABC):
         """Give the connection up."""
 
 
-class Backend(ABC):
+class Backend(Expressions):
     """One database dialect."""
 
     shared = False
@@ -126,8 +127,8 @@ class Backend(ABC):
         """Give the transaction up, whatever state it is in."""
         conn.rollback()
 
-    def settle(self, conn: Connection) -> None:  # noqa: B027 - where every statement is awaited there is nothing to do
-        """Wait for every statement sent; raises the first error among them."""
+    def settle(self, conn: Connection) -> None:
+        """Wait for every statement sent; raises the first error among them. Nothing to do where each is awaited."""
 
     @abstractmethod
     def read_buffer(
@@ -140,8 +141,15 @@ class Backend(ABC):
         """Insert one row per position of the columns."""
 
     @abstractmethod
-    def update(self, conn: Connection, table: Table, key: str, columns: Columns) -> None:
-        """Set the other columns of the rows whose ``key`` column has the value at the same position."""
+    def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
+        """Set the other columns of the rows whose ``key`` column has the value at the same position.
+
+        The column ``least`` keeps what it has where that is smaller.
+        """
+
+    @abstractmethod
+    def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:
+        """Insert rows; where the primary key is there, add to the ``added`` columns and set the others unless NULL."""
 
     @abstractmethod
     def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:

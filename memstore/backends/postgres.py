@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, encode, kind_of
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
+from memstore.backends.expressions import PostgresExpressions, accumulation
 from memstore.backends.listener import ANNOUNCE, Listener
 from memstore.config import Durability
 from memstore.errors import StoreUnavailable
@@ -62,7 +63,7 @@ _LOCATE = (
 )
 
 
-class PostgresBackend(Backend):
+class PostgresBackend(PostgresExpressions, Backend):
     """A PostgreSQL database, or one schema of it by way of ``search_path``."""
 
     shared = True
@@ -176,10 +177,16 @@ class PostgresBackend(Backend):
             arrays = [encode(kind_of(table, name), values[part]) for name, values in present.items()]
             _send(conn, _insert_sql(table.name, tuple(present), kinds), arrays)
 
-    def update(self, conn: Connection, table: Table, key: str, columns: Columns) -> None:
+    def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
         kinds = tuple(kind_of(table, name).sql for name in columns)
         arrays = [encode(kind_of(table, name), values) for name, values in columns.items()]
-        _send(conn, _update_sql(table.name, key, tuple(columns), kinds), arrays)
+        _send(conn, _update_sql(table.name, key, tuple(columns), kinds, least), arrays)
+
+    def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:
+        kinds = tuple(kind_of(table, name).sql for name in columns)
+        arrays = [encode(kind_of(table, name), values) for name, values in columns.items()]
+        sql = _insert_sql(table.name, tuple(columns), kinds) + accumulation(table, tuple(added), tuple(columns))
+        _send(conn, sql, arrays)
 
     def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:
         _send(conn, _delete_sql(table.name, key), (encode(INT8, values),))
@@ -325,8 +332,14 @@ def _insert_sql(table: str, columns: tuple[str, ...], kinds: tuple[str, ...]) ->
 
 
 @_cached
-def _update_sql(table: str, key: str, columns: tuple[str, ...], kinds: tuple[str, ...]) -> str:
-    changes = ", ".join(f'"{name}" = c."{name}"' for name in columns if name != key)
+def _update_sql(table: str, key: str, columns: tuple[str, ...], kinds: tuple[str, ...], least: str | None) -> str:
+    changes = ", ".join(
+        f'"{name}" = CASE WHEN t."{name}" <= c."{name}" THEN t."{name}" ELSE c."{name}" END'
+        if name == least
+        else f'"{name}" = c."{name}"'
+        for name in columns
+        if name != key
+    )
     return (
         f"UPDATE {table} t SET {changes} FROM unnest({_arrays(kinds)}) AS c({_quoted(columns)}) "
         f'WHERE t."{key}" = c."{key}"'

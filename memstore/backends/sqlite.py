@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, TransactionState, Watch
+from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
 from memstore.config import sqlite_path
 from memstore.errors import StoreUnavailable, StoreWarning
@@ -52,7 +53,7 @@ _LOCATE = (
 )
 
 
-class SQLiteBackend(Backend):
+class SQLiteBackend(SQLiteExpressions, Backend):
     """A SQLite file."""
 
     # POSIX locks belong to a process, and the library counts them by file: with an inherited connection a child
@@ -139,10 +140,14 @@ class SQLiteBackend(Backend):
             rows = zip(*present.values(), strict=True)
             _driver(conn).executemany(_insert_sql(table.name, tuple(present)), rows)
 
-    def update(self, conn: Connection, table: Table, key: str, columns: Columns) -> None:
+    def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
         changed = tuple(name for name in columns if name != key)
         rows = zip(*(columns[name] for name in changed), columns[key], strict=True)
-        _driver(conn).executemany(_update_sql(table.name, key, changed), rows)
+        _driver(conn).executemany(_update_sql(table.name, key, changed, least), rows)
+
+    def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:
+        sql = _insert_sql(table.name, tuple(columns)) + accumulation(table, tuple(added), tuple(columns))
+        _driver(conn).executemany(sql, zip(*columns.values(), strict=True))
 
     def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:
         _driver(conn).execute(_delete_sql(table.name, key), (json.dumps(list(values)),))
@@ -309,9 +314,14 @@ def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
 
 
 @_cached
-def _update_sql(table: str, key: str, columns: tuple[str, ...]) -> str:
-    changes = ", ".join(f'"{name}" = ?' for name in columns)
-    return f'UPDATE {table} SET {changes} WHERE "{key}" = ?'
+def _update_sql(table: str, key: str, columns: tuple[str, ...], least: str | None) -> str:
+    changes = [
+        f'"{name}" = CASE WHEN "{name}" <= ?{number} THEN "{name}" ELSE ?{number} END'
+        if name == least
+        else f'"{name}" = ?{number}'
+        for number, name in enumerate(columns, 1)
+    ]
+    return f'UPDATE {table} SET {", ".join(changes)} WHERE "{key}" = ?{len(columns) + 1}'
 
 
 @_cached
