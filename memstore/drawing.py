@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from memstore import leases, limiter
 from memstore.asking import MemoryAsker
-from memstore.columns import Condition, HasTag, conditions_within
+from memstore.columns import Column, Condition, HasTag, col, conditions_within
 from memstore.config import check_float
 from memstore.errors import InvalidValue, MemoryEmpty
 from memstore.filters import FilteredSnapshot
+from memstore.grouping import Grouping
 from memstore.inputs import check_count
 from memstore.reader import signature_of
 from memstore.sampling import Normalize, make_batch
@@ -84,6 +88,55 @@ class MemoryDrawer(MemoryAsker):
             turn = partial(self._charge, wanted) if limited else partial(self._turn, wanted, where)
             wait_until(self._session, turn, limit, self._standing)
         return self._session.draw(partial(work, Rows.none()))
+
+    def sample_groups(
+        self,
+        groups: int,
+        size: int,
+        *,
+        by: Column = col.domain,
+        where: Condition | None = None,
+        strategy: Strategy | str = "uniform",
+    ) -> Batch:
+        """Draw whole groups: episodes that share a value, such as the answers to one prompt (GRPO).
+
+        Groups are drawn uniformly, without replacement, among those with at least ``size`` episodes; the episodes of
+        each without replacement, by the strategy's law within the group. Rows come group after group, so that
+        ``batch.loss.reshape(-1, size)`` has a row for each; ``batch.group`` numbers them, ``probability`` is that of
+        the first episode of one group.
+
+        Parameters
+        ----------
+        groups : int
+            When fewer are complete, those.
+        size : int
+            Episodes of each group, exactly.
+        by : Column
+            What never changes of an episode: ``col.domain``, ``col.level``, ``col.key``,
+            ``col.extra["prompt"].text``. Episodes that have no value there belong to no group.
+        where : Condition, optional
+            As for ``sample``.
+        strategy : Strategy or str
+
+        Raises
+        ------
+        MemoryEmpty
+            When no group is complete.
+        """
+        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, where)
+        check_where(where)
+        chosen = as_strategy(strategy)
+
+        def work(snapshot: Snapshot) -> Batch:
+            keep = not self._session.database.transaction_open
+            rng, populations = self._session.rng, self._session.populations
+            found = grouping.draw(snapshot, rng, populations, chosen, wanted, each, keep=keep)
+            if not len(found.rows):
+                raise MemoryEmpty(f"{self!r} holds no {each} episodes with the same {by}; ask for smaller groups")
+            batch = self._batch(snapshot, chosen, found.rows, 0.0, "batch", exact=False)
+            return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
+
+        return self._session.draw(work)
 
     def wait(self, *, min_size: int = 1, timeout: float | None = None) -> int:
         """Wait until so many episodes are live; returns how many there are.
@@ -210,21 +263,20 @@ class MemoryDrawer(MemoryAsker):
             rows = chosen.draw(snapshot, self._session.rng, wanted, taken, replacement=replacement)
             if not len(rows):
                 raise MemoryEmpty(f"{self!r} holds no episode to draw where {where}")
-            signature = signature_of(snapshot)
-            assert signature is not None
-            return make_batch(
-                snapshot,
-                chosen,
-                rows,
-                signature,
-                self._session.cache,
-                keep=not self._session.database.transaction_open,
-                beta=beta,
-                normalize=normalize,
-                exact=exact,
-            )
+            return self._batch(snapshot, chosen, rows, beta, normalize, exact=exact)
 
         return work
+
+    def _batch(
+        self, snapshot: Snapshot, strategy: Strategy, rows: Rows, beta: float, normalize: Normalize, *, exact: bool
+    ) -> Batch:
+        signature = signature_of(snapshot)
+        assert signature is not None
+        keep = not self._session.database.transaction_open
+        cache = self._session.cache
+        return make_batch(
+            snapshot, strategy, rows, signature, cache, keep=keep, beta=beta, normalize=normalize, exact=exact
+        )
 
     def _filtered(self, snapshot: Snapshot, where: Condition) -> FilteredSnapshot:
         keep = not self._session.database.transaction_open

@@ -80,8 +80,7 @@ class FilteredSnapshot(Snapshot):
         return self._found[0]
 
     def complete(self, rows: Rows) -> Rows:
-        found = self.find(rows.ids)
-        return found.take(np.searchsorted(found.ids, rows.ids))
+        return self.looked_up(rows.ids)
 
     def _matching(self) -> Rows:
         if is_settled(self.condition):

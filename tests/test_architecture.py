@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("filters", "session"),
     ("episodes", "sources", "waiting"),
     ("check", "history", "inputs", "strategies"),
-    ("similar", "targets"),
+    ("grouping", "similar", "targets"),
     ("health", "maintenance", "retention", "sampling"),
     ("reader",),
     ("asking",),

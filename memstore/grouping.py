@@ -1,0 +1,79 @@
+"""Draws of whole groups: several episodes that share a value, for learners that compare them with each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memstore.columns import AllOf, Column, Condition, ExtraColumn
+from memstore.draws import smallest_keys
+from memstore.errors import InvalidValue
+from memstore.filters import is_settled, population_rows
+from memstore.population import Demand, Populations
+from memstore.shares import log2_sum
+from memstore.snapshot import Rows, Snapshot
+from memstore.strata import Floats, Ints
+from memstore.strategies import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Rows group after group, the number of each one's group, and log2 of the probability of each one's first draw."""
+
+    rows: Rows
+    group: Ints
+    log2_probability: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Which groups: episodes that pass ``where``, by what they have in the column ``by``."""
+
+    by: Column
+    where: Condition | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.by, Column):
+            raise InvalidValue(f"by takes a column such as col.domain, got {self.by!r:.80}")
+        if self.by.source != "episode" or self.by.name == "age":
+            raise InvalidValue(f"groups are by what never changes of an episode, and {self.by} does")
+        if isinstance(self.by, ExtraColumn) and not self.by.typed:
+            raise InvalidValue(f"say which type of {self.by} is meant: .number, .text or .flag")
+
+    def draw(
+        self,
+        snapshot: Snapshot,
+        rng: np.random.Generator,
+        populations: Populations,
+        strategy: Strategy,
+        groups: int,
+        size: int,
+        *,
+        keep: bool,
+    ) -> Grouped:
+        """Draw ``groups`` of the groups that have ``size`` episodes, all alike, and in each so many by the strategy."""
+        where = AllOf(()) if self.where is None else self.where
+        demand = Demand(where, self.by)
+        found = populations.get(snapshot, demand, keep=keep) if is_settled(where) else demand.read(snapshot)
+        missing = found.labels.get(None, -1)
+        found = found.take(found.label != missing)
+        # In the order of their oldest episodes: how this process came to know them must not matter.
+        labels, first, count = np.unique(found.label, return_index=True, return_counts=True)
+        complete = labels[np.argsort(first, kind="stable")]
+        complete = complete[np.isin(complete, labels[count >= size])]
+        if not len(complete):
+            return Grouped(Rows.none(), np.empty(0, np.int64), np.empty(0))
+        rows = population_rows(snapshot, found)
+        parts, probability = [], []
+        for label in rng.choice(complete, min(groups, len(complete)), replace=False).tolist():
+            members = rows.take(found.label == label)
+            importance, _ = strategy.log2_importance(snapshot, members)
+            chosen = smallest_keys(rng, importance, size)
+            parts.append(members.take(chosen))
+            probability.append(importance[chosen] - log2_sum(importance) - np.log2(len(complete)))
+        return Grouped(
+            snapshot.looked_up(Rows.join(parts).ids),
+            np.repeat(np.arange(len(parts)), size),
+            np.concatenate(probability),
+        )
