@@ -67,7 +67,7 @@ class FilteredSnapshot(Snapshot):
         admitted = np.isin(rows.stratum, self._strata)
         if self._rest is None or not admitted.any():
             return admitted
-        scope = Scope.of(self, "episodes", (columns.loss,), self._rest)
+        scope = Scope.of(self, "episodes", (columns.loss,), self._rest, by_id=True)
         tables, condition = scope.rows(self._rest)
         among = self.backend.one_of(_m.episode_id, np.unique(rows.ids[admitted]).tolist())
         query = select(_m.episode_id).select_from(tables).where(condition, among)

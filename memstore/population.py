@@ -70,7 +70,7 @@ class Demand:
 
     def read(self, snapshot: Snapshot) -> Population:
         """The population by a query over all episodes."""
-        return self._found(snapshot, {}, after=first_id(snapshot.state.buffer_id))
+        return self._found(snapshot, {}, None)
 
     def followed(self, snapshot: Snapshot, old: Population) -> Population:
         """The population of a later snapshot than the old one's."""
@@ -93,7 +93,7 @@ class Demand:
         )
         if missed:  # events that were not recorded, or are pruned
             return self.read(snapshot)
-        new = self._found(snapshot, old.labels, after=first + old.inserted)
+        new = self._found(snapshot, old.labels, list(range(first + old.inserted + 1, first + counters.inserted + 1)))
         known = old.take(~np.isin(old.ids, ids[left]))
         place = np.searchsorted(known.ids, ids)
         mine = np.flatnonzero((place < len(known.ids)) & ~left)
@@ -108,12 +108,14 @@ class Demand:
             np.concatenate([known.label, new.label]),
         )
 
-    def _found(self, snapshot: Snapshot, labels: dict[Any, int], after: int) -> Population:
+    def _found(self, snapshot: Snapshot, labels: dict[Any, int], among: list[int] | None) -> Population:
         used = [col.loss, col.domain, *([] if self.by is None else [self.by])]
-        scope = Scope.of(snapshot, "episodes", used, self.condition)
+        scope = Scope.of(snapshot, "episodes", used, self.condition, by_id=among is not None)
         tables, passing = scope.rows(self.condition)
-        query = select(_m.episode_id, *(scope.expression(column) for column in used)).select_from(tables)
-        rows = snapshot.conn.execute(query.where(passing, _m.episode_id > after).order_by(_m.episode_id)).all()
+        query = select(_m.episode_id, *(scope.expression(column) for column in used)).select_from(tables).where(passing)
+        if among is not None:
+            query = query.where(snapshot.backend.one_of(_m.episode_id, among))
+        rows = snapshot.conn.execute(query.order_by(_m.episode_id)).all() if among != [] else []
         labels = dict(labels)
         label = [labels.setdefault(row[3], len(labels)) for row in rows] if self.by is not None else [0] * len(rows)
         counters = snapshot.state.counters

@@ -76,16 +76,22 @@ class Scope:
     snapshot: Snapshot
     over: Over
     used: tuple[Column, ...]
+    by_id: bool = False
 
     @classmethod
-    def of(cls, snapshot: Snapshot, over: Over, columns: Iterable[Column], condition: Condition) -> Scope:
-        """The scope in which these columns and this condition can be asked for."""
+    def of(
+        cls, snapshot: Snapshot, over: Over, columns: Iterable[Column], condition: Condition, *, by_id: bool = False
+    ) -> Scope:
+        """The scope in which these columns and this condition can be asked for.
+
+        ``by_id`` says that few ids will be asked for besides, and that no other index is of use.
+        """
         tested = (test.column for test in conditions_within(condition) if not isinstance(test, HasTag))
         used = (*columns, *tested)
         for column in used:
             if column.source == "history" and over != "history":
                 raise InvalidValue(f"{column} belongs to the history: ask query('history') for it")
-        return cls(snapshot, over, used)
+        return cls(snapshot, over, used, by_id)
 
     def _uses(self, source: str) -> bool:
         # An id alone is no reason to read the episode: the metadata have it too.
@@ -103,7 +109,9 @@ class Scope:
             case "id":
                 return self._id
             case "domain":
-                return _v.domain_id if self.over == "history" else _e.domain_id
+                if self.over == "history":
+                    return _v.domain_id
+                return _e.domain_id + 0 if self.by_id else _e.domain_id  # a sum, which no index holds
             case "age":
                 return self.snapshot.newest_possible() + 1 - (_e.id if self.over == "history" else self._id)
         if isinstance(column, ExtraColumn) and (column.path or column.typed):
@@ -120,18 +128,29 @@ class Scope:
         """What tells rows apart, in the order in which they came."""
         return _v.id if self.over == "history" else self._id
 
-    def rows(self, condition: Condition) -> tuple[FromClause, ColumnElement[bool]]:
-        """The joined tables that hold what is used, and which of their rows pass."""
-        buffer_id = self.snapshot.state.buffer_id
+    def rows(self, condition: Condition, order: Column | None = None) -> tuple[FromClause, ColumnElement[bool]]:
+        """The joined tables that hold what is used, and which of their rows pass; ``order`` is what they go by first.
+
+        Rows are the buffer's own by their ids, unless an index serves that begins with the buffer: by loss, by time.
+        Databases would choose it for its beginning alone, and look up all rows one by one.
+        """
         passing = self.condition(condition)
         tables: FromClause
         if self.over == "episodes":
+            guides = {order.name} if order is not None else set()
+            guides |= {
+                test.column.name for test in map(_plain, conjuncts(condition)) if isinstance(test, (Comparison, In))
+            }
+            if "id" in guides or self.by_id:
+                guides = set()
             if not self._uses("metadata"):
-                return episode, and_(_e.buffer_id == buffer_id, passing)
+                return episode, and_(self._own(_e.id, _e.buffer_id if "timestamp" in guides else None), passing)
+            own = self._own(_m.episode_id, _m.buffer_id if "loss" in guides else None)
             if not self._uses("episode"):
-                return replay_metadata, and_(_m.buffer_id == buffer_id, passing)
-            tables = replay_metadata.join(episode, _e.id == _m.episode_id)
-            return tables, and_(_m.buffer_id == buffer_id, passing)
+                return replay_metadata, and_(own, passing)
+            if "timestamp" in guides:
+                own = and_(own, _e.buffer_id == self.snapshot.state.buffer_id)
+            return replay_metadata.join(episode, _e.id == _m.episode_id), and_(own, passing)
         tables = replay_event
         if {column.name for column in self.used} & {"what", "reason", "at", "step", "consumer", "strategy"}:
             tables = tables.join(event_group, _g.id == _v.group_id)
@@ -140,6 +159,11 @@ class Scope:
         if self._uses("metadata"):
             tables = tables.outerjoin(replay_metadata, _m.episode_id == _v.episode_id)
         return tables, and_(*self._span(condition), passing)
+
+    def _own(self, row_id: ColumnElement[int], buffer_id: ColumnElement[int] | None) -> ColumnElement[bool]:
+        if buffer_id is not None:
+            return buffer_id == self.snapshot.state.buffer_id
+        return row_id.between(*id_range(self.snapshot.state.buffer_id))
 
     def _span(self, condition: Condition) -> Iterator[ColumnElement[bool]]:
         """Where in the history the events are that can pass: by the chains of episodes, the indexes on time and step.
@@ -168,6 +192,8 @@ class Scope:
                 return and_(*map(self.condition, condition.conditions))
             case AnyOf():
                 return or_(*map(self.condition, condition.conditions))
+            case Not(Comparison(column, "==", None)):
+                return self.expression(column).is_not(None)
             case Not():
                 return self.condition(condition.condition).is_not(true())
             case HasTag():
@@ -223,6 +249,14 @@ class Scope:
 def conjuncts(condition: Condition) -> tuple[Condition, ...]:
     """Conditions that must all hold."""
     return condition.conditions if isinstance(condition, AllOf) else (condition,)
+
+
+def _certain(condition: Condition) -> str | None:
+    """The column of a single test that a missing value does not pass."""
+    match condition:
+        case Not(Comparison(column, "==", None)) | In(column) | Comparison(column):
+            return column.name
+    return None
 
 
 def _tests(condition: Condition, *names: str) -> bool:

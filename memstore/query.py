@@ -212,7 +212,7 @@ class Query:
         order = [(self._resolved(given, dict(outputs)), down) for given, down in self.order]
         columns = [column for _, column in outputs]
         scope = Scope.of(snapshot, self.over, [*columns, *(column for column, _ in order)], condition)
-        tables, passing = scope.rows(condition)
+        tables, passing = scope.rows(condition, order[0][0] if order else None)
         query = select(*(_selectable(scope, column) for column in columns)).select_from(tables).where(passing)
         certain = {column for part in conjuncts(condition) for column in _certain(part)}
         for column, down in order:

@@ -1,0 +1,108 @@
+"""What the history costs an update, what its answers cost at five events an episode, and draws behind a condition."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import memstore
+from benchmarks.bench import Bench
+from benchmarks.workload import CACHE_BYTES, Workload, open_memory
+from memstore import col
+
+EVENTS = 5
+"""Per episode."""
+
+UPDATED = 25_000
+LEVELS = 100
+SPARSE = f"level = 7, 1 in {LEVELS}"
+DENSE = "level >= 50, half"
+NOTHING = "no condition"
+DOMAIN = "one domain of four"
+WITH, WITHOUT = "update and its history", "update, history off"
+
+
+def history(bench: Bench) -> None:
+    """Updates with and without history; ready-made answers; draws behind conditions."""
+    labels = ["history", "history-off"]
+    with open_memory(bench.place.address(labels[0]), cache_bytes=CACHE_BYTES, capacity=2 * bench.rows) as memory:
+        _fill(memory, bench)
+    bench.place.copy(*labels)
+    with open_memory(bench.place.address(labels[1]), cache_bytes=CACHE_BYTES) as off:
+        off.configure(history="off")
+        with open_memory(bench.place.address(labels[0]), cache_bytes=CACHE_BYTES) as memory:
+            _updates(bench, memory, off)
+            _draws(bench, memory)
+            _answers(bench, memory)
+    bench.place.drop(labels)
+
+
+def _fill(memory: memstore.EpisodicMemory, bench: Bench) -> None:
+    workload, done = Workload(), 0
+    task = bench.progress.add_task(
+        f"fill {bench.rows:,} rows, {EVENTS * bench.rows:,} events", total=EVENTS * bench.rows
+    )
+    for episodes in workload.chunks(bench.rows):
+        level = (np.arange(done, done + len(episodes)) % LEVELS).tolist()
+        memory.extend(episodes.payload, domain=episodes.domain, loss=episodes.loss, level=level)
+        done += len(episodes)
+    for step, start in enumerate(range(0, EVENTS * bench.rows, UPDATED)):
+        count = min(UPDATED, EVENTS * bench.rows - start)
+        ids = workload.rng.integers(1, bench.rows + 1, count)
+        memory.update(ids, loss=workload.losses(count), step=step)
+        bench.progress.advance(task, count)
+
+
+def _updates(bench: Bench, memory: memstore.EpisodicMemory, off: memstore.EpisodicMemory) -> None:
+    def prepare() -> tuple[Any, Any]:
+        batch = memory.sample(bench.batch, beta=0.4)
+        return batch, bench.workload.drifted(batch.loss)
+
+    contenders: dict[str, Callable[[tuple[Any, Any]], Any]] = {
+        WITHOUT: lambda given: off.update(given[0], loss=given[1], step=1),
+        WITH: lambda given: memory.update(given[0], loss=given[1], step=1),
+    }
+    bench.measure("history: update", bench.batch, prepare, contenders)
+
+
+def _draws(bench: Bench, memory: memstore.EpisodicMemory) -> None:
+    """In a training loop: an update comes before each draw, as in one."""
+    conditions = {
+        NOTHING: None,
+        SPARSE: col.level == 7,
+        DENSE: col.level >= 50,
+        DOMAIN: col.domain == "algebra",
+    }
+
+    def prepare() -> int:
+        batch = memory.sample(bench.batch)
+        memory.update(batch, loss=bench.workload.drifted(batch.loss))
+        return bench.batch
+
+    contenders: dict[str, Callable[[int], Any]] = {
+        name: functools.partial(_draw, memory, condition) for name, condition in conditions.items()
+    }
+    bench.measure("draw behind a condition", bench.batch, prepare, contenders)
+
+
+def _draw(memory: memstore.EpisodicMemory, condition: memstore.Condition | None, count: int) -> None:
+    memory.sample(count, where=condition)
+
+
+def _answers(bench: Bench, memory: memstore.EpisodicMemory) -> None:
+    steps = EVENTS * bench.rows // UPDATED
+    contenders: dict[str, Callable[[int], Any]] = {
+        "hardest(10)": lambda _: memory.hardest(10),
+        "most_replayed(10)": lambda _: memory.most_replayed(10),
+        "never_replayed(10)": lambda _: memory.never_replayed(10),
+        "forgotten(10)": lambda _: memory.forgotten(10),
+        "loss_trend()": lambda _: memory.loss_trend(),
+        "replay_share()": lambda _: memory.replay_share(),
+        "history(episode=...)": lambda episode: memory.history(episode=episode),
+        "history(steps=..., limit=1000)": lambda _: memory.history(steps=steps // 2, limit=1000),
+        "history(domain=..., limit=1000)": lambda _: memory.history(domain="algebra", limit=1000),
+    }
+    bench.measure("answer", 1, lambda: int(bench.workload.rng.integers(1, bench.rows + 1)), contenders, most=20)
