@@ -138,9 +138,7 @@ class Scope:
         tables: FromClause
         if self.over == "episodes":
             guides = {order.name} if order is not None else set()
-            guides |= {
-                test.column.name for test in map(_plain, conjuncts(condition)) if isinstance(test, (Comparison, In))
-            }
+            guides |= {name for name in map(_tested, conjuncts(condition)) if name is not None}
             if "id" in guides or self.by_id:
                 guides = set()
             if not self._uses("metadata"):
@@ -251,8 +249,8 @@ def conjuncts(condition: Condition) -> tuple[Condition, ...]:
     return condition.conditions if isinstance(condition, AllOf) else (condition,)
 
 
-def _certain(condition: Condition) -> str | None:
-    """The column of a single test that a missing value does not pass."""
+def _tested(condition: Condition) -> str | None:
+    """The column of a single test for which an index could serve."""
     match condition:
         case Not(Comparison(column, "==", None)) | In(column) | Comparison(column):
             return column.name
