@@ -13,6 +13,7 @@ from benchmarks.bench import Bench
 from benchmarks.bloat import bloat
 from benchmarks.fresh import CACHE_BYTES as SMALL_CACHE
 from benchmarks.fresh import in_fresh_process
+from benchmarks.history import history
 from benchmarks.learning import learning
 from benchmarks.network import network
 from benchmarks.sharing import sharing
@@ -117,12 +118,13 @@ CASES: Mapping[str, Callable[[Bench], None]] = {
     "network": network,
     "sharing": sharing,
     "learning": learning,
+    "history": history,
     "extend": extend_,
     "bloat": bloat,
 }
 """In the order in which they run: from those that only read to those that grow the database."""
 
-LARGEST_ONLY = frozenset({"network", "sharing", "learning", "bloat"})
+LARGEST_ONLY = frozenset({"network", "sharing", "learning", "history", "bloat"})
 """Cases that run at the largest size alone."""
 
 

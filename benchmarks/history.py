@@ -18,10 +18,23 @@ EVENTS = 5
 
 UPDATED = 25_000
 LEVELS = 100
-SPARSE = f"level = 7, 1 in {LEVELS}"
-DENSE = "level >= 50, half"
-NOTHING = "no condition"
-DOMAIN = "one domain of four"
+CONDITIONS: dict[str, memstore.Condition | None] = {
+    "no condition": None,
+    "level = 7, 1 in 100 passes": col.level == 7,
+    "level >= 50, half passes": col.level >= 50,
+    "one domain of four": col.domain == "algebra",
+}
+ANSWERS: dict[str, Callable[[memstore.EpisodicMemory, int], Any]] = {
+    "hardest(10)": lambda memory, _: memory.hardest(10),
+    "most_replayed(10)": lambda memory, _: memory.most_replayed(10),
+    "never_replayed(10)": lambda memory, _: memory.never_replayed(10),
+    "forgotten(10)": lambda memory, _: memory.forgotten(10),
+    "loss_trend()": lambda memory, _: memory.loss_trend(),
+    "replay_share()": lambda memory, _: memory.replay_share(),
+    "history(episode=...)": lambda memory, episode: memory.history(episode=episode),
+    "history(steps=..., limit=1000)": lambda memory, _: memory.history(steps=1, limit=1000),
+    "history(domain=..., limit=1000)": lambda memory, _: memory.history(domain="algebra", limit=1000),
+}
 WITH, WITHOUT = "update and its history", "update, history off"
 
 
@@ -65,17 +78,11 @@ def _updates(bench: Bench, memory: memstore.EpisodicMemory, off: memstore.Episod
         WITHOUT: lambda given: off.update(given[0], loss=given[1], step=1),
         WITH: lambda given: memory.update(given[0], loss=given[1], step=1),
     }
-    bench.measure("history: update", bench.batch, prepare, contenders)
+    bench.measure("update of 256", bench.batch, prepare, contenders)
 
 
 def _draws(bench: Bench, memory: memstore.EpisodicMemory) -> None:
     """In a training loop: an update comes before each draw, as in one."""
-    conditions = {
-        NOTHING: None,
-        SPARSE: col.level == 7,
-        DENSE: col.level >= 50,
-        DOMAIN: col.domain == "algebra",
-    }
 
     def prepare() -> int:
         batch = memory.sample(bench.batch)
@@ -83,7 +90,7 @@ def _draws(bench: Bench, memory: memstore.EpisodicMemory) -> None:
         return bench.batch
 
     contenders: dict[str, Callable[[int], Any]] = {
-        name: functools.partial(_draw, memory, condition) for name, condition in conditions.items()
+        name: functools.partial(_draw, memory, condition) for name, condition in CONDITIONS.items()
     }
     bench.measure("draw behind a condition", bench.batch, prepare, contenders)
 
@@ -93,16 +100,7 @@ def _draw(memory: memstore.EpisodicMemory, condition: memstore.Condition | None,
 
 
 def _answers(bench: Bench, memory: memstore.EpisodicMemory) -> None:
-    steps = EVENTS * bench.rows // UPDATED
     contenders: dict[str, Callable[[int], Any]] = {
-        "hardest(10)": lambda _: memory.hardest(10),
-        "most_replayed(10)": lambda _: memory.most_replayed(10),
-        "never_replayed(10)": lambda _: memory.never_replayed(10),
-        "forgotten(10)": lambda _: memory.forgotten(10),
-        "loss_trend()": lambda _: memory.loss_trend(),
-        "replay_share()": lambda _: memory.replay_share(),
-        "history(episode=...)": lambda episode: memory.history(episode=episode),
-        "history(steps=..., limit=1000)": lambda _: memory.history(steps=steps // 2, limit=1000),
-        "history(domain=..., limit=1000)": lambda _: memory.history(domain="algebra", limit=1000),
+        name: functools.partial(answer, memory) for name, answer in ANSWERS.items()
     }
     bench.measure("answer", 1, lambda: int(bench.workload.rng.integers(1, bench.rows + 1)), contenders, most=20)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import memstore
-from benchmarks import cases
+from benchmarks import cases, history
 from benchmarks.measure import Results, Timing
 
 MILLION, BASE = 1_000_000, 10_000
@@ -62,8 +62,13 @@ def environment() -> dict[str, str]:
 
 
 def targets(results: Results) -> list[Target]:
-    """What the issues ask for: of SQLite issue 2, "What must hold", 6; of PostgreSQL issue 3."""
-    return [*_sqlite(results), *_postgres(results)]
+    """What is aimed at."""
+    return [
+        *_sqlite(results),
+        *_postgres(results),
+        *_history(results, "sqlite", 200),
+        *_history(results, "postgres", 400),
+    ]
 
 
 def _sqlite(results: Results) -> Iterator[Target]:
@@ -94,6 +99,19 @@ def _postgres(results: Results) -> Iterator[Target]:
     yield Target("postgres: update, 256 at 1M", "ms", 8, _over(find("update", cases.MEMSTORE), 1e-3))
     rate = _over(K, find("extend", cases.MEMSTORE, mean=True))
     yield Target("postgres: extend by 256 at 1M", "rows/s", 40_000, rate, at_most=False)
+
+
+def _history(results: Results, database: str, answer: float) -> Iterator[Target]:
+    find = functools.partial(_timing, results, database)
+    cost = _over(find("update of 256", history.WITH), find("update of 256", history.WITHOUT))
+    yield Target(f"{database}: update and its history, over update without, at 5M events", "x", 1.4, cost)
+    for name in history.CONDITIONS:
+        yield Target(
+            f"{database}: draw of 256 at 1M ({name})", "ms", 10, _over(find("draw behind a condition", name), 1e-3)
+        )
+    for name in history.ANSWERS:
+        taken = results.timing(database, "answer", MILLION, 1, name)
+        yield Target(f"{database}: {name} at 5M events", "ms", answer, _over(taken and taken.median, 1e-3))
 
 
 def _timing(

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.snapshot import Rows, Snapshot
+from memstore.snapshot import Rows
 from memstore.strata import Floats, Ints
 
 POOR_YIELD = 16
@@ -27,6 +27,9 @@ POOR_YIELD = 16
 POOR_ROUNDS = 8
 """... and after this many poor rounds one scan finishes the draw exactly; behind a condition that is tested on the
 candidates, after one: what passes is not scanned but known, from the second time on."""
+
+PROBE = 64
+"""Candidates of the first round behind such a condition, which shows how many pass."""
 
 SCAN_SHARE = 4
 """A draw of more than one in this many live rows scans at once: the scan costs no more than the draw."""
@@ -43,13 +46,18 @@ class Groups:
 class Source(Protocol):
     """What a strategy offers to ``draw``."""
 
-    snapshot: Snapshot
     groups: Groups
     acceptance: float
     """Share of candidates that will be accepted, roughly: it decides how many are proposed, not what is drawn."""
 
     selective: bool
-    """Whether accepted candidates may fail the condition of the snapshot, and must be tested."""
+    """Whether accepted candidates must pass a test besides."""
+
+    def passing(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which of the rows pass it."""
+
+    def complete(self, rows: Rows) -> Rows:
+        """Rows of a ``scan`` with everything that is known of them."""
 
     def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
         """Rows that exist among the candidates, in proposal order; their ordinals; log2 of their weights."""
@@ -92,7 +100,7 @@ def draw(
     patience = 1 if source.selective else POOR_ROUNDS
     acceptance = source.acceptance
     while wanted > 0:
-        proposed = candidates(wanted, acceptance)
+        proposed = PROBE if source.selective and not drawn else candidates(wanted, acceptance)
         found = _round(source, rng, proposed, excluded)
         if found is None:
             break
@@ -153,7 +161,7 @@ def _round(source: Source, rng: np.random.Generator, proposed: int, excluded: _P
     rows, ordinal, log2_weight = source.fetch(group, unchosen(group, position, excluded))
     accepted = threshold[ordinal] < np.exp2(log2_weight - source.groups.log2_bound[group[ordinal]])
     found = rows.take(accepted)
-    return found.take(source.snapshot.passing(found)) if source.selective else found
+    return found.take(source.passing(found)) if source.selective else found
 
 
 def _cumulative(free: Ints, log2_bound: Floats) -> Floats | None:
@@ -191,8 +199,8 @@ def _by_scan(source: Source, rng: np.random.Generator, wanted: int, taken: Rows,
     rows, log2_weight = rows.take(possible), log2_weight[possible]
     if replacement and len(rows):
         cumulative = np.cumsum(np.exp2(log2_weight - log2_weight.max()))
-        return source.snapshot.complete(rows.take(choose(cumulative, rng.random(wanted))))
-    return source.snapshot.complete(rows.take(smallest_keys(rng, log2_weight, wanted)))
+        return source.complete(rows.take(choose(cumulative, rng.random(wanted))))
+    return source.complete(rows.take(smallest_keys(rng, log2_weight, wanted)))
 
 
 def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:

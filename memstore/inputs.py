@@ -216,6 +216,7 @@ def _json(value: Any) -> str | None:
         return None
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=True)
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text, and PostgreSQL's JSON refuses it
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidValue(f"extra must be JSON without NaN or infinity, got {_shown(value)}: {exc}") from exc
     if _NUL.search(text):

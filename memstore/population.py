@@ -34,7 +34,8 @@ FOLLOWED_SHARE = 4
 class Population:
     """Live episodes that pass a condition, by id, as of the counters of a snapshot.
 
-    ``label`` is the place among ``labels`` of what each episode has in the column that they are grouped by.
+    ``replays`` and ``live`` are those of the whole buffer. ``label`` is the place among ``labels`` of what each episode
+    has in the column that they are grouped by.
     """
 
     ids: Ints
@@ -74,11 +75,11 @@ class Demand:
 
     def followed(self, snapshot: Snapshot, old: Population) -> Population:
         """The population of a later snapshot than the old one's."""
-        counters = snapshot.state.counters
+        counters, live = snapshot.state.counters, snapshot.state.strata.live
         if (old.recorded, old.inserted) == (counters.recorded, counters.inserted) and old.replays == counters.events:
             return old
         news = (counters.recorded - old.recorded) + (counters.inserted - old.inserted)
-        if news * FOLLOWED_SHARE > snapshot.live:
+        if news * FOLLOWED_SHARE > live:
             return self.read(snapshot)
         first = first_id(snapshot.state.buffer_id)
         query = select(_v.episode_id, _v.loss_after).order_by(_v.id)
@@ -89,7 +90,7 @@ class Demand:
         loss = np.array([np.nan if row[1] is None else row[1] for row in rows])
         left = np.isnan(loss)
         missed = (counters.events - old.replays != int((~left).sum())) or (
-            counters.inserted - old.inserted != snapshot.live - old.live + int(left.sum())
+            counters.inserted - old.inserted != live - old.live + int(left.sum())
         )
         if missed:  # events that were not recorded, or are pruned
             return self.read(snapshot)
@@ -113,7 +114,7 @@ class Demand:
         scope = Scope.of(snapshot, "episodes", used, self.condition, by_id=among is not None)
         tables, passing = scope.rows(self.condition)
         query = select(_m.episode_id, *(scope.expression(column) for column in used)).select_from(tables).where(passing)
-        if among is not None:
+        if among:
             query = query.where(snapshot.backend.one_of(_m.episode_id, among))
         rows = snapshot.conn.execute(query.order_by(_m.episode_id)).all() if among != [] else []
         labels = dict(labels)
@@ -128,7 +129,7 @@ class Demand:
             counters.inserted,
             counters.recorded,
             counters.events,
-            snapshot.live,
+            snapshot.state.strata.live,
         )
 
 

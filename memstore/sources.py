@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memstore.draws import Groups, unchosen
 from memstore.shares import log2_sum
@@ -10,12 +11,23 @@ from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Floats, Ints, log2_priority
 
 
-class LossSource:
+class _Source:
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def passing(self, rows: Rows) -> NDArray[np.bool_]:
+        return self.snapshot.passing(rows)
+
+    def complete(self, rows: Rows) -> Rows:
+        return self.snapshot.complete(rows)
+
+
+class LossSource(_Source):
     """Strata as groups; weight is priority ** alpha."""
 
     def __init__(self, snapshot: Snapshot, alpha: float) -> None:
+        super().__init__(snapshot)
         strata = snapshot.state.strata
-        self.snapshot = snapshot
         self.alpha = alpha
         self.top = snapshot.state.counters.top_priority
         self.occupied = snapshot.occupied()
@@ -44,11 +56,11 @@ class LossSource:
         return self.alpha * log2_priority(rows.loss, self.snapshot.settings.epsilon, self.top)
 
 
-class AgeSource:
+class AgeSource(_Source):
     """Octaves of age as groups; weight is age ** -alpha; ages whose episode is gone are no candidates."""
 
     def __init__(self, snapshot: Snapshot, alpha: float) -> None:
-        self.snapshot = snapshot
+        super().__init__(snapshot)
         self.alpha = alpha
         self.selective = snapshot.is_filtered
         youngest, oldest = age_span(snapshot)

@@ -111,10 +111,13 @@ def test_processes_share_a_database(report: dict[str, Any]) -> None:
     assert found["sqlite", "added by 8 writers to one buffer"] > 0
 
 
-@pytest.mark.parametrize("report", [("--database", "sqlite", "--only", "learning")], indirect=True)
-def test_a_learner_is_measured_by_how_often_it_checkpoints(report: dict[str, Any]) -> None:
+@pytest.mark.parametrize("report", [("--database", "sqlite", "--only", "learning,history")], indirect=True)
+def test_a_learner_by_how_often_it_checkpoints_and_the_history_by_what_it_costs(report: dict[str, Any]) -> None:
     ways = ["a checkpoint in every call", "a checkpoint in the last of ten", "a commit in every call, no checkpoint"]
     found = contenders(report)
+    assert found.pop(("sqlite", "update of 256", 256)) == ["update, history off", "update and its history"]
+    assert len(found.pop(("sqlite", "draw behind a condition", 256))) == 4
+    assert len(found.pop(("sqlite", "answer", 1))) == 9
     assert found == {("sqlite", case, 100): [*ways, "the training alone, in memory"] for _, case, _ in found}
     assert len(found) == 2
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import memstore
 from memstore import PrioritizedLoss, draws
@@ -44,6 +45,7 @@ class Table:
     group: Ints
     bound: Floats
     acceptance: float = 0.5
+    selective: bool = False
     groups: draws.Groups = field(init=False)
     rounds: int = 0
     scans: int = 0
@@ -58,7 +60,13 @@ class Table:
 
     def rows(self, which: Ints) -> Rows:
         nothing = np.zeros(len(which), np.int64)
-        return Rows(which, self.weight[which], nothing, self.group[which], self._position[which])
+        return Rows(which, self.weight[which], nothing, self.group[which], self._position[which], nothing)
+
+    def passing(self, rows: Rows) -> NDArray[np.bool_]:
+        return np.ones(len(rows), np.bool_)
+
+    def complete(self, rows: Rows) -> Rows:
+        return rows
 
     def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
         self.rounds += 1
