@@ -227,9 +227,13 @@ class Database:
 
     def prepare(self) -> None:
         """Make the lasting changes that a database known to be empty or ours needs, outside any transaction."""
+        self.outside(self.backend.prepare)
+
+    def outside(self, work: Callable[[Engine], T]) -> T:
+        """Run what cannot be part of a transaction; the errors of the database come as memstore's."""
         self._check_open()
         with self._translated():
-            self.backend.prepare(self.engine)
+            return work(self.engine)
 
     def watch(self, buffer_id: int) -> Watch:
         """A started watch on commits to the buffer, to be closed by the caller."""

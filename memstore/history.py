@@ -127,4 +127,5 @@ def fold(snapshot: Snapshot, rows: Rows, folded: Folded, at: float) -> None:
     for which, written in ((~moving, columns), (moving, columns | places)):
         if which.any():
             chosen = {name: values[which].tolist() for name, values in written.items()}
+            chosen["last_event_id"] = [number or None for number in chosen["last_event_id"]]
             snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", chosen, least="lowest_loss")

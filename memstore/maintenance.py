@@ -175,7 +175,7 @@ def drop_buffer(conn: Connection, number: int) -> None:
         (replay_metadata, "episode_id"),
         (payload, "episode_id"),
         (episode, "id"),
-        (replay_event, "group_id"),
+        (replay_event, "id"),
         (event_group, "id"),
         (stratum, "id"),
         (domain, "id"),

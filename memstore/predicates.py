@@ -187,9 +187,9 @@ class Scope:
         """The condition as SQL."""
         match condition:
             case AllOf():
-                return and_(*map(self.condition, condition.conditions))
+                return and_(true(), *map(self.condition, condition.conditions))
             case AnyOf():
-                return or_(*map(self.condition, condition.conditions))
+                return or_(false(), *map(self.condition, condition.conditions))
             case Not(Comparison(column, "==", None)):
                 return self.expression(column).is_not(None)
             case Not():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
-from sqlalchemy import BigInteger, ColumnElement, Double, Select, cast, func, literal, select
+from sqlalchemy import BigInteger, ColumnElement, Double, Select, case, cast, func, literal, select
 
 from memstore.answers import EpisodeSummary, ReplayEvent
 from memstore.columns import AllOf, Column, Comparison, Condition, Descending, ExtraColumn, In, Not, TagsColumn, col
@@ -22,6 +22,9 @@ from memstore.snapshot import Snapshot
 T = TypeVar("T")
 Order = Column | Descending | str
 ALL = AllOf(())
+LARGEST = 1e290
+"""So many of them as a database can hold add up to a float."""
+
 _RECORDS: dict[str, type] = {"episodes": EpisodeSummary, "history": ReplayEvent}
 
 
@@ -45,7 +48,7 @@ def count(column: Column | None = None) -> Aggregate:
 
 
 def mean(column: Column) -> Aggregate:
-    """Mean of the known values."""
+    """Mean of the known values, missing where there is none; what is beyond 1e290 counts as that."""
     return Aggregate("avg", _number("mean", column))
 
 
@@ -60,7 +63,7 @@ def maximum(column: Column) -> Aggregate:
 
 
 def total(column: Column) -> Aggregate:
-    """Sum of the known values, missing where there is none."""
+    """Sum of the known values, missing where there is none; of fractions, what is beyond 1e290 counts as that."""
     return Aggregate("sum", _number("total", column))
 
 
@@ -295,12 +298,14 @@ def _summand(scope: Scope, aggregate: Aggregate) -> ColumnElement[Any]:
 
 
 def _aggregated(aggregate: Aggregate, value: ColumnElement[Any]) -> ColumnElement[Any]:
-    if aggregate.function == "avg":
-        return func.avg(cast(value, Double()))
-    number: ColumnElement[Any] = getattr(func, aggregate.function)(value)
-    # The sum of bigints is a numeric on PostgreSQL.
-    is_int = aggregate.column is not None and aggregate.column.kind == "int"
-    return cast(number, BigInteger()) if aggregate.function == "sum" and is_int else number
+    if aggregate.column is None or aggregate.function in ("count", "min", "max"):
+        number: ColumnElement[Any] = getattr(func, aggregate.function)(value)
+        return number
+    if aggregate.function == "sum" and aggregate.column.kind == "int":
+        return cast(func.sum(value), BigInteger())  # PostgreSQL makes a numeric of it
+    # Not avg(): PostgreSQL's sums squares as well, and an overflow is an error there.
+    bounded = func.sum(case((value > LARGEST, LARGEST), (value < -LARGEST, -LARGEST), else_=cast(value, Double())))
+    return bounded if aggregate.function == "sum" else bounded / func.nullif(func.count(value), 0)
 
 
 def _selectable(scope: Scope, column: Column) -> ColumnElement[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ UNAWAITED = "memstore_unawaited"
 """Execution option of a statement whose result nobody looks at, not even the number of its rows."""
 
 Columns = Mapping[str, Sequence[Any]]
+Progress = Callable[[int, int], None]
+"""Told how much is done, of how much."""
+
 Located = tuple[int, int, float | None, int]
 """One candidate that exists: its ordinal in the request, episode id, loss, replay count."""
 
@@ -215,3 +218,19 @@ class Backend(Expressions):
         """Copy the committed data to a new file named after ``label``, beside the original; None where a server has
         tools of its own for that."""
         return None
+
+    def copy_file(self, engine: Engine, target: Path, on_progress: Progress) -> bool:
+        """Copy the committed data to a file that does not exist, if the database is a file itself."""
+        return False
+
+    @abstractmethod
+    def last_buffer(self, conn: Connection) -> int:
+        """The largest number ever given to a buffer."""
+
+    @abstractmethod
+    def set_last_buffer(self, conn: Connection, number: int) -> None:
+        """Let the next buffer have a larger number than this."""
+
+    @abstractmethod
+    def vacuum(self, engine: Engine) -> None:
+        """Give back what deleted rows hold."""

@@ -239,6 +239,19 @@ class PostgresBackend(PostgresExpressions, Backend):
         tables, indexes = _send(conn, sql, (encode(TEXT, names),)).fetchall()[0]
         return {"tables": int(tables), "indexes": int(indexes)}
 
+    def last_buffer(self, conn: Connection) -> int:
+        sql = "SELECT pg_sequence_last_value(pg_get_serial_sequence(%s, 'id'))"
+        return int(_send(conn, sql, (buffer.name,)).fetchall()[0][0] or 0)
+
+    def set_last_buffer(self, conn: Connection, number: int) -> None:
+        if number:
+            _send(conn, "SELECT setval(pg_get_serial_sequence(%s, 'id'), %s)", (buffer.name, number))
+
+    def vacuum(self, engine: Engine) -> None:
+        with engine.connect() as conn:
+            for name in metadata.tables:
+                _driver(conn).execute(f"VACUUM (ANALYZE) {name}".encode())
+
     def integrity(self, conn: Connection) -> Iterable[str]:
         return ()  # checksums of pages are the server's (pg_amcheck, data_checksums); it reads or refuses a page
 

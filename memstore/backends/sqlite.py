@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from memstore.backends.base import Backend, Columns, Failure, Ints, Located, TransactionState, Watch
+from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
 from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
 from memstore.config import sqlite_path
@@ -29,6 +30,7 @@ MINIMUM_VERSION = (3, 38, 0)
 CACHE_KIB = 64 * 1024
 # The default of 1000 pages checkpoints inside every few commits: 41k inserted rows/s against 111k at 1M rows.
 AUTOCHECKPOINT_PAGES = 16384
+BACKUP_PAGES = 4096
 JOURNAL_SIZE_LIMIT = 64 * 2**20
 
 _CODES = {
@@ -99,9 +101,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             warnings.warn(network_warning(self.describe(), kind), StoreWarning, stacklevel=2)
         # The switch to WAL does not honour busy_timeout: 7 of 120 first openers failed without the retry.
         deadline = time.monotonic() + self.busy_timeout
-        connection = engine.raw_connection()
-        try:
-            driver = cast(sqlite3.Connection, connection.driver_connection)
+        with _raw(engine) as driver:
             while driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 try:
                     mode = driver.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -111,8 +111,6 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                     if self.classify(exc) is not Failure.BUSY or time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
-        finally:
-            connection.close()
 
     def send(self, conn: Connection, statement: str) -> None:
         _driver(conn).execute(statement)
@@ -223,25 +221,46 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         return path is None or path.exists()
 
     def backup(self, engine: Engine, label: str) -> Path | None:
-        # A connection of its own reads what is committed, also while the caller's holds the write lock.
-        connection = engine.raw_connection()
-        try:
-            source = cast(sqlite3.Connection, connection.driver_connection)
+        with _raw(engine) as source:
             original = Path(source.execute("PRAGMA database_list").fetchone()[2])
-            target = _unused(original, label)
-            partial = Path(f"{target}.partial")
-            partial.unlink(missing_ok=True)
-            try:
-                with closing(sqlite3.connect(partial)) as copy:
-                    copy.execute("PRAGMA journal_mode = OFF")  # a failed copy is deleted, never rolled back
-                    source.backup(copy)
-                partial.replace(target)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-        finally:
-            connection.close()
+        target = _unused(original, label)
+        self.copy_file(engine, target, lambda done, total: None)
         return target
+
+    def copy_file(self, engine: Engine, target: Path, on_progress: Progress) -> bool:
+        partial = Path(f"{target}.partial")
+        partial.unlink(missing_ok=True)
+        try:
+            # A connection of its own reads what is committed, also while the caller's holds the write lock; inside a
+            # transaction every step of the copy sees the same snapshot.
+            with _raw(engine) as source, closing(sqlite3.connect(partial)) as copy:
+                copy.execute("PRAGMA journal_mode = OFF")  # a failed copy is deleted, never rolled back
+                source.execute("BEGIN")
+                source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                source.backup(
+                    copy, pages=BACKUP_PAGES, progress=lambda _, left, total: on_progress(total - left, total)
+                )
+                source.execute("ROLLBACK")
+            _settle(partial)
+            partial.rename(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        return True
+
+    def last_buffer(self, conn: Connection) -> int:
+        found = _driver(conn).execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (buffer.name,)).fetchone()
+        return found[0] if found else 0
+
+    def set_last_buffer(self, conn: Connection, number: int) -> None:
+        driver = _driver(conn)
+        if not driver.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (number, buffer.name)).rowcount:
+            driver.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (buffer.name, number))
+
+    def vacuum(self, engine: Engine) -> None:
+        with _raw(engine) as driver:
+            driver.execute("VACUUM")
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 class _DataVersion(Watch):
@@ -291,6 +310,22 @@ def _begin(conn: Connection) -> None:
     # timeout; so writers are IMMEDIATE from the start, and readers never wait.
     write = conn.get_execution_options().get("memstore_write", False)
     conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
+
+
+@contextmanager
+def _raw(engine: Engine) -> Iterator[sqlite3.Connection]:
+    """A connection outside any transaction."""
+    connection = engine.raw_connection()
+    try:
+        yield cast(sqlite3.Connection, connection.driver_connection)
+    finally:
+        connection.close()
+
+
+def _settle(file: Path) -> None:
+    """Make a written file survive a loss of power."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _driver(conn: Connection) -> sqlite3.Connection:

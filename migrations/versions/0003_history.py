@@ -54,23 +54,29 @@ SUMS = """
     WHERE v.domain_id IS NOT NULL GROUP BY g.buffer_id, g.id, v.domain_id, g.step, g.at ORDER BY g.id
 """
 
+# Not avg(): PostgreSQL's sums squares as well, and what is beyond a float is an error there.
+BOUNDED = "CASE WHEN m.loss < 1e290 THEN m.loss WHEN m.loss >= 1e290 THEN 1e290 END"
+MEAN_LOSS = f"sum({BOUNDED}) / nullif(count(m.loss), 0)"
+
+# Expressions are cast, for programs that ask for the types of columns; length() would be an int4.
 VIEWS = {
     "v_episode": """
         SELECT e.id AS episode_id, b.name AS buffer, d.name AS domain, e.timestamp, e.level, e.key, e.extra,
-            m.loss, m.lowest_loss, m.loss - m.lowest_loss AS rise, m.replay_count, m.last_replayed_at,
-            length(p.data) AS payload_bytes
+            m.loss, m.lowest_loss, CAST(m.loss - m.lowest_loss AS DOUBLE PRECISION) AS rise, m.replay_count,
+            m.last_replayed_at, CAST(length(p.data) AS BIGINT) AS payload_bytes
         FROM episode AS e
         JOIN replay_metadata AS m ON m.episode_id = e.id
         JOIN buffer AS b ON b.id = e.buffer_id
         JOIN domain AS d ON d.id = e.domain_id
         LEFT JOIN payload AS p ON p.episode_id = e.id
     """,
-    "v_domain": """
-        SELECT b.name AS buffer, d.name AS domain, count(m.episode_id) AS episodes,
-            count(m.episode_id) - count(m.loss) AS never_measured, avg(m.loss) AS mean_loss,
-            max(m.loss) AS highest_loss,
-            (SELECT CAST(coalesce(sum(t.replays), 0) AS BIGINT) FROM replay_tally AS t
-             WHERE t.buffer_id = d.buffer_id AND t.domain_id = d.id) AS replays
+    "v_domain": f"""
+        SELECT b.name AS buffer, d.name AS domain, CAST(count(m.episode_id) AS BIGINT) AS episodes,
+            CAST(count(m.episode_id) - count(m.loss) AS BIGINT) AS never_measured,
+            CAST({MEAN_LOSS} AS DOUBLE PRECISION) AS mean_loss,
+            CAST(max(m.loss) AS DOUBLE PRECISION) AS highest_loss,
+            CAST((SELECT coalesce(sum(t.replays), 0) FROM replay_tally AS t
+                  WHERE t.buffer_id = d.buffer_id AND t.domain_id = d.id) AS BIGINT) AS replays
         FROM domain AS d
         JOIN buffer AS b ON b.id = d.buffer_id
         LEFT JOIN episode AS e ON e.domain_id = d.id

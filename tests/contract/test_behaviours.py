@@ -435,7 +435,7 @@ def test_18_max_replays_removes(open_memory: OpenMemory, sql: Sql) -> None:
     memory.update([c, c, c], loss=0.1)
     assert live_ids(memory) == [b]
     # The history of what left stays.
-    assert sql("SELECT episode_id, loss_after FROM replay_event ORDER BY id") == [
+    assert sql("SELECT episode_id, loss_after FROM v_history WHERE what = 'replayed' ORDER BY event") == [
         (a, 0.5),
         (b, 0.5),
         (a, 0.25),
@@ -443,6 +443,10 @@ def test_18_max_replays_removes(open_memory: OpenMemory, sql: Sql) -> None:
         (c, 0.1),
         (c, 0.1),
         (c, 0.1),
+    ]
+    assert sql("SELECT episode_id, reason, loss_before FROM v_history WHERE what = 'exhausted' ORDER BY event") == [
+        (a, "max_replays", 0.25),
+        (c, "max_replays", 0.1),
     ]
     memory.configure(max_replays=0)
     memory.update([b, b, b], loss=0.1)
@@ -605,8 +609,8 @@ def test_29_the_payload_goes_with_its_episode(open_memory: OpenMemory, sql: Sql,
 
 
 def test_29_room_is_used_again(open_memory: OpenMemory, tidy: Callable[[], None], url: str) -> None:
-    """29. A full memory does not grow on disk however long it runs."""
-    memory = open_memory(capacity=50, eviction="fifo")
+    """29. A full memory whose history is bounded does not grow on disk however long it runs."""
+    memory = open_memory(capacity=50, eviction="fifo", history=memstore.History(max_events=100))
     sizes = []
     for turn in range(6):
         for _ in range(10):
@@ -694,7 +698,7 @@ def test_38_files_of_every_release_open(asset: Path, tmp_path: Path) -> None:
     before = asset.read_bytes()
     upgrade(copy, backup=False)
     with memstore.open(copy, create=False) as memory:
-        make.verify(memory)
+        make.verify(memory, asset.stem.removeprefix("v"))
         make.go_on(memory)
         report = memory.check()
         assert report.ok, report.problems
@@ -705,6 +709,10 @@ def test_38_files_of_every_release_open(asset: Path, tmp_path: Path) -> None:
     if "shared" in memstore.buffers(copy):
         with memstore.open(copy, buffer="shared", create=False) as memory:
             make.verify_shared(memory)
+            assert memory.check().ok
+    if "leaving" in memstore.buffers(copy):
+        with memstore.open(copy, buffer="leaving", history=make.HISTORY, create=False) as memory:
+            make.verify_leaving(memory)
             assert memory.check().ok
     assert asset.read_bytes() == before
 

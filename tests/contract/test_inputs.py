@@ -30,21 +30,10 @@ from memstore import (
     RetentionPolicy,
     Uniform,
 )
+from memstore.schema import VERSION_TABLE, metadata
 from tests.contract.helpers import Existing, OpenMemory, Sql, everything, live_ids, row, rows
 
-TABLES = [
-    "buffer",
-    "checkpoint",
-    "domain",
-    "episode",
-    "episode_key",
-    "episode_tag",
-    "memstore_version",
-    "payload",
-    "replay_event",
-    "replay_metadata",
-    "stratum",
-]
+TABLES = [*metadata.tables, VERSION_TABLE]
 
 
 @pytest.fixture

@@ -340,9 +340,11 @@ def counts_are_exact(memory: EpisodicMemory, sql: Sql, before: int, done: list[C
     stats = memory.stats()
     assert stats.total_inserted == before + total["inserted"]
     assert len(memory) == stats.total_inserted - total["deleted"]
-    assert stats.total_events == total["events"] == sql("SELECT count(*) FROM replay_event")[0][0]
-    assert sql("SELECT count(DISTINCT id), min(id), max(id) FROM replay_event") == [
-        (total["events"], 1, total["events"])
+    assert stats.total_events == total["events"]
+    recorded = Counter({"replayed": total["events"], "deleted": total["deleted"]})
+    assert Counter(dict(sql("SELECT what, count(*) FROM v_history GROUP BY what"))) == recorded
+    assert sql("SELECT count(DISTINCT event), min(event), max(event) FROM v_history") == [
+        (recorded.total(), 1, recorded.total())
     ]
     (replays,) = sql("SELECT coalesce(sum(replay_count), 0) FROM replay_metadata")[0]
     assert stats.total_replays == replays

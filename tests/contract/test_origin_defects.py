@@ -538,7 +538,7 @@ def test_defect_30_the_history_has_every_replay(open_memory: OpenMemory, sql: Sq
     memory.update([b, a, b], loss=[3.0, 2.0, 4.0], step=12)
     memory.update(memory.sample(2), loss=0.5)
     columns = "episode_id, step, consumer, strategy, loss_before, loss_after"
-    found = sql(f"SELECT {columns} FROM replay_event ORDER BY id")
+    found = sql(f"SELECT {columns} FROM v_history ORDER BY event")
     assert found[:3] == [
         (b, 12, "learner-1", None, None, 3.0),
         (a, 12, "learner-1", None, 1.0, 2.0),

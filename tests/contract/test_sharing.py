@@ -354,7 +354,7 @@ class TestConsumer:
         with contextlib.closing(copy.copy(memory)) as other:  # as multiprocessing would: by its pickled state
             assert other.consumer == "trainer 3"
             other.update([1], loss=1.0)
-        assert sql("SELECT consumer FROM replay_event") == [("trainer 3",)]
+        assert sql("SELECT consumer FROM v_history") == [("trainer 3",)]
 
     def test_by_default_it_is_this_process(self, open_memory: OpenMemory) -> None:
         assert open_memory().consumer.endswith(f":{os.getpid()}")

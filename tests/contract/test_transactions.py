@@ -20,6 +20,7 @@ from memstore import (
     StoreFull,
     TransactionDead,
 )
+from memstore.schema import metadata
 from tests.contract.helpers import (
     FRESH,
     OpenMemory,
@@ -35,9 +36,6 @@ from tests.contract.helpers import (
     sqlite_only,
 )
 
-TABLES = ["buffer", "checkpoint", "domain", "episode", "episode_key", "episode_tag", "payload", "replay_event"]
-TABLES += ["replay_metadata", "stratum"]
-
 
 class Boom(Exception):
     """Ends a block from inside."""
@@ -45,7 +43,7 @@ class Boom(Exception):
 
 def dump(sql: Sql) -> dict[str, Any]:
     """Every row of every table."""
-    return {table: sorted(map(repr, sql(f"SELECT * FROM {table}"))) for table in TABLES}
+    return {table: sorted(map(repr, sql(f"SELECT * FROM {table}"))) for table in metadata.tables}
 
 
 def work(memory: EpisodicMemory, start: int = 100) -> None:

@@ -237,6 +237,7 @@ LIKE_OURS: dict[str, tuple[str, type[MemstoreError]]] = {
     # Rarer things are met while the tables are made, which is then undone; who makes none sees none.
     "materialized view": ("CREATE MATERIALIZED VIEW checkpoint AS SELECT 1 AS id", StoreUnavailable),
     "sequence": ("CREATE SEQUENCE domain", StoreUnavailable),
+    "view like a view": ("CREATE VIEW v_history AS SELECT 1 AS id", StoreUnavailable),
     "index": ("CREATE INDEX ix_episode_buffer_id_timestamp ON invoices (id)", StoreUnavailable),
 }
 

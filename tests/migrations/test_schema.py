@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, inspect
 
 from memstore import schema, upgrade
 from tests.migrations.helpers import Another, create, opened, structure, tables, version
@@ -23,6 +23,18 @@ REQUIRED_INDEXES = {
     "ix_replay_metadata_eviction",
     "ix_episode_buffer_id_timestamp",
     "ix_episode_domain_id_timestamp",
+}
+# Other programs read these: a later schema may add columns at the end, and change nothing else.
+VIEWS = {
+    "v_episode": [
+        *("episode_id", "buffer", "domain", "timestamp", "level", "key", "extra", "loss", "lowest_loss", "rise"),
+        *("replay_count", "last_replayed_at", "payload_bytes"),
+    ],
+    "v_domain": ["buffer", "domain", "episodes", "never_measured", "mean_loss", "highest_loss", "replays"],
+    "v_history": [
+        *("event", "buffer", "episode_id", "domain", "what", "reason", "at", "step", "consumer", "strategy"),
+        *("loss_before", "loss_after", "probability", "weight"),
+    ],
 }
 
 
@@ -51,9 +63,19 @@ def test_they_agree_in_what_the_comparison_does_not_see(url: str, another: Anoth
     schema.metadata.create_all(engine)
     engine.dispose()
     migrated = structure(url)
-    for name in [name for name in migrated if schema.VERSION_TABLE in name]:
+    for name in [name for name in migrated if schema.VERSION_TABLE in name or name in VIEWS]:
         del migrated[name]
     assert _without_storage(migrated) == _without_storage(structure(declared))
+
+
+def test_the_views_keep_their_names_and_columns(url: str) -> None:
+    create(url)
+    engine = create_engine(url)
+    inspector = inspect(engine)
+    assert {
+        name: [column["name"] for column in inspector.get_columns(name)] for name in inspector.get_view_names()
+    } == VIEWS
+    engine.dispose()
 
 
 def _without_storage(found: dict[str, Any]) -> dict[str, Any]:

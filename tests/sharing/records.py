@@ -146,7 +146,7 @@ def read_record(path: Path) -> Iterator[Extend | Update]:
 
 @dataclass(frozen=True)
 class Event:
-    """One row of the replay history."""
+    """One replay in the history."""
 
     id: int
     episode_id: int
@@ -156,14 +156,33 @@ class Event:
     after: float
 
 
+@dataclass(frozen=True)
+class Departure:
+    """One eviction in the history."""
+
+    id: int
+    episode_id: int
+    before: float | None
+
+
 def read_events(url: str) -> list[Event]:
-    """With SQL, as anyone may."""
+    """The replays in order, with SQL, as anyone may."""
+    columns = "event, episode_id, step, consumer, loss_before, loss_after"
+    return [Event(*row) for row in _history(url, columns, "replayed")]
+
+
+def read_departures(url: str) -> list[Departure]:
+    """The evictions in order; nothing else makes an episode leave here."""
+    return [Departure(*row) for row in _history(url, "event, episode_id, loss_before", "evicted")]
+
+
+def _history(url: str, columns: str, what: str) -> list[Any]:
+    query = f"SELECT {columns} FROM v_history WHERE what = '{what}' ORDER BY event"
     engine = create_engine(url, poolclass=NullPool)
-    query = "SELECT id, episode_id, step, consumer, loss_before, loss_after FROM replay_event ORDER BY id"
     with engine.connect() as conn:
-        events = [Event(*row) for row in conn.execute(text(query))]
+        rows = list(conn.execute(text(query)))
     engine.dispose()
-    return events
+    return rows
 
 
 class Story:
@@ -171,7 +190,7 @@ class Story:
 
     def __init__(self, memory: EpisodicMemory, url: str, records: Iterable[Path]) -> None:
         self.memory = memory
-        self.events = read_events(url)
+        self.events, self.departures = read_events(url), read_departures(url)
         operations = {path.stem: list(read_record(path)) for path in records}
         self.extends = [op for ops in operations.values() for op in ops if isinstance(op, Extend)]
         self.updates = {
@@ -216,7 +235,8 @@ class Story:
 
     def history_is_what_was_acknowledged(self) -> None:
         """Event numbers are gapless, each update's events stand together, and no event is without an update."""
-        assert [event.id for event in self.events] == list(range(1, len(self.events) + 1)), "event numbers with a gap"
+        numbers = sorted([event.id for event in self.events] + [departure.id for departure in self.departures])
+        assert numbers == list(range(1, len(numbers) + 1)), "event numbers with a gap"
         assert self.memory.stats().total_events == len(self.events), "total_events is wrong"
         self.span: dict[tuple[str, int], tuple[int, int]] = {}
         of_update: dict[tuple[str, int], list[Event]] = {}
@@ -258,9 +278,20 @@ class Story:
             assert episode.loss == losses[-1], f"episode {episode.id} has a loss that is not its last"
             assert episode.metadata.replay_count == len(losses) - 1, f"episode {episode.id} has a wrong replay count"
         self.live = {episode.id for episode in live}
+        self.departures_explain_who_is_gone()
         if stats.eviction == "fifo":
             newest = set(range(stats.total_inserted - len(live) + 1, stats.total_inserted + 1))
             assert self.live == newest, "others are live than the newest"
+
+    def departures_explain_who_is_gone(self) -> None:
+        """Whoever is not live left once, after its last replay and with the loss of that."""
+        gone = [departure.episode_id for departure in self.departures]
+        assert sorted(gone) == sorted(self.origin_of.keys() - self.live), "departures are not those who are gone"
+        for departure in self.departures:
+            events = self.of_episode.get(departure.episode_id, [])
+            last = events[-1].after if events else first_loss(self.origin_of[departure.episode_id][1])
+            assert departure.before == last, f"episode {departure.episode_id} left with another loss than its last"
+            assert all(event.id < departure.id for event in events), f"episode {departure.episode_id} came back"
 
     def what_a_learner_saw(self, name: str) -> None:
         """Each batch is of one moment of the history, no earlier than the last; what was missing never came back."""
@@ -273,7 +304,7 @@ class Story:
             assert update.inserted >= max(inserted, *update.ids), "an episode of the future, or a step back"
             assert update.inserted in commits, "half of an extend was seen"
             assert not gone & set(update.ids), "an episode came back"
-            earliest, latest = 0, len(self.events) + 1
+            earliest, latest = 0, len(self.events) + len(self.departures) + 1
             for i, loss, replays in zip(update.ids, update.loss, update.replays, strict=True):
                 events = self.of_episode.get(i, [])
                 assert replays <= len(events), "a replay that never was"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def sabotaged(how: str | None) -> Iterator[None]:
             fold = history.fold
 
             # One write in three: that none of 24 updates in 60 writes is hit has a chance of about 1 in 30,000.
-            def forgetful(s: Any, rows: Any, loss: Any, replays: Any, at: float) -> None:
-                fold(s, rows, loss, replays * (s.state.counters.revision % 3 != 0), at)
+            def forgetful(s: Any, rows: Any, folded: history.Folded, at: float) -> None:
+                fold(s, rows, replace(folded, replays=folded.replays * (s.state.counters.revision % 3 != 0)), at)
 
             patch.setattr(history, "fold", forgetful)
         elif how == "lost updates":

@@ -21,6 +21,7 @@ from memstore import EpisodicMemory
 EPISODES = 12
 CAPACITY = 10
 RESERVOIR = (7, 24, 25)
+HISTORY = memstore.History(max_events=100)
 STATE: dict[str, Any] = {
     "step": 41,
     "nested": {"name": "caf\u00e9", "none": None, "flags": [True, False], "pair": (1, 2.5), "raw": b"\x00\xff"},
@@ -42,7 +43,7 @@ def payload(number: int) -> dict[str, Any]:
 
 
 def make(path: str) -> None:
-    """Fill a new file: evictions, losses, never-measured episodes, tags, keys, history, a checkpoint, two buffers."""
+    """Fill a new file: evictions, losses, never-measured episodes, tags, keys, history, a checkpoint, four buffers."""
     with memstore.open(path, capacity=CAPACITY, strategy="prioritized_loss", alpha=0.7, seed=7, consumer="asset") as m:
         for i in range(1, EPISODES + 1):
             m.add(
@@ -64,6 +65,15 @@ def make(path: str) -> None:
         m.extend({"x": np.arange(5)})
         m.lease(2, timeout=1e12)
         m.sample(3)
+    settings: dict[str, Any] = {"strategy": "uniform", "max_replays": 2, "history": HISTORY, "seed": 10}
+    with memstore.open(path, buffer="leaving", capacity=5, eviction="fifo", consumer="asset", **settings) as m:
+        ids = m.extend({"x": np.arange(5)}, domain=["a", "b", "a", "b", "a"], loss=1.0)
+        m.add({"x": 5}, domain="b", loss=1.0)
+        m.update(m.sample(5), loss=2.0, step=1)
+        m.update(ids[1], loss=0.5, step=2)
+        m.delete(ids[2])
+        m.consolidate(memstore.RetentionPolicy(max_episodes=2))
+        m.configure(capacity=1)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode = DELETE")
@@ -71,8 +81,8 @@ def make(path: str) -> None:
         connection.execute("VACUUM")
 
 
-def verify(memory: EpisodicMemory) -> None:
-    """Everything of the first buffer is as it was stored."""
+def verify(memory: EpisodicMemory, schema: str) -> None:
+    """Everything of the first buffer is as it was stored by the release of this schema."""
     assert memory.resumed and memory.capacity == CAPACITY
     assert memory.strategy == memstore.PrioritizedLoss(0.7)
     live = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]  # the two smallest losses left
@@ -110,6 +120,18 @@ def verify(memory: EpisodicMemory) -> None:
     stats = memory.stats(exact=True)
     assert (stats.total_inserted, stats.total_events, stats.total_replays, stats.unmeasured) == (12, 3, 3, 3)
     assert stats.max_priority == 2.5 + 1e-6
+    history = memory.history()
+    assert [(e.id, e.domain, e.step, e.loss_before, e.loss_after) for e in history if e.what == "replayed"] == [
+        (5, "'; DROP TABLE episode; --", 3, 0.5, 2.5),
+        (6, "math", 3, 0.6, 0.25),
+        (6, "math", 4, 0.25, 0.75),
+    ]
+    assert {(e.consumer, e.strategy) for e in history if e.what == "replayed"} == {("asset", None)}
+    assert [(episode.id, episode.rise) for episode in memory.forgotten()] == [(5, 2.0), (6, 0.5)]
+    # From schema 0003 on departures are recorded.
+    assert [(e.event, e.id, e.what, e.reason, e.loss_before) for e in history if e.what != "replayed"] == (
+        [] if schema < "0003" else [(1, 1, "evicted", "lowest_loss", 0.1), (2, 2, "evicted", "lowest_loss", 0.2)]
+    )
 
 
 def go_on(memory: EpisodicMemory) -> None:
@@ -136,6 +158,27 @@ def verify_shared(memory: EpisodicMemory) -> None:
     assert len(memory.lease(5, timeout=1e12)) == 3
     assert memory.stats().limiter == {"ratio": 2.0, "min_size": 3, "error_buffer": 6.0, "drawn": 3}
     assert memory.stats().leased == 5
+
+
+def verify_leaving(memory: EpisodicMemory) -> None:
+    """From schema 0003 on: what was drawn with which probability, and how every episode but one left."""
+    first = memory.sample(1).ids[0] - 6
+    history = memory.history()
+    assert [e.event for e in history] == list(range(first + 1, first + 12))
+    drawn = [e for e in history if e.step == 1]
+    assert sorted(e.id - first for e in drawn) == [2, 3, 4, 5, 6]
+    assert {(e.strategy, e.loss_before, e.loss_after, e.probability, e.weight) for e in drawn} == {
+        ("uniform", 1.0, 2.0, 0.2, 1.0)
+    }
+    assert [(e.id - first, e.domain, e.what, e.reason, e.loss_before) for e in history if e.what != "replayed"] == [
+        (1, "a", "evicted", "fifo", 1.0),
+        (2, "b", "exhausted", "max_replays", 0.5),
+        (3, "a", "deleted", None, 2.0),
+        (4, "b", "consolidated", "over_count", 2.0),
+        (5, "a", "resized", "fifo", 2.0),
+    ]
+    assert all(memory.history(episode=first + i) == [e for e in history if e.id == first + i] for i in range(1, 7))
+    assert [(trend.domain, trend.replays.sum()) for trend in memory.loss_trend()] == [("a", 2), ("b", 4)]
 
 
 if __name__ == "__main__":
