@@ -1,0 +1,142 @@
+"""The ``memstore`` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memstore.cli import ask, keep, plot, query, show, stats
+from memstore.cli.common import EXIT_CODES, as_json_option, print_json, reporting
+from memstore.config import shown_address
+from memstore.experiments.experiment import EXPERIMENTS
+from memstore.types import EvictionPolicy, ReplayStrategy
+from memstore.version import __version__
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="memstore")
+def main() -> None:
+    """A persistent experience-replay memory: train through it, ask it anything, keep it sound.
+
+    DB is a file such as run.db, or a database URL.
+    """
+
+
+@main.command(epilog="Example:  memstore train --db run.db    (kill it, run it again: it continues)")
+@click.option("--db", required=True, metavar="DB", help="Where the memory is, or is to be made.")
+@click.option(
+    "--dataset",
+    default="digits",
+    show_default=True,
+    metavar="NAME|FILE.npz",
+    help="scikit-learn's bundled digits, or an .npz with arrays x, y and optionally domain.",
+)
+@click.option(
+    "--strategy", type=click.Choice([s.value for s in ReplayStrategy]), help="How replay is drawn.  [default: uniform]"
+)
+@click.option(
+    "--eviction",
+    type=click.Choice([e.value for e in EvictionPolicy]),
+    help="What leaves at capacity.  [default: reservoir]",
+)
+@click.option("--capacity", type=int, metavar="N", help="Episodes kept, at most.  [default: 200]")
+@click.option("--alpha", type=float, help="Exponent of the prioritized strategies.  [default: 0.6]")
+@click.option(
+    "--replay-ratio",
+    type=float,
+    metavar="R",
+    help="Replayed examples per new one.  [default: 1, 10 new and 10 replayed]",
+)
+@click.option(
+    "--retrieval",
+    type=click.Choice(["draw", "mir"]),
+    help="Replay what is drawn, or of more drawn what a step on the new examples would harm most.  [default: draw]",
+)
+@click.option("--ewc/--no-ewc", default=None, help="Elastic weight consolidation.  [default: off, but for stable]")
+@click.option(
+    "--preset",
+    type=click.Choice(["default", "fast", "stable", "prioritized", "balanced"]),
+    help="Replay settings of this preset; single options override it.",
+)
+@click.option("--seed", type=int, help="Of weights, stream order and draws.  [default: 0]")
+@click.option("--fresh", is_flag=True, help="Drop a former run in DB first.")
+@click.option("--no-replay", is_flag=True, help="Train only the arm without replay; DB is not touched.")
+@as_json_option
+@reporting
+def train(
+    db: str, dataset: str, fresh: bool, no_replay: bool, as_json: bool, preset: str | None, **settings: Any
+) -> None:
+    """Learn a dataset task by task, in one pass, replaying through the memory.
+
+    Every step is one commit of new episodes, replayed losses and weights. Killed at any point and started again with
+    the same command, it continues from the last commit and ends with the same weights, bit for bit: compare the
+    digests. The table at the end shows the accuracy on each task, and the same without replay.
+    """
+    from memstore.cli import report
+    from memstore.learner import run_baseline, run_training, training_config
+
+    where = shown_address(db)
+    config = training_config(preset, **settings)
+    baseline = run_baseline(config, dataset=dataset)
+    if no_replay:
+        result = None
+    else:
+        with report.training_progress(where) as on_progress:
+            result = run_training(db, config, dataset=dataset, fresh=fresh, on_progress=on_progress)
+    if as_json:
+        print_json({"replay": result and result.to_dict(), "no_replay": baseline.to_dict()})
+    else:
+        report.print_training(where, result, baseline)
+
+
+@main.command(epilog="Example:  memstore experiment split-digits --quick")
+@click.argument("name", metavar="NAME", type=click.Choice(list(EXPERIMENTS)))
+@click.option("--out", metavar="DIR", help="Where results and report go.  [default: NAME, or NAME-quick]")
+@click.option("--quick", is_flag=True, help="The version of seconds: fewer arms and seeds.")
+@click.option("--seeds", type=int, metavar="N", help="Seeds for each arm.  [default: the experiment's own number]")
+@click.option("--jobs", type=int, default=1, show_default=True, metavar="N", help="Trials at a time.")
+@as_json_option
+@reporting
+def experiment(name: str, out: str | None, quick: bool, seeds: int | None, jobs: int, as_json: bool) -> None:
+    """Repeat an experiment whose outcome is published, through the memory, and print what comes of it. NAME is one of
+
+    \b
+    split-digits       what replay keeps of earlier tasks, and what a crash costs
+    cliffwalk          how many updates prioritized draws save, and their bias
+    imbalanced-digits  what draws do for rare classes, and for wrong labels
+
+    Tables, figures and findings, whether they hold or not, go to DIR as report.txt and report.json, figures also as
+    PNG where matplotlib is installed. Every finished trial is kept: stopped or killed, the same command continues.
+    """
+    from memstore.cli import report
+    from memstore.experiments.experiment import experiment_named
+    from memstore.experiments.report import JSON, TEXT
+    from memstore.experiments.runner import run_experiment
+
+    folder = Path(out or (f"{name}-quick" if quick else name))
+    with report.experiment_progress(folder) as on_progress:
+        run_experiment(experiment_named(name), folder, quick=quick, seeds=seeds, jobs=jobs, on_progress=on_progress)
+    click.echo((folder / (JSON if as_json else TEXT)).read_text(encoding="utf-8"), nl=False)
+
+
+for command in (
+    stats.stats,
+    ask.history,
+    ask.hardest,
+    ask.forgotten,
+    ask.domains,
+    show.show,
+    query.query,
+    plot.plot,
+    keep.check,
+    keep.upgrade,
+    keep.backup,
+    keep.vacuum,
+):
+    main.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Words, numbers and times for a terminal, and back: what users named must not steer it, nor fill it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+MOST_CHARACTERS = 60
+MISSING = "-"
+
+_EARLIEST, _LATEST = 1e8, 2.5e11
+"""Seconds since the epoch that are shown as dates: 1973 .. 9892. What is outside counts something else."""
+
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])(?:\s+ago)?")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def visible(text: str) -> str:
+    """The text with everything that does not print (control, direction and private characters) as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
+def shown(text: str, most: int = MOST_CHARACTERS) -> str:
+    """The text in one line of about ``most`` characters: visible, and cut with an ellipsis where it is longer."""
+    escaped = visible(text[: most + 1])
+    return escaped if len(escaped) <= most else escaped[: most - 1] + "…"
+
+
+def number(value: float) -> str:
+    """A measured number to four digits; counts and ids whole."""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def moment(seconds: float) -> str:
+    """Local date and time, or the number itself where it cannot be seconds since the epoch."""
+    if _EARLIEST <= seconds < _LATEST:
+        return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+    return f"{seconds:.15g}"
+
+
+def value_text(value: Any, *, is_time: bool = False, most: int = MOST_CHARACTERS) -> str:
+    """One value of a row, of whatever type, in one line."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return moment(value) if is_time else number(value)
+    return shown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), most)
+
+
+def size_text(size: float) -> str:
+    """Bytes in the unit that fits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+
+
+def parse_moment(text: str) -> float:
+    """Seconds since the epoch from seconds, an ISO time (local without an offset), or an age: ``10m``, ``3d ago``.
+
+    Raises
+    ------
+    ValueError
+        It is none of them.
+    """
+    age = _AGE.fullmatch(text.strip())
+    if age is not None:
+        return time.time() - float(age[1]) * _SECONDS[age[2]]
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            return datetime.fromisoformat(text.strip()).timestamp()
+        except (ValueError, OverflowError, OSError):
+            seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(
+            f"{shown(text)!r} is no time; give seconds, an ISO time such as 2026-01-31T12:00, or an age such as 10m, "
+            "2h or '3d ago'"
+        )
+    return seconds
+
+
+def json_ready(value: Any) -> Any:
+    """The value as JSON takes it: arrays as lists, numbers that are not finite as null."""
+    if isinstance(value, np.ndarray):
+        return json_ready(value.tolist())
+    if isinstance(value, dict):
+        return {name: json_ready(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
