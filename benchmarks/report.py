@@ -111,7 +111,7 @@ def _history(results: Results, database: str, answer: float) -> Iterator[Target]
         )
     for name in history.ANSWERS:
         taken = results.timing(database, "answer", MILLION, 1, name)
-        yield Target(f"{database}: {name} at 5M events", "ms", answer, _over(taken and taken.median, 1e-3))
+        yield Target(f"{database}: {name} at 5M events", "ms", answer, _over(None if taken is None else taken.median, 1e-3))
 
 
 def _timing(

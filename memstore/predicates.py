@@ -214,7 +214,7 @@ class Scope:
             first = first_id(self.snapshot.state.buffer_id)
             values = tuple(first + code for code in codes if code is not None)
         elif column.kind == "int":
-            values = tuple(int(value) for value in values if isinstance(value, (int, float)) and value == int(value))
+            values = tuple(_whole(values))
         elif column.kind == "float":
             values = tuple(float(value) for value in values if isinstance(value, (int, float)))
         if len(values) < 2:
@@ -269,4 +269,10 @@ def _equal(condition: Condition, name: str) -> list[int] | None:
         values = (condition.value,)
     else:
         return None
-    return [int(value) for value in values if isinstance(value, (int, float)) and value == int(value)]
+    return _whole(values)
+
+
+def _whole(values: Iterable[Constant]) -> list[int]:
+    """The constants that an integer column can hold."""
+    numbers = (value for value in values if isinstance(value, (int, float)) and abs(value) <= MAX_INT)
+    return [int(value) for value in numbers if value == int(value)]

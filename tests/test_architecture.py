@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("memstore",),  # memstore/__init__.py: the public names
     ("learner",),
     ("experiments",),
-    ("cli_report",),
+    ("phrases",),
     ("cli",),
     ("__main__",),
 )

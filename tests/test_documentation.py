@@ -31,6 +31,7 @@ def test_python_blocks_run_in_order_and_again(tmp_path: Path, monkeypatch: pytes
         assert names["memory"].resumed is resumed
         assert len(names["memory"]) == 512 * (1 + resumed)
         assert names["memory"].check().ok
+        assert len(names["replayed"]) == len(names["memory"].history()) == (256 + 20 * 64) * (1 + resumed)
         for value in names.values():
             if isinstance(value, memstore.EpisodicMemory):
                 value.close()

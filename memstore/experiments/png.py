@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,49 @@ def draw(figure: Figure, path: Path) -> None:
     ImportError
         matplotlib is not installed.
     """
+    draw_panels([figure], path)
+
+
+def draw_panels(figures: Sequence[Figure], path: Path) -> None:
+    """Write the figures, at least one, to ``path``, one below the other.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
+    heights = [_height(figure) for figure in figures]
+    # Labels may be names that users gave: a "$" in them begins no formula.
+    with rc_context({"text.parse_math": False}):
+        canvas = Canvas(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
+        panels = canvas.subfigures(len(figures), squeeze=False, height_ratios=heights)[:, 0]
+        drawn = [(_draw_panel(panel, figure), figure) for panel, figure in zip(panels, figures, strict=True)]
+        for axes, figure in drawn:
+            if figure.kind == "lines":
+                _label_line_ends(canvas, axes, figure)
+        canvas.savefig(path)
+
+
+def _height(figure: Figure) -> float:
     bars = len(figure.series) * len(figure.series[0].x)
-    height = LINES_HEIGHT if figure.kind == "lines" else 1.2 + BAR_HEIGHT * bars
-    canvas = Canvas(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    axes = canvas.add_subplot()
+    return LINES_HEIGHT if figure.kind == "lines" else 1.2 + BAR_HEIGHT * bars
+
+
+def _draw_panel(panel: Any, figure: Figure) -> Any:
+    """Draw one figure into its part of the canvas; return its axes."""
+    axes = panel.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(figure.title, loc="left", fontsize=11, fontweight="bold")
     if figure.kind == "bars":
         _bars(axes, figure)
         if len(figure.series) > 1:
-            canvas.legend(frameon=False, loc="outside lower center", ncols=len(figure.series))
+            panel.legend(frameon=False, loc="outside lower center", ncols=len(figure.series))
     else:
         _lines(axes, figure)
-        _label_line_ends(canvas, axes, figure)
-    canvas.savefig(path)
+    return axes
 
 
 def _bars(axes: Any, figure: Figure) -> None:

@@ -28,8 +28,8 @@ Measured = tuple[Trial, dict[str, Any]]
 RESULTS = "results.jsonl"
 MEASURING = ("numpy", "scikit-learn", "sqlalchemy")
 REPORTING = ("scipy", "matplotlib", "torch")
-PRESENTATION = {"cli.py", "cli_report.py", "report.py", "results.py", "runner.py", "png.py", "text.py"}
-"""Modules that no trial's numbers depend on."""
+PRESENTATION = {"cli", "report.py", "results.py", "runner.py", "png.py", "text.py"}
+"""Modules and packages that no trial's numbers depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def code() -> str:
     package = Path(memstore.__file__).parent
     sha = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        if path.name not in PRESENTATION:
+        if not PRESENTATION & set(path.relative_to(package).parts):
             sha.update(path.relative_to(package).as_posix().encode() + b"\n" + path.read_bytes())
     return sha.hexdigest()[:16]
 

@@ -15,7 +15,9 @@ MARKS = "o+x*#@%&"
 
 
 def number(value: float) -> str:
-    """Return a value as figures show it: three digits, or all those of a large one."""
+    """Return a value as figures show it: three digits, or all those of a large one; counts whole."""
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
@@ -92,7 +94,8 @@ def _bars(data: Figure) -> str:
 def _bar(axis: _Axis, series: Series, i: int) -> str:
     y = series.y[i]
     base, tip = sorted((axis.cell(axis.low if axis.log else 0.0, BAR_WIDTH), axis.cell(y, BAR_WIDTH)))
-    cells = [" "] * base + ["█"] * (tip - base + 1) + [" "] * (BAR_WIDTH - tip - 1)
+    filled = tip - base + 1 if axis.log or y else 0
+    cells = [" "] * base + ["█"] * filled + [" "] * (BAR_WIDTH - base - filled)
     interval = interval_of(series, i)
     if interval is None:
         return f"{''.join(cells)} {number(y)}"

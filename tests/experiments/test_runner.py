@@ -151,12 +151,12 @@ def test_other_options_are_refused(toy: Toy, out: Path, monkeypatch: pytest.Monk
 
 def test_the_code_that_matters_is_more_than_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "memstore"
-    package.mkdir()
-    for name in ("__init__", "draws", "cli"):
+    (package / "cli").mkdir(parents=True)
+    for name in ("__init__", "draws", "cli/plot"):
         (package / f"{name}.py").write_text("")
     monkeypatch.setattr(memstore, "__file__", str(package / "__init__.py"))
     first = runner.code()
-    (package / "cli.py").write_text("other = 1")
+    (package / "cli" / "plot.py").write_text("other = 1")
     assert runner.code() == first
     (package / "draws.py").write_text("other = 1")
     assert runner.code() != first
