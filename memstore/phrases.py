@@ -6,7 +6,7 @@ Grammar, keywords in any case::
     all        = single { "and" single }
     single     = "not" single | "(" condition ")" | test
     test       = column ( operator value | [ "not" ] "in" "(" [ value { "," value } ] ")" | "between" value "and" value
-               | "is" [ "not" ] ( "missing" | "known" | "null" ) | "has" text )
+               | "is" [ "not" ] ( "missing" | "known" | "null" | "number" | "text" | "flag" ) | "has" text )
     column     = name { "[" text or integer "]" | "." name }
     value      = number | 'text' | "text" | true | false
 """
@@ -148,11 +148,7 @@ class _Parser:
             at, tag = self._token.at, self._value()
             return self._checked(at, column.has, tag)
         if self._word("is"):
-            without = self._word("not")
-            if not self._token.is_word("missing", "known", "null"):
-                self._fail(self._token.at, f"expected 'missing' or 'known', found {self._found()}")
-            missing = self._advance().text.lower() != "known"
-            return column.is_missing() if missing != without else column.is_known()
+            return self._known(column)
         if self._word("between"):
             low = self._compared(column, ">=")
             if not self._word("and"):
@@ -165,6 +161,17 @@ class _Parser:
         if without or self._token.text not in _COMPARE or self._token.kind != "sign":
             self._fail(self._token.at, f"expected a comparison (= != < <= > >= in between is), found {self._found()}")
         return self._compared(column, self._advance().text)
+
+    def _known(self, column: Column) -> Condition:
+        without = self._word("not")
+        types = {"number", "text", "flag"} if isinstance(column, ExtraColumn) else set()
+        if not self._token.is_word("missing", "known", "null", *types):
+            expected = "'missing', 'known', 'number', 'text' or 'flag'" if types else "'missing' or 'known'"
+            self._fail(self._token.at, f"expected {expected}, found {self._found()}")
+        what = self._advance().text.lower()
+        if isinstance(column, ExtraColumn) and what in types:
+            column, what = {"number": column.number, "text": column.text, "flag": column.flag}[what], "known"
+        return column.is_known() if (what == "known") != without else column.is_missing()
 
     def _column(self) -> Column | TagsColumn:
         token = self._token

@@ -25,6 +25,8 @@ from memstore.errors import InvalidValue
 Source = Literal["episode", "metadata", "history"]
 
 MAX_PATH = 16
+TYPES = {"float": "number", "text": "text", "flag": "flag"}
+"""What the types of places in extra are called."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +90,11 @@ class Column:
         return ~self.is_missing()
 
     @property
+    def missing(self) -> str:
+        """How the text of a condition says that there is no value."""
+        return "missing"
+
+    @property
     def descending(self) -> Descending:
         """For ``order_by``: largest first."""
         return Descending(self)
@@ -134,6 +141,11 @@ class ExtraColumn(Column):
         if len(self.path) >= MAX_PATH:
             raise InvalidValue(f"a path into extra has at most {MAX_PATH} steps")
         return replace(self, path=(*self.path, checked), typed=False)
+
+    @property
+    def missing(self) -> str:
+        """Nothing at all, or no value of the type that is meant."""
+        return f"not {TYPES[self.kind]}" if self.typed else "missing"
 
     def _as(self, kind: Kind) -> ExtraColumn:
         return replace(self, kind=kind, typed=True)

@@ -71,7 +71,7 @@ class Comparison(Condition):
 
     def __str__(self) -> str:
         if self.value is None:
-            return f"{self.column} is missing"
+            return f"{self.column} is {self.column.missing}"
         return f"{self.column} {'=' if self.operator == '==' else self.operator} {_literal(self.value)}"
 
 

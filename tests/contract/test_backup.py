@@ -1,0 +1,201 @@
+"""Backups are whole, consistent, and there or not there; vacuum gives space back."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import create_engine, select
+
+import memstore
+from memstore.backup import backup, vacuum
+from memstore.schema import metadata
+from tests.contract.helpers import FRESH, OpenMemory, rows, sqlite_only
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> str:
+    """Where a backup may go."""
+    return str(tmp_path / "copies" / f"copy-{next(_numbers)}.db")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path) -> Path:
+    """Of the copies."""
+    made = tmp_path / "copies"
+    made.mkdir()
+    return made
+
+
+def contents(address: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table."""
+    engine = create_engine(address if "://" in address else f"sqlite:///{address}")
+    with engine.connect() as conn:
+        found = {
+            t.name: [tuple(r) for r in conn.execute(select(t).order_by(*t.primary_key))] for t in metadata.sorted_tables
+        }
+    engine.dispose()
+    return found
+
+
+def lived_in(open_memory: OpenMemory) -> memstore.EpisodicMemory:
+    """Two buffers with everything, and a third that was dropped."""
+    memory = open_memory(capacity=80, strategy="prioritized_loss", seed=4)
+    keys = [f"k{i}" for i in range(100)]
+    memory.extend(rows(100), loss=np.arange(100) / 7, tags=[("é", "b")] * 100, key=keys, extra={"a": "'"}, level=3)
+    for step in range(4):
+        batch = memory.sample(16, beta=0.5)
+        memory.update(batch, loss=batch.loss * 0.9, step=step)
+    memory.save_checkpoint("latest", {"weights": np.arange(9.0), "none": None})
+    memory.lease(3, 1e6)
+    memory.delete(memory.sample(5).ids)
+    open_memory(buffer="second", limiter=memstore.SamplesPerInsert(2.0), eviction="reservoir").extend(rows(9))
+    open_memory(buffer="third").add({"x": 1.0})
+    return memory
+
+
+def address(memory: memstore.EpisodicMemory) -> str:
+    return memory._session.database.backend.url.render_as_string(hide_password=False)
+
+
+def test_a_backup_is_the_memory_as_it_was(open_memory: OpenMemory, copy: str, url: str) -> None:
+    memory = lived_in(open_memory)
+    memstore.drop(address(memory), "third")
+    told: list[tuple[int, int]] = []
+    backup(address(memory), copy, on_progress=lambda done, total: told.append((done, total)))
+    assert contents(copy) == contents(url)
+    assert told and told[-1][0] == told[-1][1] and told == sorted(told)
+    with memstore.open(copy, seed=4) as restored, memstore.open(address(memory), seed=4) as same:
+        assert restored.check().ok and restored.history() == memory.history()
+        assert restored.sample(20).ids.tolist() == same.sample(20).ids.tolist()
+        assert restored.load_checkpoint("latest")["weights"].tolist() == list(range(9))
+        assert restored.add({"x": np.zeros(4, np.float32), "number": 0}) == 101
+    with memstore.open(copy, buffer="fourth") as fourth:
+        assert fourth.add({"x": 1.0}) == (3 << 40) + 1, "the number of a dropped buffer is never used again"
+    assert [file.name for file in Path(copy).parent.iterdir()] == [Path(copy).name], "no log, nothing partial"
+
+
+def test_a_backup_goes_back(open_memory: OpenMemory, copy: str, url: str, postgres_server: Any) -> None:
+    """To a server, whatever it was made of, and from there to a file again."""
+    memory = lived_in(open_memory)
+    backup(address(memory), copy)
+    server = postgres_server.create_database(f"restored_{next(_numbers)}_{int(time.time() * 1e6)}")
+    backup(copy, server)
+    assert contents(server) == contents(url)
+    with memstore.open(server, buffer="fourth") as fourth:
+        assert fourth.add({"x": 1.0}) == (3 << 40) + 1
+    with pytest.raises(memstore.ConfigError, match="never overwrites"):
+        backup(copy, server)
+    again = f"{copy}-again.db"
+    memstore.drop(server, "fourth")
+    backup(server, again)
+    assert contents(again) == contents(url)
+
+
+def test_what_is_there_is_not_overwritten(open_memory: OpenMemory, copy: str) -> None:
+    memory = lived_in(open_memory)
+    Path(copy).write_text("precious")
+    with pytest.raises(memstore.ConfigError, match="exists"):
+        backup(address(memory), copy)
+    assert Path(copy).read_text() == "precious"
+
+
+def test_what_is_no_memstore_is_no_source(tmp_path: Path, copy: str) -> None:
+    with pytest.raises(memstore.StoreUnavailable):
+        backup(tmp_path / "nothing.db", copy)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE mine (id INTEGER)")
+    with pytest.raises(memstore.NotAMemstore):
+        backup(tmp_path / "other.db", copy)
+    assert not Path(copy).exists()
+
+
+def _write(url: str, stop: Any, progress: Any) -> None:
+    with memstore.open(url, capacity=150, eviction="fifo") as memory:
+        number = 0
+        while not stop.is_set():
+            with memory.transaction():
+                memory.extend(rows(10, number))
+                batch = memory.sample(10)
+                memory.update(batch, loss=np.full(len(batch), number + 1.0), step=number)
+                memory.save_checkpoint("latest", {"number": number})
+            number += 1
+            progress.value = number
+
+
+@pytest.fixture
+def writer(url: str) -> Iterator[Any]:
+    """A process that commits episodes, losses and a checkpoint together; the value counts its commits."""
+    stop, progress = FRESH.Event(), FRESH.Value("q", 0)
+    process = FRESH.Process(target=_write, args=(url, stop, progress))
+    process.start()
+    deadline = time.monotonic() + 60
+    while progress.value < 3:
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    yield progress
+    stop.set()
+    process.join(30)
+    assert process.exitcode == 0
+
+
+def test_a_backup_during_training_is_one_moment_of_it(url: str, writer: Any, copy: str) -> None:
+    for round_ in range(3):
+        before = writer.value
+        target = f"{copy}-{round_}.db"
+        backup(url, target)
+        after = writer.value
+        with memstore.open(target, create=False) as memory:
+            number = memory.load_checkpoint("latest")["number"]
+            assert before - 1 <= number <= after
+            stats = memory.stats()
+            assert (stats.total_inserted, stats.total_events) == (10 * (number + 1), 10 * (number + 1))
+            assert memory.history()[-1].step == number and memory.check().ok
+
+
+@sqlite_only
+def test_a_full_disk_leaves_nothing(url: str, open_memory: OpenMemory, copy: str) -> None:
+    """The copy's own disk, not the memory's: a limit on the size of files stands for it."""
+    import resource
+
+    open_memory(capacity=10_000).extend({"x": np.random.default_rng(0).random((2000, 100))})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(memstore.MemstoreError):
+            backup(url, copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(Path(copy).parent.iterdir()) == []
+    backup(url, copy)
+    assert contents(copy) == contents(url)
+
+
+def test_vacuum_gives_space_back(open_memory: OpenMemory, url: str) -> None:
+    memory = open_memory(capacity=10_000)
+    ids = memory.extend({"x": np.random.default_rng(0).random((3000, 100))})
+    memory.delete(ids[10:])
+    done = vacuum(url)
+    if "database" in done.before:
+        assert done.after["database"] < 1_000_000 < sum(done.before.values()) and done.after["wal"] == 0
+    assert memory.check().ok and len(memory) == 10
+    assert len(memory.sample(10)) == 10 and memory.add({"x": np.zeros(100)}) == 3001
+
+
+@sqlite_only
+def test_vacuum_waits_for_the_lock_and_says_so(open_memory: OpenMemory, url: str) -> None:
+    memory = open_memory()
+    with memory.transaction():
+        memory.add({"x": 1.0})
+        with pytest.raises(memstore.StoreBusy):
+            vacuum(url, busy_timeout=0.05)
+    assert vacuum(url).after["wal"] == 0
