@@ -8,13 +8,23 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, func, or_, select
 
 from memstore.codec import Signature
 from memstore.episodes import all_payloads
 from memstore.errors import StoreCorrupt
 from memstore.eviction import Newcomers, order_keys
-from memstore.schema import UNMEASURED, episode, episode_tag, first_id, id_range, payload, replay_metadata
+from memstore.schema import (
+    UNMEASURED,
+    episode,
+    episode_tag,
+    event_group,
+    first_id,
+    id_range,
+    payload,
+    replay_event,
+    replay_metadata,
+)
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Ints, Strata, bucket_of, log2_priority
 from memstore.types import CheckReport
@@ -58,6 +68,7 @@ class _Examination:
         yield from self._counters()
         yield from self._tables()
         yield from self._eviction_order()
+        yield from self._history()
         yield from self._payloads()
 
     @cached_property
@@ -160,6 +171,28 @@ class _Examination:
         wrong = np.array([should != tuple(row) for should, row in pairs], np.bool_)
         if wrong.any():
             yield f"{_some(self.rows.ids[wrong])} have the wrong place in the order of eviction"
+
+    def _history(self) -> Iterator[str]:
+        m, v, g = replay_metadata.c, replay_event.c, event_group.c
+        conn, state = self.snapshot.conn, self.snapshot.state
+        wrong = or_(m.lowest_loss > m.loss, m.loss.is_(None) != m.lowest_loss.is_(None))
+        if ids := list(conn.scalars(select(m.episode_id).where(self.snapshot.own, wrong))):
+            yield f"{_some(ids)} have a smallest loss that cannot be"
+        last = replay_metadata.join(replay_event, v.id == m.last_event_id)
+        strangers = select(m.episode_id).select_from(last).where(self.snapshot.own, v.episode_id != m.episode_id)
+        if ids := list(conn.scalars(strangers)):
+            yield f"{_some(ids)} name another episode's event as their last event"
+        low, high = id_range(state.buffer_id)
+        newest = conn.scalars(select(func.max(v.id)).where(v.id.between(low, high))).one()
+        if newest is not None and newest - low + 1 > state.counters.recorded:
+            yield f"event {newest} is newer than the buffer's counter of events, {state.counters.recorded}"
+        members = select(v.group_id, func.count().label("count")).where(v.id.between(low, high)).group_by(v.group_id)
+        found = members.subquery()
+        grouped = event_group.outerjoin(found, found.c.group_id == g.id)
+        uneven = select(g.id).select_from(grouped).where(g.id.between(low, high))
+        uneven = uneven.where(func.coalesce(found.c["count"], 0) != g["count"])
+        if ids := list(conn.scalars(uneven)):
+            yield f"{_some(ids)} groups of events have more or fewer than they say"
 
     def _payloads(self) -> Iterator[str]:
         if self.snapshot.state.signature is None:

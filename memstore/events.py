@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, select, union_all
+from sqlalchemy import ColumnElement, delete, select, union_all
 
 from memstore.backends.base import UNAWAITED
 from memstore.config import Settings, check_float, check_int
@@ -176,8 +176,14 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
     heads = select(_m.last_event_id.label("id")).where(backend.one_of(_m.episode_id, episodes))
     ends = select(_v.id).where(backend.one_of(_v.episode_id, episodes), _v.ends.is_not(None))
     start = union_all(heads, ends).subquery()
-    chain = select(_v.id, _v.previous_id).join(start, start.c.id == _v.id).cte("chain", recursive=True)
-    chain = chain.union_all(select(_v.id, _v.previous_id).join(chain, _v.id == chain.c.previous_id))
+
+    def previous(number: ColumnElement[int]) -> ColumnElement[int]:
+        # Not a join: PostgreSQL does not know how short chains are, and would read the whole table beside one.
+        return select(_v.previous_id).where(_v.id == number).scalar_subquery()
+
+    chain = select(start.c.id, previous(start.c.id).label("previous_id")).cte("chain", recursive=True)
+    before = chain.c.previous_id
+    chain = chain.union_all(select(before, previous(before)).where(before.is_not(None)))
     return list(snapshot.conn.scalars(select(chain.c.id).order_by(chain.c.id)))
 
 

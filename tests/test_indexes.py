@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 from sqlalchemy import event, make_url
 
 import memstore
+from memstore import col
 from memstore.memory import EpisodicMemory
+from memstore.schema import metadata
 
 ROWS = 2000
 # PostgreSQL tells the plan of each statement as it runs. Tables this small it would rather scan: the question is
@@ -61,7 +64,7 @@ def _sqlite_plans(url: str, statements: list[str]) -> list[tuple[str, str]]:
     plans = []
     with closing(sqlite3.connect(str(make_url(url).database))) as connection:
         for statement in dict.fromkeys(statements):
-            if statement.lstrip().upper().startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
+            if statement.lstrip().upper().startswith(("SELECT", "WITH", "UPDATE", "DELETE", "INSERT")):
                 rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
                 plans.append((statement, " / ".join(row[3] for row in rows)))
     return plans
@@ -76,7 +79,7 @@ def _postgres_plan(text: str) -> tuple[str, str]:
 def _scanned(plan: str) -> set[str]:
     """Tables that the plan reads from end to end; on PostgreSQL a whole index counts as its table."""
     if "(cost=" not in plan:
-        return set(re.findall(r"SCAN (\w+)", plan)) - {"j", "c", "json_each", "sqlite_master", "memstore_version"}
+        return set(re.findall(r"SCAN (\w+)", plan)) & set(metadata.tables)
     found = set(re.findall(r"Seq Scan on (\w+)", plan))
     for node in re.split(r"\n\s*->", plan):
         whole = re.search(r"Index (?:Only )?Scan (?:Backward )?using \w+ on (\w+)", node)
@@ -90,6 +93,16 @@ def memory(url: str) -> Iterator[EpisodicMemory]:
     with memstore.open(url, capacity=ROWS, strategy="prioritized_loss", seed=1) as opened:
         _fill(opened)
         yield opened
+
+
+@pytest.fixture
+def past(memory: EpisodicMemory) -> EpisodicMemory:
+    """With events of 2,000 episodes, 50 of which have left."""
+    for step in range(5):
+        memory.update(np.arange(1, ROWS + 1), loss=np.linspace(0.01, 50, ROWS), step=step)
+    memory.delete(np.arange(1, 51))
+    memory.extend({"x": np.zeros((50, 3))}, domain="d0", loss=np.linspace(1, 2, 50), timestamp=0.0)
+    return memory
 
 
 def _extend(memory: EpisodicMemory) -> None:
@@ -111,14 +124,24 @@ USES: dict[str, tuple[str, Callable[[EpisodicMemory], Any]]] = {
         "ix_episode_domain_id_timestamp",
         lambda m: m.recall_temporal(100, 120, domain="d3"),
     ),
+    "hardest": ("ix_replay_metadata_buffer_id_loss", lambda m: m.hardest(5)),
+    "a query by loss": ("ix_replay_metadata_buffer_id_loss", lambda m: m.query().filter(col.loss > 50).all()),
+    "a query by time": (
+        "ix_episode_buffer_id_timestamp",
+        lambda m: m.query().filter(col.timestamp.between(5, 9)).select(col.id, col.timestamp).all(),
+    ),
+    "history of what left": ("ix_replay_event_end", lambda m: m.history(episode=7)),
+    "history by time": ("ix_event_group_buffer_id_at", lambda m: m.history(since=1e9, limit=5)),
+    "history by step": ("ix_event_group_buffer_id_step", lambda m: m.history(steps=(1, 2))),
+    "loss trend": ("pk_replay_tally|sqlite_autoindex_replay_tally_1|PRIMARY KEY", lambda m: m.loss_trend()),
     "tags": ("pk_episode_tag|sqlite_autoindex_episode_tag_1|PRIMARY KEY", lambda m: m.recall_by_tags(["odd"])),
 }
 
 
 @pytest.mark.parametrize("use", USES)
-def test_index_is_used(url: str, memory: EpisodicMemory, use: str) -> None:
+def test_index_is_used(url: str, past: EpisodicMemory, use: str) -> None:
     index, work = USES[use]
-    plans = _plans(url, lambda: work(memory), memory)
+    plans = _plans(url, lambda: work(past), past)
     assert any(re.search(index, plan) for _, plan in plans), "\n".join(plan for _, plan in plans)
 
 
@@ -138,19 +161,52 @@ HOT: dict[str, Callable[[EpisodicMemory], Any]] = {
     "sample mixed": lambda m: m.sample(64, strategy="mixed"),
     "update": lambda m: m.update(m.sample(64), loss=np.linspace(0.01, 50, 64)),
     "extend and evict": _extend,
-    "get": lambda m: m.get_many([5, 6, 7]),
-    "delete": lambda m: m.delete([10, 11, 12]),
+    "get": lambda m: m.get_many([105, 106, 107]),
+    "delete": lambda m: m.delete([110, 111, 112]),
     "stats": lambda m: m.stats(),
+    "sample from a domain": lambda m: m.sample(64, where=col.domain.in_(["d1", "d2"])),
+    "sample where many pass": lambda m: m.sample(64, where=col.timestamp >= 500),
+    "hardest": lambda m: m.hardest(5),
+    "history of an episode": lambda m: m.history(episode=[7, 1000]),
+    "history of some steps": lambda m: m.history(steps=(1, 2), limit=10),
+    "history since then": lambda m: m.history(since=time.time() - 1e6, limit=10),
+    "replay share": lambda m: m.replay_share(),
+    "loss trend": lambda m: m.loss_trend(),
 }
 
 
 @pytest.mark.parametrize("operation", HOT)
-def test_hot_path_scans_no_table(url: str, memory: EpisodicMemory, operation: str) -> None:
+def test_hot_path_scans_no_table(url: str, past: EpisodicMemory, operation: str) -> None:
     """Only what json_each or unnest makes of a parameter is read whole."""
-    plans = _plans(url, lambda: HOT[operation](memory), memory)
+    plans = _plans(url, lambda: HOT[operation](past), past)
     assert plans
     for statement, plan in plans:
         assert not _scanned(plan), f"{statement}\n{plan}"
+
+
+@pytest.mark.parametrize("answer", ["hardest", "most_replayed", "never_replayed", "forgotten", "replay_share"])
+def test_what_scans_says_so(url: str, past: EpisodicMemory, answer: str) -> None:
+    """On SQLite a range of all ids counts: what it reads in the end is the whole table."""
+    method = getattr(past, answer)
+    plans = _plans(url, method, past)
+    asked = [(statement, plan) for statement, plan in plans if "FROM replay_metadata" in statement]
+    whole = [plan for statement, plan in asked if " IN (SELECT" not in statement]
+    scans = any(_scanned(plan) or "PRIMARY KEY (rowid>? AND rowid<?)" in plan or "BETWEEN" in plan for plan in whole)
+    scans |= any("pk_replay_metadata" in plan and "LIMIT" not in plan and "ANY" not in plan for plan in whole)
+    assert scans == ("scan" in (method.__doc__ or "")), "\n".join(plan for _, plan in plans)
+
+
+def test_a_draw_follows_the_log_instead_of_looking_everybody_up(url: str, past: EpisodicMemory) -> None:
+    """Behind a sparse condition, from the second time on: the events since, and the rows that are drawn."""
+    sparse = col.level == 3
+    past.extend({"x": np.zeros((40, 3))}, domain="d1", loss=1.0, level=3)
+    past.sample(8, where=sparse)
+    past.update(past.sample(64), loss=1.0)
+    plans = _plans(url, lambda: past.sample(8, where=sparse), past)
+    assert any("FROM replay_event" in statement for statement, _ in plans)
+    for statement, plan in plans:
+        assert not _scanned(plan), f"{statement}\n{plan}"
+        assert "PRIMARY KEY (rowid>? AND rowid<?)" not in plan or "replay_event" in plan, statement
 
 
 def test_the_check_can_fail(url: str, memory: EpisodicMemory) -> None:
