@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memstore.answers import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
 from memstore.columns import Column, Condition, col
+from memstore.copying import Vacuumed, backup, vacuum
 from memstore.errors import (
     CheckpointNotFound,
     ConfigError,
@@ -99,8 +100,10 @@ __all__ = [
     "TransactionDead",
     "Uniform",
     "UpdateResult",
+    "Vacuumed",
     "WaitTimeout",
     "__version__",
+    "backup",
     "buffers",
     "col",
     "count",
@@ -111,4 +114,5 @@ __all__ = [
     "open",
     "pad",
     "total",
+    "vacuum",
 ]

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("failures",),
     ("database",),
     ("upgrade",),
-    ("backup", "strata"),
+    ("copying", "strata"),
     ("buffer",),
     ("shares", "snapshot"),
     ("checkpoint", "draws", "eviction", "leases", "limiter"),

@@ -11,8 +11,6 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from memstore.backup import backup as copy_database
-from memstore.backup import vacuum as vacuum_database
 from memstore.cli.common import (
     EXIT_FOUND,
     all_buffers_option,
@@ -23,6 +21,8 @@ from memstore.cli.common import (
 )
 from memstore.cli.text import size_text, visible
 from memstore.config import shown_address
+from memstore.copying import backup as copy_database
+from memstore.copying import vacuum as vacuum_database
 
 
 @click.command(epilog="Example:  memstore check run.db && echo sound")

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import create_engine, select
 
 import memstore
-from memstore.backup import backup, vacuum
+from memstore.copying import backup, vacuum
 from memstore.schema import metadata
 from tests.contract.helpers import FRESH, OpenMemory, rows, sqlite_only
 
