@@ -87,7 +87,12 @@ class MemoryDrawer(MemoryAsker):
         if limited or timeout is not None:
             turn = partial(self._charge, wanted) if limited else partial(self._turn, wanted, where)
             wait_until(self._session, turn, limit, self._standing)
-        return self._session.draw(partial(work, Rows.none()))
+        try:
+            return self._session.draw(partial(work, Rows.none()))
+        except MemoryEmpty:
+            if limited:
+                self._session.aside(lambda s: limiter.refund(s, wanted))
+            raise
 
     def sample_groups(
         self,
@@ -117,6 +122,7 @@ class MemoryDrawer(MemoryAsker):
         where : Condition, optional
             As for ``sample``.
         strategy : Strategy or str
+            Its probabilities are those in the whole buffer, restricted to the group.
 
         Raises
         ------
@@ -132,7 +138,10 @@ class MemoryDrawer(MemoryAsker):
             rng, populations = self._session.rng, self._session.populations
             found = grouping.draw(snapshot, rng, populations, chosen, wanted, each, keep=keep)
             if not len(found.rows):
-                raise MemoryEmpty(f"{self!r} holds no {each} episodes with the same {by}; ask for smaller groups")
+                among = "" if where is None else f" where {where}"
+                raise MemoryEmpty(
+                    f"{self!r} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
+                )
             batch = self._batch(snapshot, chosen, found.rows, 0.0, "batch", exact=False)
             return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
 
@@ -262,7 +271,8 @@ class MemoryDrawer(MemoryAsker):
                 raise MemoryEmpty(f"{self!r} holds no episode to draw{among}{held}; add some first")
             rows = chosen.draw(snapshot, self._session.rng, wanted, taken, replacement=replacement)
             if not len(rows):
-                raise MemoryEmpty(f"{self!r} holds no episode to draw where {where}")
+                held = f" and is not leased ({len(taken)} are)" if len(taken) else ""
+                raise MemoryEmpty(f"{self!r} holds no episode to draw where {where}{held}")
             return self._batch(snapshot, chosen, rows, beta, normalize, exact=exact)
 
         return work

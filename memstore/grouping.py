@@ -25,6 +25,11 @@ class Grouped:
     group: Ints
     log2_probability: Floats
 
+    @staticmethod
+    def none() -> Grouped:
+        """No group."""
+        return Grouped(Rows.none(), np.empty(0, np.int64), np.empty(0))
+
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
@@ -58,22 +63,25 @@ class Grouping:
         found = populations.get(snapshot, demand, keep=keep) if is_settled(where) else demand.read(snapshot)
         missing = found.labels.get(None, -1)
         found = found.take(found.label != missing)
+        if not len(found.ids):
+            return Grouped.none()
+        importance, _ = strategy.log2_importance(snapshot, population_rows(snapshot, found))
+        possible = np.isfinite(importance)
+        found, importance = found.take(possible), importance[possible]
         # In the order of their oldest episodes: how this process came to know them must not matter.
         labels, first, count = np.unique(found.label, return_index=True, return_counts=True)
         complete = labels[np.argsort(first, kind="stable")]
         complete = complete[np.isin(complete, labels[count >= size])]
         if not len(complete):
-            return Grouped(Rows.none(), np.empty(0, np.int64), np.empty(0))
-        rows = population_rows(snapshot, found)
+            return Grouped.none()
         parts, probability = [], []
         for label in rng.choice(complete, min(groups, len(complete)), replace=False).tolist():
-            members = rows.take(found.label == label)
-            importance, _ = strategy.log2_importance(snapshot, members)
-            chosen = smallest_keys(rng, importance, size)
-            parts.append(members.take(chosen))
-            probability.append(importance[chosen] - log2_sum(importance) - np.log2(len(complete)))
+            members = np.flatnonzero(found.label == label)
+            chosen = members[smallest_keys(rng, importance[members], size)]
+            parts.append(found.ids[chosen])
+            probability.append(importance[chosen] - log2_sum(importance[members]) - np.log2(len(complete)))
         return Grouped(
-            snapshot.looked_up(Rows.join(parts).ids),
+            snapshot.looked_up(np.concatenate(parts)),
             np.repeat(np.arange(len(parts)), size),
             np.concatenate(probability),
         )

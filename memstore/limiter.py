@@ -111,6 +111,12 @@ def charge(snapshot: Snapshot, count: int) -> bool:
     return snapshot.conn.execute(update(limiter).where(*own).values(drawn=_c.drawn + count)).rowcount == 1
 
 
+def refund(snapshot: Snapshot, count: int) -> None:
+    """Take back the count of a draw that found nothing."""
+    own = _c.buffer_id == snapshot.state.buffer_id
+    snapshot.conn.execute(update(limiter).where(own).values(drawn=_c.drawn - count))
+
+
 def account(snapshot: Snapshot) -> dict[str, float] | None:
     """The limiter's settings, and how many draws it has counted; None without a limiter."""
     rule = limiter_of(snapshot.settings)

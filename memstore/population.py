@@ -29,6 +29,9 @@ KEPT = 8
 FOLLOWED_SHARE = 4
 """When more than one in this many live episodes has changed, reading anew costs less than following."""
 
+FORGOTTEN_SHARE = 2
+"""With more labels than this many for each live episode, most are of groups that are gone: reading anew drops them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Population:
@@ -67,7 +70,7 @@ class Demand:
     @property
     def key(self) -> tuple[str, str]:
         """What tells it from others."""
-        return str(self.condition), f"{self.by} {self.by.kind}" if self.by is not None else ""
+        return str(self.condition), "" if self.by is None else f"{self.by} {self.by.kind}"
 
     def read(self, snapshot: Snapshot) -> Population:
         """The population by a query over all episodes."""
@@ -76,10 +79,11 @@ class Demand:
     def followed(self, snapshot: Snapshot, old: Population) -> Population:
         """The population of a later snapshot than the old one's."""
         counters, live = snapshot.state.counters, snapshot.state.strata.live
-        if (old.recorded, old.inserted) == (counters.recorded, counters.inserted) and old.replays == counters.events:
+        now = (counters.recorded, counters.inserted, counters.events, live)
+        if (old.recorded, old.inserted, old.replays, old.live) == now:
             return old
         news = (counters.recorded - old.recorded) + (counters.inserted - old.inserted)
-        if news * FOLLOWED_SHARE > live:
+        if news * FOLLOWED_SHARE > live or len(old.labels) > FORGOTTEN_SHARE * live:
             return self.read(snapshot)
         first = first_id(snapshot.state.buffer_id)
         query = select(_v.episode_id, _v.loss_after).order_by(_v.id)

@@ -6,9 +6,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from keyword import iskeyword
 from typing import Any, Literal
+from unicodedata import is_normalized
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +33,19 @@ class Field:
 class Result:
     """Rows of plain Python values, None where missing; the types of its columns never depend on what is in them.
 
+    Attributes
+    ----------
+    fields : tuple of Field
+        The columns, in order.
+    rows : list of tuple
+        int, float, str, bool or None; in a column of kind "json" any JSON value.
+    make : callable or None
+        Makes the record of a row from its values; None for a frozen dataclass with the columns as attributes.
+
     Raises
     ------
     InvalidValue
-        When two columns have the same name.
+        When two columns have the same name, or a name cannot be that of an attribute.
     """
 
     fields: tuple[Field, ...]
@@ -46,8 +57,10 @@ class Result:
         if len(set(names)) < len(names):
             raise InvalidValue(f"two columns have the same name: {', '.join(names)}; give one of them another")
         for name in names:
-            if not name.isidentifier() or iskeyword(name):
-                raise InvalidValue(f"{name!r:.80} cannot name a column; use letters, digits and _")
+            if not _names_an_attribute(name):
+                raise InvalidValue(
+                    f"{name!r:.80} cannot name a column; use a Python name such as mean_loss, without __"
+                )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,24 +74,32 @@ class Result:
         return iter(self.records())
 
     def __getitem__(self, name: str) -> NDArray[Any]:
+        """One column, as in ``arrays``. ``InvalidValue`` when there is none of this name."""
         if name not in self.names:
             raise InvalidValue(f"there is no column {name!r:.80}; there are {', '.join(self.names)}")
-        return self.arrays()[name]
+        place = self.names.index(name)
+        return _array(self.fields[place], [row[place] for row in self.rows])
 
     def __repr__(self) -> str:
         return f"<Result of {len(self)} rows: {', '.join(self.names)}>"
 
     def records(self) -> list[Any]:
-        """As frozen dataclasses with the columns as attributes."""
-        make = self.make or dataclasses.make_dataclass("Row", self.names, frozen=True, slots=True)
+        """As frozen dataclasses with the columns as attributes: equal where columns and values are."""
+        make = self.make or _row_class(self.names)
         return [make(*row) for row in self.rows]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """As numpy columns.
 
-        Integers are int64, but float64 with NaN in a column where they may be missing; floats are float64 with NaN;
-        texts ``StringDType``, with None where they may be missing; true and false are bool, or object with None;
-        JSON values are object.
+        Integers are int64, but float64 with NaN in a column where they may be missing (exact up to 2**53); floats are
+        float64 with NaN; texts ``StringDType``, with None where they may be missing; true and false are bool, or object
+        with None; JSON values are object. numpy finds a None among texts (``== None``), but does not sort it: take the
+        known ones first, ``column[column != None]``.
+
+        Raises
+        ------
+        InvalidValue
+            When a value is missing in a column of integers, texts or flags that is not nullable.
         """
         return {field.name: _array(field, values) for field, values in self._columns()}
 
@@ -124,6 +145,8 @@ class Result:
 def _array(field: Field, values: list[Any]) -> NDArray[Any]:
     if field.kind == "float" or (field.kind == "int" and field.nullable):
         return np.array([np.nan if value is None else value for value in values], np.float64)
+    if not field.nullable and field.kind != "json" and None in values:  # numpy would make 'None' or False of it
+        raise InvalidValue(f"a value is missing in the column {field.name!r}, which is not nullable")
     if field.kind == "int":
         return np.array(values, np.int64)
     if field.kind == "text":
@@ -146,5 +169,16 @@ def _texts(field: Field, values: list[Any]) -> list[Any]:
 def _package(name: str) -> Any:
     try:
         return import_module(name)
-    except ImportError:
-        raise ConfigError(f"this needs {name}: pip install {name}") from None
+    except ImportError as error:
+        raise ConfigError(f"this needs {name}: pip install {name}") from error
+
+
+def _names_an_attribute(name: str) -> bool:
+    # Python normalizes the names in its source, so that others could not be written; those with __ are its own.
+    plain = name.isidentifier() and not iskeyword(name)
+    return plain and not name.startswith("__") and is_normalized("NFKC", name)
+
+
+@lru_cache
+def _row_class(names: tuple[str, ...]) -> type:
+    return dataclasses.make_dataclass("Row", names, frozen=True, slots=True)

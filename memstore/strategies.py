@@ -259,7 +259,7 @@ class DomainBalanced(Strategy):
             return domains, sizes, np.ones(len(domains))
         names = snapshot.state.domain_names
         shares = np.array([self.weights.get(names[d - 1], 0.0) for d in domains.tolist()])
-        if not shares.any():
+        if len(domains) and not shares.any():
             raise ConfigError(f"none of the weighted domains {sorted(self.weights)} holds an episode")
         return domains, sizes, shares
 

@@ -2,7 +2,7 @@
 
 Every test in this folder has a fixed seed, so for given versions of numpy and memstore it always passes or always
 fails. A false alarm can only appear when a stream of random numbers changes; ``FALSE_ALARM`` is its probability per
-comparison. There are about 400 comparisons, so a change of streams turns this folder red once in 2,500 times.
+comparison. There are about 530 comparisons, so a change of streams turns this folder red once in 1,900 times.
 (Pearson's statistic
 has a heavier tail than chi-square where cells expect few draws: in 20,000 simulations of skewed laws, pooled as
 ``p_value`` does it, twice as many as should lay beyond the 1e-4 quantile.)

@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 FACTOR = 10 if os.environ.get("MEMSTORE_TORTURE") == "full" else 1
-KILLS = 30 * FACTOR
+KILLS = 20 * FACTOR
 CUTS = 100 * FACTOR
 SETTINGS: dict[str, dict[str, Any]] = {
     "none": {"capacity": 10**6, "eviction": "none"},

@@ -15,7 +15,7 @@ import pytest
 from tests.contract.helpers import FRESH
 from tests.learner import streams
 
-KILLS = 200 if os.environ.get("MEMSTORE_TORTURE") == "full" else 24
+KILLS = 200 if os.environ.get("MEMSTORE_TORTURE") == "full" else 16
 
 pytestmark = [
     pytest.mark.torture,

@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 import numpy as np
-import pandas
 import polars
 import pyarrow
 import pytest
@@ -31,6 +30,7 @@ DTYPES: dict[tuple[str, bool], Any] = {
     ("text", True): np.dtypes.StringDType(na_object=None),
     ("flag", False): np.dtype(np.bool_),
     ("flag", True): np.dtype(object),
+    ("json", False): np.dtype(object),
     ("json", True): np.dtype(object),
 }
 PANDAS = {"int": "Int64", "float": "float64", "text": "string", "flag": "boolean", "json": "object"}
@@ -57,9 +57,10 @@ def test_types_depend_on_the_column_alone(kind: Kind, nullable: bool, values: st
 
     frame = found.to_pandas()
     assert str(frame.dtypes["value"]) == PANDAS[kind] and list(frame.columns) == ["number", "value"]
-    assert [
-        None if value is pandas.NA or value is None or value != value else value for value in frame["value"]
-    ] == given
+    missing = {"float": "nan", "json": "None"}.get(kind, "<NA>")
+    assert [repr(value) for value in frame["value"].tolist()] == [
+        missing if value is None else repr(value) for value in given
+    ]
     texts = kind == "json"
     other = found.to_polars()
     assert other.schema["value"] == POLARS.get(kind, polars.String) and (texts or other["value"].to_list() == given)
@@ -68,11 +69,38 @@ def test_types_depend_on_the_column_alone(kind: Kind, nullable: bool, values: st
     assert texts or table["value"].to_pylist() == given
 
 
-def test_integers_stay_exact_where_they_may_be_missing() -> None:
-    found = result("int", True, [2**62, None])
-    assert found.to_pandas()["value"][0] == 2**62
-    assert found.to_polars()["value"].to_list() == [2**62, None]
-    assert found.to_arrow()["value"].to_pylist() == [2**62, None]
+@pytest.mark.parametrize("missing", [False, True])
+def test_integers_stay_exact_where_they_may_be_missing(missing: bool) -> None:
+    given = [2**62 + 1, -(2**62) - 1, *[None] * missing]  # as float64 each would lose its last digit
+    found = result("int", True, given)
+    assert found.to_pandas()["value"].dropna().tolist() == given[:2]
+    assert found.to_pandas()["value"].isna().tolist() == [value is None for value in given]
+    assert found.to_polars()["value"].to_list() == found.to_arrow()["value"].to_pylist() == given
+    assert result("int", False, given[:2])["value"].tolist() == given[:2]
+
+
+@pytest.mark.parametrize("text", [TEXT, "a\0b\0", "  ", "NULL", "None", "<NA>", "e\u0301", "\u202eabc", "x" * 5000])
+def test_text_is_nothing_but_data(text: str) -> None:
+    for nullable in (False, True):
+        found = result("text", nullable, [text])
+        assert found["value"].tolist() == found.to_pandas()["value"].tolist() == [text]
+        assert found.to_polars()["value"].to_list() == found.to_arrow()["value"].to_pylist() == [text]
+
+
+def test_missing_texts_are_found_and_left_out() -> None:
+    column = result("text", True, ["b", None, "a"])["value"]
+    known = column[column != None]  # noqa: E711
+    assert (column == None).tolist() == [False, True, False]  # noqa: E711
+    assert (column == "a").tolist() == [False, False, True]
+    assert np.sort(known).tolist() == np.unique(known).tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["int", "text", "flag"])
+def test_nothing_is_made_up_for_what_should_not_be_missing(kind: Kind) -> None:
+    found = result(kind, False, [VALUES[kind][0], None])
+    with pytest.raises(InvalidValue, match="missing in the column 'value'"):
+        found.arrays()
+    assert found["number"].tolist() == [0, 1]
 
 
 def test_json_goes_as_its_text() -> None:
@@ -81,13 +109,26 @@ def test_json_goes_as_its_text() -> None:
     assert found.to_polars()["value"].to_list() == found.to_arrow()["value"].to_pylist() == wanted
 
 
+def test_json_values_are_cells_whatever_they_are() -> None:
+    given = [[1, 2], [3, 4], None]  # lists of one length are no second dimension, null is a value
+    for nullable in (False, True):
+        array = result("json", nullable, given)["value"]
+        assert array.shape == (3,) and array.tolist() == given
+
+
 def test_records_are_frozen_and_comparable() -> None:
     found = result("text", True, ["a", None])
     first, second = found
+    assert found.records() == list(result("text", True, ["a", None])) and first != second
+    assert len({*found, *found.records()}) == 2
     assert (first.number, first.value, second.value) == (0, "a", None) and len(found) == 2
     assert found.records()[0].value == "a" and repr(found) == "<Result of 2 rows: number, value>"
     with pytest.raises(AttributeError):
         first.value = "b"
+    with pytest.raises(AttributeError):
+        found.rows = []  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        found.fields[0].name = "b"  # type: ignore[misc]
     made = Result(found.fields, found.rows, lambda number, value: (value, number))
     assert made.records() == [("a", 0), (None, 1)]
 
@@ -96,16 +137,18 @@ def test_names_are_checked() -> None:
     field = Field("a", "int", False)
     with pytest.raises(InvalidValue, match="same name"):
         Result((field, field), [])
-    for name in ("a b", "", "class", "1", "'; --"):
+    for name in ("a b", "", "class", "1", "'; --", "__init__", "__x", "\ufb01"):
         with pytest.raises(InvalidValue, match="cannot name"):
             Result((Field(name, "int", False),), [])
     with pytest.raises(InvalidValue, match="no column 'b'; there are a"):
         Result((field,), [])["b"]
+    for name in ("self", "é", "_x", "count", "fields", "mean_loss"):
+        assert getattr(Result((Field(name, "int", False),), [(1,)]).records()[0], name) == 1
 
 
 @pytest.mark.parametrize("package", ["pandas", "polars", "pyarrow"])
 def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     found = result("int", False, [1])
-    with pytest.raises(ConfigError, match=f"pip install {package}"):
+    with pytest.raises(ConfigError, match=f"pip install {package}$"):
         {"pandas": found.to_pandas, "polars": found.to_polars, "pyarrow": found.to_arrow}[package]()
