@@ -78,7 +78,7 @@ def _updates(bench: Bench, memory: memstore.EpisodicMemory, off: memstore.Episod
         WITHOUT: lambda given: off.update(given[0], loss=given[1], step=1),
         WITH: lambda given: memory.update(given[0], loss=given[1], step=1),
     }
-    bench.measure("update of 256", bench.batch, prepare, contenders)
+    bench.measure("history, update", bench.batch, prepare, contenders)
 
 
 def _draws(bench: Bench, memory: memstore.EpisodicMemory) -> None:
@@ -92,7 +92,7 @@ def _draws(bench: Bench, memory: memstore.EpisodicMemory) -> None:
     contenders: dict[str, Callable[[int], Any]] = {
         name: functools.partial(_draw, memory, condition) for name, condition in CONDITIONS.items()
     }
-    bench.measure("draw behind a condition", bench.batch, prepare, contenders)
+    bench.measure("history, draw", bench.batch, prepare, contenders)
 
 
 def _draw(memory: memstore.EpisodicMemory, condition: memstore.Condition | None, count: int) -> None:
@@ -103,4 +103,6 @@ def _answers(bench: Bench, memory: memstore.EpisodicMemory) -> None:
     contenders: dict[str, Callable[[int], Any]] = {
         name: functools.partial(answer, memory) for name, answer in ANSWERS.items()
     }
-    bench.measure("answer", 1, lambda: int(bench.workload.rng.integers(1, bench.rows + 1)), contenders, most=20)
+    bench.measure(
+        "history, answer", 1, lambda: int(bench.workload.rng.integers(1, bench.rows + 1)), contenders, most=20
+    )

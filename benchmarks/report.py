@@ -103,15 +103,15 @@ def _postgres(results: Results) -> Iterator[Target]:
 
 def _history(results: Results, database: str, answer: float) -> Iterator[Target]:
     find = functools.partial(_timing, results, database)
-    cost = _over(find("update of 256", history.WITH), find("update of 256", history.WITHOUT))
+    cost = _over(find("history, update", history.WITH), find("history, update", history.WITHOUT))
     yield Target(f"{database}: update and its history, over update without, at 5M events", "x", 1.4, cost)
     for name in history.CONDITIONS:
-        yield Target(
-            f"{database}: draw of 256 at 1M ({name})", "ms", 10, _over(find("draw behind a condition", name), 1e-3)
-        )
+        yield Target(f"{database}: draw of 256 at 1M ({name})", "ms", 10, _over(find("history, draw", name), 1e-3))
     for name in history.ANSWERS:
-        taken = results.timing(database, "answer", MILLION, 1, name)
-        yield Target(f"{database}: {name} at 5M events", "ms", answer, _over(None if taken is None else taken.median, 1e-3))
+        taken = results.timing(database, "history, answer", MILLION, 1, name)
+        yield Target(
+            f"{database}: {name} at 5M events", "ms", answer, _over(None if taken is None else taken.median, 1e-3)
+        )
 
 
 def _timing(

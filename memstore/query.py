@@ -112,6 +112,8 @@ class Query:
 
     def select(self, *columns: Column, **named: Column) -> Query:
         """Answer with these columns alone, under their own names or those given."""
+        if not (columns or named):
+            raise InvalidValue("select() needs at least one column, such as col.loss")
         return replace(self, selected=self._outputs(columns, named))
 
     def group_by(self, *columns: Column, **named: Column) -> Query:
@@ -206,7 +208,7 @@ class Query:
             by_id = replace(self, order=())._rows(snapshot, (("id", col.id), *chosen), col.id.in_(ids), None)
             known = {row[0]: row[1:] for row in by_id}
             rows = [known[i] for i in ids]
-        outputs = tuple(Field(name, *_shape(column)) for name, column in chosen)
+        outputs = tuple(self._field(name, column) for name, column in chosen)
         return Result(outputs, rows, record if self.selected is None else None)
 
     def _rows(
@@ -219,7 +221,7 @@ class Query:
         query = select(*(_selectable(scope, column) for column in columns)).select_from(tables).where(passing)
         certain = {column for part in conjuncts(condition) for column in _certain(part)}
         for column, down in order:
-            missing = column.nullable and str(column) not in certain
+            missing = self._may_be_missing(column) and str(column) not in certain
             query = _ordered(query, scope.sortable(column, scope.expression(column)), down, missing)
         query = query.order_by(scope.identity()).limit(most)
         decoders = [_decoder(snapshot, column) for column in columns]
@@ -251,16 +253,25 @@ class Query:
             else:
                 raise InvalidValue(f"groups can be sorted by {', '.join([*keys, *numbers])}, not by {name!r}")
         for name, column in groups:
-            query = _ordered(query, scope.sortable(column, keys[name]), False, column.nullable)
+            query = _ordered(query, scope.sortable(column, keys[name]), False, self._may_be_missing(column))
         decoders = [_decoder(snapshot, column) for _, column in groups]
         decoders += [None] * len(numbers)
         rows = [
             tuple(value if decode is None else decode(value) for value, decode in zip(row, decoders, strict=True))
             for row in snapshot.conn.execute(query.limit(self.most))
         ]
-        outputs = [Field(name, *_shape(column)) for name, column in groups]
+        outputs = [self._field(name, column) for name, column in groups]
         outputs += [Field(name, *_aggregate_shape(aggregate)) for name, aggregate in self.aggregates]
         return Result(tuple(outputs), rows)
+
+    def _field(self, name: str, column: Column) -> Field:
+        open_type = isinstance(column, ExtraColumn) and not column.typed
+        return Field(name, "json" if open_type else column.kind, self._may_be_missing(column))
+
+    def _may_be_missing(self, column: Column) -> bool:
+        """In the history everything of an episode that has left is, but its id."""
+        left = self.over == "history" and column.source != "history" and column.name != "id"
+        return column.nullable or left
 
     def _resolved(self, given: str | Column, outputs: dict[str, Column]) -> Column:
         return _typed(given if isinstance(given, Column) else outputs.get(given) or _column(given))
@@ -278,12 +289,6 @@ def _typed(column: Column) -> Column:
     if isinstance(column, ExtraColumn) and not column.typed:
         raise InvalidValue(f"say which type of {column} is meant: .number, .text or .flag")
     return column
-
-
-def _shape(column: Column) -> tuple[Any, bool]:
-    if isinstance(column, ExtraColumn):
-        return (column.kind if column.typed else "json"), True
-    return column.kind, column.nullable
 
 
 def _aggregate_shape(aggregate: Aggregate) -> tuple[Any, bool]:

@@ -115,9 +115,9 @@ def test_processes_share_a_database(report: dict[str, Any]) -> None:
 def test_a_learner_by_how_often_it_checkpoints_and_the_history_by_what_it_costs(report: dict[str, Any]) -> None:
     ways = ["a checkpoint in every call", "a checkpoint in the last of ten", "a commit in every call, no checkpoint"]
     found = contenders(report)
-    assert found.pop(("sqlite", "update of 256", 256)) == ["update, history off", "update and its history"]
-    assert len(found.pop(("sqlite", "draw behind a condition", 256))) == 4
-    assert len(found.pop(("sqlite", "answer", 1))) == 9
+    assert found.pop(("sqlite", "history, update", 256)) == ["update, history off", "update and its history"]
+    assert len(found.pop(("sqlite", "history, draw", 256))) == 4
+    assert len(found.pop(("sqlite", "history, answer", 1))) == 9
     assert found == {("sqlite", case, 100): [*ways, "the training alone, in memory"] for _, case, _ in found}
     assert len(found) == 2
 

@@ -166,6 +166,14 @@ def test_history_queries_agree_with_brute_force(past: tuple[memstore.EpisodicMem
         assert query.count() == len(passing)
 
     check()
+    for column in PLAIN:
+        ordered = [one.event for one in memory.query("history").order_by(column)]
+        known = [(sort_key(one[column.name]), one["event"]) for one in events if one[column.name] is not None]
+        wanted = [number for _, number in sorted(known)]
+        wanted += [one["event"] for one in events if one[column.name] is None]
+        assert ordered == wanted, column
+        kept = memory.query("history").select(value=column).arrays()["value"]
+        assert len(kept) == len(events)
 
 
 def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicMemory) -> None:
@@ -203,6 +211,7 @@ def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicM
         (lambda: mean(col.domain), "text"),
         (lambda: mean("loss"), "column"),  # type: ignore[arg-type]
         (lambda: memory.query().limit(-1), "limit"),
+        (lambda: memory.query().select(), "at least one"),
         (lambda: memory.query().select("loss"), "column"),  # type: ignore[arg-type]
         (lambda: memory.query().select(col.loss, col.loss).all(), "same name"),
         (lambda: memory.query().select(**{"a b": col.loss}).all(), "cannot name"),

@@ -110,10 +110,11 @@ def test_json_goes_as_its_text() -> None:
 
 
 def test_json_values_are_cells_whatever_they_are() -> None:
-    given = [[1, 2], [3, 4], None]  # lists of one length are no second dimension, null is a value
-    for nullable in (False, True):
-        array = result("json", nullable, given)["value"]
-        assert array.shape == (3,) and array.tolist() == given
+    cases: list[list[Any]] = [[[1, 2], [3, 4]], [{}, None]]  # lists of one length are no second dimension
+    for given in cases:
+        for nullable in (False, True):
+            array = result("json", nullable, given)["value"]
+            assert array.shape == (2,) and list(array) == given
 
 
 def test_records_are_frozen_and_comparable() -> None:
