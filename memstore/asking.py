@@ -187,8 +187,8 @@ def _span(steps: Any) -> tuple[int, int]:
         raise InvalidValue(f"steps must be one step or (first, last), got {steps!r:.80}")
     first, last = (constant_of("steps", "int", end) for end in ends)
     assert isinstance(first, (int, float)) and isinstance(last, (int, float))
-    if first > last:
-        raise InvalidValue(f"steps must be (first, last) with first <= last, got {steps!r:.80}")
+    if first > last or int(first) != first or int(last) != last:
+        raise InvalidValue(f"steps must be whole numbers (first, last) with first <= last, got {steps!r:.80}")
     return int(first), int(last)
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Table, func, or_, select
+from sqlalchemy import Table, and_, func, or_, select, union_all
 
 from memstore.codec import Signature
 from memstore.episodes import all_payloads
@@ -178,19 +178,20 @@ class _Examination:
         wrong = or_(m.lowest_loss > m.loss, m.loss.is_(None) != m.lowest_loss.is_(None))
         if ids := list(conn.scalars(select(m.episode_id).where(self.snapshot.own, wrong))):
             yield f"{_some(ids)} have a smallest loss that cannot be"
-        last = replay_metadata.join(replay_event, v.id == m.last_event_id)
-        strangers = select(m.episode_id).select_from(last).where(self.snapshot.own, v.episode_id != m.episode_id)
-        if ids := list(conn.scalars(strangers)):
-            yield f"{_some(ids)} name another episode's event as their last event"
         low, high = id_range(state.buffer_id)
-        newest = conn.scalars(select(func.max(v.id)).where(v.id.between(low, high))).one()
-        if newest is not None and newest - low + 1 > state.counters.recorded:
+        end = low + state.counters.recorded
+        oldest, newest = conn.execute(select(func.min(v.id), func.max(v.id)).where(v.id.between(low, high))).one()
+        if newest is not None and newest >= end:
             yield f"event {newest} is newer than the buffer's counter of events, {state.counters.recorded}"
-        members = select(v.group_id, func.count().label("count")).where(v.id.between(low, high)).group_by(v.group_id)
-        found = members.subquery()
-        grouped = event_group.outerjoin(found, found.c.group_id == g.id)
-        uneven = select(g.id).select_from(grouped).where(g.id.between(low, high))
-        uneven = uneven.where(func.coalesce(found.c["count"], 0) != g["count"])
+        never = and_(v.id.is_(None), m.last_event_id >= (end if oldest is None else oldest))  # older ones were pruned
+        last = replay_metadata.outerjoin(replay_event, v.id == m.last_event_id)
+        wrong = or_(v.episode_id != m.episode_id, never)
+        if ids := list(conn.scalars(select(m.episode_id).select_from(last).where(self.snapshot.own, wrong))):
+            yield f"{_some(ids)} name as their last event one of another episode, or one that is not there"
+        said = select(g.id, g["count"].label("count")).where(g.id.between(low, high))
+        found = select(v.group_id, -func.count()).where(v.id.between(low, high)).group_by(v.group_id)
+        both = union_all(said, found).subquery().c
+        uneven = select(both.id).group_by(both.id).having(func.sum(both["count"]) != 0).order_by(both.id)
         if ids := list(conn.scalars(uneven)):
             yield f"{_some(ids)} groups of events have more or fewer than they say"
 

@@ -83,7 +83,7 @@ def as_history(value: History | Literal["on", "off"]) -> History:
     """A policy from itself, ``"on"`` or ``"off"``."""
     if isinstance(value, History):
         return value
-    if value in ("on", "off"):
+    if isinstance(value, str) and value in ("on", "off"):
         return History(1.0 if value == "on" else 0.0)
     raise ConfigError(f"history must be 'on', 'off' or a memstore.History, got {value!r}")
 
@@ -114,7 +114,12 @@ def depart(snapshot: Snapshot, group: Group, rows: Rows, turned_away: Newcomers 
         "previous_id": np.concatenate([rows.last_event, np.zeros(len(strangers), np.int64)]),
         "ends": np.ones(len(rows) + len(strangers), np.int64),
     }
-    record(snapshot, group, np.concatenate([rows.ids, strangers.ids]), columns)
+    numbers = record(snapshot, group, np.concatenate([rows.ids, strangers.ids]), columns)
+    last = columns["previous_id"][(numbers == 0) & (columns["previous_id"] > 0)]
+    if len(last):
+        # Recorded under an earlier policy: what there is of these must be found without their rows all the same.
+        ended = {"id": last.tolist(), "ends": [1] * len(last)}
+        snapshot.backend.update(snapshot.conn, replay_event, "id", ended)
 
 
 def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, NDArray[Any] | None]) -> Ints:

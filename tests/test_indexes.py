@@ -196,6 +196,35 @@ def test_what_scans_says_so(url: str, past: EpisodicMemory, answer: str) -> None
     assert scans == ("scan" in (method.__doc__ or "")), "\n".join(plan for _, plan in plans)
 
 
+@pytest.mark.parametrize("answer", ["loss_trend", "replay_share"])
+def test_sums_are_read_from_the_tally_alone(url: str, past: EpisodicMemory, answer: str) -> None:
+    """Beside it only what any snapshot begins with: the buffer, its strata and domains."""
+    plans = _plans(url, getattr(past, answer), past)
+    read = {name for statement, _ in plans for name in re.findall(r"(?:FROM|JOIN)\s+(\w+)", statement)}
+    assert "replay_tally" in read
+    assert not read & {"episode", "replay_metadata", "replay_event", "event_group"}, read
+
+
+@pytest.mark.parametrize("where", [{"steps": (1, 2)}, {"since": 0.0, "until": 1e6}])
+def test_history_reads_a_range_of_events(url: str, memory: EpisodicMemory, where: dict[str, Any]) -> None:
+    """Those between the first and the last group of the steps or hours asked for, by the primary key."""
+    with pytest.MonkeyPatch.context() as patch:
+        for step in range(4):
+            patch.setattr("time.time", lambda step=step: 1e6 * (step if step else 9))
+            memory.update(np.arange(1, 101), loss=1.0, step=step)
+    found: list[Any] = []
+    plans = _plans(url, lambda: found.extend(memory.history(**where)), memory)
+    assert {event.step for event in found} == ({1, 2} if "steps" in where else {1})
+    of_events = [(statement, plan) for statement, plan in plans if "FROM replay_event" in statement]
+    assert of_events
+    for statement, plan in of_events:
+        assert re.search(r"replay_event USING INTEGER PRIMARY KEY \(rowid>\? AND rowid<\?\)|pk_replay_event", plan), (
+            plan
+        )
+        ends = re.findall(r"replay_event\.id [<>]= (\d+)", statement)  # PostgreSQL tells no values
+        assert ends in ([], ["101", "300" if "steps" in where else "200"]), statement
+
+
 def test_a_draw_follows_the_log_instead_of_looking_everybody_up(url: str, past: EpisodicMemory) -> None:
     """Behind a sparse condition, from the second time on: the events since, and the rows that are drawn."""
     sparse = col.level == 3

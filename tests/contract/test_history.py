@@ -71,6 +71,14 @@ def test_who_is_evicted_says_so(open_memory: OpenMemory, policy: str) -> None:
     assert {(event.what, event.reason, event.loss_after) for event in gone} == {("evicted", policy, None)}
 
 
+def test_whoever_is_refused_has_no_history(open_memory: OpenMemory) -> None:
+    memory = open_memory(capacity=2, eviction="none")
+    memory.extend(rows(2))
+    with pytest.raises(memstore.MemoryFull):
+        memory.extend(rows(1))
+    assert memory.history() == []
+
+
 def test_every_way_to_leave_has_its_name(open_memory: OpenMemory) -> None:
     memory = open_memory(capacity=40, eviction="fifo", max_replays=2, consumer="me")
     memory.extend(rows(20), loss=np.linspace(0, 1, 20), timestamp=list(range(20)))
@@ -96,14 +104,14 @@ def test_every_way_to_leave_has_its_name(open_memory: OpenMemory) -> None:
     ]
 
 
-def _lived(memory: memstore.EpisodicMemory, seed: int) -> list[tuple[Any, ...]]:
-    """A random life, and its events as plain Python tells them."""
-    dice = random.Random(seed)
+def _lived(handles: list[memstore.EpisodicMemory], dice: random.Random) -> list[tuple[Any, ...]]:
+    """A random life by several consumers, and its events as plain Python tells them."""
     loss: dict[int, float | None] = {}
     domain: dict[int, str] = {}
     told: list[tuple[Any, ...]] = []
     for step in range(40):
-        action = dice.random()
+        action, memory = dice.random(), dice.choice(handles)
+        who = memory.consumer
         if action < 0.4 or not loss:
             count = dice.randint(1, 6)
             losses = [dice.choice([None, round(dice.random(), 2)]) for _ in range(count)]
@@ -113,44 +121,86 @@ def _lived(memory: memstore.EpisodicMemory, seed: int) -> list[tuple[Any, ...]]:
             domain.update(zip(ids, domains, strict=True))
             while len(loss) > 25:
                 first = min(loss)
-                told.append((first, domain[first], "evicted", None, loss.pop(first), None))
+                told.append((first, domain[first], "evicted", None, loss.pop(first), None, who))
         elif action < 0.9:
             ids = dice.choices(list(loss), k=dice.randint(1, 8))
             losses = [round(dice.random(), 2) for _ in ids]
             memory.update([*ids, 10**6], loss=[*losses, 1.0], step=step)
             for i, after in zip(ids, losses, strict=True):
-                told.append((i, domain[i], "replayed", step, loss[i], after))
+                told.append((i, domain[i], "replayed", step, loss[i], after, who))
                 loss[i] = after
         else:
             ids = sorted(dice.sample(list(loss), min(3, len(loss))))
             memory.delete(ids)
-            told += [(i, domain[i], "deleted", None, loss.pop(i), None) for i in ids]
+            told += [(i, domain[i], "deleted", None, loss.pop(i), None, who) for i in ids]
     return told
 
 
+def _questions(dice: random.Random, events: list[memstore.ReplayEvent]) -> dict[str, Any]:
+    """Arguments of ``history`` at random, most of which some event answers."""
+    one, other = dice.sample(events, 2)
+    first = dice.randrange(40)
+    possible: dict[str, Any] = {
+        "episode": dice.choice([one.id, [one.id, other.id, 10**6], dice.sample(range(1, 300), 200)]),
+        "domain": dice.choice([one.domain, "nowhere"]),
+        "consumer": dice.choice([one.consumer, "nobody"]),
+        "steps": dice.choice([first, (first, first + dice.randrange(15))]),
+        "since": one.at + dice.choice([0.0, 1e-6]),
+        "until": other.at - dice.choice([0.0, 1e-6]),
+        "limit": dice.choice([1, 3, 1000]),
+    }
+    return {name: possible[name] for name in dice.sample(sorted(possible), dice.choice([1, 1, 2, 3]))}
+
+
+def _answers(events: list[memstore.ReplayEvent], asked: dict[str, Any]) -> list[memstore.ReplayEvent]:
+    """What ``history`` must answer, decided here."""
+    steps = asked.get("steps", (0, 0))
+    low, high = steps if isinstance(steps, tuple) else (steps, steps)
+    passes: dict[str, Any] = {
+        "episode": lambda event: event.id in np.atleast_1d(asked["episode"]).tolist(),
+        "domain": lambda event: event.domain == asked["domain"],
+        "consumer": lambda event: event.consumer == asked["consumer"],
+        "steps": lambda event: event.step is not None and low <= event.step <= high,
+        "since": lambda event: event.at >= asked["since"],
+        "until": lambda event: event.at <= asked["until"],
+        "limit": lambda event: True,
+    }
+    found = [event for event in events if all(passes[name](event) for name in asked)]
+    return found[-asked.get("limit", len(events)) :]
+
+
 def test_a_random_life_is_told_as_it_was(open_memory: OpenMemory) -> None:
-    for seed in range(3):
-        memory = open_memory(buffer=f"life {seed}", capacity=25, eviction="fifo")
-        told = _lived(memory, seed)
+    for seed in range(2):
+        dice = random.Random(seed)
+        settings: dict[str, Any] = {"buffer": f"life {seed}", "capacity": 25, "eviction": "fifo"}
+        memory = open_memory(**settings, consumer="one")
+        told = _lived([memory, open_memory(**settings, consumer="two")], dice)
         events = memory.history()
-        names = ("id", "domain", "what", "step", "loss_before", "loss_after")
+        names = ("id", "domain", "what", "step", "loss_before", "loss_after", "consumer")
         assert facts(events, *names) == told
         assert [event.event - (seed << 40) for event in events] == list(range(1, len(told) + 1))
         ids = {event.id for event in events}
         for i in [*ids, (seed << 40) + 10**6]:
             assert memory.history(episode=i) == [event for event in events if event.id == i]
-        some = sorted(ids)[:7]
-        assert memory.history(episode=some) == [event for event in events if event.id in some]
         assert memory.history(episode=list(range(5000))) == [event for event in events if event.id < 5000]
+        for _ in range(40):
+            asked = _questions(dice, events)
+            assert memory.history(**asked) == _answers(events, asked), asked
         assert memory.check().ok
-        assert memory.history(domain="a", limit=4) == [event for event in events if event.domain == "a"][-4:]
-        assert memory.history(steps=(5, 20)) == [e for e in events if e.step is not None and 5 <= e.step <= 20]
-        assert memory.history(steps=9, limit=3) == [event for event in events if event.step == 9][-3:]
-        middle = events[len(events) // 2].at
-        assert memory.history(since=middle) == [event for event in events if event.at >= middle]
-        assert memory.history(until=middle, domain="b") == [e for e in events if e.at <= middle and e.domain == "b"]
-        assert memory.history(since=middle + 1e6) == memory.history(consumer="nobody") == []
-        assert memory.history(consumer=memory.consumer) == events
+        memory.close()
+        assert open_memory(**settings).history() == events
+
+
+def test_a_step_is_a_whole_number(open_memory: OpenMemory) -> None:
+    memory = open_memory()
+    memory.extend(rows(1))
+    for step in range(4):
+        memory.update([1], loss=1.0, step=step)
+    assert [event.step for event in memory.history(steps=(1.0, 2))] == [1, 2]  # type: ignore[arg-type]
+    wrong: list[Any] = [(0.5, 2), (0, 2.5), (2, 1), (1,), "1", True, (None, 2)]
+    for steps in wrong:
+        with pytest.raises(memstore.InvalidValue, match="steps"):
+            memory.history(steps=steps)
 
 
 def test_what_is_rolled_back_was_never_there(open_memory: OpenMemory) -> None:
@@ -194,6 +244,35 @@ def test_other_processes_tell_too(url: str, open_memory: OpenMemory) -> None:
 # How much is kept
 
 
+def test_a_chain_outlives_changes_of_the_policy(open_memory: OpenMemory, sql: Sql) -> None:
+    """Also where the episode leaves unrecorded: of its earlier events the last one is found all the same."""
+    memory = open_memory()
+    memory.extend(rows(6), loss=1.0)
+    memory.update([1, 2, 3, 3, 4], loss=2.0)
+    memory.configure(history="off")
+    memory.update([1, 5], loss=3.0)
+    memory.delete([2, 3, 6])
+    memory.configure(history=History(record=1e-9))
+    memory.delete([4])
+    memory.configure(history="on")
+    memory.update([1, 5], loss=4.0)
+    memory.delete([5])
+    events = memory.history()
+    assert facts(events, "id", "loss_before", "loss_after") == [
+        (1, 1.0, 2.0),
+        (2, 1.0, 2.0),
+        (3, 1.0, 2.0),
+        (3, 2.0, 2.0),
+        (4, 1.0, 2.0),
+        (1, 3.0, 4.0),
+        (5, 3.0, 4.0),
+        (5, 4.0, None),
+    ]
+    for i in range(1, 8):
+        assert memory.history(episode=i) == [event for event in events if event.id == i]
+    assert sql("SELECT id FROM replay_event WHERE ends = 1 ORDER BY id") == [(2,), (4,), (5,), (8,)]
+
+
 def test_off_records_nothing(open_memory: OpenMemory, sql: Sql) -> None:
     memory = open_memory(capacity=10, eviction="fifo", history="off")
     memory.extend(rows(15))
@@ -221,7 +300,8 @@ def test_a_share_of_the_episodes_is_recorded_whole(open_memory: OpenMemory) -> N
     assert abs(len(whole) - 600) < 103
     shares = [memory.replay_share()[0].replays for memory in (every, some)]
     assert shares == [6000, 6000], "the tally counts all of them"
-    assert every.loss_trend()[0].loss.tolist() == some.loss_trend()[0].loss.tolist()
+    for memory in (every, some):
+        assert memory.loss_trend(points=4)[0].loss.tolist() == [1.0, 2.0, 3.0]
     some_id = next(iter(whole))
     assert [event.step for event in some.history(episode=some_id)][:3] == [0, 1, 2]
     draws = [(memory.sample(20).ids - int(memory.query().ids()[0])).tolist() for memory in (every, some)]
@@ -246,17 +326,24 @@ def test_a_number_of_events_is_kept(open_memory: OpenMemory) -> None:
     assert len(memory.history()) == 100
     memory.configure(history=History(max_events=99))
     assert len(memory.history()) == 100, "a batch goes as a whole"
+    memory.update([1], loss=1.0)
+    for most in (2, 1):
+        memory.configure(history=History(max_events=most))
+        assert len(memory.history()) == (101 if most == 2 else 1), "and no more than may go"
     memory.delete(ids)
     assert memory.history(episode=5)[-1].what == "deleted" and memory.check().ok
 
 
 def test_events_grow_old(open_memory: OpenMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = open_memory(history=History(max_age=100.0))
-    memory.extend(rows(300))
+    memory.extend(rows(301))
+    monkeypatch.setattr("time.time", lambda: 1e6 - 1)
+    memory.update([301], loss=1.0)
     for hour in range(5):
         monkeypatch.setattr("time.time", lambda hour=hour: 1e6 + 60.0 * hour)
         memory.update(np.arange(1, 301), loss=1.0, step=hour)
     assert {event.step for event in memory.history()} == {3, 4}
+    assert memory.history(episode=301) == [] and memory.check().ok, "its last event is no longer there"
     memory.configure(history=History(max_age=30.0))
     assert {event.step for event in memory.history()} == {4}
 
@@ -289,7 +376,7 @@ def test_a_policy_without_sense_is_refused(wrong: Any) -> None:
 
 
 def test_no_policy_at_all_is_refused(open_memory: OpenMemory) -> None:
-    for wrong in ("yes", True, 0.5):
+    for wrong in ("yes", True, 0.5, np.array(["on", "off"])):
         with pytest.raises(ConfigError, match="history must be"):
             open_memory(history=wrong)
     memory = open_memory(buffer="b")
@@ -333,6 +420,18 @@ def test_slots_widen_and_stay_few() -> None:
     for number in (1, 511, 512, 513, 1023, 1024, 131_072, 199_999, 2**40 + 12345):
         width = max(1, 2 ** (number.bit_length() - 9))
         assert slot_of(number) <= number < slot_of(number) + width and slot_of(number) % width == 0
+
+
+def test_batches_share_a_slot(open_memory: OpenMemory, damage: Damage) -> None:
+    """As they do after many replays; 2**20 here, whose slots are 4096 wide."""
+    open_memory().extend(rows(2), domain=["a", "b"])
+    damage("UPDATE buffer SET events = 1048576")
+    memory = open_memory()
+    for loss, step in ((1.0, 5), (2.0, None), (6.0, 7)):
+        memory.update([1, 2], loss=[loss, 0.5], step=step)
+    memory.update([2], loss=0.5)
+    trends = [(t.domain, t.replays.tolist(), t.loss.tolist(), t.step.tolist()) for t in memory.loss_trend()]
+    assert trends == [("a", [3], [3.0], [7.0]), ("b", [4], [0.5], [7.0])]
 
 
 def test_huge_losses_have_a_trend(open_memory: OpenMemory) -> None:
@@ -399,9 +498,12 @@ def test_shares_add_up(open_memory: OpenMemory) -> None:
         ("UPDATE replay_metadata SET lowest_loss = loss + 1 WHERE episode_id = 2", "smallest loss"),
         ("UPDATE replay_metadata SET lowest_loss = NULL WHERE episode_id = 2", "smallest loss"),
         ("UPDATE replay_metadata SET last_event_id = 3 WHERE episode_id = 2", "last event"),
-        ("DELETE FROM replay_event WHERE id = 2", "event"),
-        ("UPDATE event_group SET count = 3", "event"),
-        ("UPDATE buffer SET recorded = 1", "event"),
+        ("UPDATE replay_metadata SET last_event_id = 9 WHERE episode_id = 5", "last event"),
+        ("DELETE FROM replay_event WHERE id = 2", "last event"),
+        ("DELETE FROM replay_event WHERE id = 2", "groups of events"),
+        ("UPDATE event_group SET count = 3", "groups of events"),
+        ("DELETE FROM event_group", "groups of events"),
+        ("UPDATE buffer SET recorded = 1", "counter of events"),
     ],
 )
 def test_check_finds_damage(open_memory: OpenMemory, damage: Damage, statement: str, finding: str) -> None:
