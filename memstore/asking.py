@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,12 @@ from memstore.snapshot import Snapshot
 from memstore.targets import domain_targets
 
 _t = replay_tally.c
+
+HARDEST = 100
+"""How many of the hardest episodes ``forgotten`` looks at for each one asked for, before it scans ..."""
+
+MOST_LOOKED_AT = 1000
+"""... and at most: 1,000 look-ups cost a tenth of a scan of 1M."""
 
 
 class MemoryAsker(MemoryReader):
@@ -97,8 +104,28 @@ class MemoryAsker(MemoryReader):
         return self.query().filter(col.replay_count == 0).limit(check_count(n)).all()
 
     def forgotten(self, n: int = 10) -> list[EpisodeSummary]:
-        """The episodes whose loss has risen furthest above its lowest, furthest first; scans the replay metadata."""
-        return self.query().filter(col.rise > 0).order_by(col.rise.descending).limit(check_count(n)).all()
+        """The episodes whose loss has risen furthest above its lowest, furthest first.
+
+        None can have risen by more than its loss: the hardest are looked at by the index on loss, and where they do not
+        decide it, the replay metadata is scanned.
+        """
+        risen = self.query().filter(col.rise > 0).order_by(col.rise.descending).limit(check_count(n))
+
+        def work(snapshot: Snapshot) -> list[EpisodeSummary]:
+            here = replace(risen, _read=lambda ask: ask(snapshot))
+            hardest = (
+                here.filter(col.loss.is_known())
+                .order_by(col.loss.descending)
+                .limit(max(n, min(HARDEST * n, MOST_LOOKED_AT)))
+            )
+            rows = replace(hardest, condition=col.loss.is_known()).select(col.id, col.loss, col.rise).arrays()
+            best = np.lexsort((rows["id"], -rows["rise"]))[:n]
+            decided = len(best) == n and rows["rise"][best[-1]] > rows["loss"][-1]
+            if decided:
+                here = replace(here, condition=col.id.in_(rows["id"][best].tolist()) & (col.rise > 0))
+            return here.all()
+
+        return self._session.read(work)
 
     def loss_trend(self, by: Literal["domain"] | None = "domain", *, points: int = 60) -> list[LossTrend]:
         """Mean losses in the course of the replays, for each domain, or for all together (``by=None``).

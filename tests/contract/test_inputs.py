@@ -499,7 +499,7 @@ def test_names_that_cannot_exist_are_not_found(unchanged: EpisodicMemory, name: 
         unchanged.load_checkpoint(name)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(max_size=60), other=st.text(max_size=60))
 def test_any_text_is_kept_or_refused(open_memory: OpenMemory, name: str, other: str) -> None:
     """Never changed, whatever it is."""

@@ -353,19 +353,19 @@ def counts_are_exact(memory: EpisodicMemory, sql: Sql, before: int, done: list[C
 
 
 def test_threads_share_a_memory(open_memory: OpenMemory, sql: Sql) -> None:
-    """8 threads, 200 operations each, on one handle."""
+    """8 threads, 100 operations each, on one handle."""
     memory = open_memory(capacity=10_000)
     memory.extend(rows(200), loss=1.0)
     with ThreadPoolExecutor(8) as pool:
-        done = list(pool.map(lambda worker: _mixed(memory, worker, 200), range(8)))
+        done = list(pool.map(lambda worker: _mixed(memory, worker, 100), range(8)))
     counts_are_exact(memory, sql, 200, done)
 
 
 def test_processes_share_a_memory(open_memory: OpenMemory, sql: Sql) -> None:
-    """4 processes, 300 operations each, every one adding, drawing and updating."""
+    """4 processes, 150 operations each, every one adding, drawing and updating."""
     memory = open_memory(capacity=10_000)
     memory.extend(rows(200), loss=1.0)
-    children = [Child(_mixed, memory, worker, 300) for worker in range(4)]
+    children = [Child(_mixed, memory, worker, 150) for worker in range(4)]
     counts_are_exact(memory, sql, 200, [child.result(300) for child in children])
 
 
