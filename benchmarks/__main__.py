@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="time for memstore in each group of contenders (default: 2)")
     parser.add_argument("--rounds", type=int, help="at most so many rounds (default: 200)")
     parser.add_argument("--only", type=_cases, default=list(CASES), help=f"any of {','.join(CASES)}")
-    parser.add_argument("--quick", action="store_true", help="2,000 rows and few rounds: checks that everything runs")
+    parser.add_argument("--quick", action="store_true", help="1,000 rows and few rounds: checks that everything runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     parser.add_argument("--folder", type=Path, help="where SQLite's files live meanwhile (default: a temporary one)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a measured target is missed")
@@ -59,11 +59,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code."""
     options = _parser().parse_args(arguments)
-    rows = options.rows or ([2000] if options.quick else [10_000, 100_000, 1_000_000])
+    rows = options.rows or ([1000] if options.quick else [10_000, 100_000, 1_000_000])
     batches = options.batch or [32, 256]
     budget = Budget(
         seconds=options.seconds or (0.1 if options.quick else 2.0),
-        max_rounds=options.rounds or (5 if options.quick else 200),
+        max_rounds=options.rounds or (3 if options.quick else 200),
     )
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print("  ".join(f"{name} {value}" for name, value in environment().items()), highlight=False)

@@ -133,7 +133,7 @@ class ReplayShare:
     mean_loss : float or None
         Of the measured ones.
     replays : int
-        Ever, of episodes that have left too.
+        Ever, of episodes that have left too; not those while the history was off.
     replay_share : float
         Of all replays.
     target : float or None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Table, func, select, tuple_
@@ -14,6 +13,7 @@ from memstore.backends.base import Backend, Progress
 from memstore.config import DEFAULT_BUSY_TIMEOUT, parse_url, shown_url, sqlite_path
 from memstore.database import Database
 from memstore.errors import ConfigError
+from memstore.newfile import check_free, written_whole
 from memstore.schema import buffer, metadata
 from memstore.upgrade import ensure_schema
 
@@ -54,28 +54,24 @@ def backup(
     Raises
     ------
     ConfigError
-        When there is something at the destination.
+        When there is something at the destination, or its folder is not there. Of several backups to one destination
+        at once, one is made.
     StoreFull, StoreCorrupt, SchemaTooOld ...
         When the copy cannot be made; nothing is left of it.
     """
     told = on_progress or (lambda done, total: None)
     target = parse_url(destination)
     file = sqlite_path(target)
-    if file is not None and file.exists():
-        raise ConfigError(f"{file} exists, and a backup never overwrites; give another name")
+    if file is not None:
+        check_free(file)
     origin = Database(parse_url(source), busy_timeout=busy_timeout)
     try:
         ensure_schema(origin, create=False)
         if file is None:
             _copy(origin, target, busy_timeout, told)
         elif not origin.outside(lambda engine: origin.backend.copy_file(engine, file, told)):
-            partial = Path(f"{file}.partial")
-            _discard(partial)
-            try:
+            with written_whole(file) as partial:
                 _copy(origin, target.set(database=str(partial)), busy_timeout, told)
-                partial.rename(file)
-            finally:
-                _discard(partial)
     finally:
         origin.close()
 
@@ -96,17 +92,13 @@ def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Va
         database.close()
 
 
-def _discard(file: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{file}{suffix}").unlink(missing_ok=True)
-
-
 def _copy(origin: Database, target: URL, busy_timeout: float, told: Progress) -> None:
     copy = Database(target, durability="power", busy_timeout=busy_timeout)
     try:
         ensure_schema(copy)
 
         def write(read: Connection, written: Connection) -> None:
+            copy.backend.lock_schema(written)  # until the end nobody makes a buffer, or begins such a copy
             if written.scalars(select(func.count()).select_from(buffer)).one():
                 raise ConfigError(f"{shown_url(target)} holds buffers, and a backup never overwrites")
             _copy_rows(read, origin.backend, written, copy.backend, told)

@@ -265,14 +265,13 @@ class MemoryDrawer(MemoryAsker):
             chosen = self._default_strategy(snapshot) if strategy is None else as_strategy(strategy)
             if alpha is not None:
                 chosen = chosen.with_alpha(alpha)
-            if snapshot.live <= len(taken):
-                held = f" that is not leased ({len(taken)} are)" if len(taken) else ""
-                among = "" if where is None else f" where {where}"
-                raise MemoryEmpty(f"{self!r} holds no episode to draw{among}{held}; add some first")
-            rows = chosen.draw(snapshot, self._session.rng, wanted, taken, replacement=replacement)
+            rows = Rows.none()
+            if snapshot.live > len(taken):
+                rows = chosen.draw(snapshot, self._session.rng, wanted, taken, replacement=replacement)
             if not len(rows):
-                held = f" and is not leased ({len(taken)} are)" if len(taken) else ""
-                raise MemoryEmpty(f"{self!r} holds no episode to draw where {where}{held}")
+                among = "" if where is None else f" where {where}"
+                held = f"; {len(taken)} are leased" if len(taken) else "; add some first"
+                raise MemoryEmpty(f"{self!r} holds no episode that {chosen.name} can draw{among}{held}")
             return self._batch(snapshot, chosen, rows, beta, normalize, exact=exact)
 
         return work

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, delete, select, union_all
+from sqlalchemy import ColumnElement, Row, delete, select, union_all
 
 from memstore.backends.base import UNAWAITED
 from memstore.config import Settings, check_float, check_int
@@ -22,10 +22,10 @@ from memstore.strata import Floats, Ints
 
 _g, _v, _m = event_group.c, replay_event.c, replay_metadata.c
 
-PRUNE_EVERY = 256
+PRUNE_EVERY = 1024
 """Events after which the log is looked at for what may go ..."""
 
-PRUNED_AT_ONCE = 64 * PRUNE_EVERY
+PRUNED_AT_ONCE = 16 * PRUNE_EVERY
 """... and how many of them may go then, so that no write takes long."""
 
 LARGEST_TALLIED = 1e290
@@ -227,19 +227,29 @@ def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.in
         return 0
     low, _ = id_range(snapshot.state.buffer_id)
     last = first_id(snapshot.state.buffer_id) + snapshot.state.counters.recorded
-    surplus = math.inf if policy.max_events is None else last - policy.max_events
-    stale = -math.inf if policy.max_age is None else now - policy.max_age
-    query = select(_g.id, _g["count"], _g.at).where(_g.id >= low, _g.id <= last).order_by(_g.id)
     cutoff, gone = low - 1, 0
-    for group_id, count, at in snapshot.conn.execute(query.limit(None if most == math.inf else int(most))):
-        over = policy.max_events is not None and group_id + count - 1 <= surplus
-        if not (over or at < stale) or gone >= most:
+    for group_id, count, at in _groups(snapshot, low, last):
+        over = policy.max_events is not None and group_id + count - 1 <= last - policy.max_events
+        stale = policy.max_age is not None and at < now - policy.max_age
+        if not (over or stale) or gone >= most:
             break
         cutoff, gone = group_id + count - 1, gone + count
     if gone:
         for table, key in ((replay_event, _v.id), (event_group, _g.id)):
             snapshot.conn.execute(delete(table).where(key >= low, key <= cutoff), execution_options={UNAWAITED: True})
     return gone
+
+
+def _groups(snapshot: Snapshot, low: int, last: int) -> Iterator[Row[int, int, float]]:
+    """Groups of events, oldest first: a few and then more at a time, for mostly few may go."""
+    page, most_at_once = 8, 4096
+    while True:
+        query = select(_g.id, _g["count"], _g.at).where(_g.id >= low, _g.id <= last).order_by(_g.id).limit(page)
+        found = snapshot.conn.execute(query).all()
+        yield from found
+        if len(found) < page:
+            return
+        low, page = found[-1][0] + 1, min(4 * page, most_at_once)
 
 
 def _hashed(ids: Ints) -> Floats:

@@ -193,7 +193,7 @@ def _distinct(tags: Sequence[str]) -> tuple[str, ...]:
 def _shown(value: Any) -> str:
     try:
         return f"{value!r:.80}"
-    except ValueError:  # an int of more than 4300 digits
+    except (ValueError, RecursionError):  # an int of more than 4300 digits; nested too deep
         return f"a {type(value).__name__} too long to show"
 
 
@@ -211,12 +211,20 @@ def _int(what: str, value: Any) -> int:
         raise InvalidValue(str(exc)) from None
 
 
+def _check_keys(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two keys of one object are both {twice!r} as JSON")
+
+
 def _json(value: Any) -> str | None:
     if value is None:
         return None
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=True)
         json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text, and PostgreSQL's JSON refuses it
+        json.loads(text, object_pairs_hook=_check_keys)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidValue(f"extra must be JSON without NaN or infinity, got {_shown(value)}: {exc}") from exc
     if _NUL.search(text):

@@ -11,7 +11,20 @@ import numpy as np
 from sqlalchemy import BigInteger, ColumnElement, Double, Select, case, cast, func, literal, select
 
 from memstore.answers import EpisodeSummary, ReplayEvent
-from memstore.columns import AllOf, Column, Comparison, Condition, Descending, ExtraColumn, In, Not, TagsColumn, col
+from memstore.columns import (
+    AllOf,
+    Column,
+    Comparison,
+    Condition,
+    Descending,
+    ExtraColumn,
+    HasTag,
+    In,
+    Not,
+    TagsColumn,
+    col,
+    conditions_within,
+)
 from memstore.config import check_int
 from memstore.errors import ConfigError, InvalidValue
 from memstore.predicates import Over, Scope, conjuncts
@@ -22,8 +35,8 @@ from memstore.snapshot import Snapshot
 T = TypeVar("T")
 Order = Column | Descending | str
 ALL = AllOf(())
-LARGEST = 1e290
-"""So many of them as a database can hold add up to a float."""
+LARGEST, SMALLEST = 1e290, 1e-300
+"""As many of the former as a database can hold add up to a float, and a mean of the latter is not 0."""
 
 _RECORDS: dict[str, type] = {"episodes": EpisodeSummary, "history": ReplayEvent}
 
@@ -48,7 +61,10 @@ def count(column: Column | None = None) -> Aggregate:
 
 
 def mean(column: Column) -> Aggregate:
-    """Mean of the known values, missing where there is none; what is beyond 1e290 counts as that."""
+    """Mean of the known values, missing where there is none.
+
+    What is beyond 1e290 counts as that, and values whose sum is within 1e-300 of 0 have the mean 0.
+    """
     return Aggregate("avg", _number("mean", column))
 
 
@@ -64,6 +80,8 @@ def maximum(column: Column) -> Aggregate:
 
 def total(column: Column) -> Aggregate:
     """Sum of the known values, missing where there is none; of fractions, what is beyond 1e290 counts as that."""
+    if isinstance(column, Column) and column.name in ("id", "event"):  # nor need it fit 64 bits
+        raise InvalidValue(f"the sum of col.{column.name} means nothing; count() counts rows")
     return Aggregate("sum", _number("total", column))
 
 
@@ -199,22 +217,26 @@ class Query:
         chosen = self.selected
         if chosen is None:
             chosen = tuple((field.name, _column(field.name)) for field in fields(record))
+        outputs = dict(chosen)
+        order = [(_resolved(given, outputs), down) for given, down in self.order]
         if self.most is None or self.over == "history":
-            rows = self._rows(snapshot, chosen, self.condition, self.most)
+            rows = self._rows(snapshot, chosen, self.condition, order)
         else:
             # First which, then what: else every row is looked up in full before it is sorted.
-            found = self._rows(snapshot, (("id", col.id),), self.condition, self.most)
-            ids = [row[0] for row in found]
-            by_id = replace(self, order=())._rows(snapshot, (("id", col.id), *chosen), col.id.in_(ids), None)
+            ids = [row[0] for row in self._rows(snapshot, (("id", col.id),), self.condition, order)]
+            by_id = replace(self, most=None)._rows(snapshot, (("id", col.id), *chosen), col.id.in_(ids), [])
             known = {row[0]: row[1:] for row in by_id}
             rows = [known[i] for i in ids]
-        outputs = tuple(self._field(name, column) for name, column in chosen)
-        return Result(outputs, rows, record if self.selected is None else None)
+        columns = tuple(self._field(name, column) for name, column in chosen)
+        return Result(columns, rows, record if self.selected is None else None)
 
     def _rows(
-        self, snapshot: Snapshot, outputs: tuple[tuple[str, Column], ...], condition: Condition, most: int | None
+        self,
+        snapshot: Snapshot,
+        outputs: tuple[tuple[str, Column], ...],
+        condition: Condition,
+        order: list[tuple[Column, bool]],
     ) -> list[tuple[Any, ...]]:
-        order = [(self._resolved(given, dict(outputs)), down) for given, down in self.order]
         columns = [column for _, column in outputs]
         scope = Scope.of(snapshot, self.over, [*columns, *(column for column, _ in order)], condition)
         tables, passing = scope.rows(condition, order[0][0] if order else None)
@@ -223,7 +245,7 @@ class Query:
         for column, down in order:
             missing = self._may_be_missing(column) and str(column) not in certain
             query = _ordered(query, scope.sortable(column, scope.expression(column)), down, missing)
-        query = query.order_by(scope.identity()).limit(most)
+        query = query.order_by(scope.identity()).limit(self.most)
         decoders = [_decoder(snapshot, column) for column in columns]
         return [
             tuple(value if decode is None else decode(value) for value, decode in zip(row, decoders, strict=True))
@@ -245,7 +267,7 @@ class Query:
         }
         query = select(*keys.values(), *numbers.values()).group_by(*keys.values())
         for given, down in self.order:
-            name = given if isinstance(given, str) else next((n for n, c in groups if str(c) == str(given)), str(given))
+            name = given if isinstance(given, str) else next((n for n, c in groups if _same(c, given)), str(given))
             if name in numbers:
                 query = _ordered(query, numbers[name], down, True)
             elif name in keys:
@@ -273,8 +295,11 @@ class Query:
         left = self.over == "history" and column.source != "history" and column.name != "id"
         return column.nullable or left
 
-    def _resolved(self, given: str | Column, outputs: dict[str, Column]) -> Column:
-        return _typed(given if isinstance(given, Column) else outputs.get(given) or _column(given))
+
+def _resolved(given: str | Column, outputs: dict[str, Column]) -> Column:
+    if isinstance(given, Column):
+        return _typed(given)
+    return _typed(outputs[given] if given in outputs else _column(given))
 
 
 def _column(name: str) -> Column:
@@ -289,6 +314,10 @@ def _typed(column: Column) -> Column:
     if isinstance(column, ExtraColumn) and not column.typed:
         raise InvalidValue(f"say which type of {column} is meant: .number, .text or .flag")
     return column
+
+
+def _same(one: Column, other: Column) -> bool:
+    return (str(one), one.kind) == (str(other), other.kind)
 
 
 def _aggregate_shape(aggregate: Aggregate) -> tuple[Any, bool]:
@@ -310,7 +339,10 @@ def _aggregated(aggregate: Aggregate, value: ColumnElement[Any]) -> ColumnElemen
         return cast(func.sum(value), BigInteger())  # PostgreSQL makes a numeric of it
     # Not avg(): PostgreSQL's sums squares as well, and an overflow is an error there.
     bounded = func.sum(case((value > LARGEST, LARGEST), (value < -LARGEST, -LARGEST), else_=cast(value, Double())))
-    return bounded if aggregate.function == "sum" else bounded / func.nullif(func.count(value), 0)
+    if aggregate.function == "sum":
+        return bounded
+    # A quotient too small for a float is an error in PostgreSQL.
+    return case((func.abs(bounded) < SMALLEST, 0.0), else_=bounded / func.nullif(func.count(value), 0))
 
 
 def _selectable(scope: Scope, column: Column) -> ColumnElement[Any]:
@@ -343,7 +375,9 @@ def _ordered(query: Select[Any], expression: ColumnElement[Any], down: bool, nul
 
 
 def _certain(condition: Condition) -> Iterator[str]:
-    """Columns that are known in every row that passes."""
+    """Columns that are known in every row that passes; of places in extra no index knows anything."""
+    if any(isinstance(test, HasTag) or isinstance(test.column, ExtraColumn) for test in conditions_within(condition)):
+        return
     if isinstance(condition, In) or (isinstance(condition, Comparison) and condition.value is not None):
         yield str(condition.column)
     if isinstance(condition, Not) and isinstance(condition.condition, Comparison) and condition.condition.value is None:

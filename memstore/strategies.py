@@ -190,7 +190,8 @@ class DomainBalanced(Strategy):
     Parameters
     ----------
     weights : mapping of domain name to share, optional
-        Default: equal shares for all domains. A domain left out of the mapping is not drawn.
+        Default: equal shares for all domains. A domain left out of the mapping is not drawn; that no weighted domain
+        holds an episode is an error, and behind a condition there is nothing to draw then.
     """
 
     weights: Mapping[str, float] | None = None
@@ -239,9 +240,9 @@ class DomainBalanced(Strategy):
     def log2_importance(self, snapshot: Snapshot, rows: Rows) -> tuple[Floats, float]:
         domains, sizes, shares = self._domains(snapshot)
         with np.errstate(divide="ignore"):
-            each = np.log2(shares / shares.sum() / sizes)
+            each = np.log2(shares / (shares.sum() or 1.0) / sizes)
         at = np.searchsorted(domains, snapshot.state.strata.domain[rows.stratum])
-        return each[at], float(each[np.isfinite(each)].min())
+        return each[at], float(each[np.isfinite(each)].min(initial=np.inf))
 
     def leaves_out(self, snapshot: Snapshot) -> bool:
         """Whether some live episodes are never drawn."""
@@ -259,7 +260,7 @@ class DomainBalanced(Strategy):
             return domains, sizes, np.ones(len(domains))
         names = snapshot.state.domain_names
         shares = np.array([self.weights.get(names[d - 1], 0.0) for d in domains.tolist()])
-        if len(domains) and not shares.any():
+        if len(domains) and not shares.any() and not snapshot.is_filtered:
             raise ConfigError(f"none of the weighted domains {sorted(self.weights)} holds an episode")
         return domains, sizes, shares
 

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "memstore"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "version"),
     ("answers", "cache", "columns", "config", "fields", "schema"),
-    ("backends", "codec", "document", "results"),
+    ("codec", "document", "newfile", "results"),
+    ("backends",),
     ("failures",),
     ("database",),
     ("upgrade",),

@@ -129,6 +129,16 @@ def test_upgrade_of_a_current_file_says_so(filled: str) -> None:
     assert "up to date" in result.output
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """A dataset of five tasks that is learned in a second."""
+    rng = np.random.default_rng(0)
+    domain = np.repeat([f"task {i}" for i in range(5)], 80)
+    y = np.repeat(np.arange(10), 40)
+    np.savez(tmp_path / "small.npz", x=rng.normal(y[:, None] % 4, 1.0, (400, 8)), y=y, domain=domain)
+    return str(tmp_path / "small.npz")
+
+
 def _results(*arguments: str) -> Any:
     result = _run("train", "--json", *arguments)
     assert result.exit_code == 0, result.output
@@ -149,22 +159,22 @@ def test_train_learns_and_remembers(path: str) -> None:
     assert fresh["replay"]["resumed_at"] == 0
 
 
-def test_train_prints_a_table_and_a_digest(path: str) -> None:
-    result = _run("train", "--db", path, "--retrieval", "mir", "--ewc")
+def test_train_prints_a_table_and_a_digest(path: str, small: str) -> None:
+    result = _run("train", "--db", path, "--dataset", small, "--retrieval", "mir", "--ewc")
     assert result.exit_code == 0
     for expected in ("without replay", "average", "forgetting =", "sha256", "memstore stats"):
         assert expected in result.stdout
 
 
-def test_train_refuses_other_options_than_the_run_found(path: str) -> None:
-    _results("--db", path, "--seed", "3")
-    result = CliRunner().invoke(main, ["train", "--db", path, "--seed", "4"])
+def test_train_refuses_other_options_than_the_run_found(path: str, small: str) -> None:
+    _results("--db", path, "--dataset", small, "--seed", "3")
+    result = CliRunner().invoke(main, ["train", "--db", path, "--dataset", small, "--seed", "4"])
     assert result.exit_code == 2
     assert "seed" in result.output and "--fresh" in result.output
 
 
-def test_no_replay_touches_no_database(path: str) -> None:
-    result = _results("--db", path, "--no-replay")
+def test_no_replay_touches_no_database(path: str, small: str) -> None:
+    result = _results("--db", path, "--dataset", small, "--no-replay")
     assert result["replay"] is None
     assert not Path(path).exists()
 
@@ -196,16 +206,18 @@ def test_commands_on_either_database(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
-def test_a_run_is_the_same_on_either_database(url: str, tmp_path: Path) -> None:
+def test_a_run_is_the_same_on_either_database(url: str, tmp_path: Path, small: str) -> None:
     """The seed decides, not the database: weights and draws agree to the bit."""
-    here = json.loads(_run("train", "--db", url, "--json").stdout)
-    there = json.loads(_run("train", "--db", str(tmp_path / "other.db"), "--json").stdout)
+    options = ("--dataset", small, "--capacity", "60", "--strategy", "prioritized_loss")
+    here = _results("--db", url, *options)
+    there = _results("--db", str(tmp_path / "other.db"), *options)
+    assert here["replay"]["steps"] >= 20
     assert here["replay"]["digest"] == there["replay"]["digest"]
     assert here["replay"]["draws"] == there["replay"]["draws"]
 
 
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
-def test_no_password_is_ever_shown(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_password_is_ever_shown(url: str, small: str, caplog: pytest.LogCaptureFixture) -> None:
     secret = "hunter2"  # the server trusts everyone, so any will do
     plain = make_url(url)
     addresses = [
@@ -220,7 +232,7 @@ def test_no_password_is_ever_shown(url: str, caplog: pytest.LogCaptureFixture) -
     for address in addresses:
         commands = [["stats"], ["check"], ["upgrade"], ["history"], ["domains"], ["vacuum"]]
         if address in (addresses[0], addresses[2], addresses[-1]):
-            commands.append(["train", "--fresh", "--db"])
+            commands.append(["train", "--dataset", small, "--fresh", "--db"])
         shown += [_run(*command, address).output for command in commands]
         try:
             with memstore.open(address) as memory:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -23,6 +22,7 @@ from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
 from memstore.config import sqlite_path
 from memstore.errors import StoreUnavailable, StoreWarning
+from memstore.newfile import written_whole
 from memstore.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
 
 MINIMUM_VERSION = (3, 38, 0)
@@ -228,24 +228,14 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         return target
 
     def copy_file(self, engine: Engine, target: Path, on_progress: Progress) -> bool:
-        partial = Path(f"{target}.partial")
-        partial.unlink(missing_ok=True)
-        try:
-            # A connection of its own reads what is committed, also while the caller's holds the write lock; inside a
-            # transaction every step of the copy sees the same snapshot.
-            with _raw(engine) as source, closing(sqlite3.connect(partial)) as copy:
-                copy.execute("PRAGMA journal_mode = OFF")  # a failed copy is deleted, never rolled back
-                source.execute("BEGIN")
-                source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                source.backup(
-                    copy, pages=BACKUP_PAGES, progress=lambda _, left, total: on_progress(total - left, total)
-                )
-                source.execute("ROLLBACK")
-            _settle(partial)
-            partial.rename(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        # A connection of its own reads what is committed, also while the caller's holds the write lock; inside a
+        # transaction every step of the copy sees the same snapshot.
+        with written_whole(target) as partial, _raw(engine) as source, closing(sqlite3.connect(partial)) as copy:
+            copy.execute("PRAGMA journal_mode = OFF")  # a failed copy is deleted, never rolled back
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            source.backup(copy, pages=BACKUP_PAGES, progress=lambda _, left, total: on_progress(total - left, total))
+            source.execute("ROLLBACK")
         return True
 
     def last_buffer(self, conn: Connection) -> int:
@@ -320,12 +310,6 @@ def _raw(engine: Engine) -> Iterator[sqlite3.Connection]:
         yield cast(sqlite3.Connection, connection.driver_connection)
     finally:
         connection.close()
-
-
-def _settle(file: Path) -> None:
-    """Make a written file survive a loss of power."""
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
 
 
 def _driver(conn: Connection) -> sqlite3.Connection:

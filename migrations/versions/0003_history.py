@@ -54,9 +54,9 @@ SUMS = """
     WHERE v.domain_id IS NOT NULL GROUP BY g.buffer_id, g.id, v.domain_id, g.step, g.at ORDER BY g.id
 """
 
-# Not avg(): PostgreSQL's sums squares as well, and what is beyond a float is an error there.
-BOUNDED = "CASE WHEN m.loss < 1e290 THEN m.loss WHEN m.loss >= 1e290 THEN 1e290 END"
-MEAN_LOSS = f"sum({BOUNDED}) / nullif(count(m.loss), 0)"
+# Not avg(): PostgreSQL's sums squares as well, and what is beyond a float, or too small for one, is an error there.
+SUM = "sum(CASE WHEN m.loss < 1e290 THEN m.loss WHEN m.loss >= 1e290 THEN 1e290 END)"
+MEAN_LOSS = f"CASE WHEN {SUM} < 1e-300 THEN 0 ELSE {SUM} / nullif(count(m.loss), 0) END"
 
 # Expressions are cast, for programs that ask for the types of columns; length() would be an int4.
 VIEWS = {

@@ -43,7 +43,7 @@ def report(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text())
     assert done.stdout.count("not measured") == sum(target["met"] is None for target in found["targets"]) > 0
     for timing in found["timings"]:
-        assert timing["rows"] == 2000
+        assert timing["rows"] == 1000
         assert 0 < timing["median"] <= timing["p95"]
     return found
 
@@ -133,8 +133,8 @@ def test_a_network_is_counted_and_bloat_is_measured(report: dict[str, Any]) -> N
 
     bloat = figures(report, "bloat")
     for variant in ("memstore's", "fillfactor only", "autovacuum only", "defaults"):
-        assert bloat["postgres", f"{variant}: replay_metadata, live rows"] == 2000
-        assert bloat["postgres", f"{variant}: replay_metadata, updated rows"] >= 5 * 2000 - 256
+        assert bloat["postgres", f"{variant}: replay_metadata, live rows"] == 1000
+        assert bloat["postgres", f"{variant}: replay_metadata, updated rows"] >= 5 * 1000 - 256
     wide = [timing["case"] for timing in report["timings"] if "8 KiB" in timing["case"]]
     assert len(wide) == 2 * 2 * 2
 

@@ -67,6 +67,12 @@ def address(memory: memstore.EpisodicMemory) -> str:
     return memory._session.database.backend.url.render_as_string(hide_password=False)
 
 
+def server(postgres_server: Any, name: str) -> str:
+    """A PostgreSQL database without tables."""
+    url: str = postgres_server.create_database(f"{name}_{next(_numbers)}_{int(time.time() * 1e6)}")
+    return url
+
+
 def test_a_backup_is_the_memory_as_it_was(open_memory: OpenMemory, copy: str, url: str) -> None:
     memory = lived_in(open_memory)
     memstore.drop(address(memory), "third")
@@ -88,16 +94,16 @@ def test_a_backup_goes_back(open_memory: OpenMemory, copy: str, url: str, postgr
     """To a server, whatever it was made of, and from there to a file again."""
     memory = lived_in(open_memory)
     backup(address(memory), copy)
-    server = postgres_server.create_database(f"restored_{next(_numbers)}_{int(time.time() * 1e6)}")
-    backup(copy, server)
-    assert contents(server) == contents(url)
-    with memstore.open(server, buffer="fourth") as fourth:
+    restored = server(postgres_server, "restored")
+    backup(copy, restored)
+    assert contents(restored) == contents(url)
+    with memstore.open(restored, buffer="fourth") as fourth:
         assert fourth.add({"x": 1.0}) == (3 << 40) + 1
     with pytest.raises(memstore.ConfigError, match="never overwrites"):
-        backup(copy, server)
+        backup(copy, restored)
     again = f"{copy}-again.db"
-    memstore.drop(server, "fourth")
-    backup(server, again)
+    memstore.drop(restored, "fourth")
+    backup(restored, again)
     assert contents(again) == contents(url)
 
 
@@ -107,6 +113,38 @@ def test_what_is_there_is_not_overwritten(open_memory: OpenMemory, copy: str) ->
     with pytest.raises(memstore.ConfigError, match="exists"):
         backup(address(memory), copy)
     assert Path(copy).read_text() == "precious"
+
+
+def test_a_missing_folder_is_named(open_memory: OpenMemory, tmp_path: Path) -> None:
+    with pytest.raises(memstore.ConfigError, match="no folder .*nowhere"):
+        backup(address(lived_in(open_memory)), tmp_path / "nowhere" / "copy.db")
+
+
+def _backup(source: str, target: str, start: Any, outcomes: Any) -> None:
+    start.wait()
+    try:
+        backup(source, target)
+        outcomes.put("made")
+    except memstore.ConfigError as exc:
+        outcomes.put("refused" if "never overwrites" in str(exc) else str(exc))
+
+
+@pytest.mark.parametrize("to", ["file", "server"])
+def test_of_many_at_once_one_is_made(
+    to: str, open_memory: OpenMemory, url: str, copy: str, postgres_server: Any
+) -> None:
+    lived_in(open_memory)
+    target = copy if to == "file" else server(postgres_server, "raced")
+    start, outcomes = FRESH.Barrier(4), FRESH.Queue()
+    processes = [FRESH.Process(target=_backup, args=(url, target, start, outcomes)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    told = sorted(outcomes.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join(30)
+    assert told == ["made", "refused", "refused", "refused"]
+    assert contents(target) == contents(url)
+    assert to == "server" or [file.name for file in Path(copy).parent.iterdir()] == [Path(copy).name]
 
 
 def test_what_is_no_memstore_is_no_source(tmp_path: Path, copy: str) -> None:

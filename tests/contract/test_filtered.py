@@ -544,6 +544,32 @@ def test_nothing_passes(open_memory: OpenMemory, where: Condition, text: str) ->
     assert memory.rng.bit_generator.state == before
 
 
+def test_a_condition_may_exclude_the_weighted_domains(open_memory: OpenMemory) -> None:
+    """Then they give nothing, like a component of a mix that has nothing left; without the condition it is an error."""
+    memory = open_memory(seed=2)
+    memory.extend(rows(30), domain=["a", "b", "c"] * 10, loss=1.0, level=[0, 1, 1] * 10)
+    only = DomainBalanced({"a": 1.0})
+    mixed = Mixed({only: 0.5, "uniform": 0.5})
+    for where in (col.domain == "b", col.level == 1, col.domain.in_(["b", "c"]) & (col.loss > 0)):
+        before = memory.rng.bit_generator.state
+        for options in ({}, {"beta": 0.5, "exact_probability": True}, {"replacement": True}):
+            with pytest.raises(MemoryEmpty, match="domain_balanced can draw where"):
+                memory.sample(3, where=where, strategy=only, **options)
+        with pytest.raises(MemoryEmpty):
+            memory.sample_groups(3, 2, where=where, strategy=only)
+        assert memory.rng.bit_generator.state == before
+        batch = memory.sample(8, where=where, strategy=mixed, beta=0.5, exact_probability=True)
+        passes = memory.query().filter(where).count()
+        assert len(batch) == 8 and set(batch.domain.tolist()) <= {"b", "c"}
+        np.testing.assert_allclose(np.asarray(batch.probability), 0.5 / passes, rtol=1e-12)
+        np.testing.assert_allclose(np.asarray(batch.weight), 1.0, rtol=1e-12)
+    memory.lease(10, 1e6, strategy=only)
+    with pytest.raises(MemoryEmpty, match="10 are leased"):
+        memory.lease(1, 1e6, strategy=only)
+    with pytest.raises(memstore.ConfigError, match="none of the weighted"):
+        memory.sample(3, strategy=DomainBalanced({"z": 1.0}))
+
+
 def test_ten_thousand_domains(open_memory: OpenMemory) -> None:
     memory = open_memory(seed=3)
     count = 10_000

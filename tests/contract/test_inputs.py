@@ -541,8 +541,18 @@ def test_extra_is_json(open_memory: OpenMemory) -> None:
     for extra in (*values, 2**70, -0.0, 1e-300, False, 0):
         found = memory.get(memory.extend(rows(1), extra=[extra])[0]).extra
         assert found == extra and type(found) is type(extra)
+    assert memory.get(memory.extend(rows(1), extra=[{1: "a", None: {True: 2}}])[0]).extra == {
+        "1": "a",
+        "null": {"true": 2},
+    }
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    twice = {1: "a", "1": "b"}
     before = len(memory)
-    for bad in ("\0", "\\\0", {"a\0": 1}, {"": "\ud800"}, 10**5000, [10**5000], {1, 2}, 1j, object(), math.nan):
+    numbers = (10**5000, [10**5000], 1j, math.nan)
+    texts = ("\0", "\\\0", {"a\0": 1}, {"": "\ud800"})
+    for bad in (deep, twice, [{"a": [twice]}], {1, 2}, object(), *numbers, *texts):
         with pytest.raises(InvalidValue, match="extra"):
             memory.extend(rows(1), extra=[bad])
     assert len(memory) == before

@@ -78,6 +78,76 @@ def test_order_and_limit_agree_with_brute_force(past: tuple[memstore.EpisodicMem
                 assert query.limit(most).ids().tolist() == wanted[:most], (column, most)
 
 
+def test_filter_and_order_together_agree_with_brute_force(past: tuple[memstore.EpisodicMemory, list[Known]]) -> None:
+    """What a filter says of a column (that it is known, say) may be used for the order, and must not change it."""
+    memory, rows = past
+
+    @settings(QUICK, max_examples=100)
+    @given(conditions(TYPED), st.sampled_from(TYPED), st.booleans(), st.none() | st.integers(0, 40))
+    def check(condition: Condition, column: Column, down: bool, most: int | None) -> None:
+        passing = [row for row in rows if holds(condition, row)]
+        known = [row for row in passing if value_of(column, row) is not None]
+        known.sort(key=lambda row: sort_key(value_of(column, row)), reverse=False)
+        if down:
+            known = sorted(known, key=lambda row: row["id"])
+            known.sort(key=lambda row: sort_key(value_of(column, row)), reverse=True)
+        wanted = ids(known + [row for row in passing if value_of(column, row) is None])
+        query = memory.query().filter(condition).order_by(column.descending if down else column)
+        assert (query if most is None else query.limit(most)).ids().tolist() == wanted[:most], (condition, column)
+
+    check()
+    place = col.extra["p"]
+    for typed in (place.number, place.text, place.flag):
+        for tested in (place, place.number, place.text, place.flag):
+            passing = [row for row in rows if value_of(tested, row) is not None]
+            wanted = sorted((value_of(typed, row) for row in passing), key=sort_key)
+            found = memory.query().filter(tested.is_known()).order_by(typed).select(value=typed).all()
+            assert [row.value for row in found] == wanted, (typed, tested)
+
+
+def test_names_to_sort_by_are_the_answers_own(past: tuple[memstore.EpisodicMemory, list[Known]]) -> None:
+    memory, rows = past
+    losses = sorted((row["loss"] for row in rows if row["loss"] is not None), reverse=True)
+    for most in (3, len(losses)):
+        assert [row.loss for row in memory.query().order_by("-loss").limit(most)] == losses[:most]
+        shifted = memory.query().select(timestamp=col.loss).order_by("-timestamp").limit(most)
+        assert [row.timestamp for row in shifted] == losses[:most], "not the column of that name"
+        renamed = memory.query().select(x=col.loss, y=col.id).order_by("x", "-y").limit(most)
+        wanted = sorted((row["loss"], -row["id"]) for row in rows if row["loss"] is not None)[:most]
+        assert [(row.x, -row.y) for row in renamed] == wanted
+    steps = [event.step for event in memory.history() if event.step is not None]
+    assert [event.step for event in memory.query("history").order_by("-step").limit(5)] == sorted(steps)[:-6:-1]
+    names = memory.query("history").select(step=col.event).order_by("-step").limit(2).all()
+    assert [row.step for row in names] == [event.event for event in memory.history()][:-3:-1]
+
+
+def test_groups_of_one_place_by_type_sort_by_the_type_meant(open_memory: OpenMemory) -> None:
+    memory = open_memory()
+    memory.extend({"x": np.zeros(4)}, extra=[{"p": 2}, {"p": "b"}, {"p": 10}, {"p": "a"}])
+    place = col.extra["p"]
+    query = memory.query().group_by(a=place.text, b=place.number).aggregate(n=count())
+    assert [(row.a, row.b) for row in query.order_by(place.number.descending)] == [
+        (None, 10.0),
+        (None, 2.0),
+        ("a", None),
+        ("b", None),
+    ]
+    assert [row.a for row in query.order_by(place.text.descending)] == ["b", "a", None, None]
+
+
+def test_numbers_at_the_ends_of_a_float_have_a_mean(open_memory: OpenMemory) -> None:
+    """PostgreSQL's quotient raises where it is too small for a float; SQLite's is 0."""
+    memory = open_memory()
+    for domain, losses in (("tiny", [5e-324, 0.0, 0.0, 0.0]), ("small", [4e-300, 2e-300]), ("none", [0.0])):
+        memory.extend({"x": np.zeros(len(losses))}, loss=losses, domain=domain)
+    found = memory.query().group_by(col.domain).aggregate(loss=mean(col.loss), sum=total(col.loss)).all()
+    assert [(row.domain, row.loss, row.sum) for row in found] == [
+        ("none", 0.0, 0.0),
+        ("small", pytest.approx(3e-300, rel=1e-15), pytest.approx(6e-300, rel=1e-15)),
+        ("tiny", 0.0, 5e-324),
+    ]
+
+
 @pytest.mark.parametrize("column", TYPED, ids=str)
 def test_groups_agree_with_brute_force(past: tuple[memstore.EpisodicMemory, list[Known]], column: Column) -> None:
     memory, rows = past
@@ -209,6 +279,7 @@ def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicM
         (lambda: memory.query().group_by(col.domain).aggregate(n=3).all(), "count"),  # type: ignore[arg-type]
         (lambda: memory.query().group_by(col.domain).aggregate(n=count()).order_by(col.loss).all(), "sorted"),
         (lambda: mean(col.domain), "text"),
+        (lambda: total(col.id), "means nothing"),
         (lambda: mean("loss"), "column"),  # type: ignore[arg-type]
         (lambda: memory.query().limit(-1), "limit"),
         (lambda: memory.query().select(), "at least one"),

@@ -117,6 +117,12 @@ def test_a_domain_of_huge_losses_has_a_mean(open_memory: OpenMemory, sql: Sql) -
     assert sql("SELECT mean_loss, highest_loss FROM v_domain") == [(1e290, 1.5e308)]
 
 
+def test_a_domain_of_tiny_losses_has_a_mean(open_memory: OpenMemory, sql: Sql) -> None:
+    """Their quotient is no float64 but 0, which PostgreSQL calls an error."""
+    open_memory().extend({"x": np.arange(3)}, loss=[5e-324, 0, 0])
+    assert sql("SELECT mean_loss, highest_loss FROM v_domain") == [(0, 5e-324)]
+
+
 def test_an_empty_memory_has_empty_views(open_memory: OpenMemory, sql: Sql) -> None:
     open_memory()
     assert [sql(f"SELECT * FROM {view}") for view in ("v_episode", "v_domain", "v_history")] == [[], [], []]
