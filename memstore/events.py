@@ -23,10 +23,13 @@ from memstore.strata import Floats, Ints
 _g, _v, _m = event_group.c, replay_event.c, replay_metadata.c
 
 PRUNE_EVERY = 1024
-"""Events after which the log is looked at for what may go ..."""
+"""Events after which the log is looked at for what may go, at the latest ..."""
 
 PRUNED_AT_ONCE = 16 * PRUNE_EVERY
 """... and how many of them may go then, so that no write takes long."""
+
+SLACK = 4
+"""One in so many more than must be kept may be there, or 64: to prune after every write would cost a fifth of it."""
 
 LARGEST_TALLIED = 1e290
 """Losses beyond count as this in the tally: 2**53 of them add up to a float."""
@@ -47,7 +50,7 @@ class History:
         Share of the episodes whose events are recorded: 1 all, 0 none. Which ones is decided by a hash of their ids, so
         an episode's history is there as a whole or not at all.
     max_events : int, optional
-        At least so many events are kept; older ones leave as new ones come.
+        At least so many events are kept; older ones leave as new ones come, before there are a quarter more.
     max_age : float, optional
         Seconds after which events may leave, likewise.
     """
@@ -67,6 +70,11 @@ class History:
     def is_complete(self) -> bool:
         """Whether every event is recorded."""
         return self.record == 1.0
+
+    @property
+    def slack(self) -> int:
+        """Events that come between two looks for what may go."""
+        return PRUNE_EVERY if self.max_events is None else min(PRUNE_EVERY, max(64, self.max_events // SLACK))
 
     def records(self, ids: Ints) -> NDArray[np.bool_]:
         """Which episodes' events are recorded."""
@@ -162,7 +170,7 @@ def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, ND
         else:
             events[name] = [None if value != value else value for value in values[kept].tolist()]
     backend.insert(conn, replay_event, events)
-    if counters.recorded // PRUNE_EVERY != before // PRUNE_EVERY:
+    if counters.recorded // policy.slack != before // policy.slack:
         prune(snapshot, policy, group.at, PRUNED_AT_ONCE)
     return numbers
 

@@ -316,10 +316,10 @@ def test_a_number_of_events_is_kept(open_memory: OpenMemory) -> None:
         memory.update(ids, loss=step + 1.0, step=step)
         events = memory.history()
         recorded = 100 * (step + 1)
-        # What is there is the newest, and beyond 700 no more than what comes between two looks: 1024, and a batch.
-        assert min(700, recorded) <= len(events) <= 700 + 1024 + 100
+        # What is there is the newest, and beyond 700 no more than what comes between two looks: a quarter, and a batch.
+        assert min(700, recorded) <= len(events) <= 700 + 175 + 100
         assert [event.event for event in events] == list(range(recorded - len(events) + 1, recorded + 1))
-    assert len(events) == 700 + 900, "the others have left when there were 3,100"
+    assert len(events) < 1000
     assert memory.history(episode=5) == [event for event in events if event.id == 5], "chains end where they are cut"
     assert memory.check().ok and memory.replay_share()[0].replays == 4000
     memory.configure(history=History(max_events=100))
