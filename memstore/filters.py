@@ -67,6 +67,8 @@ class FilteredSnapshot(Snapshot):
         admitted = np.isin(rows.stratum, self._strata)
         if self._rest is None or not admitted.any():
             return admitted
+        if is_settled(self.condition) and self.populations.tells_of_few(Demand(self.condition), self.live):
+            return np.isin(rows.ids, self.scan().ids)
         scope = Scope.of(self, "episodes", (columns.loss,), self._rest, by_id=True)
         tables, condition = scope.rows(self._rest)
         among = self.backend.one_of(_m.episode_id, np.unique(rows.ids[admitted]).tolist())

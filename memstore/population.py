@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from sqlalchemy import select
 
 from memstore.columns import Column, Condition, col
+from memstore.draws import POOR_YIELD
 from memstore.predicates import Scope
 from memstore.schema import first_id, replay_event, replay_metadata
 from memstore.snapshot import Snapshot
@@ -114,13 +116,7 @@ class Demand:
         )
 
     def _found(self, snapshot: Snapshot, labels: dict[Any, int], among: list[int] | None) -> Population:
-        used = [col.loss, col.domain, *([] if self.by is None else [self.by])]
-        scope = Scope.of(snapshot, "episodes", used, self.condition, by_id=among is not None)
-        tables, passing = scope.rows(self.condition)
-        query = select(_m.episode_id, *(scope.expression(column) for column in used)).select_from(tables).where(passing)
-        if among:
-            query = query.where(snapshot.backend.one_of(_m.episode_id, among))
-        rows = snapshot.conn.execute(query.order_by(_m.episode_id)).all() if among != [] else []
+        rows: Sequence[Any] = [] if among == [] else self._rows(snapshot, among)
         labels = dict(labels)
         label = [labels.setdefault(row[3], len(labels)) for row in rows] if self.by is not None else [0] * len(rows)
         counters = snapshot.state.counters
@@ -136,6 +132,15 @@ class Demand:
             snapshot.state.strata.live,
         )
 
+    def _rows(self, snapshot: Snapshot, among: list[int] | None) -> Sequence[Any]:
+        used = [col.loss, col.domain, *([] if self.by is None else [self.by])]
+        scope = Scope.of(snapshot, "episodes", used, self.condition, by_id=among is not None)
+        tables, passing = scope.rows(self.condition)
+        query = select(_m.episode_id, *(scope.expression(column) for column in used)).select_from(tables).where(passing)
+        if among is not None:
+            query = query.where(snapshot.backend.one_of(_m.episode_id, among))
+        return snapshot.conn.execute(query.order_by(_m.episode_id)).all()
+
 
 @dataclass(slots=True)
 class Populations:
@@ -143,6 +148,12 @@ class Populations:
 
     _kept: OrderedDict[tuple[str, str], Population] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def tells_of_few(self, demand: Demand, live: int) -> bool:
+        """Whether a draw among ``live`` episodes is going to need the population, so few of them were in it."""
+        with self._lock:
+            old = self._kept.get(demand.key)
+        return old is not None and len(old.ids) * POOR_YIELD < live
 
     def get(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Population:
         """The population in this snapshot; ``keep`` is for snapshots of what is committed."""
