@@ -68,11 +68,13 @@ class FilteredSnapshot(Snapshot):
         if self._rest is None or not admitted.any():
             return admitted
         if is_settled(self.condition) and self.populations.tells_of_few(Demand(self.condition), self.live):
-            return np.isin(rows.ids, self.scan().ids)
-        scope = Scope.of(self, "episodes", (columns.loss,), self._rest, by_id=True)
+            few = self.scan().ids
+            at = np.minimum(np.searchsorted(few, rows.ids), len(few) - 1)
+            return few[at] == rows.ids if len(few) else np.zeros(len(rows), np.bool_)
+        scope = Scope.of(self, "episodes", (), self._rest, by_id=True)
         tables, condition = scope.rows(self._rest)
-        among = self.backend.one_of(_m.episode_id, np.unique(rows.ids[admitted]).tolist())
-        query = select(_m.episode_id).select_from(tables).where(condition, among)
+        among = self.backend.one_of(scope.identity(), np.unique(rows.ids[admitted]).tolist())
+        query = select(scope.identity()).select_from(tables).where(condition, among)
         passing: NDArray[np.bool_] = admitted & np.isin(rows.ids, list(self.conn.scalars(query)))
         return passing
 

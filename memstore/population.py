@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from memstore.columns import Column, Condition, col
 from memstore.draws import POOR_YIELD
@@ -24,6 +24,9 @@ from memstore.snapshot import Snapshot
 from memstore.strata import Floats, Ints
 
 _v, _m = replay_event.c, replay_metadata.c
+_EVENTS = (
+    select(_v.episode_id, _v.loss_after).where(_v.id > bindparam("after"), _v.id <= bindparam("until")).order_by(_v.id)
+)
 
 KEPT = 8
 """Populations that a process keeps, those used last."""
@@ -88,10 +91,8 @@ class Demand:
         if news * FOLLOWED_SHARE > live or len(old.labels) > FORGOTTEN_SHARE * live:
             return self.read(snapshot)
         first = first_id(snapshot.state.buffer_id)
-        query = select(_v.episode_id, _v.loss_after).order_by(_v.id)
-        rows = snapshot.conn.execute(
-            query.where(_v.id > first + old.recorded, _v.id <= first + counters.recorded)
-        ).all()
+        span = {"after": first + old.recorded, "until": first + counters.recorded}
+        rows = snapshot.conn.execute(_EVENTS, span).all()
         ids = np.array([row[0] for row in rows], np.int64)
         loss = np.array([np.nan if row[1] is None else row[1] for row in rows])
         left = np.isnan(loss)
