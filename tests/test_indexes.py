@@ -34,7 +34,7 @@ def _fill(memory: EpisodicMemory) -> None:
     rng = np.random.default_rng(0)
     domains = [f"d{i % 5}" for i in range(ROWS)]
     loss = [None if i % 7 == 0 else float(v) for i, v in enumerate(rng.lognormal(size=ROWS))]
-    tags = [("odd",) if i % 2 else () for i in range(ROWS)]
+    tags = [("odd", f"rare {i % 100}") if i % 2 else () for i in range(ROWS)]
     memory.extend({"x": rng.normal(size=(ROWS, 3))}, domain=domains, loss=loss, tags=tags, timestamp=list(range(ROWS)))
 
 
@@ -135,7 +135,7 @@ USES: dict[str, tuple[str, Callable[[EpisodicMemory], Any]]] = {
     "history by time": ("ix_event_group_buffer_id_at", lambda m: m.history(since=1e9, limit=5)),
     "history by step": ("ix_event_group_buffer_id_step", lambda m: m.history(steps=(1, 2))),
     "loss trend": ("pk_replay_tally|sqlite_autoindex_replay_tally_1|PRIMARY KEY", lambda m: m.loss_trend()),
-    "tags": ("pk_episode_tag|sqlite_autoindex_episode_tag_1|PRIMARY KEY", lambda m: m.recall_by_tags(["odd"])),
+    "tags": ("pk_episode_tag|sqlite_autoindex_episode_tag_1|PRIMARY KEY", lambda m: m.recall_by_tags(["rare 7"])),
 }
 
 
