@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,15 @@ import pytest
 import memstore
 from memstore import PrioritizedLoss, history, snapshot
 from tests.contract.helpers import FRESH, Child, OpenMemory
-from tests.sharing.records import Extend, Record, Story, Update, new_loss, offer, origin
+from tests.sharing.records import Extend, Record, Story, offer
+from tests.sharing.workers import SHARED, learn, write
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "roomy": {"capacity": 100_000, "eviction": "fifo"},
     "fifo": {"capacity": 400, "eviction": "fifo"},
     "lowest_loss": {"capacity": 400, "eviction": "lowest_loss"},
 }
-STRATEGIES = (None, "uniform", "prioritized_recency", "domain_balanced", "mixed")
 TURNS = 25
-SHARED = 40
-"""Episodes of writer 0 that every writer adds: the key lets in one of them."""
 
 
 @contextmanager
@@ -55,43 +53,10 @@ def sabotaged(how: str | None) -> Iterator[None]:
         yield
 
 
-def write(url: str, writer: int, turns: int, start: Any, path: str, how: str | None = None) -> None:
-    """Extend by 16 again and again; now and then what was added already."""
-    with ExitStack() as stack:
-        stack.enter_context(sabotaged(how))
-        memory = stack.enter_context(memstore.open(url, create=False, seed=writer))
-        record = stack.enter_context(Record(path))
-
-        def extend(number: int, sequences: range) -> None:
-            record.invoke(Extend(number, sequences.start, len(sequences)))
-            record.ok(ids=memory.extend(**offer(number, sequences)).tolist())
-
-        start.wait(60)
-        for turn in range(turns):
-            extend(writer, range(16 * turn, 16 * turn + 16))
-            if turn % 10 == 4:
-                extend(writer, range(16 * (turn - 2), 16 * (turn - 1)))
-            if turn < SHARED // 4:
-                extend(0, range(1000 + 4 * turn, 1004 + 4 * turn))
-
-
-def learn(url: str, learner: int, turns: int, start: Any, path: str, how: str | None = None) -> None:
-    """Sample 32 by every strategy in turn, and write losses back that tell who, when and where."""
-    name = Path(path).stem
-    with ExitStack() as stack:
-        stack.enter_context(sabotaged(how))
-        memory = stack.enter_context(memstore.open(url, create=False, seed=100 + learner, consumer=name))
-        record = stack.enter_context(Record(path))
-        start.wait(60)
-        for turn in range(turns):
-            batch = memory.sample(32, strategy=STRATEGIES[turn % len(STRATEGIES)])
-            inserted = {i + age - 1 for i, age in zip(batch.ids.tolist(), batch.age.tolist(), strict=True)}
-            assert len(inserted) == 1, "ages of two moments in one batch"
-            losses = new_loss(learner, turn, len(batch))
-            seen = batch.ids.tolist(), origin(batch), batch.loss.tolist(), batch.replay_count.tolist()
-            record.invoke(Update(learner, turn, inserted.pop(), *seen, losses))
-            result = memory.update(batch, loss=losses, step=turn)
-            record.ok(updated=result.updated.tolist(), missing=result.missing.tolist())
+def work(kind: str, how: str | None, *arguments: Any) -> None:
+    """Write or learn, in a process where the library may be broken."""
+    with sabotaged(how):
+        {"writer": write, "learner": learn}[kind](*arguments)
 
 
 def run(memory: memstore.EpisodicMemory, url: str, folder: Path, *, each: int, turns: int, how: str | None) -> Story:
@@ -103,10 +68,10 @@ def run(memory: memstore.EpisodicMemory, url: str, folder: Path, *, each: int, t
     start = FRESH.Barrier(2 * each)
     paths = [first]
     children = []
-    for kind, work in (("writer", write), ("learner", learn)):
+    for kind in ("writer", "learner"):
         for number in range(1, each + 1):
             paths.append(folder / f"{kind}{number}.log")
-            children.append(Child(work, url, number, turns, start, str(paths[-1]), how))
+            children.append(Child(work, kind, how, url, number, turns, start, str(paths[-1])))
     outcomes = []
     for child in children:
         try:

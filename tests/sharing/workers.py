@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import memstore
-from tests.sharing.records import offer
+from tests.sharing.records import Extend, Record, Update, new_loss, offer, origin
+
+STRATEGIES = (None, "uniform", "prioritized_recency", "domain_balanced", "mixed")
+SHARED = 40
+"""Episodes of writer 0 that every writer adds: the key lets in one of them."""
 
 
 def varied(rng: np.random.Generator, count: int) -> list[float | None]:
@@ -31,3 +37,40 @@ def churn(url: str, number: int, stop: Any, permits: Any, committed: Any) -> int
                 memory.update(batch, loss=rng.lognormal(0, 1, len(batch)))
             commits += 1
             committed.release()
+
+
+def write(url: str, writer: int, turns: int, start: Any, path: str) -> None:
+    """Extend by 16 again and again; now and then what was added already."""
+    with ExitStack() as stack:
+        memory = stack.enter_context(memstore.open(url, create=False, seed=writer))
+        record = stack.enter_context(Record(path))
+
+        def extend(number: int, sequences: range) -> None:
+            record.invoke(Extend(number, sequences.start, len(sequences)))
+            record.ok(ids=memory.extend(**offer(number, sequences)).tolist())
+
+        start.wait(60)
+        for turn in range(turns):
+            extend(writer, range(16 * turn, 16 * turn + 16))
+            if turn % 10 == 4:
+                extend(writer, range(16 * (turn - 2), 16 * (turn - 1)))
+            if turn < SHARED // 4:
+                extend(0, range(1000 + 4 * turn, 1004 + 4 * turn))
+
+
+def learn(url: str, learner: int, turns: int, start: Any, path: str) -> None:
+    """Sample 32 by every strategy in turn, and write losses back that tell who, when and where."""
+    name = Path(path).stem
+    with ExitStack() as stack:
+        memory = stack.enter_context(memstore.open(url, create=False, seed=100 + learner, consumer=name))
+        record = stack.enter_context(Record(path))
+        start.wait(60)
+        for turn in range(turns):
+            batch = memory.sample(32, strategy=STRATEGIES[turn % len(STRATEGIES)])
+            inserted = {i + age - 1 for i, age in zip(batch.ids.tolist(), batch.age.tolist(), strict=True)}
+            assert len(inserted) == 1, "ages of two moments in one batch"
+            losses = new_loss(learner, turn, len(batch))
+            seen = batch.ids.tolist(), origin(batch), batch.loss.tolist(), batch.replay_count.tolist()
+            record.invoke(Update(learner, turn, inserted.pop(), *seen, losses))
+            result = memory.update(batch, loss=losses, step=turn)
+            record.ok(updated=result.updated.tolist(), missing=result.missing.tolist())
