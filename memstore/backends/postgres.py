@@ -17,6 +17,7 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, encode, kind_of
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
@@ -81,7 +82,8 @@ class PostgresBackend(PostgresExpressions, Backend):
             self.url,
             connect_args={"prepare_threshold": None},
             isolation_level="AUTOCOMMIT",  # the begin event writes BEGIN; the driver's own would be a round trip
-            pool_use_lifo=True,
+            poolclass=NullPool,  # connections.py keeps them
+            pool_reset_on_return=None,
             use_native_hstore=False,
         )
         event.listen(engine, "do_connect", _connect)
@@ -138,6 +140,12 @@ class PostgresBackend(PostgresExpressions, Backend):
             _flush(_driver(conn))
             if not context.execution_options.get(UNAWAITED, False):
                 self._pipelines[conn][1].sync()
+
+    def driver(self, conn: Connection) -> psycopg.Connection[Any]:
+        return _driver(conn)
+
+    def discard(self, driver: psycopg.Connection[Any]) -> None:
+        driver.close()
 
     def send(self, conn: Connection, statement: str) -> None:
         _send(conn, statement)
