@@ -1,4 +1,4 @@
-"""The connections of one process to one database: those at rest, and those in use, each noted with its user.
+"""The connections of one process to one database that are in use, each noted with its user.
 
 A connection is noted before anything is sent over it, and closed in the driver itself, whatever SQLAlchemy thinks of
 it: one that an interrupt threw away would live on in the traceback, with its transaction and the locks of that.
@@ -17,17 +17,14 @@ from sqlalchemy import Connection, Engine
 from memstore.backends import Backend
 from memstore.owners import Scope
 
-KEPT = 5
-"""Connections kept at rest, as in SQLAlchemy's own pool."""
-
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """One connection; ``driver`` is the driver's own."""
+    """A connection in use; ``driver`` is the driver's own."""
 
     conn: Connection
     driver: Any
-    write: bool = False
+    write: bool
 
 
 class Connections:
@@ -36,7 +33,7 @@ class Connections:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.engine: Engine = backend.create_engine()
-        self._resting: list[Link] = []
+        self._writer = self.engine.execution_options(memstore_write=True)
         self._used: dict[Scope, Link | None] = {}  # None: about to have one
         self._stopped: set[int] = set()
         self.closed = False
@@ -46,27 +43,21 @@ class Connections:
         """How many connections have a user."""
         return len(self._used)
 
-    def take(self, scope: Scope, *, write: bool) -> Link:
-        """A connection for the scope alone, outside any transaction; the one that was used last, if it is at rest."""
+    def take(self, scope: Scope, *, write: bool) -> Connection:
+        """A connection for the scope alone, outside any transaction."""
         self._close_lost()
         self._used[scope] = None
         while self._stopped:  # looked at after the note was made: a fork waits for whoever did not see it
             del self._used[scope]
             time.sleep(0.001)
             self._used[scope] = None
-        try:
-            link = self._resting.pop()
-        except IndexError:
-            link = self._made()
-        self._used[scope] = link
-        if link.write is not write:
-            link.conn.execution_options(memstore_write=write)
-            link.write = write
-        return link
-
-    def _made(self) -> Link:
-        conn = self.engine.connect()
-        return Link(conn, self.backend.driver(conn))
+        conn = (self._writer if write else self.engine).connect()
+        driver = self.backend.driver(conn)
+        if self.backend.is_closed(driver):  # by someone who was interrupted while giving it back
+            conn.invalidate()
+            driver = self.backend.driver(conn)
+        self._used[scope] = Link(conn, driver, write)
+        return conn
 
     def of(self, scope: Scope) -> Connection | None:
         """The scope's connection."""
@@ -74,14 +65,12 @@ class Connections:
         return None if link is None else link.conn
 
     def give_back(self, scope: Scope) -> None:
-        """Put the scope's connection to rest; it is outside any transaction again."""
-        link = self._used.pop(scope)
-        if link is None:
-            return
-        if self.closed or link.conn.invalidated or len(self._resting) >= KEPT:
+        """Let the next one have the scope's connection, which is outside any transaction again."""
+        link = self._used.pop(scope)  # first: from here on it may be somebody else's
+        if link is not None and self.closed:
             self._close(link)
-        else:
-            self._resting.append(link)
+        elif link is not None:
+            link.conn.close()
 
     def close(self, scope: Scope) -> None:
         """Close the scope's connection, if it has one, and with it whatever is open on it."""
@@ -96,13 +85,13 @@ class Connections:
 
     def clear(self) -> None:
         """Close the connections at rest."""
-        while self._resting:
-            self._close(self._resting.pop())
+        self.engine.pool.dispose()
 
     def _close(self, link: Link) -> None:
         self.backend.discard(link.driver)
         with suppress(Exception):
             link.conn.invalidate()
+            link.conn.close()
 
     def _close_lost(self) -> None:
         for scope in list(self._used):
@@ -127,8 +116,9 @@ class Connections:
 
     def forget(self) -> None:
         """In a fork: begin without connections; those of the parent are neither used nor closed."""
-        _inherited.append((self._resting, self._used))
-        self._resting, self._used, self._stopped = [], {}, set()
+        _inherited.append((self.engine.pool, self._used))
+        self.engine.dispose(close=False)
+        self._used, self._stopped = {}, set()
 
 
 # Connections of a parent process: kept, so that no garbage collection closes them under its feet.

@@ -197,13 +197,13 @@ class Database:
                 "locks do not survive; fork outside transaction(), or start processes by spawn"
             )
         try:
-            link = self.connections.take(scope, write=write)
+            conn = self.connections.take(scope, write=write)
         except Exception as exc:
             if self.backend.classify(exc) is Failure.LOST and not self._reached:
                 raise error_for(Failure.UNAVAILABLE, self.backend, exc) from exc
             raise
         self._reached = True
-        return link.conn
+        return conn
 
     def _persistently(self, attempt: Callable[[], T]) -> T:
         """Try again what the database gave up for reasons that pass, with growing pauses, for ``busy_timeout``."""
@@ -281,9 +281,7 @@ class Database:
 
     def _failure(self, exc: BaseException) -> Failure | None:
         failure = self.backend.classify(exc)
-        if failure is Failure.LOST:
-            self.losses += 1
-            self.connections.clear()  # they break together
+        self.losses += failure is Failure.LOST
         return failure
 
     def _before_fork(self) -> None:

@@ -103,6 +103,10 @@ class Backend(Expressions):
         """The driver's own connection."""
 
     @abstractmethod
+    def is_closed(self, driver: Any) -> bool:
+        """Whether a driver's connection is closed."""
+
+    @abstractmethod
     def discard(self, driver: Any) -> None:
         """Close a driver's connection at any moment, with whatever is open on it; it may be closed already."""
 

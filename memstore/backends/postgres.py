@@ -17,12 +17,12 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, encode, kind_of
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
 from memstore.backends.expressions import PostgresExpressions, accumulation
 from memstore.backends.listener import ANNOUNCE, Listener
+from memstore.backends.resting import RestingPool
 from memstore.config import Durability
 from memstore.errors import StoreUnavailable
 from memstore.schema import VERSION_TABLE, buffer, metadata, replay_metadata, stratum
@@ -82,7 +82,7 @@ class PostgresBackend(PostgresExpressions, Backend):
             self.url,
             connect_args={"prepare_threshold": None},
             isolation_level="AUTOCOMMIT",  # the begin event writes BEGIN; the driver's own would be a round trip
-            poolclass=NullPool,  # connections.py keeps them
+            poolclass=RestingPool,
             pool_reset_on_return=None,
             use_native_hstore=False,
         )
@@ -143,6 +143,9 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def driver(self, conn: Connection) -> psycopg.Connection[Any]:
         return _driver(conn)
+
+    def is_closed(self, driver: psycopg.Connection[Any]) -> bool:
+        return driver.closed
 
     def discard(self, driver: psycopg.Connection[Any]) -> None:
         driver.close()

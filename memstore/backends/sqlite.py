@@ -16,11 +16,11 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
 from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
+from memstore.backends.resting import RestingPool
 from memstore.config import sqlite_path
 from memstore.errors import StoreUnavailable, StoreWarning
 from memstore.newfile import written_whole
@@ -71,7 +71,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         engine = create_engine(
             self.url,
             connect_args={"timeout": self.busy_timeout, "cached_statements": 256, "factory": _Connection},
-            poolclass=NullPool,  # connections.py keeps them
+            poolclass=RestingPool,
             pool_reset_on_return=None,
         )
         event.listen(engine, "connect", self._on_connect)
@@ -115,6 +115,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def driver(self, conn: Connection) -> sqlite3.Connection:
         return _driver(conn)
+
+    def is_closed(self, driver: sqlite3.Connection) -> bool:
+        return getattr(driver, "closed", False)
 
     def discard(self, driver: sqlite3.Connection) -> None:
         with suppress(sqlite3.Error):
@@ -268,10 +271,13 @@ class _Connection(sqlite3.Connection):
     SQLite keeps a closed connection, with its locks, for as long as a cursor of it lives, such as in a traceback.
     """
 
+    closed = False
+
     def close(self) -> None:
         """Roll back and close; as often as one likes."""
         with suppress(sqlite3.ProgrammingError):  # it was closed already
             self.rollback()
+        self.closed = True
         super().close()
 
 

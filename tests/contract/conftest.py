@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.pool import NullPool, Pool
 
 import memstore
 from tests.contract.helpers import Damage, Existing, OpenMemory, Room, Sql
@@ -134,18 +134,18 @@ def room(url: str, engine: Engine) -> Iterator[Room]:
         return
     limit = PLENTY
 
-    def apply(conn: Connection) -> None:
-        conn.connection.driver_connection.execute(f"PRAGMA max_page_count = {limit}")  # type: ignore[union-attr]
+    def apply(connection: Any, *_: Any) -> None:
+        connection.execute(f"PRAGMA max_page_count = {limit}")
 
     def choose(left: int | None) -> None:
         nonlocal limit
         limit = PLENTY if left is None else _executed(engine, "PRAGMA page_count", {})[0][0] + left
 
-    event.listen(Engine, "begin", apply)
+    event.listen(Pool, "checkout", apply)
     try:
         yield choose
     finally:
-        event.remove(Engine, "begin", apply)
+        event.remove(Pool, "checkout", apply)
 
 
 def _set_room(engine: Engine, rows: int) -> None:
