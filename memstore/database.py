@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import os
 import random
-import threading
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, QueuePool
+from sqlalchemy import URL, Connection, Engine
 
-from memstore.backends import Failure, TransactionState, Watch, backend_for
+from memstore.backends import Failure, Watch, backend_for
+from memstore.blocks import Block
 from memstore.config import DEFAULT_BUSY_TIMEOUT, Durability
+from memstore.connections import Connections
 from memstore.errors import (
     ConnectionLost,
     MemoryClosed,
     MemstoreError,
     StoreUnavailable,
-    TransactionDead,
 )
-from memstore.failures import dead, error_for
+from memstore.failures import dead, error_for, foreign
+from memstore.owners import Owner, Scope, this_owner
+from memstore.transactions import Transaction
 
 T = TypeVar("T")
 
@@ -40,17 +42,7 @@ FORK_PATIENCE = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
 """Seconds between attempts, times a random factor between a half and one and a half."""
 
-_POOL = "memstore_pool"
-
 _jitter = random.SystemRandom()
-
-
-@dataclass
-class _Transaction:
-    connection: Connection
-    pid: int
-    depth: int = 0
-    dead: bool = False
 
 
 class Database:
@@ -64,13 +56,11 @@ class Database:
         self, url: URL, *, durability: Durability = "process", busy_timeout: float = DEFAULT_BUSY_TIMEOUT
     ) -> None:
         self.backend = backend_for(url, durability, busy_timeout)
-        self.engine = self.backend.create_engine()
-        self._writer = self.engine.execution_options(memstore_write=True)
-        self._local = threading.local()
-        self._closed = False
+        self.connections = Connections(self.backend)
+        self.engine = self.connections.engine
+        self._open: dict[Owner, Transaction] = {}
         self._reached = False
-        self._gate = threading.Lock()
-        self._gated = self._busy_at_fork = False
+        self._busy_at_fork = False
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         self.losses = 0
         """How many connections broke. What was read or written before may be undone since: a server that commits
@@ -79,101 +69,106 @@ class Database:
 
     @property
     def transaction_open(self) -> bool:
-        """Whether this thread is inside ``transaction()``."""
+        """Whether this thread and task is inside ``transaction()``."""
         return self._current() is not None
 
     @property
     def transaction_depth(self) -> int:
-        """How many ``transaction()`` blocks of this thread are open, each within the one before."""
+        """How many ``transaction()`` blocks of this thread and task are open, each within the one before."""
         transaction = self._current()
         return 0 if transaction is None else 1 + transaction.depth
 
     def in_read(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` in one snapshot: that of the thread's open transaction, else a new one.
+        """Run ``work`` in one snapshot: that of the open transaction of this thread and task, else a new one.
 
         ``work`` runs again, in a new snapshot, where the database or the connection gave the first one up.
         """
         transaction = self._current()
         if transaction is not None:
-            return self._inside(transaction, lambda conn: self._settled(conn, work))
-        return self._persistently(lambda: self._committed(self.engine, work))
+            with self._translated():
+                return transaction.run(work)
+        return self._persistently(lambda: self._committed(work, write=False))
 
     def in_write(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` and commit, or as a savepoint of the thread's open transaction.
+        """Run ``work`` and commit, or as a savepoint of the open transaction of this thread and task.
 
         ``work`` runs again where the database rolled it back for the sake of another transaction, or the connection
         broke before the commit was sent. Afterwards nobody knows: ``ConnectionLost`` with ``outcome_unknown``.
         """
         transaction = self._current()
         if transaction is not None:
-            return self._inside(transaction, lambda conn: self._in_savepoint(transaction, work))
-        return self._persistently(lambda: self._committed(self._writer, work))
+            with self._translated():
+                return transaction.run_in_savepoint(work)
+        return self._persistently(lambda: self._committed(work, write=True))
 
-    @contextmanager
-    def transaction(self, first: Callable[[Connection], None]) -> Iterator[None]:
-        """Make all scopes that this thread opens inside the block one commit; nested blocks are savepoints.
+    def transaction(self, first: Callable[[Connection], None]) -> Block[None]:
+        """Make all scopes that this thread and task opens inside the block one commit; nested blocks are savepoints.
 
         ``first`` begins the outermost block, and is tried again like a scope of its own.
         """
-        outer = self._current()
-        if outer is not None:
-            with self._savepoint(outer):
-                yield
-            return
-        conn = self._persistently(lambda: self._begun(first))
-        self._local.transaction = transaction = _Transaction(conn, os.getpid())
-        try:
-            yield
-        except BaseException:
-            self._end(transaction, commit=False)
-            raise
-        self._end(transaction, commit=True)
+        return Block(TransactionSteps(self, first, Scope(this_owner())))
 
-    def _begun(self, first: Callable[[Connection], None]) -> Connection:
-        conn = self._connect(self._writer)
+    def _begun(self, scope: Scope, first: Callable[[Connection], None]) -> None:
         try:
+            conn = self._connect(scope, write=True)
             self.backend.begin(conn)
             first(conn)
             self.backend.settle(conn)
-        except BaseException:
-            self._abandon(conn)
-            conn.close()
+            self._open[scope.owner] = Transaction(scope, self.backend, conn)
+        except Exception:
+            self._roll_back(scope)
             raise
-        return conn
+        except BaseException:
+            self.connections.close(scope)
+            raise
 
-    def _end(self, transaction: _Transaction, *, commit: bool) -> None:
-        if transaction.pid != os.getpid():
-            # The transaction goes on in the parent; ending it here, even by a rollback, would break it there.
-            _inherited.append(transaction.connection)
-            raise TransactionDead("this process was forked inside transaction(); the block belongs to its parent")
-        self._local.transaction = None
-        with self._translated(), self._given_back(transaction.connection) as conn:
-            if commit and not transaction.dead:
-                self._commit(conn)
-                return
-            self._abandon(conn)
-            if commit:
-                raise dead()
+    def _ended(self, transaction: Transaction, *, commit: bool) -> None:
+        owned = transaction.owner == this_owner()
+        try:
+            if commit and owned and not transaction.dead:
+                with self._translated():
+                    self._commit(transaction.conn)
+                self.connections.give_back(transaction.scope)
+            else:
+                self._roll_back(transaction.scope)
+        finally:
+            self._abandoned(transaction.scope)
+        if commit and not owned:
+            raise foreign(transaction.owner)
+        if commit and transaction.dead:
+            raise dead()
 
-    def _committed(self, engine: Engine, work: Callable[[Connection], T]) -> T:
-        with self._given_back(self._connect(engine)) as conn:
+    def _abandoned(self, scope: Scope) -> None:
+        """Close the connection of a block, unless that was given back already; the block is open no longer."""
+        self.connections.close(scope)
+        transaction = self._open.get(scope.owner)
+        if transaction is not None and transaction.scope is scope:
+            del self._open[scope.owner]
+
+    def _committed(self, work: Callable[[Connection], T], *, write: bool) -> T:
+        scope = Scope(this_owner(), sys._getframe())
+        try:
+            conn = self._connect(scope, write=write)
             try:
                 self.backend.begin(conn)
                 result = work(conn)
-                if engine is self.engine:  # a read, which may be repeated whenever it fails
+                if write:
+                    self._commit(conn)
+                else:  # may be repeated whenever it fails
                     self.backend.commit(conn)
-                    return result
-            except BaseException:
-                self._abandon(conn)
+            except Exception:
+                self._roll_back(scope)
                 raise
-            self._commit(conn)
-        return result
+            self.connections.give_back(scope)
+            return result
+        finally:
+            self.connections.close(scope)  # what was not given back: an interrupt came, wherever
+            del scope  # which refers to this function's variables
 
     def _commit(self, conn: Connection) -> None:
         try:
             self.backend.commit(conn)
-        except BaseException as exc:
-            self._abandon(conn)
+        except Exception as exc:
             if self._failure(exc) is Failure.LOST:
                 raise ConnectionLost(
                     f"{self.backend.describe()}: the connection broke during the commit, which may have happened or "
@@ -182,13 +177,19 @@ class Database:
                 ) from exc
             raise
 
-    def _abandon(self, conn: Connection) -> None:
+    def _roll_back(self, scope: Scope) -> None:
+        """Undo what is open on the scope's connection; one that refuses it is closed, and nobody else gets it."""
+        conn = self.connections.of(scope)
+        if conn is None:
+            return
         try:
             self.backend.rollback(conn)
         except Exception:
-            conn.invalidate()  # whatever the driver says of it, nobody else gets this connection
+            self.connections.close(scope)
+            return
+        self.connections.give_back(scope)
 
-    def _connect(self, engine: Engine) -> Connection:
+    def _connect(self, scope: Scope, *, write: bool) -> Connection:
         self._check_open()
         if _broken_by_fork and self.backend.identity() in _broken_by_fork:
             raise StoreUnavailable(
@@ -196,9 +197,7 @@ class Database:
                 "locks do not survive; fork outside transaction(), or start processes by spawn"
             )
         try:
-            with self._gate:
-                conn = engine.connect()
-                conn.info[_POOL] = engine.pool
+            conn = self.connections.take(scope, write=write)
         except Exception as exc:
             if self.backend.classify(exc) is Failure.LOST and not self._reached:
                 raise error_for(Failure.UNAVAILABLE, self.backend, exc) from exc
@@ -220,7 +219,7 @@ class Database:
                 if failure is None:
                     raise
                 if failure not in PASSING or time.monotonic() + pause > deadline:
-                    raise error_for(failure, self.backend, exc) from exc
+                    raise error_for(failure, self.backend, exc, self._holder_here()) from exc
             # Not the random module's own state, which may be seeded by the user.
             time.sleep(pause * (0.5 + _jitter.random()))
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -252,74 +251,21 @@ class Database:
 
     def close(self) -> None:
         """Close every idle connection; later scopes raise ``MemoryClosed``."""
-        self._closed = True
-        self.engine.dispose()
+        self.connections.closed = True
+        self.connections.clear()
 
-    @contextmanager
-    def _given_back(self, conn: Connection) -> Iterator[Connection]:
-        """Give the connection back to its pool, or close it if that was given up: by ``close``, or for a fork."""
-        with conn:
-            try:
-                yield conn
-            finally:
-                if self._closed or (not conn.invalidated and conn.info.get(_POOL) is not self.engine.pool):
-                    conn.detach()
+    def _current(self) -> Transaction | None:
+        return self._open.get(this_owner()) if self._open else None
 
-    def _current(self) -> _Transaction | None:
-        return getattr(self._local, "transaction", None)
+    def _holder_here(self) -> Owner | None:
+        """Who writes to the same database in this very process, through whatever handle."""
+        identity = self.backend.identity()
+        writers = (other.connections.writer() for other in list(_databases) if other.backend.identity() == identity)
+        return next((scope.owner for scope in writers if scope is not None), None)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.connections.closed:
             raise MemoryClosed(f"{self.backend.describe()} was closed; open it again")
-
-    def _inside(self, transaction: _Transaction, work: Callable[[Connection], T]) -> T:
-        if transaction.dead:
-            raise dead()
-        conn = transaction.connection
-        try:
-            with self._translated():
-                return work(conn)
-        finally:
-            transaction.dead |= self.backend.transaction_state(conn) is not TransactionState.OPEN
-
-    def _in_savepoint(self, transaction: _Transaction, work: Callable[[Connection], T]) -> T:
-        with self._savepoint(transaction):
-            return self._settled(transaction.connection, work)
-
-    def _settled(self, conn: Connection, work: Callable[[Connection], T]) -> T:
-        """Run work, and let every error of its statements surface here."""
-        try:
-            result = work(conn)
-        except BaseException:
-            with suppress(Exception):  # of statements that are given up
-                self.backend.settle(conn)
-            raise
-        self.backend.settle(conn)
-        return result
-
-    @contextmanager
-    def _savepoint(self, transaction: _Transaction) -> Iterator[None]:
-        if transaction.dead:
-            raise dead()
-        conn, backend = transaction.connection, self.backend
-        transaction.depth += 1
-        name = f"memstore_{transaction.depth}"
-        backend.send(conn, f"SAVEPOINT {name}")
-        try:
-            yield
-        except BaseException:
-            # SQLite ends the whole transaction itself on a full disk; then there is no savepoint to return to.
-            if backend.transaction_state(conn) is TransactionState.GONE:
-                transaction.dead = True
-            else:
-                backend.send(conn, f"ROLLBACK TO SAVEPOINT {name}")
-                backend.settle(conn)
-            raise
-        finally:
-            transaction.depth -= 1
-        if transaction.dead:
-            raise dead()
-        backend.send(conn, f"RELEASE SAVEPOINT {name}")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -342,33 +288,71 @@ class Database:
         if self.backend.fork_safe:
             return
         # No scope begins from here on, and those of other threads end; a block of this thread cannot.
-        self._gate.acquire()
-        self._gated = True
-        pool, own = cast(QueuePool, self.engine.pool), int(self.transaction_open)
-        deadline = time.monotonic() + FORK_PATIENCE
-        while pool.checkedout() > own and time.monotonic() < deadline:
-            time.sleep(0.001)
-        self._busy_at_fork = pool.checkedout() > 0
-        self.engine.dispose()
+        self._busy_at_fork = not self.connections.stop(FORK_PATIENCE, int(self.transaction_open))
         for watch in list(self._watches):
             watch.let_go()
 
     def _after_fork_in_parent(self) -> None:
-        if self._gated:
-            self._gated = False
-            self._gate.release()
+        self.connections.go_on()
 
     def _after_fork(self) -> None:
         if self._busy_at_fork:
             _broken_by_fork.add(self.backend.identity())
-        _inherited.append(self.engine.pool)
-        self.engine.dispose(close=False)
-        self._local = threading.local()
-        self._gate, self._gated = threading.Lock(), False
+        self.connections.forget()
+        self._open = {}
 
 
-# Connections of a parent process: kept, so that no garbage collection closes them under its feet.
-_inherited: list[object] = []
+class TransactionSteps:
+    """One block of ``Database.transaction``: the transaction, or a savepoint in it."""
+
+    def __init__(self, database: Database, first: Callable[[Connection], None], scope: Scope) -> None:
+        self._database = database
+        self._first = first
+        self._scope = scope
+        self._transaction: Transaction | None = None
+        self._level = 0
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether its end is the transaction's."""
+        return self._level == 0
+
+    def enter(self) -> None:
+        """Begin."""
+        database = self._database
+        outer = database._current()
+        if outer is None:
+            database._persistently(lambda: database._begun(self._scope, self._first))
+            self._transaction = database._current()
+        else:
+            self._transaction, self._level = outer, outer.depth + 1
+            outer.save()
+
+    def leave(self, *, commit: bool) -> None:
+        """Commit, or undo."""
+        transaction, database = self._transaction, self._database
+        assert transaction is not None
+        transaction.check_process()
+        if self.is_outermost:
+            database._ended(transaction, commit=commit)
+        elif transaction.owner != this_owner():
+            transaction.dead = True
+            raise foreign(transaction.owner)
+        elif commit:
+            transaction.release(self._level)
+        elif not transaction.dead:
+            transaction.return_to(self._level)
+        self._transaction = None
+
+    def abandon(self) -> None:
+        """Undo what is left of it."""
+        if self.is_outermost:
+            self._database._abandoned(self._scope)
+        elif self._transaction is not None:
+            self._transaction.abandon(self._level)
+        self._transaction = None
+
+
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 

@@ -133,9 +133,9 @@ class MemoryDrawer(MemoryAsker):
         check_where(where)
         chosen = as_strategy(strategy)
 
-        def work(snapshot: Snapshot) -> Batch:
+        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
             keep = not self._session.database.transaction_open
-            rng, populations = self._session.rng, self._session.populations
+            populations = self._session.populations
             found = grouping.draw(snapshot, rng, populations, chosen, wanted, each, keep=keep)
             if not len(found.rows):
                 among = "" if where is None else f" where {where}"
@@ -213,9 +213,9 @@ class MemoryDrawer(MemoryAsker):
         patience = check_timeout(wait)
         draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, where)
 
-        def work(snapshot: Snapshot) -> Batch:
+        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
             now = snapshot.backend.clock(snapshot.conn)
-            batch = draw(leases.held(snapshot, now), snapshot)
+            batch = draw(leases.held(snapshot, now), snapshot, rng)
             return leases.grant(snapshot, batch, self.consumer, now + seconds)
 
         def attempt() -> Batch | None:
@@ -251,14 +251,14 @@ class MemoryDrawer(MemoryAsker):
         normalize: Normalize,
         exact: bool,
         where: Condition | None,
-    ) -> Callable[[Rows, Snapshot], Batch]:
-        """A draw as a function of the rows it must not touch and the snapshot; arguments are checked here."""
+    ) -> Callable[[Rows, Snapshot, np.random.Generator], Batch]:
+        """A draw as a function of the rows it must not touch, snapshot and generator; arguments are checked here."""
         beta = check_float("beta", beta)
         if normalize not in ("buffer", "batch"):
             raise InvalidValue(f"normalize must be 'buffer' or 'batch', got {normalize!r}")
         check_where(where)
 
-        def work(taken: Rows, snapshot: Snapshot) -> Batch:
+        def work(taken: Rows, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
             if where is not None:
                 snapshot = self._filtered(snapshot, where)
                 taken = taken.take(snapshot.passing(taken))
@@ -267,7 +267,7 @@ class MemoryDrawer(MemoryAsker):
                 chosen = chosen.with_alpha(alpha)
             rows = Rows.none()
             if snapshot.live > len(taken):
-                rows = chosen.draw(snapshot, self._session.rng, wanted, taken, replacement=replacement)
+                rows = chosen.draw(snapshot, rng, wanted, taken, replacement=replacement)
             if not len(rows):
                 among = "" if where is None else f" where {where}"
                 held = f"; {len(taken)} are leased" if len(taken) else "; add some first"

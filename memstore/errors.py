@@ -48,7 +48,12 @@ class MemoryClosed(MemstoreError, RuntimeError):
 
 
 class TransactionDead(MemstoreError, RuntimeError):
-    """The database ended the enclosing transaction itself; nothing of the block was committed."""
+    """The database ended the enclosing transaction itself, or an interrupt did; nothing of the block was committed."""
+
+
+class ForeignTransaction(MemstoreError, RuntimeError):
+    """The open ``transaction()`` belongs to another thread or asyncio task, and cannot end meanwhile; nothing was
+    written."""
 
 
 class StoreBusy(MemstoreError, TimeoutError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memstore.backends import Backend, Failure
 from memstore.errors import (
     ConnectionLost,
+    ForeignTransaction,
     MemstoreError,
     NotAMemstore,
     StoreBusy,
@@ -14,24 +15,34 @@ from memstore.errors import (
     StoreUnavailable,
     TransactionDead,
 )
+from memstore.owners import Owner
 
 
 def dead() -> TransactionDead:
     """For whatever is tried in a transaction that the database gave up."""
     return TransactionDead(
-        "the database ended this transaction itself (a full disk, a lost connection, a conflict): nothing of the block "
-        "was committed; leave the block, remove the cause, and run it again"
+        "this transaction was ended by the database (a full disk, a lost connection, a conflict) or by an interrupt: "
+        "nothing of the block was committed; leave the block, remove the cause, and run it again"
     )
 
 
-def error_for(failure: Failure, backend: Backend, exc: Exception) -> MemstoreError:
-    """memstore's error for a driver's, which becomes its cause."""
+def foreign(owner: Owner) -> ForeignTransaction:
+    """For whatever would be included into somebody else's transaction, and rolled back with it."""
+    return ForeignTransaction(
+        f"the open transaction() of this memory belongs to {owner}, and nobody else may write in it or commit it; "
+        "nothing was written. Let the block end first; in asyncio run it whole, as one function (asyncio.to_thread)"
+    )
+
+
+def error_for(failure: Failure, backend: Backend, exc: Exception, holder: Owner | None = None) -> MemstoreError:
+    """memstore's error for a driver's, which becomes its cause; ``holder`` writes in this process."""
     detail = str(getattr(exc, "orig", exc)).splitlines()[0]
     where = backend.describe()
     match failure:
         case Failure.BUSY:
+            who = "another process" if holder is None else f"this very process, in {holder},"
             return StoreBusy(
-                f"{where}: another process held the write lock for {backend.busy_timeout:g} s; keep transaction() "
+                f"{where}: {who} held the write lock for {backend.busy_timeout:g} s; keep transaction() "
                 f"blocks short, or open with a larger busy_timeout= ({detail})"
             )
         case Failure.CONFLICT:

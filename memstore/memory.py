@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from memstore import checkpoint, episodes, leases, maintenance, retention
 from memstore import history as recording
 from memstore import limiter as limits
+from memstore.blocks import Block
 from memstore.codec import Signature
 from memstore.config import check_int, check_name
 from memstore.drawing import MemoryDrawer
@@ -276,15 +276,13 @@ class EpisodicMemory(MemoryDrawer):
 
     # Transactions, checkpoints, life
 
-    @contextmanager
-    def transaction(self) -> Iterator[EpisodicMemory]:
+    def transaction(self) -> Block[EpisodicMemory]:
         """Make everything inside one commit: episodes, losses, history, checkpoint and the generator's state.
 
         It holds the buffer's write lock from the start: wrap update and checkpoint in it, not the training step. On an
         exception nothing of the block remains, and ids seen inside are void. Nested blocks are savepoints.
         """
-        with self._session.transaction():
-            yield self
+        return self._session.transaction(self)
 
     @property
     def transaction_depth(self) -> int:
@@ -298,7 +296,7 @@ class EpisodicMemory(MemoryDrawer):
         commits together with the episodes and losses it belongs to.
         """
         check_name("checkpoint", name)
-        self._session.write(lambda s: checkpoint.save(s, name, state, self._session.rng, time.time()))
+        self._session.draw(lambda s, rng: checkpoint.save(s, name, state, rng, time.time()), write=True)
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
         """The stored state; the generator goes on where it was then.

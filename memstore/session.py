@@ -7,23 +7,39 @@ payloads on their way into the cache and what was drawn from the generator.
 from __future__ import annotations
 
 import os
-import threading
+import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from sqlalchemy import Connection
 
 from memstore.backends import Watch
+from memstore.blocks import Block
 from memstore.cache import PayloadCache
 from memstore.database import Database
 from memstore.errors import StoreBusy
+from memstore.failures import foreign
+from memstore.owners import Scope, Turn, enter_context, this_owner
 from memstore.population import Populations
 from memstore.snapshot import Snapshot, State
 
 T = TypeVar("T")
+
+BESIDE = 2**32 - 1
+"""Key of the second stream of random numbers, a child that ``spawn`` never comes to."""
+
+
+@dataclass(eq=False)
+class _Open:
+    """What belongs to an open block, and is published, or handed to the block around it, at its commit."""
+
+    scope: Scope
+    outer: _Open | None
+    state: State | None
+    payloads: dict[int, bytes]
 
 
 class Session:
@@ -41,10 +57,11 @@ class Session:
     def _start(self, seeds: np.random.SeedSequence) -> None:
         self.seeds = seeds
         self.rng = np.random.default_rng(seeds)
+        self._beside = np.random.SeedSequence(seeds.entropy, spawn_key=(*seeds.spawn_key, BESIDE))
+        self._writing = Turn()
         # Spans a draw and a whole transaction(): a draw by another thread inside would be undone by its rollback.
-        self._lock = threading.RLock()
-        self._uncommitted: State | None = None
-        self._new_payloads: dict[int, bytes] = {}
+        self._drawing = Turn()
+        self._block: _Open | None = None
 
     def read(self, work: Callable[[Snapshot], T]) -> T:
         """Run ``work`` on one consistent snapshot."""
@@ -58,16 +75,32 @@ class Session:
             self._publish(state)
         return result
 
-    def draw(self, work: Callable[[Snapshot], T], *, write: bool = False) -> T:
-        """``read``, or ``write``, with the generator: one draw at a time, and none of a failed one is used up."""
-        with self._alone(), self._rewinding():
-            before = self.rng.bit_generator.state
+    def draw(self, work: Callable[[Snapshot, np.random.Generator], T], *, write: bool = False) -> T:
+        """``read``, or ``write``, with the generator: one draw at a time, and none of a failed one is used up.
+
+        While the generator belongs to a block or a writing draw of another thread or task, a reading one does not wait
+        for it: it has a generator of its own, one of a second stream from the same seed.
+        """
+        scope = Scope(this_owner(), sys._getframe(), long=write)
+        try:
+            if write:
+                self._take_turn(scope)
+            rng = self._generator(scope)
+            before = rng.bit_generator.state
 
             def attempt(snapshot: Snapshot) -> T:
-                self.rng.bit_generator.state = before  # the database may ask for another attempt: the same draw
-                return work(snapshot)
+                rng.bit_generator.state = before  # the database may ask for another attempt: the same draw
+                return work(snapshot, rng)
 
-            return self.write(attempt) if write else self.read(attempt)
+            try:
+                return self.write(attempt) if write else self.read(attempt)
+            except BaseException:
+                rng.bit_generator.state = before
+                raise
+        finally:
+            self._drawing.release(scope)
+            self._writing.release(scope)
+            del scope  # which refers to this function's variables
 
     def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
         """Run ``work`` under the buffer's lock and commit; ``payloads`` says what of its result to cache then."""
@@ -81,13 +114,21 @@ class Session:
             backend.announce(conn, state.buffer_id)
             return result, state
 
-        with self._alone():
+        turn = Scope(this_owner(), sys._getframe())
+        try:
+            self._take_turn(turn)
             result, state = self.database.in_write(scope)
-            if payloads is not None:
-                self._new_payloads.update(payloads(result))
-            self._uncommitted = state
-            if not self.database.transaction_open:
-                self._commit()
+            new = {} if payloads is None else payloads(result)
+            block = self._own_block()
+            if block is None:
+                self._publish(state)
+                self.cache.put(new)
+            else:
+                block.state = state
+                block.payloads.update(new)
+        finally:
+            self._writing.release(turn)
+            del turn  # which refers to this function's variables
         return result
 
     def aside(self, work: Callable[[Snapshot], T]) -> T:
@@ -99,33 +140,30 @@ class Session:
             backend.announce(conn, self.committed.buffer_id)
             return result
 
+        self._refuse_foreign(Scope(this_owner()))
         return self.database.in_write(scope)
 
     def watch(self) -> Watch:
         """A started watch on commits to the buffer by anyone; close it."""
         return self.database.watch(self.committed.buffer_id)
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Make everything inside one commit; on an exception nothing of the block remains."""
-        with self._alone():
-            before, payloads = self._uncommitted, dict(self._new_payloads)
-            try:
-                with self._rewinding(), self.database.transaction(self._lock_buffer):
-                    yield
-            except BaseException:
-                self._uncommitted, self._new_payloads = before, payloads
-                raise
-            if not self.database.transaction_open:
-                self._commit()
+    def transaction(self, given: T) -> Block[T]:
+        """Make everything inside one commit; on an exception nothing of the block remains. ``as`` names ``given``."""
+        return Block(_Steps(self, given))
 
     def _lock_buffer(self, conn: Connection) -> None:
         self.database.backend.lock_buffer(conn, self.committed.buffer_id)
 
     def restore(self, generator: Mapping[str, Any]) -> None:
         """Put the generator into a stored state."""
-        with self._alone():
-            self.rng.bit_generator.state = generator
+        scope = Scope(this_owner(), sys._getframe(), long=True)
+        try:
+            self._take_turn(scope)
+            self._generator(scope).bit_generator.state = generator
+        finally:
+            self._drawing.release(scope)
+            self._writing.release(scope)
+            del scope  # which refers to this function's variables
 
     def child_seeds(self) -> np.random.SeedSequence:
         """Seeds for another process, independent of this one's and of every other child's."""
@@ -135,50 +173,64 @@ class Session:
         """Close the connections."""
         self.database.close()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        lock = self._lock  # a fork inside replaces it
+    def _take_turn(self, scope: Scope) -> None:
+        """Write from here on: alone among the threads and tasks, or as part of the own block."""
+        holder = self._writing.holder
+        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+            return
         patience = self.database.backend.busy_timeout
-        if not lock.acquire(timeout=patience):
-            raise StoreBusy(
-                f"{self.database.backend.describe()}: another thread of this process has used the memory for "
-                f"{patience:g} s; keep transaction() blocks short, and nest those of two memories in the same order"
-            )
-        try:
-            yield
-        finally:
-            lock.release()
+        holder = self._writing.take(scope, patience, scope.waits_in_vain)
+        if holder is not scope:
+            self._refuse_foreign(scope)
+            raise self._busy(holder)
+
+    def _refuse_foreign(self, scope: Scope) -> None:
+        holder = self._writing.holder
+        if holder is not None and holder.owner != scope.owner and scope.waits_in_vain(holder):
+            raise foreign(holder.owner)
+
+    def _generator(self, scope: Scope) -> np.random.Generator:
+        """The generator, held by the scope or by the block around it; one of its own for a draw that must not wait."""
+        holder = self._drawing.holder
+        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+            return self.rng
+        patience = self.database.backend.busy_timeout
+        holder = self._drawing.take(scope, patience, lambda other: other.long and not scope.long)
+        if holder is scope:
+            return self.rng
+        if scope.long:
+            raise self._busy(holder)
+        return np.random.default_rng(self._beside.spawn(1)[0])
+
+    def _busy(self, holder: Scope) -> StoreBusy:
+        return StoreBusy(
+            f"{self.database.backend.describe()}: {holder.owner} of this very process has used the memory for "
+            f"{self.database.backend.busy_timeout:g} s; keep transaction() blocks short, and nest those of two "
+            "memories in the same order"
+        )
+
+    def _own_block(self) -> _Open | None:
+        """The innermost open block, if it is one of this thread and task."""
+        block = self._block
+        return block if block is not None and block.scope.owner == this_owner() else None
 
     def _known(self, conn: Connection) -> State:
-        """The state to start from: this thread's own in a transaction, else the last one published."""
-        if self.database.transaction_open:
-            return self._uncommitted or self.committed
+        """The state to start from: the own one in a block, else the last one published."""
+        block = self._own_block()
+        if block is not None:
+            return block.state or self.committed
         # Another thread's transaction is not visible here, nor is its state.
-        if self._losses != self.database.losses:
-            self._losses = self.database.losses
+        losses = self.database.losses
+        if self._losses != losses:
             self.cache.clear()
             self.populations.clear()
             self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
+            self._losses = losses
         return self.committed
-
-    def _commit(self) -> None:
-        if self._uncommitted is not None:
-            self._publish(self._uncommitted)
-        self.cache.put(self._new_payloads)
-        self._uncommitted, self._new_payloads = None, {}
 
     def _publish(self, state: State) -> None:
         if state.counters.revision > self.committed.counters.revision:
             self.committed = state
-
-    @contextmanager
-    def _rewinding(self) -> Iterator[None]:
-        before = self.rng.bit_generator.state
-        try:
-            yield
-        except BaseException:
-            self.rng.bit_generator.state = before
-            raise
 
     def _before_fork(self) -> None:
         self._fork_seeds = self.child_seeds()
@@ -187,6 +239,60 @@ class Session:
         self.cache.after_fork()
         self.populations.after_fork()
         self._start(self._fork_seeds)
+
+
+class _Steps(Generic[T]):
+    """One block of ``Session.transaction``; of nested ones the outermost has the turns."""
+
+    def __init__(self, session: Session, given: T) -> None:
+        self._session = session
+        self._given = given
+        self._scope = Scope(this_owner(), long=True)
+        self._database = session.database.transaction(session._lock_buffer).steps
+        self._open: _Open | None = None
+        self._rng = session.rng
+        self._before: Mapping[str, Any] | None = None
+
+    def enter(self) -> T:
+        """Take the turns, begin."""
+        session = self._session
+        outer = session._own_block()
+        session._take_turn(self._scope)
+        session._generator(self._scope)
+        before = self._rng.bit_generator.state
+        self._database.enter()
+        self._before = before
+        state, payloads = (None, {}) if outer is None else (outer.state, dict(outer.payloads))
+        session._block = self._open = _Open(self._scope, outer, state, payloads)
+        enter_context(self._scope)
+        return self._given
+
+    def leave(self, *, commit: bool) -> None:
+        """Commit and publish, or undo; then let the next one have its turn."""
+        opened, session = self._open, self._session
+        assert opened is not None
+        self._database.leave(commit=commit)
+        if commit:
+            self._before = None
+        if commit and opened.outer is not None:
+            opened.outer.state, opened.outer.payloads = opened.state, opened.payloads
+        elif commit:
+            if opened.state is not None:
+                session._publish(opened.state)
+            session.cache.put(opened.payloads)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Undo what is left of it."""
+        session, opened = self._session, self._open
+        self._database.abandon()
+        if self._before is not None:
+            self._rng.bit_generator.state, self._before = self._before, None
+        if opened is not None:
+            session._block, self._open = opened.outer, None
+            enter_context(None if opened.outer is None else opened.outer.scope)
+        session._drawing.release(self._scope)
+        session._writing.release(self._scope)
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -110,8 +110,7 @@ def open_memory(url: str, request: pytest.FixtureRequest, empty_file: Path) -> I
 
     yield open_one
     for memory in opened:
-        pool: Any = memory._session.database.engine.pool
-        assert pool.checkedout() == 0, "a connection was not given back"
+        assert memory._session.database.connections.in_use == 0, "a connection was not given back"
         memory.close()
     if opened and "damage" not in request.fixturenames:
         for name in memstore.buffers(url):

@@ -14,10 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "memstore"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "version"),
-    ("answers", "cache", "columns", "config", "fields", "schema"),
+    ("answers", "blocks", "cache", "columns", "config", "fields", "owners", "schema"),
     ("codec", "document", "newfile", "results"),
     ("backends",),
-    ("failures",),
+    ("connections", "failures"),
+    ("transactions",),
     ("database",),
     ("upgrade",),
     ("copying", "strata"),

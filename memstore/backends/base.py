@@ -99,6 +99,18 @@ class Backend(Expressions):
         """Lasting changes to a database known to be empty or ours, outside any transaction."""
 
     @abstractmethod
+    def driver(self, conn: Connection) -> Any:
+        """The driver's own connection."""
+
+    @abstractmethod
+    def is_closed(self, driver: Any) -> bool:
+        """Whether a driver's connection is closed."""
+
+    @abstractmethod
+    def discard(self, driver: Any) -> None:
+        """Close a driver's connection at any moment, with whatever is open on it; it may be closed already."""
+
+    @abstractmethod
     def send(self, conn: Connection, statement: str) -> None:
         """Run a statement that has neither values nor a result."""
 

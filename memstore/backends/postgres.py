@@ -22,6 +22,7 @@ from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, enco
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
 from memstore.backends.expressions import PostgresExpressions, accumulation
 from memstore.backends.listener import ANNOUNCE, Listener
+from memstore.backends.resting import RestingPool
 from memstore.config import Durability
 from memstore.errors import StoreUnavailable
 from memstore.schema import VERSION_TABLE, buffer, metadata, replay_metadata, stratum
@@ -81,7 +82,8 @@ class PostgresBackend(PostgresExpressions, Backend):
             self.url,
             connect_args={"prepare_threshold": None},
             isolation_level="AUTOCOMMIT",  # the begin event writes BEGIN; the driver's own would be a round trip
-            pool_use_lifo=True,
+            poolclass=RestingPool,
+            pool_reset_on_return=None,
             use_native_hstore=False,
         )
         event.listen(engine, "do_connect", _connect)
@@ -138,6 +140,15 @@ class PostgresBackend(PostgresExpressions, Backend):
             _flush(_driver(conn))
             if not context.execution_options.get(UNAWAITED, False):
                 self._pipelines[conn][1].sync()
+
+    def driver(self, conn: Connection) -> psycopg.Connection[Any]:
+        return _driver(conn)
+
+    def is_closed(self, driver: psycopg.Connection[Any]) -> bool:
+        return driver.closed
+
+    def discard(self, driver: psycopg.Connection[Any]) -> None:
+        driver.close()
 
     def send(self, conn: Connection, statement: str) -> None:
         _send(conn, statement)

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
 from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
+from memstore.backends.resting import RestingPool
 from memstore.config import sqlite_path
 from memstore.errors import StoreUnavailable, StoreWarning
 from memstore.newfile import written_whole
@@ -67,11 +68,11 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         if sqlite3.sqlite_version_info < MINIMUM_VERSION:
             wanted = ".".join(map(str, MINIMUM_VERSION))
             raise StoreUnavailable(f"memstore needs SQLite {wanted} or newer, this Python has {sqlite3.sqlite_version}")
-        # LIFO keeps one hot connection, hence one page cache, for a process that works one call at a time.
         engine = create_engine(
             self.url,
-            connect_args={"timeout": self.busy_timeout, "cached_statements": 256},
-            pool_use_lifo=True,
+            connect_args={"timeout": self.busy_timeout, "cached_statements": 256, "factory": _Connection},
+            poolclass=RestingPool,
+            pool_reset_on_return=None,
         )
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "begin", _begin)
@@ -112,6 +113,16 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                         raise
                     time.sleep(0.01)
 
+    def driver(self, conn: Connection) -> sqlite3.Connection:
+        return _driver(conn)
+
+    def is_closed(self, driver: sqlite3.Connection) -> bool:
+        return getattr(driver, "closed", False)
+
+    def discard(self, driver: sqlite3.Connection) -> None:
+        with suppress(sqlite3.Error):
+            driver.close()
+
     def send(self, conn: Connection, statement: str) -> None:
         _driver(conn).execute(statement)
 
@@ -122,7 +133,8 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
 
     def transaction_state(self, conn: Connection) -> TransactionState:
-        return TransactionState.OPEN if _driver(conn).in_transaction else TransactionState.GONE
+        alive = not conn.invalidated and _driver(conn).in_transaction
+        return TransactionState.OPEN if alive else TransactionState.GONE
 
     def read_buffer(
         self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
@@ -251,6 +263,22 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         with _raw(engine) as driver:
             driver.execute("VACUUM")
             driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that gives up its transaction when it is closed.
+
+    SQLite keeps a closed connection, with its locks, for as long as a cursor of it lives, such as in a traceback.
+    """
+
+    closed = False
+
+    def close(self) -> None:
+        """Roll back and close; as often as one likes."""
+        with suppress(sqlite3.ProgrammingError):  # it was closed already
+            self.rollback()
+        self.closed = True
+        super().close()
 
 
 class _DataVersion(Watch):

@@ -27,7 +27,7 @@ def database(url: str, open_memory: OpenMemory) -> Iterator[Database]:
     open_memory().close()
     found = Database(parse_url(url), busy_timeout=0.5)
     yield found
-    assert found.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert found.connections.in_use == 0
     found.close()
 
 

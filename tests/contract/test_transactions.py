@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -410,29 +414,46 @@ def test_another_thread_does_not_see_what_is_not_committed(filled: EpisodicMemor
     assert seen == {"len": 10, "loss": 1.0, "contains": False, "events": 0, "id": 12, "after": 12}
 
 
-def test_a_draw_of_another_thread_is_not_undone(filled: EpisodicMemory) -> None:
-    """It waits for the block, so the rewinding of a failed block takes back the block's own draws only."""
-    inside = threading.Event()
-    drawn_there: list[list[int]] = []
+def in_thread(function: Callable[[], Any]) -> Any:
+    """What the function returns in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result(20)
 
-    def draw() -> None:
-        inside.wait(10)
-        drawn_there.append(filled.sample(5).ids.tolist())
 
-    thread = threading.Thread(target=draw)
-    thread.start()
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_draw_of_another_thread_does_not_wait(filled: EpisodicMemory, open_memory: OpenMemory, fails: bool) -> None:
+    """It sees what is committed and draws from a stream of its own: the block and its end know nothing of it."""
+    twin = open_memory()
+    state = str(filled.rng.bit_generator.state)
+    theirs: list[tuple[int, ...]] = []
+
+    def block(memory: EpisodicMemory, beside: bool) -> list[int]:
+        mine = []
+        with suppress(Boom), memory.transaction():
+            memory.update([3], loss=1e9)
+            for _ in range(20):
+                mine += memory.sample(3).ids.tolist()
+                if beside:
+                    theirs.append(tuple(in_thread(lambda: memory.sample(5).ids.tolist())))
+            if fails or memory is filled:
+                raise Boom
+        return mine
+
+    begun = time.monotonic()
+    assert block(filled, True) == block(filled, False) == block(twin, False)
+    assert time.monotonic() - begun < 5
+    assert str(filled.rng.bit_generator.state) == state
+    assert (str(twin.rng.bit_generator.state) == state) is fails
+    assert len(set(theirs)) > 15, "draws beside a block are alike"
+    assert any(3 not in ids for ids in theirs), "what is not committed was seen"
+
+
+def test_draws_of_threads_share_the_generator(filled: EpisodicMemory) -> None:
+    """Where no block is open the stream is the same, whichever thread draws."""
     state = filled.rng.bit_generator.state
-    with pytest.raises(Boom), filled.transaction():
-        filled.sample(7)
-        inside.set()
-        thread.join(0.2)
-        assert drawn_there == []
-        raise Boom
-    thread.join(20)
-    after = str(filled.rng.bit_generator.state)
+    threads = [in_thread(lambda: filled.sample(5).ids.tolist()) for _ in range(5)]
     filled.rng.bit_generator.state = state
-    assert drawn_there == [filled.sample(5).ids.tolist()]
-    assert str(filled.rng.bit_generator.state) == after
+    assert [filled.sample(5).ids.tolist() for _ in range(5)] == threads
 
 
 def test_a_busy_database_is_reported(open_memory: OpenMemory) -> None:

@@ -131,5 +131,4 @@ class Load:
             assert event.episode_id not in last or event.before == last[event.episode_id], "a chain is broken"
             last[event.episode_id] = event.after
         assert all(episode.loss == last.get(episode.id, episode.loss) for episode in stored.values())
-        pool: Any = self.memory._session.database.engine.pool
-        assert pool.checkedout() == 0, "a connection was not given back"
+        assert self.memory._session.database.connections.in_use == 0, "a connection was not given back"
