@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 ENTRY_OVERHEAD = 200
 """Bytes that Python needs besides the payload's: object header, key, slot in the table (measured: 190 to 210)."""
@@ -47,7 +48,7 @@ class PayloadCache:
         """Keep committed, verified payloads; what no longer fits leaves, least recently used first."""
         if not self.max_bytes:
             return
-        with self._lock:
+        with self._lock, self._whole():
             for episode_id, blob in blobs.items():
                 if episode_id not in self._blobs:
                     self._blobs[episode_id] = blob
@@ -58,7 +59,7 @@ class PayloadCache:
 
     def drop(self, ids: Iterable[int]) -> None:
         """Free the room of episodes that left; leaving them would be correct, only wasteful."""
-        with self._lock:
+        with self._lock, self._whole():
             for episode_id in ids:
                 blob = self._blobs.pop(episode_id, None)
                 if blob is not None:
@@ -67,8 +68,19 @@ class PayloadCache:
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._blobs.clear()
-            self.bytes = 0
+            self._forget()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Forget everything where an interrupt came between an entry and its place in the count."""
+        try:
+            yield
+        except BaseException:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        self._blobs, self.bytes = OrderedDict(), 0
 
     def after_fork(self) -> None:
         """Give up a lock that a thread of the parent may hold; that thread does not exist here."""

@@ -88,7 +88,7 @@ class Connections:
         self.engine.pool.dispose()
 
     def _close(self, link: Link) -> None:
-        self.backend.discard(link.driver)
+        self.backend.discard(link.conn, link.driver)
         with suppress(Exception):
             link.conn.invalidate()
             link.conn.close()

@@ -27,7 +27,7 @@ from memstore.errors import (
     MemstoreError,
     StoreUnavailable,
 )
-from memstore.failures import dead, error_for, foreign
+from memstore.failures import dead, error_for, foreign, reraise_interrupt
 from memstore.owners import Owner, Scope, this_owner
 from memstore.transactions import Transaction
 
@@ -109,28 +109,32 @@ class Database:
         return Block(TransactionSteps(self, first, Scope(this_owner())))
 
     def _begun(self, scope: Scope, first: Callable[[Connection], None]) -> None:
+        outer = sys.exception()
         try:
             conn = self._connect(scope, write=True)
             self.backend.begin(conn)
             first(conn)
             self.backend.settle(conn)
             self._open[scope.owner] = Transaction(scope, self.backend, conn)
-        except Exception:
-            self._roll_back(scope)
+        except Exception as exc:
+            self._undo(scope, exc, outer)
             raise
         except BaseException:
             self.connections.close(scope)
             raise
 
     def _ended(self, transaction: Transaction, *, commit: bool) -> None:
-        owned = transaction.owner == this_owner()
+        owned, outer = transaction.owner == this_owner(), sys.exception()
         try:
             if commit and owned and not transaction.dead:
                 with self._translated():
                     self._commit(transaction.conn)
                 self.connections.give_back(transaction.scope)
-            else:
+            elif not transaction.dead:
                 self._roll_back(transaction.scope)
+        except Exception as exc:
+            reraise_interrupt(exc, outer)
+            raise
         finally:
             self._abandoned(transaction.scope)
         if commit and not owned:
@@ -147,23 +151,27 @@ class Database:
 
     def _committed(self, work: Callable[[Connection], T], *, write: bool) -> T:
         scope = Scope(this_owner(), sys._getframe())
+        outer = sys.exception()
         try:
             conn = self._connect(scope, write=write)
-            try:
-                self.backend.begin(conn)
-                result = work(conn)
-                if write:
-                    self._commit(conn)
-                else:  # may be repeated whenever it fails
-                    self.backend.commit(conn)
-            except Exception:
-                self._roll_back(scope)
-                raise
+            self.backend.begin(conn)
+            result = work(conn)
+            if write:
+                self._commit(conn)
+            else:  # may be repeated whenever it fails
+                self.backend.commit(conn)
             self.connections.give_back(scope)
             return result
+        except Exception as exc:
+            self._undo(scope, exc, outer)
+            raise
         finally:
             self.connections.close(scope)  # what was not given back: an interrupt came, wherever
-            del scope  # which refers to this function's variables
+            del scope, outer  # they refer to this function's variables
+
+    def _undo(self, scope: Scope, exc: Exception, outer: BaseException | None) -> None:
+        reraise_interrupt(exc, outer)
+        self._roll_back(scope)
 
     def _commit(self, conn: Connection) -> None:
         try:

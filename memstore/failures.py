@@ -18,6 +18,18 @@ from memstore.errors import (
 from memstore.owners import Owner
 
 
+def reraise_interrupt(exc: BaseException, outer: BaseException | None) -> None:
+    """Raise the interrupt instead in whose place an exception came, such as one of an ``assert`` in a ``finally``.
+
+    ``outer`` is what was handled before, which may be an interrupt as well.
+    """
+    hidden = exc.__context__
+    while hidden is not None and hidden is not outer:
+        if not isinstance(hidden, Exception):
+            raise hidden
+        hidden = hidden.__context__
+
+
 def dead() -> TransactionDead:
     """For whatever is tried in a transaction that the database gave up."""
     return TransactionDead(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
@@ -11,7 +12,7 @@ from sqlalchemy import Connection
 
 from memstore.backends import Backend, TransactionState
 from memstore.errors import TransactionDead
-from memstore.failures import dead
+from memstore.failures import dead, reraise_interrupt
 from memstore.owners import Owner, Scope
 
 T = TypeVar("T")
@@ -93,14 +94,24 @@ class Transaction:
     def _alive(self, run: Callable[[], T]) -> T:
         if self.dead:
             raise dead()
+        outer = sys.exception()
         try:
             return run()
-        except BaseException as exc:
-            # After an interrupt nobody knows what the connection is in the middle of.
-            self.dead |= not isinstance(exc, Exception)
+        except Exception as exc:
+            self._die_of_interrupt(exc, outer)
+            raise
+        except BaseException:
+            self.dead = True  # nobody knows what the connection is in the middle of
             raise
         finally:
             self.dead |= self._state() is not TransactionState.OPEN
+
+    def _die_of_interrupt(self, exc: Exception, outer: BaseException | None) -> None:
+        try:
+            reraise_interrupt(exc, outer)
+        except BaseException:
+            self.dead = True
+            raise
 
     def _settled(self, work: Callable[[Connection], T]) -> T:
         try:

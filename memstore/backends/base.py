@@ -107,7 +107,7 @@ class Backend(Expressions):
         """Whether a driver's connection is closed."""
 
     @abstractmethod
-    def discard(self, driver: Any) -> None:
+    def discard(self, conn: Connection, driver: Any) -> None:
         """Close a driver's connection at any moment, with whatever is open on it; it may be closed already."""
 
     @abstractmethod

@@ -147,8 +147,10 @@ class PostgresBackend(PostgresExpressions, Backend):
     def is_closed(self, driver: psycopg.Connection[Any]) -> bool:
         return driver.closed
 
-    def discard(self, driver: psycopg.Connection[Any]) -> None:
+    def discard(self, conn: Connection, driver: psycopg.Connection[Any]) -> None:
         driver.close()
+        with suppress(psycopg.Error):  # it is closed: but left alone, its pipeline would say so in the log
+            self._leave_pipeline(conn)
 
     def send(self, conn: Connection, statement: str) -> None:
         _send(conn, statement)

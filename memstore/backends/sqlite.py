@@ -119,7 +119,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def is_closed(self, driver: sqlite3.Connection) -> bool:
         return getattr(driver, "closed", False)
 
-    def discard(self, driver: sqlite3.Connection) -> None:
+    def discard(self, conn: Connection, driver: sqlite3.Connection) -> None:
         with suppress(sqlite3.Error):
             driver.close()
 
