@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from sqlalchemy import URL, Connection
 
+from memstore.address import parse_url
 from memstore.buffer import buffer_id, buffer_names, create_buffer
 from memstore.cache import PayloadCache
 from memstore.codec import Signature
@@ -22,7 +23,6 @@ from memstore.config import (
     check_float,
     check_int,
     check_name,
-    parse_url,
 )
 from memstore.database import Database
 from memstore.errors import ConfigError

@@ -17,10 +17,11 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from memstore.address import sqlite_path
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
 from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
-from memstore.config import sqlite_path
+from memstore.backends.samefile import hard_links, links_warning, look, note_files
 from memstore.errors import StoreUnavailable, StoreWarning
 from memstore.newfile import written_whole
 from memstore.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
@@ -75,6 +76,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         )
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "begin", _begin)
+        path = sqlite_path(self.url)
+        if path is not None:
+            note_files(engine, path, self.describe())
         return engine
 
     def _on_connect(self, connection: Any, _record: Any) -> None:
@@ -94,11 +98,26 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         ):
             connection.execute(f"PRAGMA {pragma}")
 
+    def begin(self, conn: Connection) -> None:
+        super().begin(conn)
+        if conn.get_execution_options().get("memstore_write", False):
+            look(conn)  # under the lock; a read is looked at when it ends
+
+    def commit(self, conn: Connection) -> None:
+        super().commit(conn)
+        look(conn)  # before it is acknowledged
+
     def prepare(self, engine: Engine) -> None:
         path = sqlite_path(self.url)
         kind = None if path is None else network_filesystem(path)
         if kind is not None:
             warnings.warn(network_warning(self.describe(), kind), StoreWarning, stacklevel=2)
+        names = 1 if path is None else hard_links(path)
+        if names > 1:
+            warnings.warn(links_warning(self.describe(), names), StoreWarning, stacklevel=2)
+        if "immutable" in self.url.query:
+            self._check_no_log()
+            return  # nothing of it can be changed
         # The switch to WAL does not honour busy_timeout: 7 of 120 first openers failed without the retry.
         deadline = time.monotonic() + self.busy_timeout
         with _raw(engine) as driver:
@@ -111,6 +130,13 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                     if self.classify(exc) is not Failure.BUSY or time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
+
+    def _check_no_log(self) -> None:
+        log = Path(f"{sqlite_path(self.url)}-wal")
+        if log.exists() and log.stat().st_size:
+            raise StoreUnavailable(
+                f"{self.describe()}: immutable=1 would leave out what is committed in {log.name}; leave immutable out"
+            )
 
     def send(self, conn: Connection, statement: str) -> None:
         _driver(conn).execute(statement)
@@ -201,6 +227,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         kind = None if path is None else network_filesystem(path)
         if kind is not None:
             yield network_warning(self.describe(), kind)
+        names = 1 if path is None else hard_links(path)
+        if names > 1:
+            yield links_warning(self.describe(), names)
         if sqlite3.sqlite_version_info < (3, 51, 3):
             yield (
                 f"SQLite {sqlite3.sqlite_version} predates 3.51.3, which fixed a rare corruption when two connections "
@@ -215,6 +244,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def identity(self) -> str:
         path = sqlite_path(self.url)
         return self.describe() if path is None else str(path.resolve())
+
+    @property
+    def may_create(self) -> bool:
+        return not {"mode", "immutable"} & self.url.query.keys()
 
     def exists(self) -> bool:
         path = sqlite_path(self.url)

@@ -365,7 +365,7 @@ def test_a_missing_file_is_not_created_unless_asked(path: str, tmp_path: Path) -
 def test_an_empty_file_is_used_only_when_asked(path: str, tmp_path: Path) -> None:
     Path(path).touch()
     with opened(path) as database:
-        with pytest.raises(NotAMemstore, match="empty"):
+        with pytest.raises(StoreUnavailable, match="empty"):
             upgrade.ensure_schema(database, create=False)
         assert Path(path).stat().st_size == 0
         assert upgrade.ensure_schema(database) is True
