@@ -6,6 +6,7 @@ The same holds for the log (``-wal``) and its index (``-shm``): https://sqlite.o
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -45,20 +46,21 @@ def note_files(engine: Engine, path: Path, where: str) -> None:
     event.listen(engine, "connect", note)
 
 
-def look(conn: Connection) -> None:
+def look(conn: Connection, *, fresh: float = 0.0) -> None:
     """Raise ``StoreUnavailable`` if others no longer find at their paths what the connection has open.
 
-    It costs one ``stat`` (1 to 2 us) while nothing in the folder comes or goes, else four.
+    It costs one ``stat`` (1 to 4 us) while nothing in the folder comes or goes, else four; nothing if the last look was
+    less than ``fresh`` seconds ago.
     """
     files: _OpenFiles | None = conn.info.get(_KEY)
     if files is not None:
-        files.look()
+        files.look(fresh)
 
 
 class _OpenFiles:
     """The files of one connection."""
 
-    __slots__ = ("_database", "_folder", "_linked", "_logs", "_path", "_quiet", "_real", "_where")
+    __slots__ = ("_database", "_folder", "_linked", "_logs", "_looked", "_path", "_quiet", "_real", "_where")
 
     def __init__(self, path: Path, where: str, database: _Identity) -> None:
         self._where = where
@@ -68,18 +70,22 @@ class _OpenFiles:
         self._linked = self._real != self._path
         self._database = database
         self._logs: dict[str, _Identity] = {}
-        self._quiet: tuple[int, int, int] | None = None
+        self._looked = -math.inf
+        self._quiet: tuple[int, int] | None = None
 
-    def look(self) -> None:
-        folder = _stat(self._folder)
-        now = None if folder is None else (folder.st_mtime_ns, folder.st_ino, folder.st_dev)
-        if now is not None and now == self._quiet:
+    def look(self, fresh: float) -> None:
+        moment = time.monotonic()
+        if moment - self._looked < fresh:
             return
-        self._look_at_each()
-        # The log appears with the first transaction. A link may change without a change of this folder.
-        complete = len(self._logs) == len(LOG_SUFFIXES) and not self._linked
-        settled = now is not None and time.time_ns() - now[0] > _SETTLED_NS
-        self._quiet = now if complete and settled else None
+        folder = _stat(self._folder)
+        now = None if folder is None else (folder.st_mtime_ns, folder.st_ino)
+        if now is None or now != self._quiet:
+            self._look_at_each()
+            # The log appears with the first transaction. A link may change without a change of this folder.
+            complete = len(self._logs) == len(LOG_SUFFIXES) and not self._linked
+            settled = now is not None and time.time_ns() - now[0] > _SETTLED_NS
+            self._quiet = now if complete and settled else None
+        self._looked = moment
 
     def _look_at_each(self) -> None:
         found = _identity(self._path)
@@ -109,10 +115,15 @@ def links_warning(where: str, names: int) -> str:
 
 
 def _moved(where: str, found: _Identity | None) -> str:
-    what = "deleted, or moved away," if found is None else "replaced by another"
+    if found is None:
+        return (
+            f"{where}: the file was deleted or moved away while this memory had it open, so what is written through it "
+            "is lost, and this call is not to be taken for done. Move the file back, or close this memory"
+        )
     return (
-        f"{where}: the file was {what} while this memory had it open, so what is written through it is lost, and this "
-        "call is not to be taken for done. Move the file back, or close this memory and open it again"
+        f"{where}: the file was replaced by another while this memory had it open, so what is written through it is "
+        "lost, and this call is not to be taken for done. Close every memory on the file, delete the log beside it "
+        "(-wal and -shm), which is the old file's and would damage the new one, then open it again"
     )
 
 
