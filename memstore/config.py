@@ -1,15 +1,10 @@
-"""Settings and addresses: what ``open`` accepts, checked before anything is touched."""
+"""Settings: what ``open`` accepts, checked before anything is touched."""
 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
-
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
 from memstore.errors import ConfigError
 
@@ -21,7 +16,6 @@ MAX_EPSILON = 1e100
 DEFAULT_CACHE_BYTES = 256 * 2**20
 DEFAULT_BUSY_TIMEOUT = 30.0
 MAX_NAME_BYTES = 1024
-MAX_ADDRESS_BYTES = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,81 +31,6 @@ class Settings:
     limiter: str | None
     history: str | None
     seed: int
-
-
-def parse_url(target: str | os.PathLike[str] | URL) -> URL:
-    """Database address from a path or an SQLAlchemy URL.
-
-    Parameters
-    ----------
-    target : str, path or URL
-        ``run.db``, ``/data/run.db``, ``sqlite:///run.db``, ``postgresql://user@host/database``.
-
-    Raises
-    ------
-    ConfigError
-        When it is no address, an in-memory database, or a database memstore does not know.
-    """
-    if isinstance(target, os.PathLike):
-        target = os.fspath(target)
-    if isinstance(target, str):
-        check_name("the database's address", target, most=MAX_ADDRESS_BYTES)
-    if isinstance(target, URL):
-        url = target
-    elif not isinstance(target, str):
-        raise ConfigError(f"the database is given as a path or URL, got {target!r} ({type(target).__name__})")
-    elif "://" not in target:
-        url = URL.create("sqlite", database=target)
-    else:
-        try:
-            url = make_url(target)
-        except (ArgumentError, ValueError):
-            # The cause would repeat the whole string, password included.
-            raise ConfigError(
-                "not a database URL; expected a path, sqlite:///run.db or postgresql://user@host/database"
-            ) from None
-    if url.get_backend_name() in ("postgres", "postgresql"):
-        return _postgres_url(url)
-    if url.get_backend_name() == "sqlite" and _is_in_memory(url):
-        raise ConfigError("memstore keeps its data: give a file instead of an in-memory SQLite database")
-    return url
-
-
-def _postgres_url(url: URL) -> URL:
-    # Not get_driver_name(): it looks up the dialect's default, and "postgres" is none.
-    driver = url.drivername.partition("+")[2]
-    if driver not in ("", "psycopg"):
-        raise ConfigError(f"memstore uses psycopg 3: write postgresql:// in place of {url.drivername}://")
-    password = url.query.get("password")
-    if password is not None:  # where a URL shows it, and libpq accepts it
-        url = url.difference_update_query(["password"]).set(password=str(password))
-    return url.set(drivername="postgresql+psycopg")
-
-
-def shown_url(url: URL) -> str:
-    """The URL as it may appear in a message: no password, nor that of a key."""
-    if url.drivername == "postgresql+psycopg":
-        url = url.set(drivername="postgresql")
-    if "sslpassword" in url.query:
-        url = url.update_query_dict({"sslpassword": "***"})
-    return url.render_as_string(hide_password=True)
-
-
-def shown_address(address: str) -> str:
-    """What a user typed, without a password: a path as it is, a URL as ``shown_url``."""
-    return shown_url(parse_url(address)) if "://" in address else address
-
-
-def _is_in_memory(url: URL) -> bool:
-    database = url.database or ":memory:"
-    return ":memory:" in database or "mode=memory" in database or url.query.get("mode") == "memory"
-
-
-def sqlite_path(url: URL) -> Path | None:
-    """The file behind a SQLite URL, None for other databases and for ``file:`` URIs."""
-    if url.get_backend_name() != "sqlite" or url.database is None or url.database.startswith("file:"):
-        return None
-    return Path(url.database)
 
 
 def check_int(name: str, value: Any, *, minimum: int, maximum: int = 2**62) -> int:

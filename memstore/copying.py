@@ -9,8 +9,9 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Table, func, select, tuple_
 
+from memstore.address import parse_url, shown_url, sqlite_path
 from memstore.backends.base import Backend, Progress
-from memstore.config import DEFAULT_BUSY_TIMEOUT, parse_url, shown_url, sqlite_path
+from memstore.config import DEFAULT_BUSY_TIMEOUT
 from memstore.database import Database
 from memstore.errors import ConfigError
 from memstore.newfile import check_free, written_whole

@@ -73,7 +73,7 @@ class StoreReadOnly(MemstoreError, OSError):
 
 
 class StoreUnavailable(MemstoreError, OSError):
-    """The database cannot be opened or reached."""
+    """The database cannot be opened or reached, or its file is no longer the one that was opened."""
 
 
 class ConnectionLost(MemstoreError, ConnectionError):

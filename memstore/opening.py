@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from sqlalchemy import URL, Connection
 
+from memstore.address import parse_url
 from memstore.buffer import buffer_id, buffer_names, create_buffer
 from memstore.cache import PayloadCache
 from memstore.codec import Signature
@@ -22,7 +23,6 @@ from memstore.config import (
     check_float,
     check_int,
     check_name,
-    parse_url,
 )
 from memstore.database import Database
 from memstore.errors import ConfigError
@@ -65,7 +65,9 @@ def open(
     Parameters
     ----------
     target : path or URL
-        ``"run7.db"``, ``"sqlite:///run7.db"`` or ``"postgresql://user@host/database"``.
+        ``"run7.db"``, ``"sqlite:///run7.db"`` or ``"postgresql://user@host/database"``. A path is made absolute here,
+        once, so the handle means the same file wherever the process goes. ``"file:run7.db?mode=ro"`` only reads,
+        ``?immutable=1`` reads a file that nobody changes; an option that memstore does not honour is refused.
     buffer : str
         Which of the database's buffers.
     capacity* : int
@@ -108,7 +110,13 @@ def open(
     ConfigError
         A setting is invalid, or differs from the stored one.
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
-        The database is not one that this version can open; it was not changed.
+        The database is not one that this version can open; it was not changed. A file without tables, as a killed
+        creation leaves it, is filled, unless ``create`` is false.
+
+    Warns
+    -----
+    StoreWarning
+        The file lies on a network file system, or has several names (hard links).
     """
     check_name("buffer", buffer)
     if consumer is not None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, column, inspect, select, table
 
 from memstore import errors
-from memstore.config import DEFAULT_BUSY_TIMEOUT, parse_url, shown_url
+from memstore.address import parse_url, shown_url
+from memstore.config import DEFAULT_BUSY_TIMEOUT
 from memstore.database import Database
 from memstore.schema import VERSION_TABLE, metadata
 from memstore.version import __version__
@@ -126,14 +127,13 @@ def known_revisions() -> tuple[str, ...]:
 def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) -> Upgraded:
     backend = database.backend
     where = backend.describe()
-    if not create and not backend.exists():
+    if not (create and backend.may_create) and not backend.exists():
         raise errors.StoreUnavailable(f"{where} does not exist; nothing was created")
 
     def refuse(version: str | None) -> None:
         if version is None and not create:
-            # An empty file should not be there; a database without tables is where every memory begins.
-            kind = errors.StoreUnavailable if backend.shared else errors.NotAMemstore
-            raise kind(f"{where} is empty and holds no memstore; nothing was created")
+            # Not NotAMemstore: a file without tables is where every memory begins, and where a killed creation ends.
+            raise errors.StoreUnavailable(f"{where} is empty and holds no memstore; nothing was created")
         if version is not None and version not in REVISIONS:
             raise errors.SchemaTooNew(
                 f"{where} has schema revision {version!r}, which memstore {__version__} (schema {HEAD!r}) does "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from memstore.config import parse_url
+from memstore.address import parse_url
 from memstore.database import Database
 from memstore.schema import VERSION_TABLE, metadata
 

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import make_url
 
 import memstore
-from memstore.config import parse_url
+from memstore.address import parse_url
 from memstore.database import Database
 from memstore.upgrade import ensure_schema
 from tests.contract.helpers import OpenMemory

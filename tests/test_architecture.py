@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "memstore"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "version"),
-    ("answers", "blocks", "cache", "columns", "config", "fields", "owners", "schema"),
+    ("address", "answers", "blocks", "cache", "columns", "config", "fields", "owners", "schema"),
     ("codec", "document", "newfile", "results"),
     ("backends",),
     ("connections", "failures"),
@@ -70,8 +70,8 @@ LAZY = {
 
 DRIVERS = {"sqlite3", "psycopg", "apsw"}
 DRIVER_USE = {"driver_connection", "dbapi_connection", "raw_connection", "exec_driver_sql", "get_backend_name"}
-KNOWS_THE_DATABASE = {"backends", "config"}
-"""Config takes addresses apart; nothing else may ask which database it talks to."""
+KNOWS_THE_DATABASE = {"address", "backends"}
+"""The address names it; nothing else may ask which database it talks to."""
 
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "pickletools"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}

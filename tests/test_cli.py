@@ -227,11 +227,19 @@ def test_no_password_is_ever_shown(url: str, small: str, caplog: pytest.LogCaptu
         plain.set(password=secret, drivername="postgresql+psycopg2").render_as_string(hide_password=False),
         plain.update_query_dict({"sslpassword": secret}).render_as_string(hide_password=False),
         f"postgresql://user:{secret}@[broken/database",
+        plain.update_query_dict({"options": f"-capp.secret={secret}"}).render_as_string(hide_password=False),
+        plain.update_query_dict({"pasword": secret}).render_as_string(hide_password=False),
+        f"host=db user=u password={secret} dbname=x",
+        f"postgresql:/u:{secret}@h/db",
+        f"postgres:u:{secret}@h/db",
+        f"Postgresql://u:{secret}@h/db",
+        f"postgresql://u:p@{secret}@h/db",
     ]
+    everywhere = (addresses[0], addresses[2], *addresses[5:])
     shown = [caplog.text]
     for address in addresses:
         commands = [["stats"], ["check"], ["upgrade"], ["history"], ["domains"], ["vacuum"]]
-        if address in (addresses[0], addresses[2], addresses[-1]):
+        if address in everywhere:
             commands.append(["train", "--dataset", small, "--fresh", "--db"])
         shown += [_run(*command, address).output for command in commands]
         try:
@@ -240,4 +248,21 @@ def test_no_password_is_ever_shown(url: str, small: str, caplog: pytest.LogCaptu
         except memstore.MemstoreError as error:
             shown += [str(error), repr(error)]
     assert len(shown) > len(addresses) * 5
-    assert secret not in "".join(shown)
+    assert secret not in "".join(shown) + caplog.text
+
+
+def test_wrong_usage_does_not_repeat_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address in the wrong place, or taken apart by the shell, is repeated without it."""
+    monkeypatch.chdir(tmp_path)
+    address = "postgresql://user:hunter2@host/database"
+    for words in (
+        [address],
+        ["stats", "host=db", "user=u", "password=hunter2"],
+        ["stats", "run.db", address],
+        ["train", address],
+        ["train", "--db", "run.db", "--capacity", address],
+        ["experiment", address],
+    ):
+        result = _run(*words)
+        assert result.exit_code == 2 and "hunter2" not in result.output
+    assert list(tmp_path.iterdir()) == []

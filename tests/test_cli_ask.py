@@ -464,6 +464,9 @@ def test_no_password_is_shown(db: str, tmp_path: Path, monkeypatch: pytest.Monke
     addresses = [
         plain.set(password=secret).render_as_string(hide_password=False),
         plain.set(password=secret, database="absent").render_as_string(hide_password=False),
+        f"host=db user=u password={secret} dbname=x",
+        f"postgresql:/u:{secret}@h/db",
+        f"postgresql://u:p@{secret}@h/db",
     ]
     said = [_run(name, url, *rest).output for url in addresses for name, *rest in ALL_COMMANDS if "--watch" not in rest]
     said += [_run("history", url, "--buffer", "absent").output for url in addresses]

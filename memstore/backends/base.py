@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import URL, Connection, Engine, Table
 
+from memstore.address import shown_url
 from memstore.backends.expressions import Expressions
-from memstore.config import Durability, shown_url
+from memstore.config import Durability
 
 Ints = NDArray[np.int64]
 UNAWAITED = "memstore_unawaited"
@@ -221,6 +222,11 @@ class Backend(Expressions):
     def identity(self) -> str:
         """The same for every address of the same database, as far as this process can tell."""
         return self.describe()
+
+    @property
+    def may_create(self) -> bool:
+        """Whether the address lets a database be made where there is none."""
+        return True
 
     def exists(self) -> bool:
         """Whether there is something to open; True where only connecting can tell. Creates nothing."""

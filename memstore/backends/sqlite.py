@@ -17,11 +17,12 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from memstore.address import sqlite_path
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
 from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
 from memstore.backends.resting import RestingPool
-from memstore.config import sqlite_path
+from memstore.backends.samefile import hard_links, links_warning, look, note_files
 from memstore.errors import StoreUnavailable, StoreWarning
 from memstore.newfile import written_whole
 from memstore.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
@@ -32,6 +33,8 @@ CACHE_KIB = 64 * 1024
 # The default of 1000 pages checkpoints inside every few commits: 41k inserted rows/s against 111k at 1M rows.
 AUTOCHECKPOINT_PAGES = 16384
 BACKUP_PAGES = 4096
+# Seconds: writes that follow each other faster are not looked at before they begin, which halves the cost for add(1).
+LOOK_AHEAD = 0.001
 JOURNAL_SIZE_LIMIT = 64 * 2**20
 
 _CODES = {
@@ -76,6 +79,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         )
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "begin", _begin)
+        path = sqlite_path(self.url)
+        if path is not None:
+            note_files(engine, path, self.describe())
         return engine
 
     def _on_connect(self, connection: Any, _record: Any) -> None:
@@ -95,11 +101,26 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         ):
             connection.execute(f"PRAGMA {pragma}")
 
+    def begin(self, conn: Connection) -> None:
+        super().begin(conn)
+        if conn.get_execution_options().get("memstore_write", False):
+            look(conn, fresh=LOOK_AHEAD)  # under the lock; the look after the commit is what a promise needs
+
+    def commit(self, conn: Connection) -> None:
+        super().commit(conn)
+        look(conn)  # before it is acknowledged
+
     def prepare(self, engine: Engine) -> None:
         path = sqlite_path(self.url)
         kind = None if path is None else network_filesystem(path)
         if kind is not None:
             warnings.warn(network_warning(self.describe(), kind), StoreWarning, stacklevel=2)
+        names = 1 if path is None else hard_links(path)
+        if names > 1:
+            warnings.warn(links_warning(self.describe(), names), StoreWarning, stacklevel=2)
+        if "immutable" in self.url.query:
+            self._check_no_log()
+            return  # nothing of it can be changed
         # The switch to WAL does not honour busy_timeout: 7 of 120 first openers failed without the retry.
         deadline = time.monotonic() + self.busy_timeout
         with _raw(engine) as driver:
@@ -122,6 +143,13 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def discard(self, conn: Connection, driver: sqlite3.Connection) -> None:
         with suppress(sqlite3.Error):
             driver.close()
+
+    def _check_no_log(self) -> None:
+        log = Path(f"{sqlite_path(self.url)}-wal")
+        if log.exists() and log.stat().st_size:
+            raise StoreUnavailable(
+                f"{self.describe()}: immutable=1 would leave out what is committed in {log.name}; leave immutable out"
+            )
 
     def send(self, conn: Connection, statement: str) -> None:
         _driver(conn).execute(statement)
@@ -213,6 +241,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         kind = None if path is None else network_filesystem(path)
         if kind is not None:
             yield network_warning(self.describe(), kind)
+        names = 1 if path is None else hard_links(path)
+        if names > 1:
+            yield links_warning(self.describe(), names)
         if sqlite3.sqlite_version_info < (3, 51, 3):
             yield (
                 f"SQLite {sqlite3.sqlite_version} predates 3.51.3, which fixed a rare corruption when two connections "
@@ -227,6 +258,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def identity(self) -> str:
         path = sqlite_path(self.url)
         return self.describe() if path is None else str(path.resolve())
+
+    @property
+    def may_create(self) -> bool:
+        return not {"mode", "immutable"} & self.url.query.keys()
 
     def exists(self) -> bool:
         path = sqlite_path(self.url)

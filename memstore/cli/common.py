@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 from rich.console import Console
 
+from memstore.address import shown_address
 from memstore.cli.text import json_ready
-from memstore.config import shown_address
 from memstore.errors import ConfigError, InvalidValue, MemstoreError
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from memstore.address import shown_address
 from memstore.cli.common import (
     EXIT_FOUND,
     all_buffers_option,
@@ -20,7 +21,6 @@ from memstore.cli.common import (
     reporting,
 )
 from memstore.cli.text import size_text, visible
-from memstore.config import shown_address
 from memstore.copying import backup as copy_database
 from memstore.copying import vacuum as vacuum_database
 

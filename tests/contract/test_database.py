@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, select, text
 
 import memstore
-from memstore.config import parse_url
+from memstore.address import parse_url
 from memstore.database import Database
 from memstore.errors import MemstoreError, StoreBusy
 from memstore.schema import domain

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, create_engine, make_url
 from sqlalchemy.pool import NullPool
 
 from memstore import upgrade
-from memstore.config import parse_url
+from memstore.address import parse_url
 from memstore.database import Database
 
 Another = Callable[[], str]

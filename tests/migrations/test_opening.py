@@ -18,9 +18,11 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import event, make_url
 
+import memstore
 from memstore import upgrade
 from memstore.errors import (
     MemstoreError,
@@ -32,6 +34,7 @@ from memstore.errors import (
     StoreReadOnly,
     StoreUnavailable,
 )
+from memstore.learner import run_training, training_config
 from tests.contract.helpers import FRESH, postgres_only, sqlite_only
 from tests.migrations.helpers import (
     HEAD,
@@ -365,12 +368,58 @@ def test_a_missing_file_is_not_created_unless_asked(path: str, tmp_path: Path) -
 def test_an_empty_file_is_used_only_when_asked(path: str, tmp_path: Path) -> None:
     Path(path).touch()
     with opened(path) as database:
-        with pytest.raises(NotAMemstore, match="empty"):
+        with pytest.raises(StoreUnavailable, match="empty"):
             upgrade.ensure_schema(database, create=False)
         assert Path(path).stat().st_size == 0
         assert upgrade.ensure_schema(database) is True
         assert upgrade.ensure_schema(database) is False
     assert version(path) == upgrade.HEAD
+
+
+def only_a_header(path: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    assert Path(path).stat().st_size == 4096
+
+
+def an_old_log(path: str) -> None:
+    with closing(sqlite3.connect(f"{path}.made")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE gone (id INTEGER)")
+        connection.execute("DROP TABLE gone")
+        for suffix in ("", "-wal"):
+            Path(f"{path}{suffix}").write_bytes(Path(f"{path}.made{suffix}").read_bytes())
+    assert Path(f"{path}-wal").stat().st_size > 0
+
+
+def a_hot_journal(path: str) -> None:
+    sql(f"{path}.made", "CREATE TABLE gone (id INTEGER)", "DROP TABLE gone")
+    with closing(sqlite3.connect(f"{path}.made", isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN")
+        connection.execute("CREATE TABLE half (data BLOB)")
+        connection.executemany("INSERT INTO half VALUES (zeroblob(4000))", [()] * 100)
+        for suffix in ("", "-journal"):
+            Path(f"{path}{suffix}").write_bytes(Path(f"{path}.made{suffix}").read_bytes())
+    assert Path(path).stat().st_size > 50_000 and Path(f"{path}-journal").stat().st_size > 0
+
+
+LEFTOVERS = [lambda path: Path(path).touch(), only_a_header, an_old_log, a_hot_journal]
+
+
+@pytest.mark.parametrize("leave", LEFTOVERS, ids=["no bytes", "header", "log", "journal"])
+def test_what_a_killed_creation_leaves_is_filled(leave: Callable[[str], None], path: str) -> None:
+    """Refused only where nothing may be created, as what is missing and not as what is foreign."""
+    leave(path)
+    with pytest.raises(StoreUnavailable, match="empty"):
+        memstore.open(path, create=False)
+    with pytest.raises(StoreUnavailable, match="empty"):
+        memstore.buffers(path)
+    dataset = f"{path}.npz"
+    np.savez(dataset, x=np.eye(40), y=np.arange(40) % 2)
+    assert run_training(path, training_config(capacity=20), dataset=dataset).steps == 3
+    with memstore.open(path, create=False) as memory:
+        assert memory.check().ok
 
 
 def without_wal(path: str) -> None:

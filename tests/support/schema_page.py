@@ -18,7 +18,7 @@ from sqlalchemy import Table, UniqueConstraint, create_engine, inspect
 from sqlalchemy.types import Float, Integer, LargeBinary, SmallInteger, Text, TypeEngine
 
 from memstore import schema, upgrade
-from memstore.config import parse_url
+from memstore.address import parse_url
 from memstore.database import Database
 
 INTRODUCTION = f"""\

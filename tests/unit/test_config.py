@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import memstore
-from memstore.config import check_float, check_int, parse_url
+from memstore.address import parse_url
+from memstore.config import check_float, check_int
 from memstore.errors import ConfigError
 
 

@@ -1,0 +1,242 @@
+"""Where a database is: what an address says, made absolute once, and how it may be shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+from urllib.request import url2pathname
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from memstore.errors import ConfigError
+
+MAX_ADDRESS_BYTES = 8192
+
+EXPECTED = "expected a path, sqlite:///run.db or postgresql://user@host/database"
+
+# Nothing that matches is repeated in a message: it may hold a password.
+_LIKE_A_SERVER = re.compile(
+    r"""\s*(?:
+        (?:jdbc:)?(?:postgres\w*|pg|pgsql|psql|psycopg\w*|cockroach\w*|mysql|mariadb|mssql|sqlserver|oracle|sqlite\w*|file
+            |https?)(?:\+\w*)?\s*(?::|//)                       # a scheme without its ://
+        |(?:host|hostaddr|port|dbname|database|server|driver|user|username|uid|password|service|passfile|sslmode|options
+            |application_name|connect_timeout|client_encoding|target_session_attrs|sslcert|sslkey|sslrootcert)\s*=
+        |(?![./\\])(?:.*\W)?(?:\w*password|passwd|pwd)\s*=      # libpq's keywords, ODBC's
+        |(?![A-Za-z]:[\\/])[^/\\@\s]*:[^@]*@                    # user:password@host
+        |(?:postgres\w*|pg|pgsql|psql)\W.*@
+        |//[^/]*@)""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+_SEARCH_PATH = re.compile(r"-c\s*search_path=[\w\",$ ]+")
+
+_SHOWN_QUERY = frozenset(
+    ("host", "hostaddr", "port", "user", "dbname", "service", "sslmode", "application_name", "connect_timeout")
+)
+"""Options of a PostgreSQL address that hold no secret."""
+
+_DRIVER_OPTIONS = frozenset(("isolation_level", "detect_types", "check_same_thread", "cached_statements"))
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_SECRET = re.compile(
+    r"""(?P<before>://|\w:)\S*@ | (?P<name>(?:password|passwd|pwd)\s*=\s*)(?:'[^']*'|[^\s&;'"]+)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def parse_url(target: str | os.PathLike[str] | URL) -> URL:
+    """Database address from a path or an SQLAlchemy URL; the same file whatever becomes the current folder.
+
+    Parameters
+    ----------
+    target : str, path or URL
+        ``run.db``, ``/data/run.db``, ``sqlite:///run.db``, ``file:run.db?mode=ro``,
+        ``postgresql://user@host/database``. Of SQLite's options ``mode=ro``, ``mode=rw``, ``immutable=1`` and ``vfs=``
+        are passed on.
+
+    Raises
+    ------
+    ConfigError
+        When it is no address, an in-memory database, or a database memstore does not know, or asks for what memstore
+        does not do. An address of a server that is not written quite right is refused too, and never repeated.
+    """
+    if isinstance(target, os.PathLike):
+        target = os.fspath(target)
+    url = target if isinstance(target, URL) else _split(target)
+    match url.get_backend_name():
+        case "postgres" | "postgresql":
+            return _postgres_url(url)
+        case "sqlite":
+            return _sqlite_url(url)
+    raise ConfigError(f"memstore has no backend for this kind of database; {EXPECTED}")
+
+
+def shown_url(url: URL) -> str:
+    """The URL as it may appear in a message: no password, and no option that may hold one."""
+    if url.get_backend_name() == "sqlite":
+        options = {name: value for name, value in url.query.items() if name != "uri"}
+        return URL.create("sqlite", database=str(sqlite_path(url)), query=options).render_as_string()
+    hidden = {name: "***" for name, value in url.query.items() if not _harmless(name, value)}
+    return url.set(drivername="postgresql").update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def shown_address(address: str) -> str:
+    """What a user typed, without a password: a path as it is, a URL as ``shown_url``.
+
+    Raises
+    ------
+    ConfigError
+        As ``parse_url``.
+    """
+    url = parse_url(address)
+    return address if "://" not in address else shown_url(url)
+
+
+def without_secrets(text: str) -> str:
+    """A message about what was typed, without what looks like a password in it."""
+    return _SECRET.sub(lambda found: f"{found['before']}***@" if found["before"] else f"{found['name']}***", text)
+
+
+def sqlite_path(url: URL) -> Path | None:
+    """The file behind a SQLite URL, None for other databases."""
+    if url.get_backend_name() != "sqlite" or url.database is None:
+        return None
+    return Path(_file_uri(url.database)[0] if url.database.startswith("file:") else url.database)
+
+
+def _split(text: Any) -> URL:
+    """Take an address apart; of one that is refused nothing is repeated."""
+    if not isinstance(text, str):
+        raise ConfigError(f"the database is given as a path or URL, got a {type(text).__name__}")
+    encoded = text.encode(errors="surrogatepass")
+    if not encoded or b"\0" in encoded or len(encoded) > MAX_ADDRESS_BYTES or not _encodable(text):
+        raise ConfigError(
+            f"the database's address must be 1 to {MAX_ADDRESS_BYTES} bytes of UTF-8 without NUL, "
+            f"got {len(encoded)} bytes"
+        )
+    if text.startswith("file:"):
+        return URL.create("sqlite", database=text)
+    if "://" not in text:
+        if _LIKE_A_SERVER.match(text):
+            raise ConfigError(
+                "the address looks like that of a database server, written in another way; it is not repeated here, as "
+                "it may hold a password. Write postgresql://user:password@host/database; a file of such a name needs "
+                "./ in front"
+            )
+        return URL.create("sqlite", database=text)
+    scheme, _, rest = text.partition("://")
+    if scheme.startswith("postgres") and rest.count("@") > 1:
+        raise ConfigError("the address has more than one @: write %40 for each in the user or the password")
+    url = _made(text)
+    if url is None:
+        raise ConfigError(f"not a database URL; {EXPECTED}")
+    return url
+
+
+def _made(text: str) -> URL | None:
+    try:
+        return make_url(text)
+    except (ArgumentError, ValueError):
+        return None  # its message would repeat the whole string, password included
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _postgres_url(url: URL) -> URL:
+    # Not get_driver_name(): it looks up the dialect's default, and "postgres" is none.
+    if url.drivername.partition("+")[2] not in ("", "psycopg"):
+        raise ConfigError("memstore uses psycopg 3: write postgresql:// with no other driver after a +")
+    if "@" in (url.host or ""):
+        raise ConfigError("the address has an @ in its host: write %40 for one in the user or the password")
+    password = url.query.get("password")
+    if password is not None:  # where a URL shows it, and libpq accepts it
+        if not isinstance(password, str):
+            raise ConfigError("the address gives the password more than once; give it once")
+        url = url.difference_update_query(["password"]).set(password=password)
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _harmless(name: str, value: str | tuple[str, ...]) -> bool:
+    if name == "options":
+        return isinstance(value, str) and _SEARCH_PATH.fullmatch(value) is not None
+    return name in _SHOWN_QUERY
+
+
+def _sqlite_url(url: URL) -> URL:
+    """The URL with an absolute path, and with those options of SQLite's that change anything."""
+    if url.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise ConfigError("memstore uses Python's own driver of SQLite: write sqlite:/// without another")
+    if url.host or url.username or url.password or url.port:
+        raise ConfigError("a SQLite database has no host or user: write sqlite:///run.db (three slashes), or the path")
+    database, options = url.database or "", dict[str, Any](url.query)
+    if database.startswith("file:"):
+        database, inside = _file_uri(database)
+        options = {**inside, **options}
+    options = _sqlite_options(options)
+    if database == "" or ":memory:" in database:
+        raise ConfigError("memstore keeps its data: give a file instead of an in-memory SQLite database")
+    try:
+        path = os.path.abspath(database)  # noqa: PTH100 - as SQLAlchemy does; links are left to the system
+    except OSError as exc:
+        raise ConfigError("the current folder is gone, so a relative path leads nowhere; give an absolute one") from exc
+    if not options:
+        return URL.create("sqlite", database=path)
+    return URL.create("sqlite", database=Path(path).as_uri(), query={**options, "uri": "true"})
+
+
+def _file_uri(uri: str) -> tuple[str, dict[str, str]]:
+    """Path and options of SQLite's kind of URI, https://sqlite.org/uri.html."""
+    path, _, query = uri.removeprefix("file:").partition("?")
+    if "#" in path + query:
+        raise ConfigError("an address that begins with file: may not hold a #; write %23 for one in a name")
+    if path.startswith("//"):
+        authority, _, rest = path.removeprefix("//").partition("/")
+        if authority not in ("", "localhost"):
+            raise ConfigError("a file: address names no machine; write file:/data/run.db, or the path alone")
+        path = f"/{rest}"
+    return url2pathname(path), dict(parse_qsl(query, keep_blank_values=True))
+
+
+def _sqlite_options(asked: Mapping[str, Any]) -> dict[str, str]:
+    """Those to pass on; what SQLite does anyway is left out."""
+    kept: dict[str, str] = {}
+    for name, value in asked.items():
+        match name, str(value).lower():
+            case "mode", "memory":
+                raise ConfigError("memstore keeps its data: mode=memory would not; give a file without it")
+            case ("mode", "ro" | "rw") | ("immutable", "1" | "true" | "yes" | "on"):
+                kept[name] = "1" if name == "immutable" else str(value).lower()
+            case "vfs", _:
+                kept[name] = str(value)
+            case ("mode", "rwc") | ("cache", "private"):
+                continue
+            case "uri", chosen if chosen in _TRUE:
+                continue
+            case (("immutable" | "nolock"), chosen) if chosen in _FALSE:
+                continue
+            case _:
+                raise ConfigError(_unsupported(name))
+    return kept
+
+
+def _unsupported(name: str) -> str:
+    if name == "timeout":
+        return "the address asks for a timeout; write open(..., busy_timeout=seconds) in its place"
+    if name in _DRIVER_OPTIONS:
+        return f"the address asks for {name}, a setting of the driver that memstore chooses itself; leave it out"
+    ways = {
+        "mode": "mode may be ro (only read), rw (the file must exist) or rwc (may be created, as without mode)",
+        "cache": "memstore relies on SQLite's locks between connections, which cache=shared replaces; leave it out",
+        "nolock": "memstore relies on SQLite's locks; leave it out, or write immutable=1 if nobody changes the file",
+        "immutable": "immutable may be 1 (nobody changes the file) or 0",
+        "uri": "an address that begins with file: is a URI; a file of such a name needs ./ in front",
+    }
+    unknown = (
+        f"memstore does not know the option {name[:40]!r} of a SQLite address; it may have mode, immutable and vfs"
+    )
+    return ways.get(name, unknown)
