@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "memstore"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("printable",),
     ("errors", "types", "version"),
     ("answers", "cache", "columns", "config", "fields", "schema"),
     ("codec", "document", "newfile", "results"),

@@ -9,13 +9,18 @@ import click
 
 from memstore.cli import ask, keep, plot, query, show, stats
 from memstore.cli.common import EXIT_CODES, as_json_option, print_json, reporting
+from memstore.cli.output import CommandLine
 from memstore.config import shown_address
 from memstore.experiments.experiment import EXPERIMENTS
 from memstore.types import EvictionPolicy, ReplayStrategy
 from memstore.version import __version__
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=CommandLine,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="memstore")
 def main() -> None:
     """A persistent experience-replay memory: train through it, ask it anything, keep it sound.
