@@ -61,7 +61,7 @@ class TransactionDead(MemstoreError, RuntimeError):
 
 
 class StoreBusy(MemstoreError, TimeoutError):
-    """Another process held the write lock for longer than ``busy_timeout``, or won a conflict; nothing was written."""
+    """Another connection held the write lock beyond ``busy_timeout``, or won a conflict; nothing was written."""
 
 
 class WaitTimeout(MemstoreError, TimeoutError):

@@ -31,7 +31,7 @@ def error_for(failure: Failure, backend: Backend, exc: Exception) -> MemstoreErr
     match failure:
         case Failure.BUSY:
             return StoreBusy(
-                f"{where}: another process held the write lock for {backend.busy_timeout:g} s; keep transaction() "
+                f"{where}: {backend.lock_holder()} the write lock for {backend.busy_timeout:g} s; keep transaction() "
                 f"blocks short, or open with a larger busy_timeout= ({detail})"
             )
         case Failure.CONFLICT:

@@ -17,6 +17,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from memstore.backends import locks, log, old_readers
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
 from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
@@ -28,10 +29,7 @@ from memstore.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
 MINIMUM_VERSION = (3, 38, 0)
 
 CACHE_KIB = 64 * 1024
-# The default of 1000 pages checkpoints inside every few commits: 41k inserted rows/s against 111k at 1M rows.
-AUTOCHECKPOINT_PAGES = 16384
 BACKUP_PAGES = 4096
-JOURNAL_SIZE_LIMIT = 64 * 2**20
 
 _CODES = {
     sqlite3.SQLITE_BUSY: Failure.BUSY,
@@ -84,8 +82,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             f"synchronous = {'FULL' if self.durability == 'power' else 'NORMAL'}",
             f"fullfsync = {'ON' if self.durability == 'power' else 'OFF'}",
             f"cache_size = -{CACHE_KIB}",
-            f"wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}",
-            f"journal_size_limit = {JOURNAL_SIZE_LIMIT}",
+            *log.bounds(log.LEAST_PAGES),
             "temp_store = MEMORY",
             # Debian compiles it ON: deleting 2,500 blobs of 8 KB then takes 69 ms and 20 MB of WAL instead of 5 ms.
             "secure_delete = OFF",
@@ -207,6 +204,18 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                 "write and checkpoint at the same moment"
             )
 
+        yield from self.old_readers(conn)
+
+    def old_readers(self, conn: Connection) -> Iterable[str]:
+        path = sqlite_path(self.url)
+        if path is None:
+            return ()
+        return old_readers.of_file(path.resolve(), self.size(conn)["wal"], log.usual_pages(_driver(conn)))
+
+    def lock_holder(self) -> str:
+        path = sqlite_path(self.url)
+        return super().lock_holder() if path is None else locks.writer(path.resolve())
+
     def integrity(self, conn: Connection) -> Iterable[str]:
         for (message,) in _driver(conn).execute("PRAGMA integrity_check(20)"):
             if message != "ok":
@@ -300,6 +309,8 @@ def _begin(conn: Connection) -> None:
     # timeout; so writers are IMMEDIATE from the start, and readers never wait.
     write = conn.get_execution_options().get("memstore_write", False)
     conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
+    if write:
+        log.fit(_driver(conn), conn.info)
 
 
 @contextmanager
