@@ -2,9 +2,15 @@
 
 One root, ``MemstoreError``; each subclass is also the builtin that a Python user would expect, so that
 ``except LookupError`` or ``except TimeoutError`` do what they say. Driver errors appear only as ``__cause__``.
+
+The text of an error may repeat names from the database, and the database's own words, as they are. A terminal may obey
+what is in them: print ``repr`` of the text, or its ``visible`` form as the command does. Warnings are visible already,
+because Python prints them itself.
 """
 
 from __future__ import annotations
+
+from memstore.printable import visible
 
 
 class MemstoreError(Exception):
@@ -13,6 +19,9 @@ class MemstoreError(Exception):
 
 class StoreWarning(UserWarning):
     """The database works, but where it lies it may not keep its promises."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class ConfigError(MemstoreError, ValueError):
@@ -57,7 +66,7 @@ class ForeignTransaction(MemstoreError, RuntimeError):
 
 
 class StoreBusy(MemstoreError, TimeoutError):
-    """Another process held the write lock for longer than ``busy_timeout``, or won a conflict; nothing was written."""
+    """Another connection held the write lock beyond ``busy_timeout``, or won a conflict; nothing was written."""
 
 
 class WaitTimeout(MemstoreError, TimeoutError):

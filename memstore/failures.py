@@ -52,9 +52,9 @@ def error_for(failure: Failure, backend: Backend, exc: Exception, holder: Owner 
     where = backend.describe()
     match failure:
         case Failure.BUSY:
-            who = "another process" if holder is None else f"this very process, in {holder},"
+            who = backend.lock_holder() if holder is None else f"this very process, in {holder}, held"
             return StoreBusy(
-                f"{where}: {who} held the write lock for {backend.busy_timeout:g} s; keep transaction() "
+                f"{where}: {who} the write lock for {backend.busy_timeout:g} s; keep transaction() "
                 f"blocks short, or open with a larger busy_timeout= ({detail})"
             )
         case Failure.CONFLICT:

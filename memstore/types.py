@@ -261,6 +261,10 @@ class ReplayStats:
         Episodes that some consumer holds.
     limiter : dict or None
         Settings of the buffer's limiter, and under ``drawn`` how many draws it has counted.
+    total_replays, total_events : int
+        Replays (loss updates) of the live episodes, and all that there ever were.
+    notes : tuple of str
+        What keeps the database from shrinking, such as a reader of an old snapshot, with its name where that is known.
     """
 
     buffer: str
@@ -289,6 +293,7 @@ class ReplayStats:
     bytes_on_disk: dict[str, int]
     schema_version: str
     revision: int
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain dicts, lists and numbers."""

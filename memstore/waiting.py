@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from memstore.config import check_float
 from memstore.errors import ConfigError, WaitTimeout
+from memstore.printable import visible
 from memstore.session import Session
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ def wait_until(session: Session, attempt: Callable[[], T | None], timeout: float
             if now - begun >= timeout:
                 raise WaitTimeout(f"{what()}; waited {timeout:g} s")
             if now >= reminder:
-                log.warning("%s; waiting for %.0f s", what(), now - begun)
+                log.warning("%s; waiting for %.0f s", visible(what()), now - begun)
                 reminder += REMINDER
             watch.wait(min(LONGEST_WAIT, begun + timeout - now))
     return result

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "memstore"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("printable",),
     ("errors", "types", "version"),
     ("address", "answers", "blocks", "cache", "columns", "config", "fields", "owners", "schema"),
     ("codec", "document", "newfile", "results"),

@@ -215,6 +215,14 @@ class Backend(Expressions):
     def notes(self, conn: Connection) -> Iterable[str]:
         """What a user of this database software should know, though it is no damage."""
 
+    def old_readers(self, conn: Connection) -> Iterable[str]:
+        """A sentence on each reader whose old snapshot keeps the database large, as far as can be told."""
+        return ()
+
+    def lock_holder(self) -> str:
+        """Who held a lock that was waited for in vain, in words that begin a sentence."""
+        return "another transaction, of this or another process, held"
+
     def describe(self) -> str:
         """The address without its password."""
         return shown_url(self.url)

@@ -18,6 +18,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from memstore.backends import old_readers
 from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, encode, kind_of
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
 from memstore.backends.expressions import PostgresExpressions, accumulation
@@ -276,6 +277,11 @@ class PostgresBackend(PostgresExpressions, Backend):
         ).fetchall()
         for (name,) in risky:
             yield f"the server runs with {name}=off: a crash of its machine can damage the database"
+        yield from self.old_readers(conn)
+
+    def old_readers(self, conn: Connection) -> Iterable[str]:
+        rows = _send(conn, old_readers.ON_SERVER, (old_readers.LONG_SNAPSHOT,)).fetchall()
+        return old_readers.of_server(rows)
 
 
 class _Connection(psycopg.Connection[Any]):

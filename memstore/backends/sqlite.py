@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from memstore.address import sqlite_path
+from memstore.backends import locks, log, old_readers
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
 from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
@@ -30,12 +31,9 @@ from memstore.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
 MINIMUM_VERSION = (3, 38, 0)
 
 CACHE_KIB = 64 * 1024
-# The default of 1000 pages checkpoints inside every few commits: 41k inserted rows/s against 111k at 1M rows.
-AUTOCHECKPOINT_PAGES = 16384
 BACKUP_PAGES = 4096
 # Seconds: writes that follow each other faster are not looked at before they begin, which halves the cost for add(1).
 LOOK_AHEAD = 0.001
-JOURNAL_SIZE_LIMIT = 64 * 2**20
 
 _CODES = {
     sqlite3.SQLITE_BUSY: Failure.BUSY,
@@ -91,8 +89,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             f"synchronous = {'FULL' if self.durability == 'power' else 'NORMAL'}",
             f"fullfsync = {'ON' if self.durability == 'power' else 'OFF'}",
             f"cache_size = -{CACHE_KIB}",
-            f"wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}",
-            f"journal_size_limit = {JOURNAL_SIZE_LIMIT}",
+            *log.bounds(log.LEAST_PAGES),
             "temp_store = MEMORY",
             # Debian compiles it ON: deleting 2,500 blobs of 8 KB then takes 69 ms and 20 MB of WAL instead of 5 ms.
             "secure_delete = OFF",
@@ -250,6 +247,18 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                 "write and checkpoint at the same moment"
             )
 
+        yield from self.old_readers(conn)
+
+    def old_readers(self, conn: Connection) -> Iterable[str]:
+        path = sqlite_path(self.url)
+        if path is None:
+            return ()
+        return old_readers.of_file(path.resolve(), self.size(conn)["wal"], log.usual_pages(_driver(conn)))
+
+    def lock_holder(self) -> str:
+        path = sqlite_path(self.url)
+        return super().lock_holder() if path is None else locks.writer(path.resolve())
+
     def integrity(self, conn: Connection) -> Iterable[str]:
         for (message,) in _driver(conn).execute("PRAGMA integrity_check(20)"):
             if message != "ok":
@@ -363,6 +372,8 @@ def _begin(conn: Connection) -> None:
     # timeout; so writers are IMMEDIATE from the start, and readers never wait.
     write = conn.get_execution_options().get("memstore_write", False)
     conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
+    if write:
+        log.fit(_driver(conn), conn.info)
 
 
 @contextmanager

@@ -7,27 +7,19 @@ from typing import Any
 
 import click
 
-from memstore.address import shown_address, without_secrets
+from memstore.address import shown_address
 from memstore.cli import ask, keep, plot, query, show, stats
 from memstore.cli.common import EXIT_CODES, as_json_option, print_json, reporting
+from memstore.cli.output import CommandLine
 from memstore.experiments.experiment import EXPERIMENTS
 from memstore.types import EvictionPolicy, ReplayStrategy
 from memstore.version import __version__
 
 
-class _Commands(click.Group):
-    """The commands. What click says of wrong usage repeats the words typed: an address there may hold a password."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as exc:
-            exc.message = without_secrets(exc.message)
-            raise
-
-
 @click.group(
-    cls=_Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=CommandLine,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="memstore")
 def main() -> None:

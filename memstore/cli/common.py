@@ -14,6 +14,8 @@ import click
 from rich.console import Console
 
 from memstore.address import shown_address
+from memstore.cli.output import EXIT_INTERRUPTED, complain
+from memstore.cli.output import console as console
 from memstore.cli.text import json_ready
 from memstore.errors import ConfigError, InvalidValue, MemstoreError
 
@@ -26,18 +28,14 @@ T = TypeVar("T")
 EXIT_FOUND = 1
 EXIT_USAGE = 2
 EXIT_ERROR = 3
-EXIT_INTERRUPTED = 130
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 check found problems or there is no such episode, 2 wrong usage or settings, "
-    "3 the database refused."
+    "3 the database refused, 4 standard output cannot be written, 130 interrupted, 141 nobody reads the output."
 )
 
 PICTURE_WIDTH = 80
 """Characters of what is drawn where no terminal says how wide it is."""
-
-_PIPE_WIDTH = 10_000
-"""Wide enough for every table: a pipe must not lose digits to a margin that is not there."""
 
 MOST = click.IntRange(1)
 """How many rows at most."""
@@ -55,10 +53,10 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except MemstoreError as exc:
-            click.echo(f"memstore: {exc}", err=True)
+            complain(str(exc))
             sys.exit(EXIT_USAGE if isinstance(exc, (ConfigError, InvalidValue)) else EXIT_ERROR)
         except KeyboardInterrupt:
-            click.echo("memstore: interrupted; everything committed so far is kept", err=True)
+            complain("interrupted; everything committed so far is kept")
             sys.exit(EXIT_INTERRUPTED)
 
     return run
@@ -97,14 +95,6 @@ def each_buffer(db: str, buffer: str | None, ask: Callable[[EpisodicMemory], T])
     return answers
 
 
-def console() -> Console:
-    """On stdout: as wide as its terminal, without a right margin elsewhere."""
-    made = Console(highlight=False, markup=False, emoji=False)
-    if not made.is_terminal:
-        made.width = _PIPE_WIDTH
-    return made
-
-
 def table_width(on: Console) -> int | None:
     """Characters for a table, None where nothing limits them."""
     return on.width if on.is_terminal else None
@@ -118,6 +108,11 @@ def picture_width(on: Console) -> int:
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Print as JSON that any reader takes: numbers that are not finite as null; in one line without ``indent``."""
     click.echo(json.dumps(json_ready(value), indent=indent, allow_nan=False))
+
+
+def print_complete(text: str) -> None:
+    """Print data for another program: nothing in it is made visible."""
+    console().file.write(text)
 
 
 def print_records(records: Iterable[Any]) -> None:

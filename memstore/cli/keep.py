@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from memstore.address import shown_address
@@ -16,6 +15,7 @@ from memstore.cli.common import (
     EXIT_FOUND,
     all_buffers_option,
     as_json_option,
+    console,
     each_buffer,
     print_json,
     reporting,
@@ -120,7 +120,7 @@ def vacuum(db: str, as_json: bool) -> None:
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr; yields what to call with what is done, and the whole."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    out = Console(stderr=True)
+    out = console(stderr=True)
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, whole: bar.update(task, completed=done, total=whole)

@@ -71,7 +71,7 @@ def _print_array(out: Console, array: np.ndarray[Any, Any]) -> None:
     if image is None:
         return
     out.print(_indented(f"as {image.size}, dark {number(image.dark)} .. bright {number(image.bright)}:"))
-    if out.is_terminal and out.color_system is not None and not out.no_color:
+    if out.encoding.startswith("utf") and out.color_system is not None and not out.no_color:
         picture = half_blocks(image, width)
     else:
         picture = Text("\n".join(shaded(image, width)))

@@ -16,6 +16,7 @@ from memstore.cli.common import (
     buffer_option,
     console,
     opened,
+    print_complete,
     print_json,
     reporting,
     table_width,
@@ -133,8 +134,7 @@ def _print_csv(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(names)
     writer.writerows([[_csv_cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows])
-    # With colour, so that click leaves escape sequences as they are.
-    click.echo(written.getvalue(), nl=False, color=True)
+    print_complete(written.getvalue())
 
 
 def _csv_cell(name: str, value: Any) -> str:

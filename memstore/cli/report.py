@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +19,9 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from memstore.cli.output import console
+from memstore.cli.text import shown
 
 if TYPE_CHECKING:
     from memstore.experiments.runner import RunProgress
@@ -38,15 +41,15 @@ class _TrainingBar(Progress):
 @contextmanager
 def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
     """A progress bar on stderr, so that stdout holds the result alone; yields what to call after every step."""
-    console = Console(stderr=True)
+    out = console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
     )
-    with _TrainingBar(*columns, console=console, expand=True) as bar:
+    with _TrainingBar(*columns, console=out, expand=True) as bar:
         task = bar.add_task("starting", total=None, detail="")
         started = False
 
@@ -54,13 +57,13 @@ def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
             nonlocal started
             if not started:
                 started = True
-                console.print(_found(db, progress), markup=False, highlight=False)
+                out.print(_found(db, progress))
             loss = "" if progress.loss is None else f"loss {progress.loss:.3f}  "
             draws = ", ".join(f"{domain} {count}" for domain, count in sorted(progress.draws.items()))
             bar.below = f"buffer {progress.buffer_size}, replayed: {draws or 'nothing yet'}"
             bar.update(
                 task,
-                description=f"task {progress.task}",
+                description=f"task {shown(progress.task)}",
                 completed=progress.step,
                 total=progress.steps,
                 detail=f"{loss}accuracy so far {progress.accuracy:.1%}",
@@ -72,9 +75,9 @@ def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
 @contextmanager
 def experiment_progress(folder: Path) -> Iterator[Callable[[RunProgress], None]]:
     """A progress bar of trials on stderr; yields what to call at the start and after every trial."""
-    console = Console(stderr=True)
+    out = console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -84,11 +87,11 @@ def experiment_progress(folder: Path) -> Iterator[Callable[[RunProgress], None]]
     last: RunProgress | None = None
 
     def say(what: str) -> None:
-        console.print(f"{folder}: {what}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{folder}: {what}", soft_wrap=True)
 
     try:
         # Trials are long and differ: the rate is that of many.
-        with Progress(*columns, console=console, expand=True, speed_estimate_period=1800) as bar:
+        with Progress(*columns, console=out, expand=True, speed_estimate_period=1800) as bar:
             task = bar.add_task("trials", total=None)
 
             def show(progress: RunProgress) -> None:
@@ -121,23 +124,23 @@ def print_training(db: str, result: TrainResult | None, baseline: TrainResult) -
     """Accuracy per task with and without replay, average, forgetting, digest."""
     from memstore.learner.metrics import FORGETTING_FORMULA
 
-    console = Console()
+    out = console()
     arms = [("without replay", baseline)] if result is None else [("replay", result), ("without replay", baseline)]
-    table = Table(box=box.SIMPLE_HEAD, title=f"{baseline.dataset}: test accuracy")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{shown(baseline.dataset)}: test accuracy")
     table.add_column("task")
     for name, _ in arms:
         table.add_column(name, justify="right")
     for domain in baseline.tasks:
-        table.add_row(domain, *(f"{arm.accuracy[domain]:.1%}" for _, arm in arms))
+        table.add_row(shown(domain), *(f"{arm.accuracy[domain]:.1%}" for _, arm in arms))
     table.add_section()
     table.add_row("average", *(f"{arm.average:.1%}" for _, arm in arms))
     table.add_row("forgetting", *(f"{arm.forgetting:.1%}" for _, arm in arms))
-    console.print(table)
-    console.print(f"forgetting = {FORGETTING_FORMULA}", markup=False, highlight=False)
+    out.print(table)
+    out.print(f"forgetting = {FORGETTING_FORMULA}")
     if result is None:
-        console.print(f"weights without replay: sha256 {baseline.digest}", highlight=False)
+        out.print(f"weights without replay: sha256 {baseline.digest}")
         return
-    draws = ", ".join(f"{domain} {count}" for domain, count in sorted(result.draws.items()))
-    console.print(f"replayed examples: {draws}", highlight=False)
-    console.print(f"weights: sha256 {result.digest}", highlight=False, soft_wrap=True)
-    console.print(f"look inside: memstore stats {db}", markup=False, highlight=False)
+    draws = ", ".join(f"{shown(domain)} {count}" for domain, count in sorted(result.draws.items()))
+    out.print(f"replayed examples: {draws}")
+    out.print(f"weights: sha256 {result.digest}", soft_wrap=True)
+    out.print(f"look inside: memstore stats {db}")

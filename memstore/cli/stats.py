@@ -13,7 +13,7 @@ from rich.live import Live
 
 from memstore.cli.common import all_buffers_option, as_json_option, console, each_buffer, print_json, reporting
 from memstore.cli.tables import bars_table, facts_table
-from memstore.cli.text import number, shown, size_text
+from memstore.cli.text import number, shown, size_text, visible
 from memstore.types import ReplayStats
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def stats_view(stats: ReplayStats, *, rates: str | None = None) -> RenderableTyp
         "on disk": "  ".join(f"{part} {size_text(size)}" for part, size in stats.bytes_on_disk.items()),
         "schema": f"{stats.schema_version}, revision {stats.revision:,}",
     }
+    facts |= {f"note {i}" if i > 1 else "note": visible(note) for i, note in enumerate(stats.notes, 1)}
     if rates is not None:
         facts = {"rates": rates, **facts}
     parts: list[RenderableType] = [facts_table(f"buffer {stats.buffer}", facts)]

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from memstore.printable import visible as visible
+
 MOST_CHARACTERS = 60
 MISSING = "-"
 
@@ -19,16 +21,6 @@ _EARLIEST, _LATEST = 1e8, 2.5e11
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])(?:\s+ago)?")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-
-
-def visible(text: str) -> str:
-    """The text with everything that does not print (control, direction and private characters) as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )
 
 
 def shown(text: str, most: int = MOST_CHARACTERS) -> str:

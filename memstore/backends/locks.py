@@ -1,0 +1,119 @@
+"""Who holds a lock on a SQLite file, and who reads an old snapshot of it, as far as Linux tells.
+
+SQLite locks bytes of the ``-shm`` file: https://sqlite.org/walformat.html, section 2.3. Linux lists all locks in
+``/proc/locks``. The ``-shm`` file itself is never opened here: to close it again would give up every lock that this
+process has on it (https://sqlite.org/howtocorrupt.html, section 2.2). What it holds is read from this process's own
+memory, into which SQLite has mapped it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from memstore.printable import visible
+
+LOCKS = Path("/proc/locks")
+MAPS = Path("/proc/self/maps")
+MEMORY = Path("/proc/self/mem")
+
+_WRITE, _FIRST_READ, _LAST_READ = 120, 123, 127
+_INDEX = struct.Struct("=16xI76xI5I")
+"""Of the first bytes of the file: frames in the log, frames folded into the database, five marks of readers."""
+
+# Those who wait have an arrow in front of the kind; locks to the end of the file, EOF, are not SQLite's.
+_LINE = re.compile(r"\d+: POSIX +\S+ +\S+ +(?P<pid>\d+) \S+:(?P<inode>\d+) (?P<first>\d+) (?P<last>\d+)")
+
+MOST_NAME = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Bytes of a file that a process has locked."""
+
+    pid: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class OldReader:
+    """A snapshot that is being read, and how many pages were written since; ``pid`` is None where nobody tells."""
+
+    pid: int | None
+    pages: int
+
+
+def writer(database: Path) -> str:
+    """Who holds the write lock of the database now, in words that begin a sentence."""
+    pids = [lock.pid for lock in _locks(database) if lock.first <= _WRITE <= lock.last]
+    return f"{process(pids[0])} held" if pids else "another connection, of this or another process, held"
+
+
+def process(pid: int | None) -> str:
+    """The process in words: its number and what was started."""
+    if pid is None:
+        return "a process"
+    if pid == os.getpid():
+        return "another connection of this process (a handle, a thread)"
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        command = ""
+    shown = visible(command[:MOST_NAME]) + ("..." if len(command) > MOST_NAME else "")
+    return f"process {pid} ({shown})" if shown else f"process {pid}"
+
+
+def old_readers(database: Path, pages: int) -> list[OldReader]:
+    """Readers whose snapshot is older than so many pages of the log; empty where nothing can be learned of them.
+
+    The calling thread must be in a transaction: only then is the log's index in memory, and up to date.
+    """
+    index = _index(database)
+    if index is None:
+        return []
+    frames, _, *marks = index
+    found: dict[int, int] = {}
+    for lock in _locks(database):
+        for byte in range(max(lock.first, _FIRST_READ), min(lock.last, _LAST_READ) + 1):
+            behind = frames - marks[byte - _FIRST_READ]
+            if behind > pages:
+                found[lock.pid] = max(behind, found.get(lock.pid, 0))
+    return [OldReader(pid, behind) for pid, behind in found.items()]
+
+
+def _index(database: Path) -> tuple[int, ...] | None:
+    inode = _inode(database)
+    try:
+        for line in MAPS.read_text(errors="replace").splitlines():
+            addresses, _, offset, _, number, *_ = line.split()
+            if inode is not None and int(number) == inode and int(offset, 16) == 0:
+                with MEMORY.open("rb", buffering=0) as memory:
+                    memory.seek(int(addresses.partition("-")[0], 16))
+                    return _INDEX.unpack(memory.read(_INDEX.size))
+    except (OSError, ValueError, struct.error):
+        pass  # not Linux, or one that does not tell
+    return None
+
+
+def _locks(database: Path) -> Iterator[Lock]:
+    inode = _inode(database)
+    try:
+        lines = LOCKS.read_text().splitlines() if inode is not None else []
+    except OSError:
+        return
+    for line in lines:
+        found = _LINE.match(line)
+        if found is not None and int(found["inode"]) == inode:
+            yield Lock(int(found["pid"]), int(found["first"]), int(found["last"]))
+
+
+def _inode(database: Path) -> int | None:
+    try:
+        return Path(f"{database}-shm").stat().st_ino
+    except OSError:
+        return None
