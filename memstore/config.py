@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -100,6 +101,11 @@ def shown_url(url: URL) -> str:
 def shown_address(address: str) -> str:
     """What a user typed, without a password: a path as it is, a URL as ``shown_url``."""
     return shown_url(parse_url(address)) if "://" in address else address
+
+
+def restoring(where: str) -> str:
+    """Advice on damage, for the end of a sentence."""
+    return f"or restore a backup: memstore restore BACKUP {shlex.quote(where)}"
 
 
 def _is_in_memory(url: URL) -> bool:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "memstore"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "version"),
-    ("answers", "cache", "columns", "config", "fields", "schema"),
+    ("answers", "cache", "columns", "config", "fields", "refusals", "schema"),
     ("codec", "document", "newfile", "results"),
     ("backends",),
     ("failures",),
@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("episodes", "sources", "waiting"),
     ("check", "history", "inputs", "strategies"),
     ("grouping", "similar", "targets"),
-    ("health", "maintenance", "retention", "sampling"),
+    ("health", "maintenance", "restoring", "retention", "sampling"),
     ("reader",),
     ("asking",),
     ("drawing",),

@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 import sqlite3
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,12 +16,15 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from memstore.backends import replacing, still
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
+from memstore.backends.dataversion import DataVersion
 from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
 from memstore.config import sqlite_path
-from memstore.errors import StoreUnavailable, StoreWarning
-from memstore.newfile import written_whole
+from memstore.errors import StoreBusy, StoreUnavailable, StoreWarning
+from memstore.newfile import Partial, written_whole
+from memstore.refusals import Refusal, refused
 from memstore.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
 
 MINIMUM_VERSION = (3, 38, 0)
@@ -43,6 +45,8 @@ _CODES = {
     sqlite3.SQLITE_NOTADB: Failure.NOT_A_DATABASE,
     sqlite3.SQLITE_CANTOPEN: Failure.UNAVAILABLE,
     sqlite3.SQLITE_PERM: Failure.UNAVAILABLE,
+    sqlite3.SQLITE_AUTH: Failure.UNAVAILABLE,
+    sqlite3.SQLITE_IOERR: Failure.DEVICE,
 }
 
 # A candidate is one integer: the stratum's sequence above this bit, the position below. One JSON text per draw then
@@ -73,6 +77,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             connect_args={"timeout": self.busy_timeout, "cached_statements": 256},
             pool_use_lifo=True,
         )
+        path = sqlite_path(self.url)
+        if path is not None:
+            still.watch_over(engine, path, lambda: self.only_read)
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "begin", _begin)
         return engine
@@ -96,6 +103,8 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def prepare(self, engine: Engine) -> None:
         path = sqlite_path(self.url)
+        if path is not None and (self.only_read or still.needed(path)):
+            return
         kind = None if path is None else network_filesystem(path)
         if kind is not None:
             warnings.warn(network_warning(self.describe(), kind), StoreWarning, stacklevel=2)
@@ -111,6 +120,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                     if self.classify(exc) is not Failure.BUSY or time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
+
+    def commit(self, conn: Connection) -> None:
+        still.verify(conn.info)
+        conn.commit()
 
     def send(self, conn: Connection, statement: str) -> None:
         _driver(conn).execute(statement)
@@ -176,7 +189,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         """Nothing to do: every commit changes the file's data version."""
 
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
-        return _DataVersion(engine)
+        return DataVersion(engine)
 
     def classify(self, error: BaseException) -> Failure | None:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -218,19 +231,32 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def exists(self) -> bool:
         path = sqlite_path(self.url)
-        return path is None or path.exists()
+        try:
+            return path is None or path.exists()
+        except OSError:  # a folder that may not be entered, a name too long: opening it tells
+            return True
+
+    def refusal(self, *, write: bool, room: bool) -> Refusal | None:
+        path = sqlite_path(self.url)
+        return None if path is None else refused(path, write=write, room=room)
+
+    def put_in_place(self, new: Partial, *, force: bool) -> Path | None:
+        path = sqlite_path(self.url)
+        assert path is not None, self.describe()
+        return replacing.put_in_place(new, path, patience=self.busy_timeout, force=force)
 
     def backup(self, engine: Engine, label: str) -> Path | None:
         with _raw(engine) as source:
             original = Path(source.execute("PRAGMA database_list").fetchone()[2])
         target = _unused(original, label)
-        self.copy_file(engine, target, lambda done, total: None)
+        with written_whole(target, original) as partial:
+            self.copy_file(engine, partial, lambda done, total: None)
         return target
 
     def copy_file(self, engine: Engine, target: Path, on_progress: Progress) -> bool:
         # A connection of its own reads what is committed, also while the caller's holds the write lock; inside a
         # transaction every step of the copy sees the same snapshot.
-        with written_whole(target) as partial, _raw(engine) as source, closing(sqlite3.connect(partial)) as copy:
+        with _raw(engine) as source, closing(sqlite3.connect(target)) as copy:
             copy.execute("PRAGMA journal_mode = OFF")  # a failed copy is deleted, never rolled back
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -249,50 +275,16 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def vacuum(self, engine: Engine) -> None:
         with _raw(engine) as driver:
+            self._empty_log(driver, "nothing was done")
             driver.execute("VACUUM")
-            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._empty_log(driver, "the file is written anew, but")
 
-
-class _DataVersion(Watch):
-    """Polls the counter that SQLite changes for a connection when another one committed; 3 us a look."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._connection: sqlite3.Connection | None = None
-        self._lock = threading.Lock()
-        self._seen = -1
-
-    def start(self) -> None:
-        self._seen = self._version()
-
-    def wait(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        pause = 0.001
-        while (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, 0.02)
-            version = self._version()
-            if version != self._seen:
-                self._seen = version
-                return
-
-    def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
-    def let_go(self) -> None:
-        self.close()
-
-    def _version(self) -> int:
-        with self._lock:
-            if self._connection is None:
-                connection = self._engine.raw_connection()
-                self._connection = cast(sqlite3.Connection, connection.driver_connection)
-                connection.detach()  # its own commits do not count, so it is nobody else's
-                self._seen = -1  # versions compare within a connection only
-            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+    def _empty_log(self, driver: sqlite3.Connection, so_far: str) -> None:
+        if driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            raise StoreBusy(
+                f"{self.describe()}: {so_far}: another connection has read or written for {self.busy_timeout:g} s, and "
+                "its snapshot keeps the log from being emptied; end its query or transaction, and run it again"
+            )
 
 
 def _begin(conn: Connection) -> None:
