@@ -8,16 +8,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, Connection, select
 
 from memstore.backends.base import Backend, Progress
-from memstore.buffer import buffer_id, buffer_names
+from memstore.buffer import buffer_names
 from memstore.check import check
 from memstore.config import parse_url, shown_url, sqlite_path
 from memstore.copying import Address, copy_rows, fill, fill_file
 from memstore.database import Database
-from memstore.errors import ConfigError, NotAMemstore, SchemaTooNew, StoreCorrupt, StoreUnavailable
+from memstore.errors import ConfigError, NotAMemstore, SchemaTooNew, StoreCorrupt, StoreFull, StoreUnavailable
 from memstore.newfile import Partial, check_free, partial_file, written_whole
+from memstore.schema import buffer
 from memstore.snapshot import Snapshot, State
 from memstore.upgrade import HEAD, ensure_schema, known_revisions, schema_version
 from memstore.upgrade import upgrade as upgrade_tables
@@ -173,11 +174,17 @@ def _prepared(source: URL, partial: Partial, busy_timeout: float, told: Progress
         fill_file(origin, partial.path, busy_timeout, told)
     finally:
         origin.close()
-    if revision != HEAD:
-        upgrade_tables(partial.path, backup=False)
     copy = Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=busy_timeout)
     try:
+        if revision != HEAD:
+            upgrade_tables(partial.path, backup=False)
         buffers = copy.in_read(lambda conn: _verified(conn, copy.backend, f"the backup {where}"))
+    except (StoreFull, StoreUnavailable):
+        raise  # of the copy, not of what is in it
+    except Exception as exc:  # whatever a damaged file makes of the statements that read it
+        if isinstance(exc, StoreCorrupt) and exc.__cause__ is None:
+            raise
+        raise StoreCorrupt(f"the backup {where} is not sound, nothing was changed: {exc.__cause__ or exc}") from exc
     finally:
         copy.close()
     return None if revision == HEAD else revision, buffers
@@ -204,9 +211,7 @@ def _revision(origin: Database) -> str:
 def _verified(conn: Connection, backend: Backend, where: str) -> dict[str, int]:
     """Buffers of a database that is sound, with their number of episodes."""
     found = {}
-    for name in buffer_names(conn):
-        number = buffer_id(conn, name)
-        assert number is not None, name
+    for number, name in conn.execute(select(buffer.c.id, buffer.c.name).order_by(buffer.c.id)):
         report = check(Snapshot(conn, backend, State.load(conn, backend, number)))
         if not report.ok:
             problems = "; ".join(report.problems[:3]) + (" ..." if len(report.problems) > 3 else "")
