@@ -70,13 +70,13 @@ def _refusal(failure: Failure, backend: Backend) -> Refusal | None:
     """What the operating system objects to, for the failures that it causes."""
     match failure:
         case Failure.UNAVAILABLE:
-            found = backend.refusal(write=True, room=False)
+            found = backend.refusal("open")
             if found is not None and not issubclass(found.error, StoreFull):
                 return Refusal(StoreUnavailable, found.text)  # not even read
             return found
         case Failure.READ_ONLY:
-            return backend.refusal(write=True, room=False)
+            return backend.refusal("write")
         case Failure.FULL | Failure.DEVICE:
-            return backend.refusal(write=False, room=True)
+            return backend.refusal("room")
         case _:
             return None

@@ -68,7 +68,7 @@ def check_free(file: Path) -> None:
         raise ConfigError(f"{file} exists, and a backup never overwrites; give another name")
     folder = file.absolute().parent
     if not folder.is_dir():
-        reason = refused(file, write=True)
+        reason = refused(file, "write")
         raise ConfigError(f"{file} cannot be written: {reason.text if reason else f'there is no folder {folder}'}")
 
 

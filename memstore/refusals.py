@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from memstore.errors import MemstoreError, StoreFull, StoreReadOnly, StoreUnavailable
 
@@ -18,6 +19,8 @@ MOST_PATH_BYTES = 512 - len("-journal")
 
 TRIAL_BYTES = 64 * 1024
 """Written to see if there is room: more than SQLite ever adds to a file in one step."""
+
+Wanted = Literal["open", "write", "room"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +39,27 @@ def telling(path: Path) -> Iterator[None]:
     except MemstoreError:
         raise
     except OSError as exc:
-        found = refused(path, write=True) or Refusal(StoreUnavailable, str(exc.strerror or exc))
+        found = refused(path, "write") or Refusal(StoreUnavailable, str(exc.strerror or exc))
         kind = StoreFull if exc.errno in _FULL else found.error
         raise kind(f"{path}: {_FULL.get(exc.errno or 0, found.text)}") from exc
 
 
-def refused(path: Path, *, write: bool, room: bool = False) -> Refusal | None:
+def refused(path: Path, what: Wanted) -> Refusal | None:
     """What keeps this process from the file, None where nothing is found.
 
     Parameters
     ----------
     path : Path
         The file, there or not.
-    write : bool
-        Look also for what only keeps it from being written, or made.
-    room : bool
-        Try if its file system takes more bytes.
+    what : "open", "write" or "room"
+        What was tried: SQLite opens a file by making others beside it; it writes it; it adds bytes to its disk.
     """
     path = path.absolute()
     try:
-        found = _by_handles() or _by_length(path) or _by_folder(path.parent) or _by_file(path, write)
-        if found is None and write:
+        found = _by_handles() or _by_length(path) or _by_folder(path.parent) or _by_file(path)
+        if found is None and what == "write":
             found = _by_writing(path)
-        return found or (_by_room(path) if room else None)
+        return found or (_by_room(path) if what == "room" else _by_making(path))
     except OSError as exc:  # what is looked at changes, or cannot be looked at: then that is the finding
         return Refusal(StoreUnavailable, str(exc))
 
@@ -107,7 +108,7 @@ def _by_folder(folder: Path) -> Refusal | None:
     return None
 
 
-def _by_file(path: Path, write: bool) -> Refusal | None:
+def _by_file(path: Path) -> Refusal | None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -120,19 +121,23 @@ def _by_file(path: Path, write: bool) -> Refusal | None:
         return Refusal(StoreUnavailable, "it is no regular file")
     if not _may(path, os.R_OK):
         return Refusal(StoreUnavailable, f"{_who()} may not read the file ({_rights(path)})")
-    if write and not _on_read_only_disk(path) and not _may(path, os.W_OK):
-        return Refusal(StoreReadOnly, f"{_who()} may not write the file ({_rights(path)})")
     return None
 
 
 def _by_writing(path: Path) -> Refusal | None:
+    if path.exists() and not _on_read_only_disk(path) and not _may(path, os.W_OK):
+        return Refusal(StoreReadOnly, f"{_who()} may not write the file ({_rights(path)})")
+    return None
+
+
+def _by_making(path: Path) -> Refusal | None:
     if _on_read_only_disk(path):
         return Refusal(StoreReadOnly, f"the file system of {path.parent} is mounted read-only")
     if not _may(path.parent, os.W_OK | os.X_OK):
         return Refusal(
             StoreReadOnly,
-            f"{_who()} may not make files in the folder {path.parent} ({_rights(path.parent)}), where SQLite keeps "
-            "its log beside the database",
+            f"{_who()} may not make files in the folder {path.parent} ({_rights(path.parent)}), and SQLite needs some "
+            f"beside the database{_unplayed(path)}",
         )
     return None
 
@@ -151,6 +156,16 @@ def _by_room(path: Path) -> Refusal | None:
     if limit is not None and largest + TRIAL_BYTES > limit:
         return Refusal(StoreFull, _FULL[errno.EFBIG])
     return None
+
+
+def _unplayed(path: Path) -> str:
+    log = Path(f"{path}-wal")
+    if not log.exists() or not log.stat().st_size:
+        return ""
+    return (
+        f". {log.name} holds commits that are not in the file yet: have it opened by one who may write, or copy both "
+        "together into a folder of your own"
+    )
 
 
 _FULL = {

@@ -19,7 +19,7 @@ from sqlalchemy import URL, Connection, Engine, Table
 from memstore.backends.expressions import Expressions
 from memstore.config import Durability, shown_url
 from memstore.newfile import Partial
-from memstore.refusals import Refusal
+from memstore.refusals import Refusal, Wanted
 
 Ints = NDArray[np.int64]
 UNAWAITED = "memstore_unawaited"
@@ -229,8 +229,8 @@ class Backend(Expressions):
         """Copy the committed data into an empty file, if the database is a file itself."""
         return False
 
-    def refusal(self, *, write: bool, room: bool) -> Refusal | None:
-        """What keeps this process from reading it, from writing it, or from adding to it, if looking finds anything."""
+    def refusal(self, what: Wanted) -> Refusal | None:
+        """What keeps this process from opening it, writing it or adding to it, if looking finds anything."""
         return None
 
     def put_in_place(self, new: Partial, *, force: bool) -> Path | None:

@@ -24,7 +24,7 @@ from memstore.backends.filesystem import network_filesystem, network_warning
 from memstore.config import sqlite_path
 from memstore.errors import StoreBusy, StoreUnavailable, StoreWarning
 from memstore.newfile import Partial, written_whole
-from memstore.refusals import Refusal, refused
+from memstore.refusals import Refusal, Wanted, refused
 from memstore.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
 
 MINIMUM_VERSION = (3, 38, 0)
@@ -236,9 +236,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         except OSError:  # a folder that may not be entered, a name too long: opening it tells
             return True
 
-    def refusal(self, *, write: bool, room: bool) -> Refusal | None:
+    def refusal(self, what: Wanted) -> Refusal | None:
         path = sqlite_path(self.url)
-        return None if path is None else refused(path, write=write, room=room)
+        return None if path is None else refused(path, what)
 
     def put_in_place(self, new: Partial, *, force: bool) -> Path | None:
         path = sqlite_path(self.url)
@@ -260,7 +260,13 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             copy.execute("PRAGMA journal_mode = OFF")  # a failed copy is deleted, never rolled back
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            source.backup(copy, pages=BACKUP_PAGES, progress=lambda _, left, total: on_progress(total - left, total))
+            try:
+                source.backup(copy, pages=BACKUP_PAGES, progress=lambda _, left, all_: on_progress(all_ - left, all_))
+            except sqlite3.Error as exc:
+                found = refused(target, "room")  # the copy's disk, which need not be the source's
+                if self.classify(exc) in (Failure.FULL, Failure.DEVICE) and found is not None:
+                    raise found.error(f"{target.parent}: {found.text}") from exc
+                raise
             source.execute("ROLLBACK")
         return True
 

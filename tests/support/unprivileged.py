@@ -17,7 +17,7 @@ def as_nobody(folder: Path, work: Callable[[], object]) -> None:
     """
     if os.geteuid() == 0:
         for place in (folder, *folder.parents):
-            if not place.stat().st_mode & 0o005 == 0o005:
+            if place.stat().st_mode & 0o005 != 0o005:
                 place.chmod(place.stat().st_mode | 0o055)
     read, write = os.pipe()
     child = os.fork()
