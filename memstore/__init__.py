@@ -36,6 +36,7 @@ from memstore.limiter import SamplesPerInsert
 from memstore.memory import EpisodicMemory
 from memstore.opening import buffers, drop, open
 from memstore.query import Query, count, maximum, mean, minimum, total
+from memstore.restoring import Restored, restore
 from memstore.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
 from memstore.types import (
     Batch,
@@ -86,6 +87,7 @@ __all__ = [
     "ReplayShare",
     "ReplayStats",
     "ReplayStrategy",
+    "Restored",
     "Retention",
     "RetentionPolicy",
     "SamplesPerInsert",
@@ -115,6 +117,7 @@ __all__ = [
     "minimum",
     "open",
     "pad",
+    "restore",
     "total",
     "vacuum",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,8 @@ def _unsupported(name: str) -> str:
         f"memstore does not know the option {name[:40]!r} of a SQLite address; it may have mode, immutable and vfs"
     )
     return ways.get(name, unknown)
+
+
+def restoring(where: str) -> str:
+    """Advice on damage, for the end of a sentence."""
+    return f"or restore a backup: memstore restore BACKUP {shlex.quote(where)}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import delete, insert, select
 
+from memstore.address import restoring
 from memstore.backends import UNAWAITED
 from memstore.document import pack, unpack
 from memstore.errors import CheckpointNotFound, StoreCorrupt
@@ -56,7 +57,8 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
         known = ", ".join(map(repr, names(snapshot))) or "none"
         raise CheckpointNotFound(f"no checkpoint {name!r} is stored for this buffer (there are: {known})")
     if _crc(row.document, row.data, row.rng) != row.crc32:
-        raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; restore a backup or save it anew")
+        advice = restoring(snapshot.backend.describe())
+        raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; save it anew, {advice}")
     return unpack(row.document, row.data), unpack(row.rng, b"")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Table, func, select, tuple_
@@ -41,6 +42,8 @@ def backup(
 ) -> None:
     """Copy a database as it is at one moment, while others go on writing: buffers, history, checkpoints, all of it.
 
+    ``restore`` puts such a copy in the place of a database.
+
     A file is copied page by page, anything else row by row: from PostgreSQL to a file, which opens like any memstore,
     and from a file to PostgreSQL, which is how a backup gets back there, or a run moves to a server.
 
@@ -49,6 +52,7 @@ def backup(
     source : path or URL
     destination : path or URL
         A file that does not exist, or a PostgreSQL database without a buffer. It is there as a whole or not at all.
+        The copy of a file has its mode and, where that is allowed, its owner.
     on_progress : callable, optional
         Told how much is done, of how much.
 
@@ -69,10 +73,10 @@ def backup(
     try:
         ensure_schema(origin, create=False)
         if file is None:
-            _copy(origin, target, busy_timeout, told)
-        elif not origin.outside(lambda engine: origin.backend.copy_file(engine, file, told)):
-            with written_whole(file) as partial:
-                _copy(origin, target.set(database=str(partial)), busy_timeout, told)
+            origin.in_read(lambda read: fill(target, read, origin.backend, busy_timeout, told))
+        else:
+            with written_whole(file, sqlite_path(origin.backend.url)) as partial:
+                fill_file(origin, partial, busy_timeout, told)
     finally:
         origin.close()
 
@@ -93,25 +97,34 @@ def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Va
         database.close()
 
 
-def _copy(origin: Database, target: URL, busy_timeout: float, told: Progress) -> None:
+def fill_file(origin: Database, empty: Path, busy_timeout: float, told: Progress) -> None:
+    """Copy a database into an empty file."""
+    if not origin.outside(lambda engine: origin.backend.copy_file(engine, empty, told)):
+        target = URL.create("sqlite", database=str(empty))
+        origin.in_read(lambda read: fill(target, read, origin.backend, busy_timeout, told))
+
+
+def fill(target: URL, read: Connection, reader: Backend, busy_timeout: float, told: Progress) -> None:
+    """Copy what a snapshot sees, row by row, into a database without a buffer."""
     copy = Database(target, durability="power", busy_timeout=busy_timeout)
     try:
         ensure_schema(copy)
 
-        def write(read: Connection, written: Connection) -> None:
+        def write(written: Connection) -> None:
             copy.backend.lock_schema(written)  # until the end nobody makes a buffer, or begins such a copy
             if written.scalars(select(func.count()).select_from(buffer)).one():
                 raise ConfigError(f"{shown_url(target)} holds buffers, and a backup never overwrites")
-            _copy_rows(read, origin.backend, written, copy.backend, told)
+            copy_rows(read, reader, written, copy.backend, told)
 
-        origin.in_read(lambda read: copy.in_write(lambda written: write(read, written)))
+        copy.in_write(write)
         if sqlite_path(target) is not None:
             copy.outside(copy.backend.vacuum)  # the log into the file
     finally:
         copy.close()
 
 
-def _copy_rows(read: Connection, reader: Backend, written: Connection, writer: Backend, told: Progress) -> None:
+def copy_rows(read: Connection, reader: Backend, written: Connection, writer: Backend, told: Progress) -> None:
+    """Copy every row of every table from one open transaction to another."""
     tables = metadata.sorted_tables
     total = sum(read.scalars(select(func.count()).select_from(table)).one() for table in tables)
     done = 0
@@ -123,7 +136,7 @@ def _copy_rows(read: Connection, reader: Backend, written: Connection, writer: B
             last = [columns[column.name][-1] for column in table.primary_key]
             done += len(rows)
             told(done, total)
-    writer.set_last_buffer(written, reader.last_buffer(read))
+    writer.set_last_buffer(written, max(reader.last_buffer(read), writer.last_buffer(written)))
 
 
 def _next_rows(read: Connection, table: Table, last: Sequence[Any] | None) -> list[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import func, select
 
+from memstore.address import restoring
 from memstore.cache import PayloadCache
 from memstore.codec import Signature, checksum
 from memstore.errors import EpisodeNotFound, InvalidValue, StoreCorrupt
@@ -227,7 +228,7 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
         rows = snapshot.backend.select(snapshot.conn, payload, columns, "episode_id", sorted(missing))
         for episode_id, crc, data in rows:
             if checksum(data, episode_id) != crc:
-                raise _damaged(episode_id)
+                raise _damaged(snapshot, episode_id)
         read = {episode_id: data for episode_id, _, data in rows}
         if keep:
             cache.put(read)
@@ -238,10 +239,10 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
         raise EpisodeNotFound(f"no live episode has the id {exc.args[0]}") from None
 
 
-def _damaged(episode_id: int) -> StoreCorrupt:
+def _damaged(snapshot: Snapshot, episode_id: int) -> StoreCorrupt:
     return StoreCorrupt(
-        f"the payload of episode {episode_id} does not match its checksum; run 'memstore check', restore a backup or "
-        f"delete({episode_id})",
+        f"the payload of episode {episode_id} does not match its checksum; run 'memstore check', delete({episode_id}), "
+        f"{restoring(snapshot.backend.describe())}",
         episode_id=episode_id,
     )
 
@@ -348,7 +349,7 @@ def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterat
         after = rows[-1][0]
         bad = [episode_id for episode_id, crc, data in rows if checksum(data, episode_id) != crc]
         if bad and damaged is None:
-            raise _damaged(bad[0])
+            raise _damaged(snapshot, bad[0])
         if bad and damaged is not None:
             damaged += bad
             rows = [row for row in rows if row[0] not in bad]

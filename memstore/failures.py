@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memstore.address import restoring
 from memstore.backends import Backend, Failure
 from memstore.errors import (
     ConnectionLost,
@@ -16,6 +17,7 @@ from memstore.errors import (
     TransactionDead,
 )
 from memstore.owners import Owner
+from memstore.refusals import Refusal
 
 
 def reraise_interrupt(exc: BaseException, outer: BaseException | None) -> None:
@@ -50,6 +52,9 @@ def error_for(failure: Failure, backend: Backend, exc: Exception, holder: Owner 
     """memstore's error for a driver's, which becomes its cause; ``holder`` writes in this process."""
     detail = str(getattr(exc, "orig", exc)).splitlines()[0]
     where = backend.describe()
+    refusal = _refusal(failure, backend)
+    if refusal is not None:
+        return refusal.error(f"{where}: {refusal.text} ({detail})")
     match failure:
         case Failure.BUSY:
             who = backend.lock_holder() if holder is None else f"this very process, in {holder}, held"
@@ -66,14 +71,35 @@ def error_for(failure: Failure, backend: Backend, exc: Exception, holder: Owner 
         case Failure.READ_ONLY:
             return StoreReadOnly(f"{where} is read-only for this process; check its permissions ({detail})")
         case Failure.CORRUPT:
-            return StoreCorrupt(f"{where} is damaged; run 'memstore check', restore a backup ({detail})")
+            return StoreCorrupt(f"{where} is damaged; run 'memstore check', {restoring(where)} ({detail})")
         case Failure.NOT_A_DATABASE:
             return NotAMemstore(f"{where} is not a database; nothing was changed ({detail})")
         case Failure.NAME_TAKEN:
             return NotAMemstore(f"{where} has something else by a name of memstore's, nothing was changed ({detail})")
         case Failure.UNAVAILABLE:
             return StoreUnavailable(f"{where} cannot be opened; {backend.advice} ({detail})")
+        case Failure.DEVICE:
+            return StoreUnavailable(
+                f"{where}: the operating system could not read or write it, nothing was written; look at its disk and "
+                f"at the system's messages (dmesg) ({detail})"
+            )
         case Failure.LOST:
             return ConnectionLost(f"{where}: the connection broke, nothing was written; run it again ({detail})")
         case _:
             return MemstoreError(f"{where}: {detail}")
+
+
+def _refusal(failure: Failure, backend: Backend) -> Refusal | None:
+    """What the operating system objects to, for the failures that it causes."""
+    match failure:
+        case Failure.UNAVAILABLE:
+            found = backend.refusal("open")
+            if found is not None and not issubclass(found.error, StoreFull):
+                return Refusal(StoreUnavailable, found.text)  # not even read
+            return found
+        case Failure.READ_ONLY:
+            return backend.refusal("write")
+        case Failure.FULL | Failure.DEVICE:
+            return backend.refusal("room")
+        case _:
+            return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, column, inspect, select, table
 
 from memstore import errors
-from memstore.address import parse_url, shown_url
+from memstore.address import parse_url, restoring, shown_url
 from memstore.config import DEFAULT_BUSY_TIMEOUT
 from memstore.database import Database
 from memstore.schema import VERSION_TABLE, metadata
@@ -105,7 +105,7 @@ def schema_version(conn: Connection, *, shared: bool = False) -> str | None:
     if inspector.has_table(VERSION_TABLE):
         versions = list(conn.scalars(_version_query))
         if len(versions) != 1:
-            raise errors.StoreCorrupt(f"{where}: {VERSION_TABLE} has {len(versions)} rows, not 1; restore a backup")
+            raise errors.StoreCorrupt(f"{where}: {VERSION_TABLE} has {len(versions)} rows, not 1; {restoring(where)}")
         return str(versions[0])
     names = inspector.get_table_names() + inspector.get_view_names()
     if shared:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "memstore"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("printable",),
     ("errors", "types", "version"),
-    ("address", "answers", "blocks", "cache", "columns", "config", "fields", "owners", "schema"),
+    ("address", "answers", "blocks", "cache", "columns", "config", "fields", "owners", "refusals", "schema"),
     ("codec", "document", "newfile", "results"),
     ("backends",),
     ("connections", "failures"),
@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("episodes", "sources", "waiting"),
     ("check", "history", "inputs", "strategies"),
     ("grouping", "similar", "targets"),
-    ("health", "maintenance", "retention", "sampling"),
+    ("health", "maintenance", "restoring", "retention", "sampling"),
     ("reader",),
     ("asking",),
     ("drawing",),

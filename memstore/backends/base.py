@@ -19,6 +19,8 @@ from sqlalchemy import URL, Connection, Engine, Table
 from memstore.address import shown_url
 from memstore.backends.expressions import Expressions
 from memstore.config import Durability
+from memstore.newfile import Partial
+from memstore.refusals import Refusal, Wanted
 
 Ints = NDArray[np.int64]
 UNAWAITED = "memstore_unawaited"
@@ -43,6 +45,7 @@ class Failure(enum.Enum):
     NOT_A_DATABASE = "not a database"
     NAME_TAKEN = "name taken"
     UNAVAILABLE = "unavailable"
+    DEVICE = "input or output failed"
     LOST = "connection lost"
     OTHER = "other"
 
@@ -83,8 +86,11 @@ class Backend(Expressions):
     fork_safe = True
     """Whether a forked child may use the database while it holds, untouched, connections of its parent."""
 
-    advice = "does its folder exist?"
+    advice = "nothing was found that keeps this process from the file; run 'memstore check'"
     """What to look at when it cannot be opened."""
+
+    only_read = False
+    """Whether to leave everything as it is, a file's folder included; set before the first connection."""
 
     def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
         self.url = url
@@ -246,8 +252,25 @@ class Backend(Expressions):
         return None
 
     def copy_file(self, engine: Engine, target: Path, on_progress: Progress) -> bool:
-        """Copy the committed data to a file that does not exist, if the database is a file itself."""
+        """Copy the committed data into an empty file, if the database is a file itself."""
         return False
+
+    def refusal(self, what: Wanted) -> Refusal | None:
+        """What keeps this process from opening it, writing it or adding to it, if looking finds anything."""
+        return None
+
+    def put_in_place(self, new: Partial, *, force: bool) -> Path | None:
+        """Give a new file the name of the database, a file that nobody may have open; returns that of the old one."""
+        raise NotImplementedError(self.describe())
+
+    def lock_tables(self, conn: Connection, *, force: bool) -> None:
+        """Keep everybody from a server's tables until the end of this transaction; ``StoreBusy`` if others use them,
+        with ``force`` only if they do so at this moment."""
+        raise NotImplementedError(self.describe())
+
+    def empty(self, conn: Connection) -> None:
+        """Remove every row of a server's tables."""
+        raise NotImplementedError(self.describe())
 
     @abstractmethod
     def last_buffer(self, conn: Connection) -> int:

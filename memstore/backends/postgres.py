@@ -18,7 +18,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from memstore.backends import old_readers
+from memstore.backends import alone, old_readers
 from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, encode, kind_of
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
 from memstore.backends.expressions import PostgresExpressions, accumulation
@@ -81,7 +81,7 @@ class PostgresBackend(PostgresExpressions, Backend):
     def create_engine(self) -> Engine:
         engine = create_engine(
             self.url,
-            connect_args={"prepare_threshold": None},
+            connect_args={"prepare_threshold": None, "fallback_application_name": alone.APPLICATION},
             isolation_level="AUTOCOMMIT",  # the begin event writes BEGIN; the driver's own would be a round trip
             poolclass=RestingPool,
             pool_reset_on_return=None,
@@ -260,6 +260,12 @@ class PostgresBackend(PostgresExpressions, Backend):
     def set_last_buffer(self, conn: Connection, number: int) -> None:
         if number:
             _send(conn, "SELECT setval(pg_get_serial_sequence(%s, 'id'), %s)", (buffer.name, number))
+
+    def lock_tables(self, conn: Connection, *, force: bool) -> None:
+        alone.lock_tables(functools.partial(_send, conn), self.describe(), self.busy_timeout, force=force)
+
+    def empty(self, conn: Connection) -> None:
+        _send(conn, f"TRUNCATE {', '.join(metadata.tables)}")
 
     def vacuum(self, engine: Engine) -> None:
         with engine.connect() as conn:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 import sqlite3
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,14 +17,16 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from memstore.address import sqlite_path
-from memstore.backends import locks, log, old_readers
+from memstore.backends import locks, log, old_readers, replacing, still
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
+from memstore.backends.dataversion import DataVersion
 from memstore.backends.expressions import SQLiteExpressions, accumulation
 from memstore.backends.filesystem import network_filesystem, network_warning
 from memstore.backends.resting import RestingPool
 from memstore.backends.samefile import hard_links, links_warning, look, note_files
-from memstore.errors import StoreUnavailable, StoreWarning
-from memstore.newfile import written_whole
+from memstore.errors import StoreBusy, StoreUnavailable, StoreWarning
+from memstore.newfile import Partial, written_whole
+from memstore.refusals import Refusal, Wanted, refused
 from memstore.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
 
 MINIMUM_VERSION = (3, 38, 0)
@@ -45,6 +46,8 @@ _CODES = {
     sqlite3.SQLITE_NOTADB: Failure.NOT_A_DATABASE,
     sqlite3.SQLITE_CANTOPEN: Failure.UNAVAILABLE,
     sqlite3.SQLITE_PERM: Failure.UNAVAILABLE,
+    sqlite3.SQLITE_AUTH: Failure.UNAVAILABLE,
+    sqlite3.SQLITE_IOERR: Failure.DEVICE,
 }
 
 # A candidate is one integer: the stratum's sequence above this bit, the position below. One JSON text per draw then
@@ -75,6 +78,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             poolclass=RestingPool,
             pool_reset_on_return=None,
         )
+        path = sqlite_path(self.url)
+        if path is not None:
+            still.watch_over(engine, path, lambda: self.only_read)
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "begin", _begin)
         path = sqlite_path(self.url)
@@ -104,11 +110,14 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             look(conn, fresh=LOOK_AHEAD)  # under the lock; the look after the commit is what a promise needs
 
     def commit(self, conn: Connection) -> None:
+        still.verify(conn.info)
         super().commit(conn)
         look(conn)  # before it is acknowledged
 
     def prepare(self, engine: Engine) -> None:
         path = sqlite_path(self.url)
+        if path is not None and (self.only_read or still.needed(path)):
+            return
         kind = None if path is None else network_filesystem(path)
         if kind is not None:
             warnings.warn(network_warning(self.describe(), kind), StoreWarning, stacklevel=2)
@@ -213,7 +222,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         """Nothing to do: every commit changes the file's data version."""
 
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
-        return _DataVersion(engine)
+        return DataVersion(engine)
 
     def classify(self, error: BaseException) -> Failure | None:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -274,23 +283,42 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def exists(self) -> bool:
         path = sqlite_path(self.url)
-        return path is None or path.exists()
+        try:
+            return path is None or path.exists()
+        except OSError:  # a folder that may not be entered, a name too long: opening it tells
+            return True
+
+    def refusal(self, what: Wanted) -> Refusal | None:
+        path = sqlite_path(self.url)
+        return None if path is None else refused(path, what)
+
+    def put_in_place(self, new: Partial, *, force: bool) -> Path | None:
+        path = sqlite_path(self.url)
+        assert path is not None, self.describe()
+        return replacing.put_in_place(new, path, patience=self.busy_timeout, force=force)
 
     def backup(self, engine: Engine, label: str) -> Path | None:
         with _raw(engine) as source:
             original = Path(source.execute("PRAGMA database_list").fetchone()[2])
         target = _unused(original, label)
-        self.copy_file(engine, target, lambda done, total: None)
+        with written_whole(target, original) as partial:
+            self.copy_file(engine, partial, lambda done, total: None)
         return target
 
     def copy_file(self, engine: Engine, target: Path, on_progress: Progress) -> bool:
         # A connection of its own reads what is committed, also while the caller's holds the write lock; inside a
         # transaction every step of the copy sees the same snapshot.
-        with written_whole(target) as partial, _raw(engine) as source, closing(sqlite3.connect(partial)) as copy:
+        with _raw(engine) as source, closing(sqlite3.connect(target)) as copy:
             copy.execute("PRAGMA journal_mode = OFF")  # a failed copy is deleted, never rolled back
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            source.backup(copy, pages=BACKUP_PAGES, progress=lambda _, left, total: on_progress(total - left, total))
+            try:
+                source.backup(copy, pages=BACKUP_PAGES, progress=lambda _, left, all_: on_progress(all_ - left, all_))
+            except sqlite3.Error as exc:
+                found = refused(target, "room")  # the copy's disk, which need not be the source's
+                if self.classify(exc) in (Failure.FULL, Failure.DEVICE) and found is not None:
+                    raise found.error(f"{target.parent}: {found.text}") from exc
+                raise
             source.execute("ROLLBACK")
         return True
 
@@ -305,8 +333,16 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def vacuum(self, engine: Engine) -> None:
         with _raw(engine) as driver:
+            self._empty_log(driver, "nothing was done")
             driver.execute("VACUUM")
-            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._empty_log(driver, "the file is written anew, but")
+
+    def _empty_log(self, driver: sqlite3.Connection, so_far: str) -> None:
+        if driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            raise StoreBusy(
+                f"{self.describe()}: {so_far}: another connection has read or written for {self.busy_timeout:g} s, and "
+                "its snapshot keeps the log from being emptied; end its query or transaction, and run it again"
+            )
 
 
 class _Connection(sqlite3.Connection):
@@ -323,48 +359,6 @@ class _Connection(sqlite3.Connection):
             self.rollback()
         self.closed = True
         super().close()
-
-
-class _DataVersion(Watch):
-    """Polls the counter that SQLite changes for a connection when another one committed; 3 us a look."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._connection: sqlite3.Connection | None = None
-        self._lock = threading.Lock()
-        self._seen = -1
-
-    def start(self) -> None:
-        self._seen = self._version()
-
-    def wait(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        pause = 0.001
-        while (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, 0.02)
-            version = self._version()
-            if version != self._seen:
-                self._seen = version
-                return
-
-    def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
-    def let_go(self) -> None:
-        self.close()
-
-    def _version(self) -> int:
-        with self._lock:
-            if self._connection is None:
-                connection = self._engine.raw_connection()
-                self._connection = cast(sqlite3.Connection, connection.driver_connection)
-                connection.detach()  # its own commits do not count, so it is nobody else's
-                self._seen = -1  # versions compare within a connection only
-            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
 
 def _begin(conn: Connection) -> None:

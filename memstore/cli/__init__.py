@@ -138,6 +138,7 @@ for command in (
     keep.check,
     keep.upgrade,
     keep.backup,
+    keep.restore,
     keep.vacuum,
 ):
     main.add_command(command)

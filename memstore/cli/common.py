@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -51,7 +53,8 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with _ending_orderly():
+                command(*args, **kwargs)
         except MemstoreError as exc:
             complain(str(exc))
             sys.exit(EXIT_USAGE if isinstance(exc, (ConfigError, InvalidValue)) else EXIT_ERROR)
@@ -60,6 +63,28 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(EXIT_INTERRUPTED)
 
     return run
+
+
+@contextmanager
+def _ending_orderly() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does: what is open is undone, what is half made is removed."""
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        click.echo(f"memstore: ended by {signal.Signals(number).name}; everything committed so far is kept", err=True)
+        sys.exit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is signal.SIG_DFL}  # nohup ignores one
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

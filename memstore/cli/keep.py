@@ -1,4 +1,4 @@
-"""The commands that keep a database sound: check, upgrade, backup, vacuum."""
+"""The commands that keep a database sound: check, upgrade, backup, restore, vacuum."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from memstore.cli.common import (
 from memstore.cli.text import size_text, visible
 from memstore.copying import backup as copy_database
 from memstore.copying import vacuum as vacuum_database
+from memstore.restoring import restore as restore_database
 
 
 @click.command(epilog="Example:  memstore check run.db && echo sound")
@@ -99,6 +100,38 @@ def backup(db: str, to: str, as_json: bool) -> None:
         click.echo(f"{visible(source)} is copied to {visible(copy)}")
 
 
+@click.command(epilog="Example:  memstore restore copy.db run.db")
+@click.argument("backup")
+@click.argument("db")
+@click.option("--keep", metavar="FOLDER", help="On a server: where what is replaced goes.  [default: this folder]")
+@click.option("--force", is_flag=True, help="Replace also what is no memstore as far as can be told.")
+@as_json_option
+@reporting
+def restore(backup: str, db: str, keep: str | None, force: bool, as_json: bool) -> None:
+    """Put a backup in the place of a database, and keep what it replaces.
+
+    Stop the processes that use DB first; while one has it open, it is refused. BACKUP is only read, and verified before
+    DB is touched. What DB held stays beside it as DB.replaced-DATE-TIME, of a server in a file of that name.
+
+    Killed, it leaves DB as it was or as BACKUP is; run it again. Use this and not cp: a copy over run.db is mixed with
+    the log beside it (run.db-wal), a copy of run.db alone lacks what is in its log, and deleting the log deletes
+    commits.
+    """
+    with _progress("copying") as on_progress:
+        done = restore_database(backup, db, force=force, keep=keep, on_progress=on_progress)
+    source, where = shown_address(backup), shown_address(db)
+    if as_json:
+        shown = dataclasses.asdict(done) | {"replaced": None if done.replaced is None else str(done.replaced)}
+        print_json({"backup": source, "database": where} | shown)
+        return
+    held = ", ".join(f"{visible(name)} ({count:,} episodes)" for name, count in done.buffers.items()) or "no buffer"
+    click.echo(f"{visible(where)} is now what {visible(source)} is: {held}, all sound")
+    if done.upgraded_from is not None:
+        click.echo(f"the backup has schema {done.upgraded_from} of an older memstore; the copy was upgraded")
+    if done.replaced is not None:
+        click.echo(f"the database as it was: {visible(str(done.replaced))}")
+
+
 @click.command(epilog="Example:  memstore vacuum run.db")
 @click.argument("db")
 @as_json_option
@@ -106,7 +139,8 @@ def backup(db: str, to: str, as_json: bool) -> None:
 def vacuum(db: str, as_json: bool) -> None:
     """Give back what deleted rows still hold.
 
-    A SQLite file is written anew, for which nobody else may be writing; PostgreSQL frees the space for new rows.
+    A SQLite file is written anew, for which nobody else may be writing or in the middle of a query;
+    PostgreSQL frees the space for new rows.
     """
     done = vacuum_database(db)
     if as_json:

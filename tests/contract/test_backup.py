@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import sqlite3
+import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine, make_url, select
 
 import memstore
+from memstore.address import parse_url
 from memstore.copying import backup, vacuum
+from memstore.database import Database
+from memstore.newfile import partial_file
 from memstore.schema import metadata
 from tests.contract.helpers import FRESH, OpenMemory, rows, sqlite_only
 
@@ -237,3 +245,113 @@ def test_vacuum_waits_for_the_lock_and_says_so(open_memory: OpenMemory, url: str
         with pytest.raises(memstore.StoreBusy):
             vacuum(url, busy_timeout=0.05)
     assert vacuum(url).after["wal"] == 0
+
+
+@sqlite_only
+def test_vacuum_beside_a_reader_says_that_the_log_stays(open_memory: OpenMemory, url: str) -> None:
+    """The reader's snapshot needs the old pages; the log would hold them and all of the new file."""
+    memory = open_memory(capacity=10_000)
+    memory.delete(memory.extend({"x": np.random.default_rng(0).random((2000, 100))})[10:])
+    log = Path(f"{file_of(url)}-wal")
+    with closing(sqlite3.connect(file_of(url), isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM episode").fetchone()
+        before = log.stat().st_size
+        begun = time.monotonic()
+        with pytest.raises(memstore.StoreBusy, match="nothing was done.*log"):
+            vacuum(url, busy_timeout=0.3)
+        assert 0.2 < time.monotonic() - begun < 10 and log.stat().st_size == before
+    assert vacuum(url).after["wal"] == 0
+
+
+# --- mode, owner, and what is left ----------------------------------------------------------------------------------
+
+
+def file_of(url: str) -> Path:
+    return Path(str(make_url(url).database))
+
+
+@sqlite_only
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_backup_has_the_mode_and_owner_of_its_source(
+    open_memory: OpenMemory, url: str, copy: str, folder: Path, mode: int
+) -> None:
+    """From its first byte on, whatever the umask."""
+    open_memory().add({"x": 1.0})
+    file_of(url).chmod(mode)
+    if os.geteuid() == 0:
+        os.chown(file_of(url), 12, 34)
+    seen = set()
+
+    def look(_done: int, _total: int) -> None:
+        seen.update((stat.S_IMODE(entry.stat().st_mode), entry.stat().st_uid) for entry in folder.iterdir())
+
+    before = os.umask(0)
+    try:
+        backup(url, copy, on_progress=look)
+    finally:
+        os.umask(before)
+    made, source = Path(copy).stat(), file_of(url).stat()
+    assert stat.S_IMODE(made.st_mode) == mode
+    assert (made.st_uid, made.st_gid) == (source.st_uid, source.st_gid)
+    assert seen == {(mode | 0o600, source.st_uid)}
+
+
+@sqlite_only
+def test_the_copy_of_an_upgrade_has_the_mode_of_its_source(open_memory: OpenMemory, url: str) -> None:
+    open_memory().add({"x": 1.0})
+    file_of(url).chmod(0o600)
+    database = Database(parse_url(url))
+    made = database.backend.backup(database.engine, "label")
+    database.close()
+    assert made is not None and stat.S_IMODE(made.stat().st_mode) == 0o600
+
+
+def _ended_by(number: signal.Signals, source: str, target: str) -> int:
+    """A command that is ended while it copies: the signal comes with its first progress."""
+    program = (
+        "import os, sys, memstore.cli.keep as keep\n"
+        "from contextlib import contextmanager\n"
+        "@contextmanager\n"
+        "def progress(what):\n"
+        "    yield lambda done, whole: os.kill(os.getpid(), int(sys.argv.pop()))\n"
+        "keep._progress = progress\n"
+        "keep.backup(sys.argv[1:3])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, source, target, str(int(number))], capture_output=True, text=True, timeout=60
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_what_ends_a_backup_leaves_nothing(
+    open_memory: OpenMemory, url: str, copy: str, folder: Path, number: signal.Signals
+) -> None:
+    """Nor does what cannot be caught, once the next backup is made."""
+    open_memory().add({"x": 1.0})
+    code = _ended_by(number, url, copy)
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL and list(folder.glob("*.partial"))
+        backup(url, copy)
+        assert list(folder.iterdir()) == [Path(copy)]
+    else:
+        assert code == 128 + number and not list(folder.iterdir())
+
+
+def test_what_others_are_making_stays(open_memory: OpenMemory, url: str, copy: str, folder: Path) -> None:
+    """Also where their number says nothing, as in another container: they hold a lock."""
+    open_memory().add({"x": 1.0})
+    gone = 2**22 - 1
+    strange = folder / f"{Path(copy).name}.{gone}-0123456.partial"
+    strange.touch()
+    with partial_file(Path(copy)) as mine:
+        theirs = folder / f"{Path(copy).name}.{gone}-01234567.partial"
+        mine.path.rename(theirs)
+        backup(url, copy)
+        assert theirs.exists() and strange.exists()
+    backup(url, f"{copy}-2")
+    Path(copy).unlink()
+    backup(url, copy)
+    assert not theirs.exists()
