@@ -13,6 +13,7 @@ from memstore.backends import UNAWAITED
 from memstore.document import pack, unpack
 from memstore.errors import CheckpointNotFound, StoreCorrupt
 from memstore.schema import checkpoint
+from memstore.shown import listed, shown
 from memstore.snapshot import Snapshot
 
 _c = checkpoint.c
@@ -53,8 +54,9 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
     own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
     row = snapshot.conn.execute(select(_c.document, _c.data, _c.rng, _c.crc32).where(*own)).one_or_none()
     if row is None:
-        known = ", ".join(map(repr, names(snapshot))) or "none"
-        raise CheckpointNotFound(f"no checkpoint {name!r} is stored for this buffer (there are: {known})")
+        raise CheckpointNotFound(
+            f"no checkpoint {shown(name)} is stored for this buffer (there are: {listed(names(snapshot), 5)})"
+        )
     if _crc(row.document, row.data, row.rng) != row.crc32:
         raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; restore a backup or save it anew")
     return unpack(row.document, row.data), unpack(row.rng, b"")

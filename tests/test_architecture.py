@@ -14,8 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "memstore"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "version"),
-    ("answers", "cache", "columns", "config", "fields", "schema"),
-    ("codec", "document", "newfile", "results"),
+    ("shown",),
+    ("foreign",),
+    ("times",),
+    ("answers", "cache", "columns", "config", "fields", "schema", "tensors"),
+    ("codec", "document", "extras", "newfile", "results"),
     ("backends",),
     ("failures",),
     ("database",),
