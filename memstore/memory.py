@@ -17,6 +17,7 @@ from memstore import history as recording
 from memstore import limiter as limits
 from memstore.codec import Signature
 from memstore.config import check_int, check_name
+from memstore.document import pack
 from memstore.drawing import MemoryDrawer
 from memstore.errors import InvalidValue
 from memstore.events import Group, History
@@ -28,6 +29,7 @@ from memstore.inputs import (
     make_offer,
     refuse_invalid,
 )
+from memstore.letting_go import held_until_done
 from memstore.limiter import SamplesPerInsert
 from memstore.reader import signature_of, stored_signature
 from memstore.shown import shown
@@ -154,7 +156,8 @@ class EpisodicMemory(MemoryDrawer):
             except limits.OutOfStep:
                 return None
 
-        inserted = wait_until(self._session, attempt, patience, self._standing)
+        with held_until_done(offer.blobs):
+            inserted = wait_until(self._session, attempt, patience, self._standing)
         self._session.cache.drop(inserted.evicted.tolist())
         return inserted.ids
 
@@ -296,16 +299,36 @@ class EpisodicMemory(MemoryDrawer):
         return self._session.database.transaction_depth
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Store a trainer's state (nested dicts and lists of arrays, numbers, str, bytes) with the generator's.
+        """Store a trainer's state with the generator's.
 
         Replaces the checkpoint of the same name; atomic and durable like every write. Inside ``transaction()`` it
         commits together with the episodes and losses it belongs to.
+
+        Parameters
+        ----------
+        name : str
+        state : dict
+            Nested dicts (OrderedDict and Counter too; keys are str, int, float, bool, None or tuples of them), lists
+            and tuples of arrays, tensors, numbers, str, bytes and None: ``{"net": net.state_dict(), "optimizer":
+            optimizer.state_dict(), "rng": torch.get_rng_state()}``. Each comes back as the type it had. Of two tensors
+            that share their storage (tied weights) each comes back with storage of its own.
+
+        Raises
+        ------
+        PayloadError
+            For anything else, naming its place; nothing was written.
         """
         check_name("checkpoint", name)
-        self._session.write(lambda s: checkpoint.save(s, name, state, self._session.rng, time.time()))
+        packed = list(pack(state))  # before the lock is taken, so that other writers do not wait for it
+        del state
+        with held_until_done(packed):
+            self._session.write(lambda s: checkpoint.save(s, name, packed, self._session.rng, time.time()))
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
         """The stored state; the generator goes on where it was then.
+
+        Tensors come back on the CPU, without a graph; where PyTorch is not installed, as arrays (a bfloat16 as the
+        float32 of the same values).
 
         Raises
         ------

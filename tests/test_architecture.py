@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shown",),
     ("foreign",),
     ("times",),
-    ("answers", "cache", "columns", "config", "fields", "schema", "tensors"),
+    ("answers", "cache", "columns", "config", "fields", "letting_go", "schema", "tensors"),
     ("codec", "document", "extras", "newfile", "results"),
     ("backends",),
     ("failures",),
