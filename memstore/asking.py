@@ -12,13 +12,14 @@ from memstore.answers import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
 from memstore.columns import Condition, col, constant_of
 from memstore.config import check_name
 from memstore.errors import InvalidValue
-from memstore.inputs import check_count, check_ids, check_time
+from memstore.inputs import check_count, check_ids
 from memstore.predicates import Over
 from memstore.query import Query
 from memstore.reader import MemoryReader
 from memstore.schema import UNMEASURED, first_id, replay_tally
 from memstore.snapshot import Snapshot
 from memstore.targets import domain_targets
+from memstore.times import check_time
 
 _t = replay_tally.c
 

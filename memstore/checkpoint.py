@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, select
 
 from memstore.address import restoring
 from memstore.backends import UNAWAITED
 from memstore.document import pack, unpack
 from memstore.errors import CheckpointNotFound, StoreCorrupt
 from memstore.schema import checkpoint
+from memstore.shown import listed, shown
 from memstore.snapshot import Snapshot
 
 _c = checkpoint.c
 
 
-def save(snapshot: Snapshot, name: str, state: Mapping[str, Any], rng: np.random.Generator, now: float) -> None:
-    """Store the state and the generator under this name, replacing what it held."""
-    document, data = pack(state)
+def save(snapshot: Snapshot, name: str, packed: list[Any], rng: np.random.Generator, now: float) -> None:
+    """Store a state, as `pack` gives its two parts, and the generator under this name, replacing what it held."""
+    document, data = packed
     generator, _ = pack(rng.bit_generator.state)
     own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
     snapshot.conn.execute(delete(checkpoint).where(*own), execution_options={UNAWAITED: True})
-    snapshot.conn.execute(
-        insert(checkpoint).values(
-            buffer_id=snapshot.state.buffer_id,
-            name=name,
-            document=document,
-            data=data,
-            crc32=_crc(document, data, generator),
-            rng=generator,
-            created_at=now,
-            revision=snapshot.state.counters.revision,
-            inserted=snapshot.state.counters.inserted,
-        ),
-        execution_options={UNAWAITED: True},
-    )
+    row = {
+        "buffer_id": snapshot.state.buffer_id,
+        "name": name,
+        "document": document,
+        "data": data,
+        "crc32": _crc(document, data, generator),
+        "rng": generator,
+        "created_at": now,
+        "revision": snapshot.state.counters.revision,
+        "inserted": snapshot.state.counters.inserted,
+    }
+    # Not by SQLAlchemy: its cache of compiled statements would keep the values of the first one.
+    snapshot.backend.insert(snapshot.conn, checkpoint, {column: [value] for column, value in row.items()})
 
 
 def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -51,15 +50,17 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
     StoreCorrupt
         When the bytes do not match their checksum.
     """
-    own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
-    row = snapshot.conn.execute(select(_c.document, _c.data, _c.rng, _c.crc32).where(*own)).one_or_none()
-    if row is None:
-        known = ", ".join(map(repr, names(snapshot))) or "none"
-        raise CheckpointNotFound(f"no checkpoint {name!r} is stored for this buffer (there are: {known})")
-    if _crc(row.document, row.data, row.rng) != row.crc32:
+    columns = ("document", "data", "rng", "crc32")
+    rows = snapshot.backend.select_texts(snapshot.conn, checkpoint, columns, snapshot.state.buffer_id, "name", [name])
+    if not rows:
+        raise CheckpointNotFound(
+            f"no checkpoint {shown(name)} is stored for this buffer (there are: {listed(names(snapshot), 5)})"
+        )
+    document, data, generator, crc32 = rows[0]
+    if _crc(document, data, generator) != crc32:
         advice = restoring(snapshot.backend.describe())
         raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; save it anew, {advice}")
-    return unpack(row.document, row.data), unpack(row.rng, b"")
+    return unpack(document, data), unpack(generator, b"")
 
 
 def names(snapshot: Snapshot) -> list[str]:

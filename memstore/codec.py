@@ -35,10 +35,10 @@ from memstore.fields import (
     leaves,
     nested,
     same_type,
-    shown,
     specified_field,
     utf8,
 )
+from memstore.shown import described, listed, shown
 
 CODEC_VERSION = 1
 
@@ -76,7 +76,7 @@ class Signature:
         names = {field.name for field in self.fields}
         branches = {field.path[:depth] for field in self.fields for depth in range(len(field.path))}
         if len(names) < len(self.fields) or branches & {field.path for field in self.fields}:
-            raise PayloadError(f"two fields have the same name: {self.describe()}")
+            raise PayloadError(f"two fields have the same name: {self.described()}")
         if not self.fields:
             raise PayloadError("a payload needs at least one field")
         check_size("an episode", self._record_bytes)
@@ -136,12 +136,16 @@ class Signature:
         """Short text such as ``input float32[64], tokens int32[*], text str``."""
         return ", ".join(map(str, self.fields))
 
+    def described(self, most: int = 10) -> str:
+        """The first fields as `describe` has them, and how many more there are: for a message."""
+        return described(self.fields, len(self.fields), most)
+
     def field(self, name: str | Sequence[str]) -> Field:
         """The field called ``"input"``, ``"obs/pos"`` or ``("obs", "pos")``."""
         for field in self.fields:
             if name == field.name or (not isinstance(name, str) and tuple(name) == field.path):
                 return field
-        raise InvalidValue(f"there is no field {name!r}; the buffer has {self.describe()}")
+        raise InvalidValue(f"there is no field {listed([name])}; the buffer has {self.described()}")
 
     def encode(self, payload: Mapping[str, Any], count: int) -> list[bytes]:
         """One blob per episode from stacked arrays or lists.
@@ -184,7 +188,8 @@ class Signature:
             where = f"field {'/'.join(path)!r}"
             sizes.setdefault(column_length(where, column), where)
         if len(sizes) > 1:
-            text = " but ".join(f"{where} holds {length} episodes" for length, where in sizes.items())
+            some = list(sizes.items())[:2]
+            text = " but ".join(f"{where:.80} holds {length} episodes" for length, where in some)
             raise PayloadError(f"{text}; give every field one value per episode")
         return next(iter(sizes))
 
@@ -210,14 +215,14 @@ class Signature:
 
     def _matched(self, payload: Mapping[str, Any]) -> dict[Path, Any]:
         columns = dict(leaves(payload))
-        known = [field.path for field in self.fields]
-        if columns.keys() == set(known):
+        known = {field.path for field in self.fields}
+        if columns.keys() == known:
             return columns
-        missing = ["/".join(path) for path in known if path not in columns]
+        missing = ["/".join(field.path) for field in self.fields if field.path not in columns]
         unknown = ["/".join(path) for path in columns if path not in known]
         raise PayloadError(
-            f"payload fields missing: {missing or 'none'}, unknown: {unknown or 'none'}; "
-            f"every episode of this buffer has exactly: {self.describe()}"
+            f"payload fields missing: {listed(missing, 3)}, unknown: {listed(unknown, 3)}; "
+            f"every episode of this buffer has exactly: {self.described(3)}"
         )
 
     def _encode(self, columns: Mapping[Path, Any], count: int) -> list[bytes]:

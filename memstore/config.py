@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from memstore.errors import ConfigError
+from memstore.errors import ConfigError, InvalidValue
+from memstore.foreign import number
+from memstore.shown import shown
+from memstore.times import seconds_of
 
 Durability = Literal["process", "power"]
 
@@ -34,40 +37,49 @@ class Settings:
 
 
 def check_int(name: str, value: Any, *, minimum: int, maximum: int = 2**62) -> int:
-    """``value`` as a Python int (numpy integers included) within bounds."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ConfigError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
-    number = int(value.__index__())
-    if not minimum <= number <= maximum:
-        raise ConfigError(f"{name} must be between {minimum} and {maximum}, got {number}")
-    return number
+    """``value`` as a Python int (integers of numpy and PyTorch included) within bounds."""
+    whole = number(value)
+    if not isinstance(whole, int):
+        raise ConfigError(f"{name} must be an integer, got {shown(value)}")
+    if not minimum <= whole <= maximum:
+        raise ConfigError(f"{name} must be between {minimum} and {maximum}, got {shown(whole)}")
+    return whole
 
 
 def check_float(
     name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, exclusive: bool = False
 ) -> float:
     """``value`` as a finite Python float within bounds; ``exclusive`` leaves out the minimum itself."""
-    if isinstance(value, (bool, str, bytes)):
-        raise ConfigError(f"{name} must be a number, got {value!r}")
+    given = number(value)
+    if given is None:
+        raise ConfigError(f"{name} must be a number, got {shown(value)}")
     try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{name} must be a number that fits a float, got a {type(value).__name__}") from None
-    if not math.isfinite(number) or not minimum <= number <= maximum or (exclusive and number == minimum):
+        result = float(given)
+    except OverflowError:
+        raise ConfigError(f"{name} must be a number that fits a float, got {shown(value)}") from None
+    if not math.isfinite(result) or not minimum <= result <= maximum or (exclusive and result == minimum):
         bound = "greater than" if exclusive else "at least"
         above = "" if maximum == math.inf else f", at most {maximum:g}"
-        raise ConfigError(f"{name} must be finite and {bound} {minimum:g}{above}, got {number!r}")
-    return number
+        raise ConfigError(f"{name} must be finite and {bound} {minimum:g}{above}, got {result!r}")
+    return result
+
+
+def check_seconds(name: str, value: Any, *, exclusive: bool = False) -> float:
+    """A duration in seconds: a number, a ``timedelta`` or a ``timedelta64``, converted exactly."""
+    try:
+        return check_float(name, seconds_of(name, value), exclusive=exclusive)
+    except InvalidValue as exc:
+        raise ConfigError(str(exc)) from None
 
 
 def check_name(what: str, value: Any, *, most: int = MAX_NAME_BYTES) -> str:
     """``value`` as a text that both databases store unchanged."""
     if not isinstance(value, str):
-        raise ConfigError(f"{what} must be a str, got {value!r} ({type(value).__name__})")
+        raise ConfigError(f"{what} must be a str, got {shown(value)}")
     try:
         encoded = value.encode()
     except UnicodeEncodeError as exc:
-        raise ConfigError(f"{what} {value!r} holds a lone surrogate and cannot be stored as text") from exc
+        raise ConfigError(f"{what} {shown(value)} holds a lone surrogate and cannot be stored as text") from exc
     if not encoded or b"\0" in encoded or len(encoded) > most:
         raise ConfigError(
             f"{what} must be 1 to {most} bytes of UTF-8 without NUL, got {value[:40]!r} ({len(encoded)} bytes)"
@@ -77,7 +89,6 @@ def check_name(what: str, value: Any, *, most: int = MAX_NAME_BYTES) -> str:
 
 def check_durability(value: Any) -> Durability:
     """``"process"`` (survives kill -9) or ``"power"`` (survives power loss too)."""
-    if value not in get_args(Durability):
-        raise ConfigError(f"durability must be 'process' or 'power', got {value!r}")
-    durability: Durability = value
-    return durability
+    if not isinstance(value, str) or value not in get_args(Durability):
+        raise ConfigError(f"durability must be 'process' or 'power', got {shown(value)}")
+    return cast(Durability, value)

@@ -12,7 +12,7 @@ import numpy as np
 from memstore import leases, limiter
 from memstore.asking import MemoryAsker
 from memstore.columns import Column, Condition, HasTag, col, conditions_within
-from memstore.config import check_float
+from memstore.config import check_float, check_seconds
 from memstore.errors import InvalidValue, MemoryEmpty
 from memstore.filters import FilteredSnapshot
 from memstore.grouping import Grouping
@@ -209,7 +209,7 @@ class MemoryDrawer(MemoryAsker):
             When nothing became free in time.
         """
         wanted = check_count(count)
-        seconds = check_float("timeout", timeout, exclusive=True)
+        seconds = check_seconds("timeout", timeout, exclusive=True)
         patience = check_timeout(wait)
         draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, where)
 
@@ -238,7 +238,7 @@ class MemoryDrawer(MemoryAsker):
 
         Fewer than ``len(batch)`` means that time was over before, and others may have the rest.
         """
-        token, seconds = _token(batch), check_float("timeout", timeout, exclusive=True)
+        token, seconds = _token(batch), check_seconds("timeout", timeout, exclusive=True)
         return self._session.write(lambda s: leases.renew(s, token, seconds))
 
     def _draw(

@@ -12,9 +12,23 @@ from __future__ import annotations
 
 from memstore.printable import visible
 
+MAX_MESSAGE = 500
+"""Characters of a message. What users name, and what a file holds, may be of any length."""
+
 
 class MemstoreError(Exception):
-    """Root of all errors raised by memstore."""
+    """Root of all errors raised by memstore. A message has at most 500 characters: a longer one lost its middle."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(bounded(str(message)))
+
+
+def bounded(text: str, most: int = MAX_MESSAGE) -> str:
+    """The text, cut in its middle where it is longer: what is wrong stands first, and what to do about it last."""
+    if len(text) <= most:
+        return text
+    tail = most * 2 // 5
+    return f"{text[: most - tail - 5]} ... {text[-tail:]}"
 
 
 class StoreWarning(UserWarning):

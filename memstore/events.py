@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Row, delete, select, union_all
 
 from memstore.backends.base import UNAWAITED
-from memstore.config import Settings, check_float, check_int
+from memstore.config import Settings, check_float, check_int, check_seconds
 from memstore.errors import ConfigError
 from memstore.eviction import Newcomers
 from memstore.schema import event_group, first_id, id_range, replay_event, replay_metadata, replay_tally
+from memstore.shown import shown
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Floats, Ints
 
@@ -64,7 +65,7 @@ class History:
         if self.max_events is not None:
             object.__setattr__(self, "max_events", check_int("max_events", self.max_events, minimum=1))
         if self.max_age is not None:
-            object.__setattr__(self, "max_age", check_float("max_age", self.max_age, exclusive=True))
+            object.__setattr__(self, "max_age", check_seconds("max_age", self.max_age, exclusive=True))
 
     @property
     def is_complete(self) -> bool:
@@ -93,7 +94,7 @@ def as_history(value: History | Literal["on", "off"]) -> History:
         return value
     if isinstance(value, str) and value in ("on", "off"):
         return History(1.0 if value == "on" else 0.0)
-    raise ConfigError(f"history must be 'on', 'off' or a memstore.History, got {value!r}")
+    raise ConfigError(f"history must be 'on', 'off' or a memstore.History, got {shown(value)}")
 
 
 def history_of(settings: Settings) -> History:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memstore.errors import InvalidValue, PayloadError
+from memstore.foreign import MAX_DEPTH
+from memstore.shown import shown
 
 Array = npt.NDArray[Any]
 DType = np.dtype[Any]
@@ -21,7 +23,6 @@ Path = tuple[str, ...]
 MAX_BLOB_BYTES = 10**9 - 4096
 """SQLite holds a row of at most 10**9 bytes unless compiled otherwise."""
 
-MAX_DEPTH = 64
 MAX_DIMENSIONS = 32
 PYTHON_DTYPES: dict[type, str] = {bool: "|b1", int: "<i8", float: "<f8"}
 
@@ -63,7 +64,7 @@ class Field:
         if self.kind == "array":
             dtype = parse_dtype(where, self.dtype)
             if any(n is not None and (type(n) is not int or n < 0) for n in self.shape):
-                raise PayloadError(f"{where}: shape {self.shape} must hold ints >= 0, or None where ragged")
+                raise PayloadError(f"{where}: shape {shown(self.shape)} must hold ints >= 0, or None where ragged")
             if len(self.shape) > MAX_DIMENSIONS:
                 raise PayloadError(f"{where} has {len(self.shape)} dimensions; at most {MAX_DIMENSIONS} are kept")
             check_size(where, extent((n or 1 for n in self.shape), dtype))
@@ -177,7 +178,7 @@ def specified_field(path: Path, spec: Any) -> Field:
         except (TypeError, SyntaxError):
             pass  # numpy's answer to text that names no dtype
     raise PayloadError(
-        f"field {'/'.join(path)!r}: {spec!r} is no field type; give (dtype, shape), a dtype, or one of the "
+        f"field {'/'.join(path)!r}: {shown(spec)} is no field type; give (dtype, shape), a dtype, or one of the "
         "types str, bytes, float, int, bool"
     )
 
@@ -200,7 +201,7 @@ def parse_dtype(where: str, text: Any) -> DType:
     except TypeError:
         dtype = None
     if dtype is None or dtype.str != text:
-        raise PayloadError(f"{where}: dtype {text!r} cannot be stored; {_STORABLE}")
+        raise PayloadError(f"{where}: dtype {shown(text)} cannot be stored; {_STORABLE}")
     return dtype
 
 
@@ -256,17 +257,6 @@ def array_text(dtype: DType, shape: Iterable[int | None] = ()) -> str:
     """Short text such as ``float32[3,*]``."""
     lengths = ",".join("*" if length is None else str(length) for length in shape)
     return (dtype.name if dtype.isnative else dtype.str) + (f"[{lengths}]" if lengths else "")
-
-
-def shown(value: Any) -> str:
-    """A value for an error message: short, and without calling a foreign ``__repr__``."""
-    if type(value) is int and value.bit_length() > 128:
-        return f"an int of {value.bit_length()} bits"
-    if isinstance(value, (str, bytes)):
-        return f"{value[:40]!r:.60} ({type(value).__name__})"
-    if value is None or type(value) in (bool, int, float):
-        return f"{value!r} ({type(value).__name__})"
-    return f"a value of type {type(value).__name__}"
 
 
 def pad(arrays: Sequence[Array]) -> tuple[Array, npt.NDArray[np.bool_]]:

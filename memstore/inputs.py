@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.config import check_int, check_name
+from memstore.config import check_float, check_int, check_name
 from memstore.episodes import Offer
-from memstore.errors import ConfigError, InvalidValue
+from memstore.errors import ConfigError, InvalidValue, PayloadError
+from memstore.extras import extra_json
+from memstore.foreign import as_numpy, is_arraylike, is_tensor
+from memstore.shown import shown
+from memstore.times import check_time, check_times, is_zoneless
 
 MAX_COUNT = 2**31
-
-# An escaped NUL in JSON text: the backslash before it is itself not escaped.
-_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+UPDATE_ADVICE = "update takes on_invalid='skip' to write the valid ones"
+EXTEND_ADVICE = "give None for what was never measured"
 
 
 def make_offer(
     blobs: list[bytes],
     now: float,
     *,
+    one: bool,
     domain: Any,
     loss: Any,
     timestamp: Any,
@@ -34,7 +34,7 @@ def make_offer(
     key: Any,
     extra: Any,
 ) -> Offer:
-    """Columns of equal length from keywords that are each one value or one per episode.
+    """Columns of equal length from keywords; with ``one`` each is one value, else one value or one per episode.
 
     Raises
     ------
@@ -44,38 +44,29 @@ def make_offer(
     count = len(blobs)
     if isinstance(key, str) and count > 1:
         raise InvalidValue(f"key names one episode, and there are {count}: give a sequence of {count} keys")
+    each = _alone if one else _each
     return Offer(
         blobs=blobs,
-        domains=_domains(domain, count),
-        timestamps=_each("timestamp", timestamp, count, lambda v: now if v is None else check_time("timestamp", v)),
-        loss=_initial_losses(loss, count),
-        levels=_each("level", level, count, lambda v: None if v is None else _int("level", v)),
-        keys=_each("key", key, count, lambda v: None if v is None else _name("key", v)),
-        tags=_tags(tags, count),
-        extras=_each("extra", extra, count, _json),
+        domains=[_name("domain", domain)] if one else _domains(domain, count),
+        timestamps=[now if at is None else at for at in each("timestamp", timestamp, count, _timestamp, check_times)],
+        loss=_loss(loss) if one else _initial_losses(loss, count),
+        levels=each("level", level, count, lambda v: None if v is None else _int("level", v)),
+        keys=each("key", key, count, lambda v: None if v is None else _name("key", v)),
+        tags=[_distinct(_listed(() if tags is None else tags))] if one else _tags(tags, count),
+        extras=each("extra", extra, count, extra_json),
     )
 
 
-def check_time(what: str, value: Any) -> float:
-    """Seconds from a number or an aware datetime."""
-    if isinstance(value, datetime.datetime):
-        if value.tzinfo is None:
-            raise InvalidValue(f"{what} {value!r} has no time zone; use datetime.now(timezone.utc) or seconds")
-        return value.timestamp()
-    if isinstance(value, (bool, str, bytes)):
-        raise InvalidValue(f"{what} must be seconds or an aware datetime, got {value!r}")
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError, OverflowError) as exc:
-        raise InvalidValue(f"{what} must be seconds or an aware datetime, got {_shown(value)}") from exc
-    if not math.isfinite(seconds):
-        raise InvalidValue(f"{what} must be finite, got {seconds!r}")
-    return seconds
+def _timestamp(value: Any) -> float | None:
+    return None if value is None else check_time("timestamp", value)
 
 
 def check_ids(ids: Any) -> NDArray[np.int64]:
     """Episode ids, one or many, as a flat int64 array; numpy scalars and integer arrays of any width included."""
-    array = np.atleast_1d(np.asarray(ids))
+    try:
+        array = np.atleast_1d(np.asarray(as_numpy("episode ids", ids)))
+    except (PayloadError, ValueError, TypeError) as exc:
+        raise InvalidValue(f"episode ids must be integers in one dimension, got {shown(ids)}") from exc
     if array.size == 0:
         return np.empty(0, np.int64)
     if array.dtype.kind not in "iu" or array.ndim != 1:
@@ -94,8 +85,12 @@ def check_count(value: Any) -> int:
 
 
 def as_losses(values: Any, count: int) -> NDArray[np.float64]:
-    """``count`` numbers as float64, unchecked for range; a single number serves for all."""
+    """``count`` numbers as float64, unchecked for range; a single number serves for all.
+
+    A tensor is detached: a loss comes with its graph.
+    """
     try:
+        values = as_numpy("loss", values)
         # A list that mixes them with numbers would turn them into numbers, and a mask would be lost.
         if isinstance(values, np.ma.MaskedArray) or (isinstance(values, (list, tuple)) and _not_a_number(values)):
             raise TypeError("not a number among them")
@@ -104,8 +99,10 @@ def as_losses(values: Any, count: int) -> NDArray[np.float64]:
             if array.dtype.kind != "O" or _not_a_number(array.ravel()):
                 raise TypeError(f"dtype {array.dtype}")
             array = array.astype(np.float64)
+    except PayloadError as exc:
+        raise InvalidValue(str(exc)) from None
     except (TypeError, ValueError, OverflowError) as exc:
-        raise InvalidValue(f"losses must be real numbers, got {_shown(values)}") from exc
+        raise InvalidValue(f"losses must be real numbers, got {_one_wrong(values)}") from exc
     if array.ndim > 1 or (array.ndim == 1 and len(array) != count):
         raise InvalidValue(f"expected one loss per episode ({count}), got an array of shape {array.shape}")
     with np.errstate(over="ignore"):
@@ -113,8 +110,22 @@ def as_losses(values: Any, count: int) -> NDArray[np.float64]:
         return np.broadcast_to(array, count).astype(np.float64) + 0.0
 
 
+_NO_NUMBERS = (bool, np.bool_, str, bytes, type(None), complex, np.datetime64, np.timedelta64)
+
+
 def _not_a_number(values: Iterable[Any]) -> bool:
-    return any(issubclass(kind, (bool, np.bool_, str, bytes, type(None))) for kind in set(map(type, values)))
+    return any(
+        issubclass(kind, _NO_NUMBERS) or kind.__name__ in ("NAType", "NaTType") for kind in set(map(type, values))
+    ) or any(isinstance(value, np.ndarray) and value.dtype.kind not in "iuf" for value in values)
+
+
+def _one_wrong(values: Any) -> str:
+    """The first that is no number, where there are several."""
+    if isinstance(values, np.ndarray) and values.dtype.kind == "O":
+        values = values.ravel().tolist()
+    wrong = next((v for v in values if _not_a_number([v])), values) if isinstance(values, (list, tuple)) else values
+    at = f" at index {next(i for i, v in enumerate(values) if v is wrong)}" if wrong is not values else ""
+    return f"{shown(wrong)}{at}"
 
 
 def invalid_losses(loss: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -122,7 +133,7 @@ def invalid_losses(loss: NDArray[np.float64]) -> NDArray[np.bool_]:
     return ~(np.isfinite(loss) & (loss >= 0))
 
 
-def refuse_invalid(loss: NDArray[np.float64], names: Sequence[int] | None = None) -> None:
+def refuse_invalid(loss: NDArray[np.float64], names: Sequence[int] | None = None, advice: str = UPDATE_ADVICE) -> None:
     """Raise ``InvalidValue`` naming the first loss that is NaN, infinite or negative."""
     bad = np.flatnonzero(invalid_losses(loss))
     if len(bad):
@@ -130,33 +141,64 @@ def refuse_invalid(loss: NDArray[np.float64], names: Sequence[int] | None = None
         where = f"episode {names[at]}" if names is not None else f"index {at}"
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise InvalidValue(
-            f"loss {loss[at]} of {where}{more} is refused: a loss is finite and >= 0; nothing was written "
-            "(update takes on_invalid='skip' to write the valid ones)"
+            f"loss {loss[at]} of {where}{more} is refused: a loss is finite and >= 0; nothing was written ({advice})"
         )
+
+
+def _loss(loss: Any) -> NDArray[np.float64]:
+    """The loss of one episode."""
+    if loss is None:
+        return np.full(1, np.nan)
+    try:
+        return np.array([check_float("loss", as_numpy("loss", loss) if is_tensor(loss) else loss) + 0.0])
+    except (ConfigError, PayloadError) as exc:
+        raise InvalidValue(f"{exc}; nothing was written ({EXTEND_ADVICE})") from None
 
 
 def _initial_losses(loss: Any, count: int) -> NDArray[np.float64]:
     if loss is None:
         return np.full(count, np.nan)
+    if isinstance(loss, np.ndarray) and loss.dtype.kind == "O" and loss.ndim == 1:
+        loss = loss.tolist()
+    known = np.ones(count, np.bool_)
     if isinstance(loss, (list, tuple)) and any(value is None for value in loss):
         if len(loss) != count:
             raise InvalidValue(f"expected one loss per episode ({count}), got {len(loss)}")
         known = np.array([value is not None for value in loss])
-        result = np.full(count, np.nan)
-        result[known] = as_losses([value for value in loss if value is not None], int(known.sum()))
-        refuse_invalid(np.where(known, result, 0.0))
-        return result
-    result = as_losses(loss, count)
-    refuse_invalid(result)
+        loss = [value for value in loss if value is not None]
+    result = np.full(count, np.nan)
+    try:
+        result[known] = as_losses(loss, int(known.sum()))
+    except InvalidValue as exc:
+        raise InvalidValue(f"{exc}; {EXTEND_ADVICE}") from exc.__cause__
+    refuse_invalid(np.where(known, result, 0.0), advice=EXTEND_ADVICE)
     return result
 
 
-def _each(what: str, value: Any, count: int, check: Callable[[Any], Any]) -> list[Any]:
-    if isinstance(value, (list, tuple, np.ndarray)):
-        if len(value) != count:
-            raise InvalidValue(f"{what} needs one value, or one per episode ({count}); got {len(value)}")
-        return [check(v) for v in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    return [check(value)] * count
+Check = Callable[[Any], Any]
+Checks = Callable[[str, Any], list[Any]]
+
+
+def _alone(what: str, value: Any, count: int, check: Check, checks: Checks | None = None) -> list[Any]:
+    return [check(value)]
+
+
+def _each(what: str, value: Any, count: int, check: Check, checks: Checks | None = None) -> list[Any]:
+    """One value per episode from one for all, or from a sequence of them; ``checks`` takes them all at once."""
+    if is_zoneless(value) and np.ndim(value):
+        raise InvalidValue(f"{what} is a column of times without a time zone; give it one: .dt.tz_localize('UTC')")
+    if is_arraylike(value) and np.ndim(value):
+        try:
+            value = as_numpy(what, value)
+        except PayloadError as exc:
+            raise InvalidValue(str(exc)) from None
+    if not isinstance(value, (list, tuple)) and not (isinstance(value, np.ndarray) and value.ndim):
+        return [check(value)] * count
+    if len(value) != count:
+        raise InvalidValue(f"{what} needs one value, or one per episode ({count}); got {len(value)}")
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUO":  # of times tolist() would make bare counts
+        value = value.tolist()
+    return [check(v) for v in value] if checks is None else checks(what, value)
 
 
 def _domains(domain: Any, count: int) -> list[str]:
@@ -168,8 +210,6 @@ def _domains(domain: Any, count: int) -> list[str]:
 
 
 def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:
-    if isinstance(tags, str):
-        raise InvalidValue(f"tags must be a sequence of str, got the str {tags!r}; write ({tags!r},)")
     tags = _listed(() if tags is None else tags)
     if all(isinstance(tag, str) for tag in tags):
         return [_distinct(tags)] * count
@@ -181,20 +221,16 @@ def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:
 
 
 def _listed(tags: Any) -> list[Any]:
-    if not isinstance(tags, Iterable):
-        raise InvalidValue(f"tags must be a sequence of str, or one such sequence per episode; got {tags!r:.80}")
+    if isinstance(tags, (str, bytes)):
+        advice = f"; write ({tags!r:.60},)" if isinstance(tags, str) else ""
+        raise InvalidValue(f"tags must be a sequence of str, got {shown(tags)}{advice}")
+    if not isinstance(tags, Iterable) or getattr(tags, "ndim", 1) == 0:
+        raise InvalidValue(f"tags must be a sequence of str, or one such sequence per episode; got {shown(tags)}")
     return list(tags)
 
 
 def _distinct(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_name("tag", tag) for tag in tags))
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.80}"
-    except (ValueError, RecursionError):  # an int of more than 4300 digits; nested too deep
-        return f"a {type(value).__name__} too long to show"
 
 
 def _name(what: str, value: Any) -> str:
@@ -209,24 +245,3 @@ def _int(what: str, value: Any) -> int:
         return check_int(what, value, minimum=-(2**31), maximum=2**31 - 1)
     except ConfigError as exc:
         raise InvalidValue(str(exc)) from None
-
-
-def _check_keys(pairs: list[tuple[str, Any]]) -> None:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two keys of one object are both {twice!r} as JSON")
-
-
-def _json(value: Any) -> str | None:
-    if value is None:
-        return None
-    try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=True)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text, and PostgreSQL's JSON refuses it
-        json.loads(text, object_pairs_hook=_check_keys)
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidValue(f"extra must be JSON without NaN or infinity, got {_shown(value)}: {exc}") from exc
-    if _NUL.search(text):
-        raise InvalidValue("extra must not contain NUL characters: PostgreSQL cannot store them")
-    return text

@@ -17,21 +17,25 @@ from memstore import limiter as limits
 from memstore.blocks import Block
 from memstore.codec import Signature
 from memstore.config import check_int, check_name
+from memstore.document import pack
 from memstore.drawing import MemoryDrawer
 from memstore.errors import InvalidValue
 from memstore.events import Group, History
+from memstore.foreign import numpy_payload
 from memstore.inputs import (
     as_losses,
     check_ids,
-    check_time,
     invalid_losses,
     make_offer,
     refuse_invalid,
 )
+from memstore.letting_go import held_until_done
 from memstore.limiter import SamplesPerInsert
 from memstore.reader import signature_of, stored_signature
+from memstore.shown import shown
 from memstore.snapshot import Rows, Snapshot
 from memstore.strategies import Strategy
+from memstore.times import check_time
 from memstore.types import Batch, EvictionPolicy, Retention, RetentionPolicy, UpdateResult
 from memstore.waiting import check_timeout, wait_until
 
@@ -59,7 +63,7 @@ class EpisodicMemory(MemoryDrawer):
         extra: Any = None,
         timeout: float | None = None,
     ) -> int:
-        """Add one episode; committed on return. Parameters as for ``extend``.
+        """Add one episode; committed on return. Parameters as for ``extend``, each of them one value.
 
         Returns
         -------
@@ -67,7 +71,7 @@ class EpisodicMemory(MemoryDrawer):
             The episode's id; with a ``key`` that was seen before, that of the first episode with this key.
         """
         columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
-        return int(self._insert(payload, None, timeout, columns | {"extra": extra})[0])
+        return int(self._insert(numpy_payload(payload), None, timeout, columns | {"extra": extra})[0])
 
     def extend(
         self,
@@ -88,18 +92,19 @@ class EpisodicMemory(MemoryDrawer):
         ----------
         payload : dict
             Fields of n rows each: arrays of shape (n, ...), or lists of n arrays, numbers, str or bytes; may be
-            nested. The first add fixes the buffer's signature.
+            nested. Tensors are detached and copied to the CPU. The first add fixes the buffer's signature.
         domain : str
             What the episode belongs to: a task, an environment, a data source.
         loss : float >= 0, optional
             As measured by the trainer; None means never measured: drawn with the highest priority.
-        timestamp : float or aware datetime, optional
-            Seconds; now by default.
+        timestamp : float, aware datetime or datetime64, optional
+            Seconds; now by default. A datetime64 is UTC. Beyond 1e11 (the year 5138) it is refused as milliseconds.
         level : int, optional
         tags : sequence of str
         key : str, optional
             Idempotency key: adding it again is a no-op that returns the first id, also after a crash or an eviction.
         extra : JSON value, optional
+            Numpy and PyTorch scalars become numbers, arrays lists; whole numbers of any size are kept exactly.
         timeout : float, optional
             Seconds to wait while the buffer's limiter (``SamplesPerInsert``) holds adds back; by default as long as it
             takes. One value for all.
@@ -119,6 +124,7 @@ class EpisodicMemory(MemoryDrawer):
             When the limiter did not admit them in time; nothing was written.
         """
         columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
+        payload = numpy_payload(payload)
         return self._insert(payload, Signature.batch_size(payload), timeout, columns | {"extra": extra})
 
     def _insert(
@@ -132,7 +138,7 @@ class EpisodicMemory(MemoryDrawer):
 
         # Before the lock is taken, so that other writers do not wait for it.
         assumed = stored_signature(self._session.committed.signature) or Signature.infer(payload, count)
-        offer = make_offer(encode(assumed), now, **columns)
+        offer = make_offer(encode(assumed), now, one=count is None, **columns)
         group = Group(now, self.consumer)
 
         def work(snapshot: Snapshot) -> episodes.Inserted:
@@ -150,7 +156,8 @@ class EpisodicMemory(MemoryDrawer):
             except limits.OutOfStep:
                 return None
 
-        inserted = wait_until(self._session, attempt, patience, self._standing)
+        with held_until_done(offer.blobs):
+            inserted = wait_until(self._session, attempt, patience, self._standing)
         self._session.cache.drop(inserted.evicted.tolist())
         return inserted.ids
 
@@ -171,8 +178,8 @@ class EpisodicMemory(MemoryDrawer):
     def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Any = None) -> Retention:
         """Remove what the policy does not keep, in one commit; with ``dry_run`` only count it.
 
-        ``now`` (seconds or an aware datetime) is what ``max_age`` counts back from. Looking for similar payloads reads
-        them all, before the write lock is taken, so that other writers do not wait for it.
+        ``now`` (seconds, an aware datetime or a datetime64) is what ``max_age`` counts back from. Looking for similar
+        payloads reads them all, before the write lock is taken, so that other writers do not wait for it.
         """
         policy = retention.checked_policy(policy)
         at = time.time() if now is None else check_time("now", now)
@@ -236,8 +243,8 @@ class EpisodicMemory(MemoryDrawer):
         ----------
         replayed : Batch or ids
             An id given twice counts as two replays; its last loss stays.
-        loss : array of n, or one number
-            Finite and >= 0.
+        loss : array or tensor of n, or one number
+            Finite and >= 0. A tensor is detached.
         step : int, optional
             The trainer's step, for the history.
         on_invalid : "raise" or "skip"
@@ -247,8 +254,8 @@ class EpisodicMemory(MemoryDrawer):
         drawn = replayed if isinstance(replayed, Batch) else None
         ids = check_ids(replayed) if drawn is None else drawn.ids
         losses = as_losses(loss, len(ids))
-        if on_invalid not in ("raise", "skip"):
-            raise InvalidValue(f"on_invalid must be 'raise' or 'skip', got {on_invalid!r}")
+        if not isinstance(on_invalid, str) or on_invalid not in ("raise", "skip"):
+            raise InvalidValue(f"on_invalid must be 'raise' or 'skip', got {shown(on_invalid)}")
         if on_invalid == "raise":
             refuse_invalid(losses, ids.tolist())
         valid = ~invalid_losses(losses)
@@ -290,16 +297,36 @@ class EpisodicMemory(MemoryDrawer):
         return self._session.database.transaction_depth
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Store a trainer's state (nested dicts and lists of arrays, numbers, str, bytes) with the generator's.
+        """Store a trainer's state with the generator's.
 
         Replaces the checkpoint of the same name; atomic and durable like every write. Inside ``transaction()`` it
         commits together with the episodes and losses it belongs to.
+
+        Parameters
+        ----------
+        name : str
+        state : dict
+            Nested dicts (OrderedDict and Counter too; keys are str, int, float, bool, None or tuples of them), lists
+            and tuples of arrays, tensors, numbers, str, bytes and None: ``{"net": net.state_dict(), "optimizer":
+            optimizer.state_dict(), "rng": torch.get_rng_state()}``. Each comes back as the type it had. Of two tensors
+            that share their storage (tied weights) each comes back with storage of its own.
+
+        Raises
+        ------
+        PayloadError
+            For anything else, naming its place; nothing was written.
         """
         check_name("checkpoint", name)
-        self._session.draw(lambda s, rng: checkpoint.save(s, name, state, rng, time.time()), write=True)
+        packed = list(pack(state))  # before the lock is taken, so that other writers do not wait for it
+        del state
+        with held_until_done(packed):
+            self._session.draw(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()), write=True)
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
         """The stored state; the generator goes on where it was then.
+
+        Tensors come back on the CPU, without a graph; where PyTorch is not installed, as arrays (a bfloat16 as the
+        float32 of the same values).
 
         Raises
         ------

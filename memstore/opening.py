@@ -20,9 +20,9 @@ from memstore.config import (
     Durability,
     Settings,
     check_durability,
-    check_float,
     check_int,
     check_name,
+    check_seconds,
 )
 from memstore.database import Database
 from memstore.errors import ConfigError
@@ -31,6 +31,7 @@ from memstore.limiter import SamplesPerInsert, set_limiter
 from memstore.maintenance import drop_buffer, fix_signature, new_settings
 from memstore.memory import EpisodicMemory
 from memstore.session import Session
+from memstore.shown import listed, shown
 from memstore.snapshot import State
 from memstore.strategies import Strategy, as_strategy, strategy_from_json
 from memstore.types import EvictionPolicy
@@ -131,7 +132,7 @@ def open(
     database = Database(
         parse_url(target),
         durability=check_durability(durability),
-        busy_timeout=check_float("busy_timeout", busy_timeout),
+        busy_timeout=check_seconds("busy_timeout", busy_timeout),
     )
     try:
         ensure_schema(database, create=create)
@@ -227,8 +228,8 @@ def _find_or_create(
         if existing is not None:
             return existing, True
         if not create:
-            names = ", ".join(map(repr, buffer_names(conn))) or "none"
-            raise ConfigError(f"{database.backend.describe()} holds no buffer {name!r} (there are: {names})")
+            names = listed(buffer_names(conn), 5)
+            raise ConfigError(f"{database.backend.describe()} holds no buffer {shown(name)} (there are: {names})")
         number = create_buffer(conn, name, settings, signature, time.time(), __version__)
         set_limiter(conn, number, settings, added=0)
         return number, False
@@ -257,8 +258,8 @@ def _compare(name: str, settings: Settings, state: State, wanted: set[str], sign
     stored_fields, given_fields = Signature.from_json(state.signature), Signature.from_json(signature)
     if set(stored_fields.fields) != set(given_fields.fields):
         raise ConfigError(
-            f"buffer {name!r} stores payloads of {stored_fields.describe()}, and open() was given "
-            f"{given_fields.describe()}; a signature is fixed: start another buffer with buffer='...'"
+            f"buffer {name!r:.60} stores payloads of {stored_fields.described(3)}, and open() was given "
+            f"{given_fields.described(3)}; a signature is fixed: start another buffer with buffer='...'"
         )
 
 

@@ -15,10 +15,11 @@ from memstore.check import check
 from memstore.codec import Signature
 from memstore.config import check_name
 from memstore.errors import InvalidValue
-from memstore.inputs import check_count, check_ids, check_time
+from memstore.inputs import check_count, check_ids
 from memstore.session import Session
 from memstore.snapshot import Snapshot
 from memstore.strategies import Strategy, strategy_from_json
+from memstore.times import check_time
 from memstore.types import CheckReport, Episode, Match, ReplayMetadata, ReplayStats
 
 

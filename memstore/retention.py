@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from memstore.codec import Signature
-from memstore.config import check_float, check_int
+from memstore.config import check_float, check_int, check_seconds
 from memstore.episodes import remove
 from memstore.errors import ConfigError
 from memstore.events import Group
 from memstore.schema import episode
+from memstore.shown import shown
 from memstore.similar import near_identical
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Floats, Ints
@@ -28,13 +29,13 @@ TOLERANCE = 1e-3
 def checked_policy(policy: RetentionPolicy) -> RetentionPolicy:
     """Return the policy with its tolerance as a number or None; refuse limits and weights that make no sense."""
     if not isinstance(policy, RetentionPolicy):
-        raise ConfigError(f"consolidate takes a RetentionPolicy, got {policy!r}")
+        raise ConfigError(f"consolidate takes a RetentionPolicy, got {shown(policy)}")
     if policy.max_age is not None:
-        check_float("max_age", policy.max_age)
+        policy = replace(policy, max_age=check_seconds("max_age", policy.max_age))
     if policy.max_episodes is not None:
         check_int("max_episodes", policy.max_episodes, minimum=0)
     if policy.min_importance is not None and check_float("min_importance", policy.min_importance) > 1:
-        raise ConfigError(f"min_importance must be in [0, 1], got {policy.min_importance}")
+        raise ConfigError(f"min_importance must be in [0, 1], got {shown(policy.min_importance)}")
     if policy.half_life is not None:
         check_float("half_life", policy.half_life, exclusive=True)
     weights = [check_float(name, getattr(policy, name)) for name in ("hardness", "recency", "use")]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any, TypeVar
 
-from memstore.config import check_float
+from memstore.config import check_seconds
 from memstore.errors import ConfigError, WaitTimeout
 from memstore.printable import visible
 from memstore.session import Session
@@ -63,9 +63,9 @@ def wait_until(session: Session, attempt: Callable[[], T | None], timeout: float
 
 def check_timeout(value: Any) -> float:
     """Seconds to wait; None is for as long as it takes."""
-    if value is None or value == math.inf:
+    if value is None or (isinstance(value, float) and value == math.inf):
         return math.inf
     try:
-        return check_float("timeout", value)
+        return check_seconds("timeout", value)
     except ConfigError as exc:
         raise ConfigError(f"{exc} (seconds; None waits for as long as it takes)") from None

@@ -33,6 +33,9 @@ MINIMUM_VERSION = 130000
 STATEMENT_BYTES = 64 * 2**20
 """Blobs in one statement; a message may hold 1 GiB, and both sides keep it in memory."""
 
+LARGE = 16 * 2**20
+"""Bytes from which it is worth a new connection (5 ms) to have the old one's buffers freed."""
+
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _SETTINGS = "SELECT set_config('synchronous_commit', %s, true), set_config('lock_timeout', %s, true)"
@@ -115,6 +118,8 @@ class PostgresBackend(PostgresExpressions, Backend):
     def commit(self, conn: Connection) -> None:
         conn.commit()
         self._leave_pipeline(conn)
+        if conn.info.get(_SWOLLEN):
+            conn.invalidate()
 
     def rollback(self, conn: Connection) -> None:
         with suppress(psycopg.Error):  # of statements that are given up
@@ -214,7 +219,10 @@ class PostgresBackend(PostgresExpressions, Backend):
         self, conn: Connection, table: Table, columns: Sequence[str], buffer_id: int, key: str, texts: Sequence[str]
     ) -> list[tuple[Any, ...]]:
         sql = _select_sql(table.name, tuple(columns), key, TEXT.sql) + " AND t.buffer_id = %s"
-        return _send(conn, sql, (encode(TEXT, texts), buffer_id)).fetchall()
+        rows = _send(conn, sql, (encode(TEXT, texts), buffer_id)).fetchall()
+        if any(isinstance(value, bytes) and len(value) > LARGE for row in rows for value in row):
+            conn.info[_SWOLLEN] = True
+        return rows
 
     def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
         if not len(strata):
@@ -290,6 +298,10 @@ class PostgresBackend(PostgresExpressions, Backend):
         return old_readers.of_server(rows)
 
 
+_SWOLLEN = "memstore_swollen"
+"""A connection that is closed after its transaction: libpq's buffers grow with what passes, and never shrink."""
+
+
 class _Connection(psycopg.Connection[Any]):
     """A connection that commits inside a pipeline.
 
@@ -318,6 +330,8 @@ def _driver(conn: Connection) -> psycopg.Connection[Any]:
 def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
     """Send a statement; after ``begin`` its result is awaited where it is fetched, by ``settle`` or by the commit."""
     driver = _driver(conn)
+    if any(isinstance(value, Array) and len(value.data) > LARGE for value in values):
+        conn.info[_SWOLLEN] = True
     cursor = psycopg.Cursor(driver).execute(sql, values or None, binary=True)
     _flush(driver)
     return cursor

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
 
 from memstore.errors import InvalidValue
+from memstore.foreign import number as number_in
+from memstore.shown import shown
+from memstore.times import check_time
 
 if TYPE_CHECKING:
     from memstore.columns.columns import Column
@@ -132,7 +134,7 @@ def _grouped(condition: Condition) -> str:
 
 def _joined(kind: type[AllOf] | type[AnyOf], one: Condition, other: object) -> Condition:
     if not isinstance(other, Condition):
-        raise InvalidValue(f"conditions combine with conditions, got {other!r:.80}; are there brackets around each?")
+        raise InvalidValue(f"conditions combine with conditions, got {shown(other)}; are there brackets around each?")
     parts = (part.conditions if isinstance(part, kind) else (part,) for part in (one, other))
     joined = kind(tuple(condition for part in parts for condition in part))
     if depth(joined) > MAX_DEPTH:
@@ -178,20 +180,18 @@ def constant_of(where: str, kind: Kind, value: object, *, is_time: bool = False)
     InvalidValue
         When it is of another kind, not finite, or no text that a database stores.
     """
-    if is_time and isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise InvalidValue(f"{where}: {value!r} has no time zone; use datetime.now(timezone.utc) or seconds")
-        return value.timestamp()
+    if is_time:
+        return check_time(where, value)
     if kind == "text":
         return text_constant(where, value)
     plain = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.shape == () else value
     if kind == "flag":
         if isinstance(plain, bool):
             return plain
-        raise InvalidValue(f"{where} is true or false, got {_shown(value)}")
-    if isinstance(plain, bool) or not isinstance(plain, (int, float)):
-        raise InvalidValue(f"{where} is a number, got {_shown(value)}")
-    number: int | float = plain
+        raise InvalidValue(f"{where} is true or false, got {shown(value)}")
+    number = number_in(plain)
+    if number is None:
+        raise InvalidValue(f"{where} is a number, got {shown(value)}")
     if isinstance(number, float) and not math.isfinite(number):
         raise InvalidValue(f"{where} must be compared with a finite number, got {number!r}")
     if isinstance(number, int) and not -MAX_INT <= number <= MAX_INT:
@@ -202,15 +202,11 @@ def constant_of(where: str, kind: Kind, value: object, *, is_time: bool = False)
 def text_constant(where: str, value: object) -> str:
     """The value as a text that both databases take."""
     if not isinstance(value, str):
-        raise InvalidValue(f"{where} is a text, got {_shown(value)}")
+        raise InvalidValue(f"{where} is a text, got {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidValue(f"{where}: {value!r:.80} holds a lone surrogate, which is no text") from None
+        raise InvalidValue(f"{where}: {shown(value)} holds a lone surrogate, which is no text") from None
     if "\0" in value:
-        raise InvalidValue(f"{where}: a text holds no NUL character, got {value!r:.80}")
+        raise InvalidValue(f"{where}: a text holds no NUL character, got {shown(value)}")
     return str(value)
-
-
-def _shown(value: object) -> str:
-    return f"{value!r:.80} ({type(value).__name__})"

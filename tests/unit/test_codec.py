@@ -381,9 +381,9 @@ def refuse(payload: Any, *parts: str, signature: Signature = SIMPLE) -> None:
 
 
 def test_missing_and_unknown_fields_are_named() -> None:
-    refuse({"x": np.zeros(3, "f4")}, "missing: ['obs/s']", "x float32[3], obs/s str")
-    refuse({"x": np.zeros(3, "f4"), "obs": {"s": "", "t": 1}}, "unknown: ['obs/t']", "exactly")
-    refuse({"x": np.zeros(3, "f4"), "obs": "s"}, "missing: ['obs/s'], unknown: ['obs']")
+    refuse({"x": np.zeros(3, "f4")}, "missing: 'obs/s'", "x float32[3], obs/s str")
+    refuse({"x": np.zeros(3, "f4"), "obs": {"s": "", "t": 1}}, "unknown: 'obs/t'", "exactly")
+    refuse({"x": np.zeros(3, "f4"), "obs": "s"}, "missing: 'obs/s', unknown: 'obs'")
 
 
 def test_wrong_dtype_and_shape_say_what_to_do() -> None:

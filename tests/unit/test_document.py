@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -117,7 +118,11 @@ Pair = namedtuple("Pair", "a b")
         (np.ma.masked_array([1], [True]), "masked"),
         ({1, 2}, "type set"),
         (1j, "type complex"),
-        (OrderedDict(a=1), "type OrderedDict"),
+        (torch.ones(2).to_sparse(), "a sparse tensor cannot be stored; write .to_dense()"),
+        (torch.ones(2, device="meta"), "a meta tensor"),
+        (torch.ones(2).to(torch.float8_e4m3fn), "float8_e4m3fn cannot be stored; write .float()"),
+        (torch.float32, "type dtype"),
+        (torch.Size([1]), "write tuple(...)"),
         (defaultdict(int), "type defaultdict"),
         (Pair(1, 2), "type Pair"),
         (print, "type builtin_function_or_method"),
@@ -132,8 +137,8 @@ def test_what_cannot_be_stored_is_named(value: Any, part: str) -> None:
 
 
 def test_keys() -> None:
-    with pytest.raises(PayloadError, match=r"model\.opt has the key 0 \(int\); keys of a state are str"):
-        pack({"model": {"opt": {0: 1}}})
+    with pytest.raises(PayloadError, match=r"model\.opt has the key b'a' \(bytes\); keys of a state are str"):
+        pack({"model": {"opt": {b"a": 1}}})
     with pytest.raises(PayloadError, match="lone surrogate"):
         pack({"\udfff": 1})
     with pytest.raises(PayloadError, match="a state must be a dict"):
@@ -152,7 +157,7 @@ def test_self_containing_states() -> None:
 def test_version() -> None:
     document, data = pack({"a": 1})
     with pytest.raises(SchemaTooNew, match="upgrade memstore"):
-        unpack(document.replace('"document":1', '"document":2'), data)
+        unpack(document.replace('"document":1', '"document":3'), data)
     for version in ("0", "-1", "1.0", "true", '"1"', "null"):
         with pytest.raises(StoreCorrupt):
             unpack(document.replace('"document":1', f'"document":{version}'), data)
