@@ -39,7 +39,7 @@ def check(snapshot: Snapshot) -> CheckReport:
     episodes = 0
     try:
         problems += snapshot.backend.integrity(snapshot.conn)
-        examination = _Examination(snapshot, snapshot.scan())
+        examination = _Examination(snapshot, snapshot.unverified())
         episodes = len(examination.rows)
         problems += examination.problems()
     except Exception as exc:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import delete, insert, select
 
+from memstore import checksums
 from memstore.backends import UNAWAITED
 from memstore.document import pack, unpack
 from memstore.errors import CheckpointNotFound, StoreCorrupt
@@ -23,18 +24,22 @@ def save(snapshot: Snapshot, name: str, state: Mapping[str, Any], rng: np.random
     document, data = pack(state)
     generator, _ = pack(rng.bit_generator.state)
     own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
+    facts = {
+        "buffer_id": snapshot.state.buffer_id,
+        "name": name,
+        "created_at": now,
+        "revision": snapshot.state.counters.revision,
+        "inserted": snapshot.state.counters.inserted,
+    }
     snapshot.conn.execute(delete(checkpoint).where(*own), execution_options={UNAWAITED: True})
     snapshot.conn.execute(
         insert(checkpoint).values(
-            buffer_id=snapshot.state.buffer_id,
-            name=name,
+            **facts,
             document=document,
             data=data,
             crc32=_crc(document, data, generator),
             rng=generator,
-            created_at=now,
-            revision=snapshot.state.counters.revision,
-            inserted=snapshot.state.counters.inserted,
+            checksum=checksums.of_row(*facts.values()),
         ),
         execution_options={UNAWAITED: True},
     )

@@ -28,6 +28,7 @@ from memstore.errors import (
     TransactionDead,
 )
 from memstore.failures import dead, error_for
+from memstore.stored import guarded
 
 T = TypeVar("T")
 
@@ -93,6 +94,7 @@ class Database:
 
         ``work`` runs again, in a new snapshot, where the database or the connection gave the first one up.
         """
+        work = guarded(work, self.backend.describe)
         transaction = self._current()
         if transaction is not None:
             return self._inside(transaction, lambda conn: self._settled(conn, work))
@@ -104,6 +106,7 @@ class Database:
         ``work`` runs again where the database rolled it back for the sake of another transaction, or the connection
         broke before the commit was sent. Afterwards nobody knows: ``ConnectionLost`` with ``outcome_unknown``.
         """
+        work = guarded(work, self.backend.describe)
         transaction = self._current()
         if transaction is not None:
             return self._inside(transaction, lambda conn: self._in_savepoint(transaction, work))

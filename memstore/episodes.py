@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import func, select
 
+from memstore import checksums, stored
 from memstore.cache import PayloadCache
 from memstore.codec import Signature, checksum
 from memstore.errors import EpisodeNotFound, InvalidValue, StoreCorrupt
@@ -95,7 +95,9 @@ def known_keys(snapshot: Snapshot, keys: Iterable[str | None]) -> dict[str, int]
         return {}
     columns = ("key", "episode_id")
     rows = snapshot.backend.select_texts(snapshot.conn, episode_key, columns, snapshot.state.buffer_id, "key", wanted)
-    return dict(rows)
+    what = f"table {episode_key.name}"
+    low, high = id_range(snapshot.state.buffer_id)
+    return {key: stored.whole(number, f"{what}: the id of {key!r:.40}", low, high) for key, number in rows}
 
 
 def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tuple[dict[int, bytes], Ints]:
@@ -124,14 +126,17 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
     ids = newcomers.ids.tolist()
     buffer_ids = [state.buffer_id] * len(ids)
     groups, keys = order_keys(snapshot, newcomers)
+    domains = newcomers.domains + first_id(state.buffer_id)
+    texts = [(key, extra, *tags) for key, extra, tags in zip(offer.keys, offer.extras, offer.tags, strict=True)]
     described = {
         "id": ids,
         "buffer_id": buffer_ids,
-        "domain_id": (newcomers.domains + first_id(state.buffer_id)).tolist(),
+        "domain_id": domains.tolist(),
         "timestamp": offer.timestamps,
         "level": offer.levels,
         "key": offer.keys,
         "extra": offer.extras,
+        "checksum": checksums.of_facts(newcomers.ids, domains, offer.timestamps, offer.levels, texts).tolist(),
     }
     stored = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
     losses = [None if loss != loss else loss for loss in offer.loss.tolist()]
@@ -192,6 +197,7 @@ def _store_keys(snapshot: Snapshot, keys: list[str | None], ids: Ints) -> None:
             "buffer_id": [snapshot.state.buffer_id] * len(named),
             "key": [key for key, _ in named],
             "episode_id": [episode_id for _, episode_id in named],
+            "checksum": [checksums.of_row(*pair) for pair in named],
         }
         snapshot.backend.insert(snapshot.conn, episode_key, columns)
 
@@ -215,13 +221,11 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
 
     Raises
     ------
-    EpisodeNotFound
-        When an id has no payload; the first such id is named.
     StoreCorrupt
-        When a payload's checksum does not match.
+        When one of these live episodes has no payload, or one that does not match its checksum.
     """
     found = cache.get(ids)
-    missing = [i for i in ids if i not in found]
+    missing = [i for i in dict.fromkeys(ids) if i not in found]
     if missing:
         columns = ("episode_id", "crc32", "data")
         rows = snapshot.backend.select(snapshot.conn, payload, columns, "episode_id", sorted(missing))
@@ -235,7 +239,8 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
     try:
         return [found[i] for i in ids]
     except KeyError as exc:
-        raise EpisodeNotFound(f"no live episode has the id {exc.args[0]}") from None
+        number = exc.args[0]
+        raise stored.damaged(f"episode {number}", "has no payload, though it is live", episode_id=number) from None
 
 
 def _damaged(episode_id: int) -> StoreCorrupt:
@@ -256,7 +261,7 @@ def read(snapshot: Snapshot, ids: list[int], signature: Signature, cache: Payloa
     """
     conn, backend = snapshot.conn, snapshot.backend
     distinct = list(dict.fromkeys(ids))
-    columns = ("id", "timestamp", "level", "key", "extra")
+    columns = ("id", "timestamp", "level", "key", "extra", "domain_id", "checksum")
     facts = {row[0]: row for row in backend.select(conn, episode, columns, "id", distinct)}
     tags: dict[int, list[tuple[int, str]]] = {}
     for episode_id, ordinal, tag in backend.select(
@@ -264,10 +269,11 @@ def read(snapshot: Snapshot, ids: list[int], signature: Signature, cache: Payloa
     ):
         tags.setdefault(episode_id, []).append((ordinal, tag))
     replayed = read_metadata(snapshot, distinct)
+    _verify(snapshot, facts, tags)
     blobs = dict(zip(distinct, read_blobs(snapshot, distinct, cache, keep=keep), strict=True))
 
     def whole(episode_id: int) -> Episode:
-        _, timestamp, level, key, extra = facts[episode_id]
+        _, timestamp, level, key, extra, *_ = facts[episode_id]
         return Episode(
             id=episode_id,
             payload=signature.decode_one(blobs[episode_id]),
@@ -276,11 +282,39 @@ def read(snapshot: Snapshot, ids: list[int], signature: Signature, cache: Payloa
             level=level,
             tags=tuple(tag for _, tag in sorted(tags.get(episode_id, ()))),
             key=key,
-            extra=None if extra is None else json.loads(extra),
+            extra=None
+            if extra is None
+            else stored.parsed(extra, f"episode {episode_id}: its extra", episode_id=episode_id),
             metadata=replayed[episode_id],
         )
 
     return [whole(i) for i in ids]
+
+
+def _verify(snapshot: Snapshot, facts: dict[int, tuple[Any, ...]], tags: dict[int, list[tuple[int, str]]]) -> None:
+    """Compare facts, as ``read`` takes them, with their checksums."""
+    rows = [row for row in facts.values() if row[-1] is not None]
+    wrong = unlike(rows, {number: [tag for _, tag in sorted(found)] for number, found in tags.items()})
+    if wrong:
+        raise stored.damaged(
+            f"episode {wrong[0]}", "does not match the checksum of its facts", episode_id=int(wrong[0])
+        )
+
+
+def unlike(rows: Sequence[tuple[Any, ...]], tags: Mapping[int, Sequence[str]]) -> list[int]:
+    """Ids of the rows (id, timestamp, level, key, extra, domain, checksum) that differ from their checksums."""
+    if not rows:
+        return []
+    ids, times, levels, keys, extras, domains, sums = zip(*rows, strict=True)
+    what = f"table {episode.name}"
+    for texts in (keys, extras):
+        if not set(map(type, texts)) <= {str, type(None)}:
+            raise stored.damaged(what, "holds what is no text")
+    numbers, when = stored.wholes(ids, what), stored.reals(times, what, nullable=False)
+    level = stored.wholes(levels, what, unknown=checksums.NO_LEVEL).tolist()
+    named = [(key, extra, *tags.get(i, ())) for i, key, extra in zip(ids, keys, extras, strict=True)]
+    computed = checksums.of_facts(numbers, stored.wholes(domains, what), when.tolist(), level, named)
+    return [int(i) for i in numbers[computed != stored.wholes(sums, what)]]
 
 
 def read_metadata(snapshot: Snapshot, ids: list[int]) -> dict[int, ReplayMetadata]:
@@ -298,9 +332,18 @@ def read_metadata(snapshot: Snapshot, ids: list[int]) -> dict[int, ReplayMetadat
     columns = ("episode_id", "loss", "replay_count", "last_replayed_at")
     found: dict[int, ReplayMetadata] = {}
     for episode_id, loss, count, last in backend.select(conn, replay_metadata, columns, "episode_id", own):
+        if episode_id not in facts:
+            raise stored.damaged(f"episode {episode_id}", "has no row in table episode", episode_id=episode_id)
         domain_id, timestamp = facts[episode_id]
-        name = state.domain_names[domain_id - first_id(state.buffer_id) - 1]
-        found[episode_id] = ReplayMetadata(episode_id, loss, name, timestamp, count, last)
+        what = f"episode {episode_id}: its"
+        stored.real(timestamp, f"{what} timestamp")
+        stored.whole(count, f"{what} replay count")
+        for value, name in ((loss, "loss"), (last, "last replay")):
+            if value is not None:
+                stored.real(value, f"{what} {name}", 0.0 if name == "loss" else -math.inf)
+        found[episode_id] = ReplayMetadata(
+            episode_id, loss, state.domain_name(domain_id, episode_id), timestamp, count, last
+        )
     for episode_id in ids:
         if episode_id not in found:
             raise EpisodeNotFound(f"no live episode has the id {episode_id}: never added, evicted or deleted")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from memstore import stored
 from memstore.config import check_float, check_name
 from memstore.draws import draw
 from memstore.errors import ConfigError
@@ -378,7 +379,7 @@ def as_strategy(value: Strategy | str) -> Strategy:
 
 def strategy_from_json(text: str) -> Strategy:
     """Inverse of ``Strategy.to_json``."""
-    return _from_dict(json.loads(text))
+    return stored.built("the buffer's strategy", text, _from_dict)
 
 
 def _from_dict(document: dict[str, Any]) -> Strategy:

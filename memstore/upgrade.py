@@ -20,7 +20,7 @@ from memstore.database import Database
 from memstore.schema import VERSION_TABLE, metadata
 from memstore.version import __version__
 
-REVISIONS: tuple[str, ...] = ("0001", "0002", "0003")
+REVISIONS: tuple[str, ...] = ("0001", "0002", "0003", "0004")
 HEAD = REVISIONS[-1]
 """The revision that this version works with."""
 

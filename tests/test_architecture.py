@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "memstore"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "version"),
-    ("answers", "cache", "columns", "config", "fields", "schema"),
+    ("answers", "cache", "checksums", "columns", "config", "fields", "schema", "stored"),
     ("codec", "document", "newfile", "results"),
     ("backends",),
     ("failures",),
