@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from memstore.codec import Signature, checksum
 from memstore.errors import EpisodeNotFound, InvalidValue, StoreCorrupt
 from memstore.events import Group, depart
 from memstore.eviction import Newcomers, order_keys, plan
+from memstore.facts import COLUMNS as FACTS
+from memstore.facts import verify
 from memstore.schema import episode, episode_key, episode_tag, first_id, id_range, payload, replay_metadata
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Ints, bucket_of, write_positions
@@ -261,15 +263,15 @@ def read(snapshot: Snapshot, ids: list[int], signature: Signature, cache: Payloa
     """
     conn, backend = snapshot.conn, snapshot.backend
     distinct = list(dict.fromkeys(ids))
-    columns = ("id", "timestamp", "level", "key", "extra", "domain_id", "checksum")
-    facts = {row[0]: row for row in backend.select(conn, episode, columns, "id", distinct)}
+    facts = {row[0]: row for row in backend.select(conn, episode, FACTS, "id", distinct)}
     tags: dict[int, list[tuple[int, str]]] = {}
     for episode_id, ordinal, tag in backend.select(
         conn, episode_tag, ("episode_id", "ordinal", "tag"), "episode_id", distinct
     ):
         tags.setdefault(episode_id, []).append((ordinal, tag))
     replayed = read_metadata(snapshot, distinct)
-    _verify(snapshot, facts, tags)
+    labels = {number: [tag for _, tag in sorted(named)] for number, named in tags.items()}
+    verify(list(facts.values()), labels)
     blobs = dict(zip(distinct, read_blobs(snapshot, distinct, cache, keep=keep), strict=True))
 
     def whole(episode_id: int) -> Episode:
@@ -280,41 +282,13 @@ def read(snapshot: Snapshot, ids: list[int], signature: Signature, cache: Payloa
             domain=replayed[episode_id].domain,
             timestamp=timestamp,
             level=level,
-            tags=tuple(tag for _, tag in sorted(tags.get(episode_id, ()))),
+            tags=tuple(labels.get(episode_id, ())),
             key=key,
-            extra=None
-            if extra is None
-            else stored.parsed(extra, f"episode {episode_id}: its extra", episode_id=episode_id),
+            extra=None if extra is None else stored.extra(extra, episode_id),
             metadata=replayed[episode_id],
         )
 
     return [whole(i) for i in ids]
-
-
-def _verify(snapshot: Snapshot, facts: dict[int, tuple[Any, ...]], tags: dict[int, list[tuple[int, str]]]) -> None:
-    """Compare facts, as ``read`` takes them, with their checksums."""
-    rows = [row for row in facts.values() if row[-1] is not None]
-    wrong = unlike(rows, {number: [tag for _, tag in sorted(found)] for number, found in tags.items()})
-    if wrong:
-        raise stored.damaged(
-            f"episode {wrong[0]}", "does not match the checksum of its facts", episode_id=int(wrong[0])
-        )
-
-
-def unlike(rows: Sequence[tuple[Any, ...]], tags: Mapping[int, Sequence[str]]) -> list[int]:
-    """Ids of the rows (id, timestamp, level, key, extra, domain, checksum) that differ from their checksums."""
-    if not rows:
-        return []
-    ids, times, levels, keys, extras, domains, sums = zip(*rows, strict=True)
-    what = f"table {episode.name}"
-    for texts in (keys, extras):
-        if not set(map(type, texts)) <= {str, type(None)}:
-            raise stored.damaged(what, "holds what is no text")
-    numbers, when = stored.wholes(ids, what), stored.reals(times, what, nullable=False)
-    level = stored.wholes(levels, what, unknown=checksums.NO_LEVEL).tolist()
-    named = [(key, extra, *tags.get(i, ())) for i, key, extra in zip(ids, keys, extras, strict=True)]
-    computed = checksums.of_facts(numbers, stored.wholes(domains, what), when.tolist(), level, named)
-    return [int(i) for i in numbers[computed != stored.wholes(sums, what)]]
 
 
 def read_metadata(snapshot: Snapshot, ids: list[int]) -> dict[int, ReplayMetadata]:

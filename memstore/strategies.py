@@ -364,10 +364,7 @@ _BY_NAME: dict[str, type[Strategy]] = {
 def as_strategy(value: Strategy | str) -> Strategy:
     """A strategy from itself, its name, or its ``ReplayStrategy`` member.
 
-    Raises
-    ------
-    ConfigError
-        For an unknown name; nothing falls back silently.
+    ``ConfigError`` for an unknown name; nothing falls back silently.
     """
     if isinstance(value, Strategy):
         return value

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "memstore"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "version"),
     ("answers", "cache", "checksums", "columns", "config", "fields", "schema", "stored"),
-    ("codec", "document", "newfile", "results"),
+    ("codec", "document", "facts", "newfile", "results"),
     ("backends",),
     ("failures",),
     ("database",),
