@@ -97,6 +97,11 @@ def change_settings(conn: Connection, number: int, **values: Any) -> None:
     conn.execute(update(buffer).where(own).values(checksum=checksums.of_row(*stored)))
 
 
+def counters_columns() -> tuple[str, ...]:
+    """Names of the columns that ``Counters`` holds, in its order."""
+    return _COUNTER_NAMES
+
+
 def counters_checksum(counters: Counters) -> int:
     """What stands beside these counters."""
     return checksums.of_row(*(getattr(counters, name) for name in _COUNTER_NAMES))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, select
 from memstore import checksums
 from memstore.backends import UNAWAITED
 from memstore.document import pack, unpack
-from memstore.errors import CheckpointNotFound, StoreCorrupt
+from memstore.errors import CheckpointNotFound, SchemaTooNew, StoreCorrupt
 from memstore.schema import checkpoint
 from memstore.snapshot import Snapshot
 
@@ -63,6 +63,22 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
     if _crc(row.document, row.data, row.rng) != row.crc32:
         raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; restore a backup or save it anew")
     return unpack(row.document, row.data), unpack(row.rng, b"")
+
+
+def examine(snapshot: Snapshot) -> Iterator[tuple[str | None, bool]]:
+    """What is wrong with each checkpoint, None for nothing, and whether all of its row has a checksum."""
+    for name in names(snapshot):
+        facts = (_c.buffer_id, _c.name, _c.created_at, _c.revision, _c.inserted)
+        own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
+        row = snapshot.conn.execute(select(*facts, _c.checksum).where(*own)).one()
+        finding = None
+        if row.checksum not in (None, checksums.of_row(*row[:-1])):
+            finding = f"the time or the counters of checkpoint {name!r} do not match their checksum"
+        try:
+            load(snapshot, name)
+        except (StoreCorrupt, SchemaTooNew) as exc:
+            finding = str(exc)
+        yield finding, row.checksum is not None
 
 
 def names(snapshot: Snapshot) -> list[str]:

@@ -213,6 +213,10 @@ class Backend(Expressions):
     def missing(self, conn: Connection) -> Iterable[str]:
         """What else differs from the schema: no answer is wrong for it, though slow, or wrong in other programs."""
 
+    def unchecked(self) -> Iterable[str]:
+        """What ``check`` leaves to others."""
+        return ()
+
     @abstractmethod
     def notes(self, conn: Connection) -> Iterable[str]:
         """What a user of this database software should know, though it is no damage."""

@@ -269,6 +269,9 @@ class PostgresBackend(PostgresExpressions, Backend):
     def missing(self, conn: Connection) -> Iterable[str]:
         return catalog.missing(*(_listed(conn, sql) for sql in (catalog.RELATIONS, catalog.INDEXES, catalog.ACTING)))
 
+    def unchecked(self) -> Iterable[str]:
+        return ("pages (pg_amcheck and data_checksums are the server's), and what the views are made of",)
+
     def notes(self, conn: Connection) -> Iterable[str]:
         risky = _send(
             conn,
