@@ -2,52 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Table, and_, func, or_, select, union_all
+from sqlalchemy import Table, func, or_, select
 
 from memstore.codec import Signature
 from memstore.episodes import all_payloads
-from memstore.errors import StoreCorrupt
+from memstore.errors import MemstoreError, StoreCorrupt
 from memstore.eviction import Newcomers, order_keys
+from memstore.recorded import Recorded
 from memstore.schema import (
     UNMEASURED,
     episode,
     episode_tag,
-    event_group,
     first_id,
     id_range,
     payload,
-    replay_event,
     replay_metadata,
 )
+from memstore.sealed import Seals, Unsealed, some
 from memstore.snapshot import Rows, Snapshot
+from memstore.stored import UNREADABLE
 from memstore.strata import Ints, Strata, bucket_of, log2_priority
+from memstore.strategies import strategy_from_json
 from memstore.types import CheckReport
+from memstore.upgrade import HEAD
+
+MOST_FINDINGS = 20
+"""Findings of one examination that are told."""
 
 SUM_TOLERANCE = 1e-6
 """Error allowed in a stored sum, per row: rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
 
 
 def check(snapshot: Snapshot) -> CheckReport:
-    """Examine the database's pages, then the buffer's strata, rows and payloads."""
+    """Examine the database's pages and definitions, then everything of the buffer."""
+    started = time.perf_counter()
+    backend, conn = snapshot.backend, snapshot.conn
     problems: list[str] = []
-    episodes = 0
-    try:
-        problems += snapshot.backend.integrity(snapshot.conn)
-        examination = _Examination(snapshot, snapshot.scan())
-        episodes = len(examination.rows)
-        problems += examination.problems()
-    except Exception as exc:
-        # Whatever a damaged file makes the driver raise is a finding, not a crash.
-        if not isinstance(exc, StoreCorrupt) and snapshot.backend.classify(exc) is None:
-            raise
-        problems.append(f"reading stopped: {exc}")
-    return CheckReport(episodes, tuple(problems), tuple(snapshot.backend.notes(snapshot.conn)))
+
+    def examine(part: Callable[[], Iterable[str]]) -> None:
+        try:
+            problems.extend(islice(part(), MOST_FINDINGS))
+        except (MemstoreError, *UNREADABLE) as exc:
+            problems.append(f"reading stopped: {exc} ({type(exc).__name__})")
+        except Exception as exc:
+            # Whatever a damaged file makes the driver raise is a finding, not a crash.
+            if backend.classify(exc) is None:
+                raise
+            problems.append(f"reading stopped: {exc}")
+
+    unsealed, found = Unsealed(), [Rows.none()]
+
+    def rows() -> Iterator[str]:
+        found[0] = snapshot.unverified()
+        yield from _Examination(snapshot, found[0]).problems()
+
+    for part in (backend.integrity, backend.foreign, partial(backend.altered, revision=HEAD), backend.missing):
+        examine(partial(part, conn))
+    examine(rows)
+    recorded = Recorded(snapshot, found[0], unsealed)
+    for examination in (*Seals(snapshot, unsealed).parts(), lambda: strategy_of(snapshot), recorded.findings):
+        examine(examination)
+    unchecked = [*backend.unchecked(), *unsealed.notes(), *_unknowable(recorded)]
+    notes = tuple(backend.notes(conn))
+    seconds = time.perf_counter() - started
+    return CheckReport(len(found[0]), tuple(dict.fromkeys(problems)), notes, seconds, tuple(unchecked))
+
+
+def strategy_of(snapshot: Snapshot) -> Iterator[str]:
+    """Nothing, where the stored strategy can be read."""
+    strategy_from_json(snapshot.settings.strategy)
+    yield from ()
+
+
+def _unknowable(recorded: Recorded) -> Iterator[str]:
+    if not recorded.is_whole:
+        yield "lowest losses, times of last replays and the tally: the history, not whole, cannot vouch for them"
+    if recorded.snapshot.settings.limiter is not None:
+        yield "the count of the limiter: draws change it without the lock"
 
 
 @dataclass(frozen=True)
@@ -60,7 +99,7 @@ class _Examination:
         strata = self.snapshot.state.strata
         outside = (self.rows.stratum < 0) | (self.rows.stratum >= len(strata))
         if outside.any():
-            yield f"{_some(self.rows.ids[outside])} stand in strata that do not exist"
+            yield f"{some(self.rows.ids[outside])} stand in strata that do not exist"
             return
         yield from self._standing()
         yield from self._positions()
@@ -68,7 +107,7 @@ class _Examination:
         yield from self._counters()
         yield from self._tables()
         yield from self._eviction_order()
-        yield from self._history()
+        yield from self._lowest()
         yield from self._payloads()
 
     @cached_property
@@ -93,7 +132,7 @@ class _Examination:
             ("have a priority above the bound of their stratum", above),
         ):
             if bad.any():
-                yield f"{_some(self.rows.ids[bad])} {what}"
+                yield f"{some(self.rows.ids[bad])} {what}"
         top = np.log2(self.snapshot.state.counters.top_priority)
         if sound.any() and log2_priority(loss[sound], epsilon, 1.0).max() > top + 1e-12:
             yield "the buffer's largest priority is below that of a live episode"
@@ -106,10 +145,10 @@ class _Examination:
         starts = np.cumsum(counts) - counts
         sparse = np.unique(stratum[position != np.arange(len(order)) - starts[stratum]])
         if len(sparse):
-            yield f"positions are not 0 .. count - 1 in strata {_some(strata.ids(sparse))}"
+            yield f"positions are not 0 .. count - 1 in strata {some(strata.ids(sparse))}"
         different = np.flatnonzero(counts != strata.count)
         if len(different):
-            yield f"the count is wrong in strata {_some(strata.ids(different))}"
+            yield f"the count is wrong in strata {some(strata.ids(different))}"
 
     def _sums(self) -> Iterator[str]:
         strata, settings = self.snapshot.state.strata, self.snapshot.settings
@@ -123,7 +162,7 @@ class _Examination:
         ):
             off = np.flatnonzero(~(np.abs(stored - computed) <= SUM_TOLERANCE * np.maximum(strata.count, 1)))
             if len(off):
-                yield f"the {what} sum is wrong in strata {_some(strata.ids(off))}"
+                yield f"the {what} sum is wrong in strata {some(strata.ids(off))}"
 
     def _counters(self) -> Iterator[str]:
         state, rows = self.snapshot.state, self.rows
@@ -142,15 +181,15 @@ class _Examination:
         for table, key in ((episode, "id"), (payload, "episode_id"), (episode_tag, "episode_id")):
             found = self._column(table, key, key)
             if table is not episode_tag and len(absent := np.setdiff1d(ids, found)):
-                yield f"{_some(absent)} have no row in table {table.name}"
+                yield f"{some(absent)} have no row in table {table.name}"
             if len(orphans := np.setdiff1d(found, ids)):
-                yield f"{_some(orphans)} are orphans in table {table.name}"
+                yield f"{some(orphans)} are orphans in table {table.name}"
         in_episode = np.isin(ids, self._column(episode, "id", "id"))
         domain_ids = self._column(episode, "id", "domain_id")
         if in_episode.all() and len(domain_ids) == len(ids):
             other = domain_ids - first_id(self.snapshot.state.buffer_id) != self._domain
             if other.any():
-                yield f"{_some(ids[other])} stand in a stratum of another domain"
+                yield f"{some(ids[other])} stand in a stratum of another domain"
         strangers = select(func.count()).where(
             self.snapshot.own, replay_metadata.c.buffer_id != self.snapshot.state.buffer_id
         )
@@ -170,30 +209,13 @@ class _Examination:
         pairs = zip(zip(*expected, strict=True), stored, strict=True)
         wrong = np.array([should != tuple(row) for should, row in pairs], np.bool_)
         if wrong.any():
-            yield f"{_some(self.rows.ids[wrong])} have the wrong place in the order of eviction"
+            yield f"{some(self.rows.ids[wrong])} have the wrong place in the order of eviction"
 
-    def _history(self) -> Iterator[str]:
-        m, v, g = replay_metadata.c, replay_event.c, event_group.c
-        conn, state = self.snapshot.conn, self.snapshot.state
+    def _lowest(self) -> Iterator[str]:
+        m = replay_metadata.c
         wrong = or_(m.lowest_loss > m.loss, m.loss.is_(None) != m.lowest_loss.is_(None))
-        if ids := list(conn.scalars(select(m.episode_id).where(self.snapshot.own, wrong))):
-            yield f"{_some(ids)} have a smallest loss that cannot be"
-        low, high = id_range(state.buffer_id)
-        end = low + state.counters.recorded
-        oldest, newest = conn.execute(select(func.min(v.id), func.max(v.id)).where(v.id.between(low, high))).one()
-        if newest is not None and newest >= end:
-            yield f"event {newest} is newer than the buffer's counter of events, {state.counters.recorded}"
-        never = and_(v.id.is_(None), m.last_event_id >= (end if oldest is None else oldest))  # older ones were pruned
-        last = replay_metadata.outerjoin(replay_event, v.id == m.last_event_id)
-        wrong = or_(v.episode_id != m.episode_id, never)
-        if ids := list(conn.scalars(select(m.episode_id).select_from(last).where(self.snapshot.own, wrong))):
-            yield f"{_some(ids)} name as their last event one of another episode, or one that is not there"
-        said = select(g.id, g["count"].label("count")).where(g.id.between(low, high))
-        found = select(v.group_id, -func.count()).where(v.id.between(low, high)).group_by(v.group_id)
-        both = union_all(said, found).subquery().c
-        uneven = select(both.id).group_by(both.id).having(func.sum(both["count"]) != 0).order_by(both.id)
-        if ids := list(conn.scalars(uneven)):
-            yield f"{_some(ids)} groups of events have more or fewer than they say"
+        if ids := list(self.snapshot.conn.scalars(select(m.episode_id).where(self.snapshot.own, wrong))):
+            yield f"{some(ids)} have a smallest loss that cannot be"
 
     def _payloads(self) -> Iterator[str]:
         if self.snapshot.state.signature is None:
@@ -206,9 +228,4 @@ class _Examination:
             except StoreCorrupt as exc:
                 yield f"a payload among episodes {ids[0]} .. {ids[-1]} does not fit the signature: {exc}"
         if damaged:
-            yield f"the payloads of episodes {_some(np.array(damaged, np.int64))} do not match their checksums"
-
-
-def _some(ids: Ints | list[int]) -> str:
-    shown = ", ".join(str(int(i)) for i in ids[:5])
-    return f"{len(ids)} ({shown}{' ...' if len(ids) > 5 else ''})"
+            yield f"the payloads of episodes {some(np.array(damaged, np.int64))} do not match their checksums"

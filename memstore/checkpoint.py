@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from sqlalchemy import delete, select
 
+from memstore import checksums
 from memstore.address import restoring
 from memstore.backends import UNAWAITED
 from memstore.document import pack, unpack
-from memstore.errors import CheckpointNotFound, StoreCorrupt
+from memstore.errors import CheckpointNotFound, SchemaTooNew, StoreCorrupt
 from memstore.schema import checkpoint
 from memstore.shown import listed, shown
 from memstore.snapshot import Snapshot
@@ -24,17 +26,20 @@ def save(snapshot: Snapshot, name: str, packed: list[Any], rng: np.random.Genera
     document, data = packed
     generator, _ = pack(rng.bit_generator.state)
     own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
-    snapshot.conn.execute(delete(checkpoint).where(*own), execution_options={UNAWAITED: True})
-    row = {
+    facts = {
         "buffer_id": snapshot.state.buffer_id,
         "name": name,
+        "created_at": now,
+        "revision": snapshot.state.counters.revision,
+        "inserted": snapshot.state.counters.inserted,
+    }
+    snapshot.conn.execute(delete(checkpoint).where(*own), execution_options={UNAWAITED: True})
+    row = facts | {
         "document": document,
         "data": data,
         "crc32": _crc(document, data, generator),
         "rng": generator,
-        "created_at": now,
-        "revision": snapshot.state.counters.revision,
-        "inserted": snapshot.state.counters.inserted,
+        "checksum": checksums.of_row(*facts.values()),
     }
     # Not by SQLAlchemy: its cache of compiled statements would keep the values of the first one.
     snapshot.backend.insert(snapshot.conn, checkpoint, {column: [value] for column, value in row.items()})
@@ -61,6 +66,22 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
         advice = restoring(snapshot.backend.describe())
         raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; save it anew, {advice}")
     return unpack(document, data), unpack(generator, b"")
+
+
+def examine(snapshot: Snapshot) -> Iterator[tuple[str | None, bool]]:
+    """What is wrong with each checkpoint, None for nothing, and whether all of its row has a checksum."""
+    for name in names(snapshot):
+        facts = (_c.buffer_id, _c.name, _c.created_at, _c.revision, _c.inserted)
+        own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
+        row = snapshot.conn.execute(select(*facts, _c.checksum).where(*own)).one()
+        finding = None
+        if row.checksum not in (None, checksums.of_row(*row[:-1])):
+            finding = f"the time or the counters of checkpoint {name!r} do not match their checksum"
+        try:
+            load(snapshot, name)
+        except (StoreCorrupt, SchemaTooNew) as exc:
+            finding = str(exc)
+        yield finding, row.checksum is not None
 
 
 def names(snapshot: Snapshot) -> list[str]:

@@ -29,6 +29,7 @@ from memstore.errors import (
 )
 from memstore.failures import dead, error_for, foreign, reraise_interrupt
 from memstore.owners import Owner, Scope, this_owner
+from memstore.stored import guarded
 from memstore.transactions import Transaction
 
 T = TypeVar("T")
@@ -83,6 +84,7 @@ class Database:
 
         ``work`` runs again, in a new snapshot, where the database or the connection gave the first one up.
         """
+        work = guarded(work, self.backend.describe)
         transaction = self._current()
         if transaction is not None:
             with self._translated():
@@ -95,6 +97,7 @@ class Database:
         ``work`` runs again where the database rolled it back for the sake of another transaction, or the connection
         broke before the commit was sent. Afterwards nobody knows: ``ConnectionLost`` with ``outcome_unknown``.
         """
+        work = guarded(work, self.backend.describe)
         transaction = self._current()
         if transaction is not None:
             with self._translated():

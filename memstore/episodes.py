@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import func, select
 
+from memstore import checksums, stored
 from memstore.address import restoring
 from memstore.cache import PayloadCache
 from memstore.codec import Signature, checksum
 from memstore.errors import EpisodeNotFound, InvalidValue, StoreCorrupt
 from memstore.events import Group, depart
 from memstore.eviction import Newcomers, order_keys, plan
+from memstore.facts import COLUMNS as FACTS
+from memstore.facts import verify
 from memstore.schema import episode, episode_key, episode_tag, first_id, id_range, payload, replay_metadata
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Ints, bucket_of, write_positions
@@ -96,7 +98,9 @@ def known_keys(snapshot: Snapshot, keys: Iterable[str | None]) -> dict[str, int]
         return {}
     columns = ("key", "episode_id")
     rows = snapshot.backend.select_texts(snapshot.conn, episode_key, columns, snapshot.state.buffer_id, "key", wanted)
-    return dict(rows)
+    what = f"table {episode_key.name}"
+    low, high = id_range(snapshot.state.buffer_id)
+    return {key: stored.whole(number, f"{what}: the id of {key!r:.40}", low, high) for key, number in rows}
 
 
 def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tuple[dict[int, bytes], Ints]:
@@ -125,14 +129,17 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
     ids = newcomers.ids.tolist()
     buffer_ids = [state.buffer_id] * len(ids)
     groups, keys = order_keys(snapshot, newcomers)
+    domains = newcomers.domains + first_id(state.buffer_id)
+    texts = [(key, extra, *tags) for key, extra, tags in zip(offer.keys, offer.extras, offer.tags, strict=True)]
     described = {
         "id": ids,
         "buffer_id": buffer_ids,
-        "domain_id": (newcomers.domains + first_id(state.buffer_id)).tolist(),
+        "domain_id": domains.tolist(),
         "timestamp": offer.timestamps,
         "level": offer.levels,
         "key": offer.keys,
         "extra": offer.extras,
+        "checksum": checksums.of_facts(newcomers.ids, domains, offer.timestamps, offer.levels, texts).tolist(),
     }
     stored = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
     losses = [None if loss != loss else loss for loss in offer.loss.tolist()]
@@ -193,6 +200,7 @@ def _store_keys(snapshot: Snapshot, keys: list[str | None], ids: Ints) -> None:
             "buffer_id": [snapshot.state.buffer_id] * len(named),
             "key": [key for key, _ in named],
             "episode_id": [episode_id for _, episode_id in named],
+            "checksum": [checksums.of_row(*pair) for pair in named],
         }
         snapshot.backend.insert(snapshot.conn, episode_key, columns)
 
@@ -216,13 +224,11 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
 
     Raises
     ------
-    EpisodeNotFound
-        When an id has no payload; the first such id is named.
     StoreCorrupt
-        When a payload's checksum does not match.
+        When one of these live episodes has no payload, or one that does not match its checksum.
     """
     found = cache.get(ids)
-    missing = [i for i in ids if i not in found]
+    missing = [i for i in dict.fromkeys(ids) if i not in found]
     if missing:
         columns = ("episode_id", "crc32", "data")
         rows = snapshot.backend.select(snapshot.conn, payload, columns, "episode_id", sorted(missing))
@@ -236,7 +242,8 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
     try:
         return [found[i] for i in ids]
     except KeyError as exc:
-        raise EpisodeNotFound(f"no live episode has the id {exc.args[0]}") from None
+        number = exc.args[0]
+        raise stored.damaged(f"episode {number}", "has no payload, though it is live", episode_id=number) from None
 
 
 def _damaged(snapshot: Snapshot, episode_id: int) -> StoreCorrupt:
@@ -257,27 +264,28 @@ def read(snapshot: Snapshot, ids: list[int], signature: Signature, cache: Payloa
     """
     conn, backend = snapshot.conn, snapshot.backend
     distinct = list(dict.fromkeys(ids))
-    columns = ("id", "timestamp", "level", "key", "extra")
-    facts = {row[0]: row for row in backend.select(conn, episode, columns, "id", distinct)}
+    facts = {row[0]: row for row in backend.select(conn, episode, FACTS, "id", distinct)}
     tags: dict[int, list[tuple[int, str]]] = {}
     for episode_id, ordinal, tag in backend.select(
         conn, episode_tag, ("episode_id", "ordinal", "tag"), "episode_id", distinct
     ):
         tags.setdefault(episode_id, []).append((ordinal, tag))
     replayed = read_metadata(snapshot, distinct)
+    labels = {number: [tag for _, tag in sorted(named)] for number, named in tags.items()}
+    verify(list(facts.values()), labels)
     blobs = dict(zip(distinct, read_blobs(snapshot, distinct, cache, keep=keep), strict=True))
 
     def whole(episode_id: int) -> Episode:
-        _, timestamp, level, key, extra = facts[episode_id]
+        _, timestamp, level, key, extra, *_ = facts[episode_id]
         return Episode(
             id=episode_id,
             payload=signature.decode_one(blobs[episode_id]),
             domain=replayed[episode_id].domain,
             timestamp=timestamp,
             level=level,
-            tags=tuple(tag for _, tag in sorted(tags.get(episode_id, ()))),
+            tags=tuple(labels.get(episode_id, ())),
             key=key,
-            extra=None if extra is None else json.loads(extra),
+            extra=None if extra is None else stored.extra(extra, episode_id),
             metadata=replayed[episode_id],
         )
 
@@ -299,9 +307,18 @@ def read_metadata(snapshot: Snapshot, ids: list[int]) -> dict[int, ReplayMetadat
     columns = ("episode_id", "loss", "replay_count", "last_replayed_at")
     found: dict[int, ReplayMetadata] = {}
     for episode_id, loss, count, last in backend.select(conn, replay_metadata, columns, "episode_id", own):
+        if episode_id not in facts:
+            raise stored.damaged(f"episode {episode_id}", "has no row in table episode", episode_id=episode_id)
         domain_id, timestamp = facts[episode_id]
-        name = state.domain_names[domain_id - first_id(state.buffer_id) - 1]
-        found[episode_id] = ReplayMetadata(episode_id, loss, name, timestamp, count, last)
+        what = f"episode {episode_id}: its"
+        stored.real(timestamp, f"{what} timestamp")
+        stored.whole(count, f"{what} replay count")
+        for value, name in ((loss, "loss"), (last, "last replay")):
+            if value is not None:
+                stored.real(value, f"{what} {name}", 0.0 if name == "loss" else -math.inf)
+        found[episode_id] = ReplayMetadata(
+            episode_id, loss, state.domain_name(domain_id, episode_id), timestamp, count, last
+        )
     for episode_id in ids:
         if episode_id not in found:
             raise EpisodeNotFound(f"no live episode has the id {episode_id}: never added, evicted or deleted")

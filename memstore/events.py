@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Row, delete, select, union_all
 
+from memstore import checksums, stored
 from memstore.backends.base import UNAWAITED
 from memstore.config import Settings, check_float, check_int, check_seconds
 from memstore.errors import ConfigError
@@ -36,6 +37,20 @@ LARGEST_TALLIED = 1e290
 """Losses beyond count as this in the tally: 2**53 of them add up to a float."""
 
 RESOLUTION_BITS = 8
+
+
+GROUP = ("id", "buffer_id", "what", "reason", "at", "step", "consumer", "strategy", "count")
+EVENT: dict[str, type] = {
+    "id": int,
+    "episode_id": int,
+    "domain_id": int,
+    "loss_before": float,
+    "loss_after": float,
+    "probability": float,
+    "weight": float,
+    "previous_id": int,
+}
+"""Columns of a group and of its events that the group's checksum is of."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,9 @@ def as_history(value: History | Literal["on", "off"]) -> History:
 
 def history_of(settings: Settings) -> History:
     """A buffer's policy; everything for ever where none is stored."""
-    return History() if settings.history is None else History(**json.loads(settings.history))
+    if settings.history is None:
+        return History()
+    return stored.built("the buffer's history policy", settings.history, lambda document: History(**document))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,28 +169,37 @@ def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, ND
     first = first_id(buffer_id) + counters.recorded + 1
     numbers[kept] = np.arange(first, first + count)
     before, counters.recorded = counters.recorded, counters.recorded + count
-    facts = {name: [value] for name, value in asdict(group).items()}
     backend, conn = snapshot.backend, snapshot.conn
-    backend.insert(conn, event_group, {"id": [first], "buffer_id": [buffer_id], "count": [count], **facts})
+    written = {name: values if values is None else values[kept] for name, values in columns.items()}
+    previous = columns.get("previous_id")
+    written["previous_id"] = None if previous is None else _chained(ids, previous, numbers)[kept]
+    if (domains := written.pop("domain", None)) is not None:
+        written["domain_id"] = domains + first_id(buffer_id)
+    facts = {"id": first, "buffer_id": buffer_id, "count": count, **asdict(group)}
+    facts["checksum"] = group_checksum(facts, {"id": numbers[kept], "episode_id": ids[kept]} | written)
+    backend.insert(conn, event_group, {name: [value] for name, value in facts.items()})
     events: dict[str, list[Any]] = {
         "id": numbers[kept].tolist(),
         "group_id": [first] * count,
         "episode_id": ids[kept].tolist(),
     }
-    for name, values in columns.items():
-        if values is None:
-            continue
-        if name == "domain":
-            events["domain_id"] = (values[kept] + first_id(buffer_id)).tolist()
-        elif name == "previous_id":
-            previous = _chained(ids, values, numbers)[kept]
-            events[name] = [value or None for value in previous.tolist()]
-        else:
-            events[name] = [None if value != value else value for value in values[kept].tolist()]
+    for name, values in written.items():
+        if name == "previous_id" and values is not None:
+            events[name] = [value or None for value in values.tolist()]
+        elif values is not None:
+            events[name] = [None if value != value else value for value in values.tolist()]
     backend.insert(conn, replay_event, events)
     if counters.recorded // policy.slack != before // policy.slack:
         prune(snapshot, policy, group.at, PRUNED_AT_ONCE)
     return numbers
+
+
+def group_checksum(facts: Mapping[str, Any], events: Mapping[str, NDArray[Any] | None]) -> int:
+    """Of a group and its events, but for ``ends``, which changes; NaN and 0 stand for what is not known."""
+    count = facts["count"]
+    unknown = {float: np.full(count, np.nan), int: np.zeros(count, np.int64)}
+    columns = [unknown[kind] if (values := events.get(name)) is None else values for name, kind in EVENT.items()]
+    return checksums.of_row(*(facts[name] for name in GROUP), checksums.of_block(*columns))
 
 
 def _chained(ids: Ints, previous: Ints, numbers: Ints) -> Ints:

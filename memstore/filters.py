@@ -92,13 +92,12 @@ class FilteredSnapshot(Snapshot):
             return population_rows(self, self.populations.get(self, demand, keep=self.keep_population))
         if self._rest is None:
             ids = self.state.strata.ids(self._strata).tolist()
-            return rows_of(
-                self.state, sorted(self.backend.select(self.conn, replay_metadata, COLUMNS, "stratum_id", ids))
-            )
+            found = self.backend.select(self.conn, replay_metadata, COLUMNS, "stratum_id", ids)
+            return self.state.possible(rows_of(self.state, sorted(found)))
         scope = Scope.of(self, "episodes", (columns.loss,), self.condition)
         tables, condition = scope.rows(self.condition)
         query = select(*(_m[name] for name in COLUMNS)).select_from(tables).where(condition).order_by(_m.episode_id)
-        return rows_of(self.state, [tuple(row) for row in self.conn.execute(query)])
+        return self.state.possible(rows_of(self.state, [tuple(row) for row in self.conn.execute(query)]))
 
 
 def population_rows(snapshot: Snapshot, population: Population) -> Rows:

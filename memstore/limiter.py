@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from memstore import stored
 from memstore.config import Settings, check_float, check_int
 from memstore.errors import ConfigError
 from memstore.schema import limiter
@@ -69,7 +70,9 @@ def limiter_to_json(value: Any) -> str:
 
 def limiter_of(settings: Settings) -> SamplesPerInsert | None:
     """The limiter among a buffer's settings, if it has one."""
-    return None if settings.limiter is None else SamplesPerInsert(**json.loads(settings.limiter))
+    if settings.limiter is None:
+        return None
+    return stored.built("the buffer's limiter", settings.limiter, lambda document: SamplesPerInsert(**document))
 
 
 def check_limiter(settings: Settings) -> None:
@@ -132,4 +135,5 @@ def standing(snapshot: Snapshot) -> str:
 
 
 def _drawn(snapshot: Snapshot) -> int:
-    return int(snapshot.conn.scalars(select(_c.drawn).where(_c.buffer_id == snapshot.state.buffer_id)).one())
+    found = snapshot.conn.scalars(select(_c.drawn).where(_c.buffer_id == snapshot.state.buffer_id)).one_or_none()
+    return stored.whole(found, f"buffer {snapshot.state.buffer_id}: the count of its limiter", -(2**62))

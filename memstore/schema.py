@@ -1,7 +1,8 @@
 """The tables, as SQLAlchemy Core ``Table`` objects, and the numbering of ids.
 
 No foreign keys: there is one write path (``episodes``, ``strata``), it removes an episode from every table in one
-transaction, and ``maintenance.check`` finds what would have been an orphan.
+transaction, and ``check`` finds what would have been an orphan. Where ``checksum`` is NULL, the row was written before
+schema 0004.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ buffer = Table(
     Column("high_water", Float),
     Column("reservoir_floor", Count),
     Column("recorded", Count, nullable=False, server_default="0"),
+    # Of what is fixed or configured, and of the counters; see memstore.checksums.
+    Column("checksum", Count),
+    Column("counters_checksum", Count),
     sqlite_autoincrement=True,
     sqlite_strict=True,
 )
@@ -85,6 +89,7 @@ domain = Table(
     Column("id", Id, primary_key=True, autoincrement=False),
     Column("buffer_id", Id, nullable=False),
     Column("name", Text, nullable=False),
+    Column("checksum", Count),
     UniqueConstraint("buffer_id", "name"),
     sqlite_strict=True,
 )
@@ -99,6 +104,7 @@ episode = Table(
     Column("level", Count),
     Column("key", Text),
     Column("extra", Text),
+    Column("checksum", Count),
     Index(None, "buffer_id", "timestamp"),
     Index(None, "domain_id", "timestamp"),
     sqlite_strict=True,
@@ -111,6 +117,7 @@ episode_key = Table(
     Column("buffer_id", Id, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("episode_id", Id, nullable=False),
+    Column("checksum", Count),
     sqlite_with_rowid=False,
     sqlite_strict=True,
 )
@@ -176,6 +183,7 @@ stratum = Table(
     Column("weight_sum", Float, nullable=False),
     Column("loss_sum", Float, nullable=False),
     Column("revision", Count, nullable=False),
+    Column("checksum", Count),
     UniqueConstraint("buffer_id", "domain_id", "bucket"),
     Index(
         None,
@@ -221,6 +229,7 @@ event_group = Table(
     Column("consumer", Text),
     Column("strategy", Text),
     Column("count", Count, nullable=False),
+    Column("checksum", Count),
     Index(None, "buffer_id", "at"),
     Index(None, "buffer_id", "step"),
     sqlite_strict=True,
@@ -278,6 +287,7 @@ checkpoint = Table(
     Column("created_at", Float, nullable=False),
     Column("revision", Count, nullable=False),
     Column("inserted", Count, nullable=False),
+    Column("checksum", Count),
     sqlite_strict=True,
 )
 

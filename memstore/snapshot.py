@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
+from memstore import checksums, stored
 from memstore.backends import Backend
 from memstore.buffer import Counters, Row, read_buffer, write_counters
 from memstore.config import Settings
@@ -101,15 +101,22 @@ class State:
 
     def _updated(self, conn: Connection, row: Row, changed: list[tuple[Any, ...]]) -> State:
         self.strata.refresh(changed)
-        if row.counters.domains > len(self.domain_names):
+        highest = int(self.strata.domain.max(initial=0))
+        if max(row.counters.domains, highest) > len(self.domain_names):
             self._load_domains(conn)
+        if max(row.counters.domains, highest) > len(self.domain_names):
+            raise stored.damaged(f"buffer {self.buffer_id}", f"has names of {len(self.domain_names)} domains only")
         self.settings, self.signature, self.counters = row.settings, row.signature, row.counters
         return self
 
     def _load_domains(self, conn: Connection) -> None:
         known = first_id(self.buffer_id) + len(self.domain_names)
-        query = select(domain.c.name).where(domain.c.buffer_id == self.buffer_id, domain.c.id > known)
-        self._extend_domains(list(conn.scalars(query.order_by(domain.c.id))))
+        query = select(domain.c.id, domain.c.name).where(domain.c.buffer_id == self.buffer_id, domain.c.id > known)
+        rows = conn.execute(query.order_by(domain.c.id)).all()
+        for number, row in enumerate(rows, known + 1):
+            stored.whole(row.id, f"domain {row.id!r:.40}: its id", number, number)
+            stored.text(row.name, f"domain {row.id}: its name")
+        self._extend_domains([row.name for row in rows])
 
     def _extend_domains(self, names: list[str]) -> None:
         start = len(self.domain_names) + 1
@@ -125,10 +132,34 @@ class State:
                 "id": list(range(start, start + len(new))),
                 "buffer_id": [self.buffer_id] * len(new),
                 "name": new,
+                "checksum": [checksums.of_row(start + i, name) for i, name in enumerate(new)],
             }
             backend.insert(conn, domain, columns)
             self._extend_domains(new)
         return np.array([self._codes[name] for name in names], np.int64)
+
+    def possible(self, rows: Rows) -> Rows:
+        """The same rows.
+
+        Raises
+        ------
+        StoreCorrupt
+            When one stands where no row can stand, or has a loss or a count that no row can have.
+        """
+        bad = (rows.stratum < 0) | (rows.stratum >= len(self.strata)) | (rows.position < 0) | (rows.replay_count < 0)
+        bad |= (rows.loss < 0) | np.isinf(rows.loss) | (rows.last_event < 0)
+        if not bad.any():
+            bad = rows.position >= self.strata.count[rows.stratum]
+        if bad.any():
+            number = int(rows.ids[bad][0])
+            raise stored.damaged(f"episode {number}: its replay metadata", "cannot be as stored", episode_id=number)
+        return rows
+
+    def domain_name(self, domain_id: int, episode_id: int) -> str:
+        """Name of the domain with this id, which the episode is said to be of."""
+        return stored.named(
+            self.domain_names, domain_id - first_id(self.buffer_id), f"episode {episode_id}: its domain"
+        )
 
     def domain_code(self, name: str) -> int | None:
         """The number of a domain, None when the buffer never saw it."""
@@ -179,7 +210,11 @@ class Snapshot:
         if ordinal != tuple(range(len(strata))):
             raise StoreCorrupt("a position of the sampling index holds two rows; run 'memstore check'")
         unread = np.zeros(len(ids), np.int64)
-        return Rows(np.array(ids, np.int64), _losses(loss), np.array(count, np.int64), strata, positions, unread)
+        what = replay_metadata.name
+        rows = Rows(
+            stored.wholes(ids, what), stored.reals(loss, what), stored.wholes(count, what), *(strata, positions, unread)
+        )
+        return self.state.possible(rows)
 
     def find(self, ids: Ints) -> Rows:
         """The live ones among these ids that are the buffer's own, in id order, each once."""
@@ -188,10 +223,14 @@ class Snapshot:
         if not len(own):
             return Rows.none()
         rows = self.backend.select(self.conn, replay_metadata, COLUMNS, "episode_id", own.tolist())
-        return rows_of(self.state, sorted(rows))
+        return self.state.possible(rows_of(self.state, sorted(rows)))
 
     def scan(self) -> Rows:
         """Every row that may be drawn, in id order: the exact way out, in time proportional to the buffer."""
+        return self.state.possible(self.unverified())
+
+    def unverified(self) -> Rows:
+        """Every row of the buffer, in id order, whether it can be or not."""
         query = select(*(_m[name] for name in COLUMNS)).where(self.own).order_by(_m.episode_id)
         return rows_of(self.state, [tuple(row) for row in self.conn.execute(query)])
 
@@ -263,15 +302,12 @@ class Snapshot:
 def rows_of(state: State, rows: Sequence[tuple[Any, ...]]) -> Rows:
     """Rows from what a query for ``COLUMNS`` found."""
     ids, loss, count, strata, position, last = zip(*rows, strict=True) if rows else ((),) * len(COLUMNS)
+    what = f"table {replay_metadata.name}"
     return Rows(
-        np.array(ids, np.int64),
-        _losses(loss),
-        np.array(count, np.int64),
-        state.strata.rows(strata),
-        np.array(position, np.int64),
-        np.array([number or 0 for number in last], np.int64),
+        stored.wholes(ids, what),
+        stored.reals(loss, what),
+        stored.wholes(count, what),
+        state.strata.rows(stored.wholes(strata, what).tolist()),
+        stored.wholes(position, what),
+        stored.wholes(last, what, unknown=0),
     )
-
-
-def _losses(values: tuple[float | None, ...]) -> Floats:
-    return np.array([math.nan if value is None else value for value in values], np.float64)

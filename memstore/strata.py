@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
+from memstore import checksums, stored
 from memstore.backends import Backend
 from memstore.errors import StoreCorrupt
-from memstore.schema import UNMEASURED, first_id, replay_metadata, stratum
+from memstore.schema import SEQUENCE_BITS, UNMEASURED, first_id, replay_metadata, stratum
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -28,6 +29,9 @@ Floats = NDArray[np.float64]
 FALL_BEFORE_MOVE = 2
 """A row whose loss fell moves only when it stands this many buckets too high, so most updates move nothing."""
 
+
+LEAST_BUCKET, LARGEST_BUCKET = -2148, 2049
+"""Where the buckets of measured episodes lie."""
 
 REFRESHED = ("id", "domain_id", "bucket", "count", "weight_sum", "loss_sum")
 """Columns of ``stratum`` that a process keeps a copy of."""
@@ -226,13 +230,31 @@ class Strata:
         """Take over what other processes changed: ``REFRESHED`` columns by id."""
         if not rows:
             return
-        ids, domains, buckets, counts, weights, losses = map(np.array, zip(*rows, strict=True))
-        at = self.rows(ids.tolist())
+        *wholes, weights, losses = zip(*rows, strict=True)
+        ids, domains, buckets, counts = (stored.wholes(values, "table stratum") for values in wholes)
+        sums = [stored.reals(values, "table stratum", nullable=False) for values in (weights, losses)]
+        at, domains = self.rows(ids.tolist()), domains - first_id(self.buffer_id)
+        self._refuse(at, domains, buckets, counts, *sums)
         new = at >= len(self)
         if new.any():
-            self._append(domains[new] - first_id(self.buffer_id), buckets[new])
-        self.count[at], self.weight_sum[at], self.loss_sum[at] = counts, weights, losses
+            self._append(domains[new], buckets[new])
+        self.count[at], self.weight_sum[at], self.loss_sum[at] = counts, *sums
         self._changed.clear()
+
+    def _refuse(self, at: Ints, domains: Ints, buckets: Ints, counts: Ints, weights: Floats, losses: Floats) -> None:
+        """Raise ``StoreCorrupt`` for rows that cannot be: they decide how much is reserved and looped over."""
+        known = np.minimum(at, len(self) - 1) if len(self) else at
+        possible = (buckets == UNMEASURED) | ((buckets >= LEAST_BUCKET) & (buckets <= LARGEST_BUCKET))
+        possible &= (domains > 0) & (domains < 1 << SEQUENCE_BITS) & (counts >= 0) & (counts < 1 << SEQUENCE_BITS)
+        for sums in (weights, losses):
+            possible &= np.isfinite(sums) & (sums >= 0)
+        if len(self):
+            old = at < len(self)
+            possible[old] &= (self.domain[known[old]] == domains[old]) & (self.bucket[known[old]] == buckets[old])
+        new = at[at >= len(self)]
+        if not possible.all() or at.min() < 0 or not np.array_equal(new, np.arange(len(self), len(self) + len(new))):
+            bad = self.ids(at[~possible]).tolist()[:1] or ["that is missing, or twice there"]
+            raise stored.damaged(f"buffer {self.buffer_id}: stratum {bad[0]}", "cannot be as it is stored")
 
     def flush(self, conn: Connection, backend: Backend, stored: int, revision: int) -> None:
         """Write the changed strata; the first ``stored`` ones exist in the database already."""
@@ -250,8 +272,10 @@ class Strata:
             backend.insert(conn, stratum, identity | self._contents(new, revision))
 
     def _contents(self, rows: Ints, revision: int) -> dict[str, list[Any]]:
+        columns = (self.domain[rows], self.bucket[rows], self.count[rows], self.weight_sum[rows], self.loss_sum[rows])
         return {
             "id": self.ids(rows).tolist(),
+            "checksum": checksums.of_columns(self.ids(rows), *columns, np.full(len(rows), revision)).tolist(),
             "count": self.count[rows].tolist(),
             "weight_sum": self.weight_sum[rows].tolist(),
             "loss_sum": self.loss_sum[rows].tolist(),

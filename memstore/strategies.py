@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from memstore import stored
 from memstore.config import check_float, check_name
 from memstore.draws import draw
 from memstore.errors import ConfigError
@@ -363,10 +364,7 @@ _BY_NAME: dict[str, type[Strategy]] = {
 def as_strategy(value: Strategy | str) -> Strategy:
     """A strategy from itself, its name, or its ``ReplayStrategy`` member.
 
-    Raises
-    ------
-    ConfigError
-        For an unknown name; nothing falls back silently.
+    ``ConfigError`` for an unknown name; nothing falls back silently.
     """
     if isinstance(value, Strategy):
         return value
@@ -378,7 +376,7 @@ def as_strategy(value: Strategy | str) -> Strategy:
 
 def strategy_from_json(text: str) -> Strategy:
     """Inverse of ``Strategy.to_json``."""
-    return _from_dict(json.loads(text))
+    return stored.built("the buffer's strategy", text, _from_dict)
 
 
 def _from_dict(document: dict[str, Any]) -> Strategy:

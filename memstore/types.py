@@ -312,11 +312,17 @@ class CheckReport:
         Empty when every invariant holds.
     notes : tuple of str
         Facts worth knowing that are no damage.
+    seconds : float
+        How long it took.
+    unchecked : tuple of str
+        What could not be looked at, or not be compared with anything.
     """
 
     episodes: int
     problems: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    seconds: float = 0.0
+    unchecked: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -10,20 +10,25 @@ import shlex
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, column, inspect, select, table
 
 from memstore import errors
 from memstore.address import parse_url, restoring, shown_url
+from memstore.backends import Backend
 from memstore.config import DEFAULT_BUSY_TIMEOUT
 from memstore.database import Database
 from memstore.schema import VERSION_TABLE, metadata
 from memstore.version import __version__
 
-REVISIONS: tuple[str, ...] = ("0001", "0002", "0003")
+REVISIONS: tuple[str, ...] = ("0001", "0002", "0003", "0004")
 HEAD = REVISIONS[-1]
 """The revision that this version works with."""
+
+SHOWN = 3
+"""How many of the differences a message names."""
 
 _version_query = select(table(VERSION_TABLE, column("version_num")).c.version_num)
 # Alembic keeps its context in module globals: of 6 threads that upgraded 6 different files without this, all failed.
@@ -147,6 +152,7 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
 
     def migrate(conn: Connection) -> Upgraded:
         backend.lock_schema(conn)
+        _refuse_foreign(conn, backend)
         version = schema_version(conn, shared=backend.shared)
         refuse(version)
         if version == HEAD:  # someone else was first
@@ -155,10 +161,18 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
         _run_migrations(conn)
         if schema_version(conn, shared=backend.shared) != HEAD:
             raise errors.SchemaError(f"the migrations in {_migrations()} do not lead to {HEAD!r}; reinstall memstore")
+        _refuse_altered(conn, backend, HEAD)
         return Upgraded(version, HEAD, copy)
 
-    version = database.in_read(lambda conn: schema_version(conn, shared=backend.shared))
-    refuse(version)
+    def look(conn: Connection) -> str | None:
+        _refuse_foreign(conn, backend)
+        version = schema_version(conn, shared=backend.shared)
+        refuse(version)
+        if version == HEAD:
+            _refuse_altered(conn, backend, HEAD)
+        return version
+
+    version = database.in_read(look)
     if version == HEAD:
         with suppress(
             errors.StoreReadOnly
@@ -167,6 +181,21 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
         return Upgraded(HEAD, HEAD)
     database.prepare()
     return database.in_write(migrate)
+
+
+def _refuse_foreign(conn: Connection, backend: Backend) -> None:
+    found = list(islice(backend.foreign(conn), SHOWN))
+    if found:
+        raise errors.NotAMemstore(
+            f"{backend.describe()} has {', '.join(found)}, which memstore never makes and which would run inside it; "
+            "nothing was changed. Remove it if it is yours; do not use the database if you do not know where it is from"
+        )
+
+
+def _refuse_altered(conn: Connection, backend: Backend, revision: str) -> None:
+    found = list(islice(backend.altered(conn, revision), SHOWN))
+    if found:
+        raise errors.StoreCorrupt(f"{backend.describe()}: {', '.join(found)}; {restoring(backend.describe())}")
 
 
 def _run_migrations(conn: Connection) -> None:

@@ -218,6 +218,25 @@ class Backend(Expressions):
         """The database's own complaints about its pages; empty when it has none."""
 
     @abstractmethod
+    def foreign(self, conn: Connection) -> Iterable[str]:
+        """What stands under names of memstore's, or acts on its tables, and is nothing that memstore ever makes.
+
+        It is looked at before anything else: reading a view runs it.
+        """
+
+    @abstractmethod
+    def altered(self, conn: Connection, revision: str) -> Iterable[str]:
+        """What is not as this revision of the schema defines it, and would change or stop what memstore does."""
+
+    @abstractmethod
+    def missing(self, conn: Connection) -> Iterable[str]:
+        """What else differs from the schema: no answer is wrong for it, though slow, or wrong in other programs."""
+
+    def unchecked(self) -> Iterable[str]:
+        """What ``check`` leaves to others."""
+        return ()
+
+    @abstractmethod
     def notes(self, conn: Connection) -> Iterable[str]:
         """What a user of this database software should know, though it is no damage."""
 

@@ -18,7 +18,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from memstore.backends import alone, old_readers
+from memstore.backends import alone, catalog, layout, old_readers
 from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, encode, kind_of
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
 from memstore.backends.expressions import PostgresExpressions, accumulation
@@ -50,6 +50,10 @@ _CODES = {
     "42710": Failure.NAME_TAKEN,
     "25006": Failure.READ_ONLY,
     "42501": Failure.READ_ONLY,
+    "42P01": Failure.CORRUPT,  # a table or a column that is not there
+    "42703": Failure.CORRUPT,
+    "23505": Failure.CORRUPT,  # what is written fits what was there, unless counters went back
+    "23502": Failure.CORRUPT,
     "XX001": Failure.CORRUPT,
     "XX002": Failure.CORRUPT,
     "53300": Failure.LOST,
@@ -283,6 +287,18 @@ class PostgresBackend(PostgresExpressions, Backend):
     def integrity(self, conn: Connection) -> Iterable[str]:
         return ()  # checksums of pages are the server's (pg_amcheck, data_checksums); it reads or refuses a page
 
+    def foreign(self, conn: Connection) -> Iterable[str]:
+        return catalog.foreign(_listed(conn, catalog.RELATIONS), _listed(conn, catalog.RULES))
+
+    def altered(self, conn: Connection, revision: str) -> Iterable[str]:
+        return catalog.altered(_listed(conn, catalog.COLUMNS)) if revision == layout.REVISION else ()
+
+    def missing(self, conn: Connection) -> Iterable[str]:
+        return catalog.missing(*(_listed(conn, sql) for sql in (catalog.RELATIONS, catalog.INDEXES, catalog.ACTING)))
+
+    def unchecked(self) -> Iterable[str]:
+        return ("pages (pg_amcheck and data_checksums are the server's), and what the views are made of",)
+
     def notes(self, conn: Connection) -> Iterable[str]:
         risky = _send(
             conn,
@@ -335,6 +351,11 @@ def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cur
     cursor = psycopg.Cursor(driver).execute(sql, values or None, binary=True)
     _flush(driver)
     return cursor
+
+
+def _listed(conn: Connection, sql: str) -> list[tuple[Any, ...]]:
+    """Rows about relations of memstore's names; a statement may name them several times."""
+    return _send(conn, sql, [catalog.NAMES] * sql.count("%s")).fetchall()
 
 
 def _flush(driver: psycopg.Connection[Any]) -> None:

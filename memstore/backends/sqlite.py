@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from memstore.address import sqlite_path
-from memstore.backends import locks, log, old_readers, replacing, still
+from memstore.backends import layout, locks, log, old_readers, replacing, still
 from memstore.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
 from memstore.backends.dataversion import DataVersion
 from memstore.backends.expressions import SQLiteExpressions, accumulation
@@ -46,6 +46,8 @@ _CODES = {
     sqlite3.SQLITE_IOERR_WRITE: Failure.FULL,  # what a quota or RLIMIT_FSIZE makes of a full disk
     sqlite3.SQLITE_READONLY: Failure.READ_ONLY,
     sqlite3.SQLITE_CORRUPT: Failure.CORRUPT,
+    sqlite3.SQLITE_CONSTRAINT: Failure.CORRUPT,  # what is written fits what was there, unless counters went back
+    sqlite3.SQLITE_MISMATCH: Failure.CORRUPT,
     sqlite3.SQLITE_NOTADB: Failure.NOT_A_DATABASE,
     sqlite3.SQLITE_CANTOPEN: Failure.UNAVAILABLE,
     sqlite3.SQLITE_PERM: Failure.UNAVAILABLE,
@@ -104,6 +106,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             "secure_delete = OFF",
             # There are none. A build that turns them on would empty child tables when a migration rebuilds a parent.
             "foreign_keys = OFF",
+            # Somebody's file must not run functions in its definitions, nor lead beyond its pages.
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+            "mmap_size = 0",
         ):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -276,6 +282,15 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             if message != "ok":
                 yield str(message)
 
+    def foreign(self, conn: Connection) -> Iterable[str]:
+        return layout.foreign(_definitions(conn))
+
+    def altered(self, conn: Connection, revision: str) -> Iterable[str]:
+        return layout.altered(_definitions(conn)) if revision == layout.REVISION else ()
+
+    def missing(self, conn: Connection) -> Iterable[str]:
+        return layout.missing(_definitions(conn))
+
     def identity(self) -> str:
         path = sqlite_path(self.url)
         return self.describe() if path is None else str(path.resolve())
@@ -385,6 +400,11 @@ def _raw(engine: Engine) -> Iterator[sqlite3.Connection]:
 
 def _driver(conn: Connection) -> sqlite3.Connection:
     return cast(sqlite3.Connection, conn.connection.driver_connection)
+
+
+def _definitions(conn: Connection) -> list[layout.Definition]:
+    rows = _driver(conn).execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
+    return [layout.Definition(*row) for row in rows]
 
 
 def _unused(original: Path, label: str) -> Path:

@@ -38,18 +38,15 @@ def check(db: str, buffer: str | None, as_json: bool) -> None:
     """
     reports = each_buffer(db, buffer, lambda memory: (memory.name, memory.check()))
     if as_json:
-        print_json(
-            [
-                {"buffer": name, "ok": r.ok, "episodes": r.episodes, "problems": r.problems, "notes": r.notes}
-                for name, r in reports
-            ]
-        )
+        print_json([{"buffer": name, "ok": r.ok} | dataclasses.asdict(r) for name, r in reports])
     else:
         for name, report in reports:
             verdict = "sound" if report.ok else f"{len(report.problems)} problems"
-            click.echo(f"buffer {name!r}: {report.episodes:,} episodes, {verdict}")
+            click.echo(f"buffer {name!r}: {report.episodes:,} episodes, {verdict}, {report.seconds:.1f} s")
             for problem in report.problems:
                 click.echo(f"  problem: {visible(problem)}")
+            for what in report.unchecked:
+                click.echo(f"  not checked: {visible(what)}")
         for note in dict.fromkeys(note for _, report in reports for note in report.notes):
             click.echo(f"note: {visible(note)}")
     if not all(report.ok for _, report in reports):

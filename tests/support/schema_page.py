@@ -55,6 +55,7 @@ up. `v_episode` finds rows by `episode_id`, and within a `buffer` by `timestamp`
 conditions scan; `memory.query()` and `memory.history()` know shorter ways.
 """
 
+
 INT, FLOAT, TEXT = "int64", "float64", "text"
 View = dict[str, tuple[str, str]]
 
@@ -137,11 +138,18 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "high_water": "largest priority ever measured; NULL before any",
             "reservoir_floor": "largest key that left the reservoir; NULL before any, and under other policies",
             "recorded": "events ever recorded; also the sequence of the newest id",
+            "checksum": "of the row's settings, name, signature and creation; NULL before schema 0004",
+            "counters_checksum": "of the row's counters, from `revision` to `recorded`; NULL before schema 0004",
         },
     ),
     "domain": (
         "Names of domains; a row stays when its episodes have left.",
-        {"id": "the domain's id", "buffer_id": "its buffer", "name": "as given to `add`"},
+        {
+            "id": "the domain's id",
+            "buffer_id": "its buffer",
+            "name": "as given to `add`",
+            "checksum": "of the row's id and name; NULL before schema 0004",
+        },
     ),
     "episode": (
         "What never changes of a live episode.",
@@ -153,11 +161,17 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "level": "as given to `add`",
             "key": "idempotency key, as given to `add`",
             "extra": "JSON, as given to `add`",
+            "checksum": "of the row's facts, and the tags; NULL before schema 0004",
         },
     ),
     "episode_key": (
         "Every key ever used; stays when the episode leaves.",
-        {"buffer_id": "its buffer", "key": "as given to `add`", "episode_id": "the first episode with this key"},
+        {
+            "buffer_id": "its buffer",
+            "key": "as given to `add`",
+            "episode_id": "the first episode with this key",
+            "checksum": "of the row's key and id; NULL before schema 0004",
+        },
     ),
     "episode_tag": (
         "Tags of live episodes.",
@@ -203,6 +217,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "weight_sum": "sum of (priority / 2^(bucket / 2))^alpha",
             "loss_sum": "sum of loss / 2^(bucket / 2)",
             "revision": "revision of the buffer when it last changed",
+            "checksum": "of the row's other columns; NULL before schema 0004",
         },
     ),
     "limiter": (
@@ -231,6 +246,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "consumer": "who replayed, or made them leave",
             "strategy": "what drew the batch",
             "count": "how many they are, numbered without gaps",
+            "checksum": "of the row's other columns, and of the events but for `ends`; NULL before schema 0004",
         },
     ),
     "replay_event": (
@@ -272,6 +288,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "created_at": "when it was saved",
             "revision": "revision of the buffer then",
             "inserted": "episodes ever offered then",
+            "checksum": "of the row's name, time and counters; NULL before schema 0004",
         },
     ),
 }

@@ -1,0 +1,65 @@
+"""What is written beside rows, so that ``check`` notices when they are no longer as they were written.
+
+A checksum is 32 bits. It finds what a disk, a copy or an editor changed; it protects from nobody who wants to deceive.
+Zeros have no sign here, and what is not known is the same NaN or None, on both databases.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Column = NDArray[np.int64] | NDArray[np.float64]
+
+NO_LEVEL = -(2**63)
+
+# Odd, so that every bit of a column counts; digits of the golden ratio, by the generator of SplitMix64.
+_FACTORS = np.array([0x9E3779B97F4A7C15 * n % 2**64 | 1 for n in range(1, 17)], np.uint64)
+
+
+def of_row(*values: Any) -> int:
+    """Of a few numbers and texts, in this order."""
+    # ascii(): repr() depends on the version of Unicode that Python knows.
+    return zlib.crc32(ascii([value + 0.0 if isinstance(value, float) else value for value in values]).encode())
+
+
+def of_columns(*columns: Column) -> NDArray[np.int64]:
+    """Of many rows at once, given their columns: 15 us for 256 rows of 7."""
+    packed = np.array([_bits(column) for column in columns])
+    sums = (packed * _FACTORS[: len(packed), None]).sum(axis=0, dtype=np.uint64)
+    high: NDArray[np.int64] = (sums >> np.uint64(32)).astype(np.int64)
+    return high
+
+
+def of_block(*columns: Column) -> int:
+    """One for many rows together."""
+    return zlib.crc32(b"".join(_bits(column).astype("<u8", copy=False).tobytes() for column in columns))
+
+
+def of_facts(
+    ids: Column,
+    domains: Column,
+    timestamps: Sequence[float],
+    levels: Sequence[int | None],
+    texts: Sequence[tuple[str | None, ...]],
+) -> NDArray[np.int64]:
+    """Of episodes; ``texts`` are the key, the extra JSON and the tags of each, which hold no NUL."""
+    level = np.array([NO_LEVEL if value is None else value for value in levels], np.int64)
+    text = np.array([_of_texts(values) for values in texts], np.int64)
+    return of_columns(ids, domains, np.array(timestamps, np.float64), level, text)
+
+
+def _of_texts(values: tuple[str | None, ...]) -> int:
+    if not any(values):
+        return 0
+    return zlib.crc32("\0".join(["" if value is None else value for value in values]).encode())
+
+
+def _bits(column: Column) -> NDArray[np.uint64]:
+    if column.dtype.kind == "f":
+        column = np.where(np.isnan(column), np.nan, column + 0.0)
+    return column.view(np.uint64)

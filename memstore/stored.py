@@ -1,0 +1,163 @@
+"""What comes out of the database, where it is read: of the right type and within bounds, or ``StoreCorrupt``.
+
+STRICT tables and constraints hold for whoever writes through the database. Flipped bits, editors and strangers do not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy.exc import MultipleResultsFound, NoResultFound
+
+from memstore.errors import MemstoreError, StoreCorrupt
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LARGEST = 2**63 - 1
+
+UNREADABLE = (
+    *(
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        RecursionError,
+        struct.error,
+    ),
+    *(NoResultFound, MultipleResultsFound),
+)
+"""What reading of damaged data may end in."""
+
+# Memstore and what it calls: Python's own library, and installed packages.
+_KNOWN = (str(Path(__file__).resolve().parent), str(Path(os.__file__).resolve().parent), "<")
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+def damaged(what: str, why: str, *, episode_id: int | None = None) -> StoreCorrupt:
+    """The error that names the row."""
+    return StoreCorrupt(
+        f"{what} {why}; run 'memstore check', or restore a backup: memstore restore BACKUP DB", episode_id=episode_id
+    )
+
+
+def parsed(text: Any, what: str, *, episode_id: int | None = None) -> Any:
+    """The value of a stored JSON text."""
+    try:
+        return json.loads(text, parse_constant=_refused)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise damaged(what, f"is no JSON ({_brief(exc)})", episode_id=episode_id) from exc
+
+
+def extra(text: Any, episode_id: int) -> Any:
+    """The value of an episode's extra JSON."""
+    return parsed(text, f"episode {episode_id}: its extra", episode_id=episode_id)
+
+
+def built(what: str, text: Any, make: Callable[[Any], T]) -> T:
+    """What ``make`` makes of a stored JSON text."""
+    document = parsed(text, what)
+    try:
+        return make(document)
+    except UNREADABLE as exc:
+        raise damaged(what, f"cannot be read ({_brief(exc)})") from exc
+
+
+def whole(value: Any, what: str, low: int = 0, high: int = LARGEST) -> int:
+    """A whole number within these bounds."""
+    if type(value) is not int or not low <= value <= high:
+        raise damaged(what, f"is no whole number from {low} to {high}: {value!r:.40}")
+    return value
+
+
+def real(value: Any, what: str, low: float = -math.inf) -> float:
+    """A finite number, at least ``low``."""
+    if type(value) is not float or not math.isfinite(value) or value < low:
+        raise damaged(what, f"is no number: {value!r:.40}")
+    return value
+
+
+def text(value: Any, what: str) -> str:
+    """A text."""
+    if type(value) is not str:
+        raise damaged(what, f"is no text: {value!r:.40}")
+    return value
+
+
+def wholes(values: Iterable[Any], what: str, *, unknown: int | None = None) -> NDArray[np.int64]:
+    """A column of whole numbers; ``unknown`` stands for NULL where there may be one."""
+    column = list(values)
+    kinds = set(map(type, column))
+    if unknown is not None and type(None) in kinds:
+        column = [unknown if value is None else value for value in column]
+        kinds.discard(type(None))
+    if not kinds <= {int}:
+        raise damaged(what, "holds what is no whole number")
+    return np.array(column, np.int64)
+
+
+def reals(values: Iterable[Any], what: str, *, nullable: bool = True) -> NDArray[np.float64]:
+    """A column of numbers, NaN where there is none."""
+    column = list(values)
+    if not set(map(type, column)) <= ({float, type(None)} if nullable else {float}):
+        raise damaged(what, "holds what is no number")
+    return np.array(column, np.float64)  # None becomes NaN
+
+
+def named(names: Sequence[str], number: int, what: str) -> str:
+    """The name of this number, counted from 1."""
+    return names[whole(number, what, 1, len(names)) - 1]
+
+
+def guarded(work: Callable[P, T], describe: Callable[[], str]) -> Callable[P, T]:
+    """``work``, whose reading of stored data ends in an answer or in an error of memstore's or of the driver's.
+
+    The last resort: every column has a place of its own where it is looked at. What was raised by a user's own code,
+    called from within, comes out as it is.
+    """
+
+    @wraps(work)
+    def watched(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return work(*args, **kwargs)
+        except MemstoreError:
+            raise
+        except UNREADABLE as exc:
+            if _is_foreign(exc):
+                raise
+            raise StoreCorrupt(
+                f"{describe()} holds what cannot be read ({_brief(exc)}): it is damaged, or this is a bug in memstore; "
+                "run 'memstore check', and report it where that finds nothing"
+            ) from exc
+
+    return watched
+
+
+def _is_foreign(exc: BaseException) -> bool:
+    """Whether code that is neither memstore's nor an installed library's took part in it."""
+    trace = exc.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith(_KNOWN) and not any(folder in file for folder in _INSTALLED):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _brief(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {exc}"[:120]
+
+
+def _refused(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
