@@ -20,7 +20,7 @@ from memstore.backends import Watch
 from memstore.cache import PayloadCache
 from memstore.database import Database
 from memstore.errors import StoreBusy
-from memstore.population import Populations
+from memstore.knowledge import Populations
 from memstore.snapshot import Snapshot, State
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "memstore"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "version"),
+    ("errors", "testing", "types", "version"),
     ("answers", "cache", "columns", "config", "fields", "schema"),
     ("codec", "document", "newfile", "results"),
     ("backends",),
@@ -26,9 +26,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("checkpoint", "draws", "eviction", "leases", "limiter"),
     ("events",),
     ("predicates",),
-    ("population", "query"),
+    ("population", "query", "told"),
+    ("knowledge",),
     ("filters", "session"),
-    ("episodes", "sources", "waiting"),
+    ("episodes", "sources", "strategy", "waiting"),
     ("check", "history", "inputs", "strategies"),
     ("grouping", "similar", "targets"),
     ("health", "maintenance", "retention", "sampling"),
