@@ -36,6 +36,9 @@ KNOWN_YIELD = 3
 """Where what passes a condition is known from the second time on, a round is poor when fewer than one in this many is
 accepted: at 1M rows a list of 300,000 costs 3 ms, 1,000 candidates 4."""
 
+BLOCK = 64
+"""Weights that are summed together."""
+
 MARGIN = 8
 """One proposal from a list in this many, and so many besides, make up for repeats."""
 
@@ -243,21 +246,39 @@ def from_list(listing: Listing, rng: np.random.Generator, wanted: int, gone: Int
     one round.
     """
     chosen = np.empty(0, np.int64)
-    if replacement or (wanted + len(gone)) * SCAN_SHARE < len(listing.ids):
-        for number in range(LIST_ROUNDS):
-            left = wanted - len(chosen)
-            cumulative = np.cumsum(listing.weight if not number else _without(listing.weight, gone))
-            if not left or not len(cumulative) or cumulative[-1] <= TINY:
-                break
-            proposed = choose(cumulative, rng.random(left + left // MARGIN + MARGIN))
-            proposed = proposed[~np.isin(proposed, gone)]
-            if not replacement:
-                proposed = proposed[np.sort(np.unique(proposed, return_index=True)[1])]
-                gone = np.union1d(gone, proposed[:left])
-            chosen = np.concatenate([chosen, proposed[:left]])
+    few = replacement or (wanted + len(gone)) * SCAN_SHARE < len(listing.ids)
+    for number in range(LIST_ROUNDS if few else 0):
+        left = wanted - len(chosen)
+        if not left:
+            break
+        weight = _without(listing.weight, gone) if number else listing.weight
+        proposed = choose_among(weight, rng.random(left + left // MARGIN + MARGIN))
+        proposed = proposed[~np.isin(proposed, gone)]
+        if not replacement:
+            proposed = proposed[np.sort(np.unique(proposed, return_index=True)[1])]
+            gone = np.union1d(gone, proposed[:left])
+        chosen = np.concatenate([chosen, proposed[:left]])
     if len(chosen) == wanted:
         return chosen
     return np.concatenate([chosen, _by_keys(listing, rng, wanted - len(chosen), gone, replacement)])
+
+
+def choose_among(weight: Floats, uniform: Floats) -> Ints:
+    """Place of the weight that each uniform number falls on, never one of weight zero; none where the sum is too small.
+
+    A block is chosen by the blocks' sums, then a place inside: one long cumulative sum takes five times as long.
+    """
+    sums = np.add.reduceat(weight, np.arange(0, len(weight), BLOCK)) if len(weight) else weight
+    ends = np.cumsum(sums)
+    if not len(ends) or ends[-1] <= TINY:
+        return np.empty(0, np.int64)
+    block = choose(ends, uniform)
+    inside = block[:, None] * BLOCK + np.arange(BLOCK)
+    steps = np.where(inside < len(weight), weight[np.minimum(inside, len(weight) - 1)], 0.0).cumsum(axis=1)
+    target = uniform * ends[-1] - np.where(block > 0, ends[block - 1], 0.0)
+    last = (steps < steps[:, -1:]).sum(axis=1)
+    places: Ints = block * BLOCK + np.minimum((steps <= target[:, None]).sum(axis=1), last)
+    return places
 
 
 def _without(weight: Floats, gone: Ints) -> Floats:
