@@ -115,7 +115,7 @@ class Drawable(Snapshot):
         return passing
 
     def _known(self) -> Ints | None:
-        settled, _ = _parted(self.condition, is_settled)
+        settled, _ = _parted(self.condition, _is_kept)
         return self.populations.passing(self, Demand(settled), keep=self.keep_population)
 
     def _queried(self, condition: Condition, ids: Ints) -> Flags:
@@ -126,7 +126,7 @@ class Drawable(Snapshot):
         return np.isin(ids, np.array(self.conn.scalars(query).all(), np.int64))
 
     def _listed(self) -> Population:
-        settled, changing = _parted(self.condition, is_settled)
+        settled, changing = _parted(self.condition, _is_kept)
         if not conjuncts(changing):
             return self.known(Demand(settled))
         if not self.is_followed:
@@ -146,6 +146,11 @@ def population_rows(snapshot: Snapshot, population: Population) -> Rows:
     some[strata.domain] = np.arange(len(strata))
     unknown = np.zeros(len(population.ids), np.int64)
     return Rows(population.ids, population.loss, unknown, some[population.domain], unknown - 1, unknown)
+
+
+def _is_kept(test: Condition) -> bool:
+    """Whether a list is kept of what passes; a limit on ids may be another in every draw, and rows tell it."""
+    return is_settled(test) and (not is_told(test) or _is_about(test, columns.domain))
 
 
 def _parted(condition: Condition, kind: Callable[[Condition], bool]) -> tuple[Condition, Condition]:

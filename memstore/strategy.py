@@ -20,8 +20,8 @@ class Strategy(ABC):
     """A way to draw episodes; values are immutable, comparable, and stored with the buffer as JSON.
 
     A *scan* is a query over all episodes of the buffer. No draw makes more than one. What it found is kept by the
-    process and brought up to date from the history, so the next draw needs none: the same buffer, condition and
-    strategy scan once. Where the history is not recorded, each draw after a change scans again.
+    process and brought up to date from the history, so later draws with the same condition need none. Where the history
+    is not recorded in full, each draw after a change scans again.
 
     Every strategy scans for a draw of more than a quarter of what is live, where few episodes pass a condition, and
     where ``exact_probability`` asks for a probability that nothing stored tells.
