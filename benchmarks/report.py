@@ -18,6 +18,7 @@ from benchmarks import cases, conditions, history
 from benchmarks.measure import Results, Timing
 
 MILLION, BASE = 1_000_000, 10_000
+RATIO = "time, ratio of medians"
 K = 256
 
 
@@ -116,7 +117,7 @@ def _history(results: Results, database: str, answer: float) -> Iterator[Target]
 
 
 def _conditions(results: Results) -> Iterator[Target]:
-    ratios = [fact for fact in results.facts if fact.case.startswith("conditions") and fact.name == "ratio, median"]
+    ratios = [fact for fact in results.facts if fact.case.startswith("conditions") and fact.name == RATIO]
     for key in dict.fromkeys((fact.database, fact.rows) for fact in ratios):
         worst = max((fact for fact in ratios if (fact.database, fact.rows) == key), key=lambda fact: fact.value)
         name = f"{key[0]}: {worst.case} of {key[1]:,}, over no condition (the worst)"
@@ -135,7 +136,7 @@ def conditions_table(results: Results) -> Iterator[str]:
         yield "|---" * (len(conditions.SHARES) + 1) + "|"
         for name in conditions.STRATEGIES:
             find = functools.partial(_condition, results, database, rows, name)
-            yield f"| {name} | " + " | ".join(f"{find(s, 'ratio, median'):.1f}" for s in conditions.SHARES) + " |"
+            yield f"| {name} | " + " | ".join(f"{find(s, RATIO):.1f}" for s in conditions.SHARES) + " |"
         costs = [
             max(_condition(results, database, rows, name, s, use) for name in conditions.STRATEGIES for use in _USES)
             for s in conditions.SHARES
