@@ -11,6 +11,7 @@ import memstore
 from benchmarks.baselines import InMemory
 from benchmarks.bench import Bench
 from benchmarks.bloat import bloat
+from benchmarks.conditions import conditions
 from benchmarks.fresh import CACHE_BYTES as SMALL_CACHE
 from benchmarks.fresh import in_fresh_process
 from benchmarks.history import history
@@ -119,6 +120,7 @@ CASES: Mapping[str, Callable[[Bench], None]] = {
     "sharing": sharing,
     "learning": learning,
     "history": history,
+    "conditions": conditions,
     "extend": extend_,
     "bloat": bloat,
 }

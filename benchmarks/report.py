@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 import memstore
-from benchmarks import cases, history
+from benchmarks import cases, conditions, history
 from benchmarks.measure import Results, Timing
 
 MILLION, BASE = 1_000_000, 10_000
+RATIO = "time, ratio of medians"
 K = 256
 
 
@@ -68,6 +69,7 @@ def targets(results: Results) -> list[Target]:
         *_postgres(results),
         *_history(results, "sqlite", 200),
         *_history(results, "postgres", 400),
+        *_conditions(results),
     ]
 
 
@@ -114,6 +116,41 @@ def _history(results: Results, database: str, answer: float) -> Iterator[Target]
         )
 
 
+def _conditions(results: Results) -> Iterator[Target]:
+    ratios = [fact for fact in results.facts if fact.case.startswith("conditions") and fact.name == RATIO]
+    for key in dict.fromkeys((fact.database, fact.rows) for fact in ratios):
+        worst = max((fact for fact in ratios if (fact.database, fact.rows) == key), key=lambda fact: fact.value)
+        name = f"{key[0]}: {worst.case} of {key[1]:,}, over no condition (the worst)"
+        yield Target(name, "x", conditions.LIMIT, worst.value)
+
+
+def conditions_table(results: Results) -> Iterator[str]:
+    """The table of the README, in Markdown: the ratio of each draw, and what the dearer of the first two uses took."""
+    keys = dict.fromkeys((f.database, f.rows) for f in results.facts if f.case.startswith("conditions"))
+    for database, rows in keys:
+        yield (
+            f"| {database}, {rows:,} rows: share that passes | "
+            + " | ".join(f"{s} %" for s in conditions.SHARES)
+            + " |"
+        )
+        yield "|---" * (len(conditions.SHARES) + 1) + "|"
+        for name in conditions.STRATEGIES:
+            find = functools.partial(_condition, results, database, rows, name)
+            yield f"| {name} | " + " | ".join(f"{find(s, RATIO):.1f}" for s in conditions.SHARES) + " |"
+        costs = [
+            max(_condition(results, database, rows, name, s, use) for name in conditions.STRATEGIES for use in _USES)
+            for s in conditions.SHARES
+        ]
+        yield "| the dearest use, once, ms | " + " | ".join(f"{cost:,.0f}" for cost in costs) + " |"
+
+
+_USES = ("first use", "second use")
+
+
+def _condition(results: Results, database: str, rows: int, name: str, share: int, figure: str) -> float:
+    return results.fact(database, f"conditions, {name}, {share} % pass", rows, figure) or float("nan")
+
+
 def _timing(
     results: Results, database: str, case: str, contender: str, *, rows: int = MILLION, mean: bool = False
 ) -> float | None:
@@ -152,6 +189,8 @@ def show(console: Console, results: Results, wanted: list[Target]) -> None:
     if results.facts:
         console.print(facts)
 
+    for line in conditions_table(results):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print("Targets")
     for target in wanted:
         console.print(target.text, highlight=False)

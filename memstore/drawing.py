@@ -14,7 +14,7 @@ from memstore.asking import MemoryAsker
 from memstore.columns import Column, Condition, HasTag, col, conditions_within
 from memstore.config import check_float, check_seconds
 from memstore.errors import InvalidValue, MemoryEmpty
-from memstore.filters import FilteredSnapshot
+from memstore.filters import Drawable
 from memstore.grouping import Grouping
 from memstore.inputs import check_count
 from memstore.reader import signature_of
@@ -65,10 +65,14 @@ class MemoryDrawer(MemoryAsker):
             Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``: the
             strategy's law among them, and ``probability`` is that under the condition. When fewer than ``count`` pass,
             all of them, each once. Conditions on domain and loss choose among the strata. Others are tested on the
-            candidates; where few pass, the rest comes from a list of those that do, which the process keeps (for 8
-            conditions) and brings up to date from the history: it takes a scan at first, and again in every draw where
-            the history is not recorded or the condition is also on the age or the replay metadata. ``probability`` is
-            None where many pass a condition beyond domains, unless ``exact_probability`` asks for a scan.
+            candidates; where few pass, a list of those that do finishes the draw. The process keeps what it reads for
+            that (lists of 8 conditions, some 40 bytes an episode that passes) and brings it up to date from the
+            history. So a condition costs a scan when it is new: in its first draw where fewer than a third pass, else
+            in its second. A condition whose constants change in every draw is new every time; ``col.age`` and
+            ``col.id`` are not: like loss and replay count they are tested without a query. A scan in every draw is what
+            few passing cost where the history is not recorded in full, and for conditions on ``lowest_loss``, ``rise``
+            or ``last_replayed_at``, or on two kinds at once with ``|``. ``probability`` is None where many pass a
+            condition beyond domains, unless ``exact_probability`` asks for a scan.
             ``normalize="buffer"`` goes by the whole buffer all the same, a constant factor.
 
         Raises
@@ -134,15 +138,14 @@ class MemoryDrawer(MemoryAsker):
         chosen = as_strategy(strategy)
 
         def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
-            keep = not self._session.database.transaction_open
-            populations = self._session.populations
-            found = grouping.draw(snapshot, rng, populations, chosen, wanted, each, keep=keep)
+            drawn_from = self._filtered(snapshot, None)
+            found = grouping.draw(drawn_from, rng, chosen, wanted, each)
             if not len(found.rows):
                 among = "" if where is None else f" where {where}"
                 raise MemoryEmpty(
                     f"{self!r} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
                 )
-            batch = self._batch(snapshot, chosen, found.rows, 0.0, "batch", exact=False)
+            batch = self._batch(drawn_from, chosen, found.rows, 0.0, "batch", exact=False)
             return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
 
         return self._session.draw(work)
@@ -258,10 +261,9 @@ class MemoryDrawer(MemoryAsker):
             raise InvalidValue(f"normalize must be 'buffer' or 'batch', got {normalize!r}")
         check_where(where)
 
-        def work(taken: Rows, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
-            if where is not None:
-                snapshot = self._filtered(snapshot, where)
-                taken = taken.take(snapshot.passing(taken))
+        def work(taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
+            snapshot = self._filtered(committed, where)
+            taken = taken.take(snapshot.passing(taken))
             chosen = self._default_strategy(snapshot) if strategy is None else as_strategy(strategy)
             if alpha is not None:
                 chosen = chosen.with_alpha(alpha)
@@ -277,7 +279,14 @@ class MemoryDrawer(MemoryAsker):
         return work
 
     def _batch(
-        self, snapshot: Snapshot, strategy: Strategy, rows: Rows, beta: float, normalize: Normalize, *, exact: bool
+        self,
+        snapshot: Drawable,
+        strategy: Strategy,
+        rows: Rows,
+        beta: float,
+        normalize: Normalize,
+        *,
+        exact: bool,
     ) -> Batch:
         signature = signature_of(snapshot)
         assert signature is not None
@@ -287,9 +296,9 @@ class MemoryDrawer(MemoryAsker):
             snapshot, strategy, rows, signature, cache, keep=keep, beta=beta, normalize=normalize, exact=exact
         )
 
-    def _filtered(self, snapshot: Snapshot, where: Condition) -> FilteredSnapshot:
+    def _filtered(self, snapshot: Snapshot, where: Condition | None) -> Drawable:
         keep = not self._session.database.transaction_open
-        return FilteredSnapshot.of(snapshot, where, self._session.populations, keep=keep)
+        return Drawable.of(snapshot, where, self._session.populations, keep=keep)
 
     def _turn(self, wanted: int, where: Condition | None = None) -> int | None:
         live = len(self) if where is None else self.query().filter(where).count()

@@ -7,29 +7,47 @@ replacement, repeats are skipped in proposal order, which is successive sampling
 Between rounds the positions already drawn are taken out of the proposals, and the position is then drawn among the
 others: so one dominating weight costs one short round and not a scan. (Only lowering the group's count, while still
 proposing and rejecting the drawn ones, would be biased.)
+
+Where few candidates are accepted, a list of all that may be drawn finishes the draw. What was accepted before stays.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore.shares import TINY
 from memstore.snapshot import Rows
 from memstore.strata import Floats, Ints
+from memstore.testing import count
 
 POOR_YIELD = 16
 """A round is poor when fewer than one in this many candidates is accepted ..."""
 
 POOR_ROUNDS = 8
-"""... and after this many poor rounds one scan finishes the draw exactly; behind a condition that is tested on the
-candidates, after one: what passes is not scanned but known, from the second time on."""
+"""... and after this many poor rounds a list of all finishes the draw exactly."""
+
+KNOWN_YIELD = 3
+"""Where what passes a condition is known from the second time on, a round is poor when fewer than one in this many is
+accepted: at 1M rows a list of 300,000 costs 3 ms, 1,000 candidates 4."""
+
+BLOCK = 64
+"""Weights that are summed together."""
+
+MARGIN = 8
+"""One proposal from a list in this many, and so many besides, make up for repeats."""
+
+LIST_ROUNDS = 4
+"""Rounds of proposals from a list, before its keys decide: those cost more, and always suffice."""
 
 PROBE = 64
-"""Candidates of the first round behind such a condition, which shows how many pass."""
+"""Candidates of the first round behind a condition that is tested on them. They show how many pass, and so decide how
+the draw goes on: by chance alone, and not by what the process knows."""
 
 SCAN_SHARE = 4
 """A draw of more than one in this many live rows scans at once: the scan costs no more than the draw."""
@@ -43,6 +61,16 @@ class Groups:
     log2_bound: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Everything that may be drawn: ids, ascending; weights over the largest possible one, which may underflow to zero;
+    and their base-2 logarithms, on demand."""
+
+    ids: Ints
+    weight: Floats
+    log2_weight: Callable[[], Floats]
+
+
 class Source(Protocol):
     """What a strategy offers to ``draw``."""
 
@@ -53,11 +81,14 @@ class Source(Protocol):
     selective: bool
     """Whether accepted candidates must pass a test besides."""
 
+    poor_yield: int
+    """Candidates for each accepted one that make the first round behind a test a poor one."""
+
     def passing(self, rows: Rows) -> NDArray[np.bool_]:
         """Which of the rows pass it."""
 
-    def complete(self, rows: Rows) -> Rows:
-        """Rows of a ``scan`` with everything that is known of them."""
+    def complete(self, ids: Ints) -> Rows:
+        """Rows of these episodes of a ``scan``, in this order."""
 
     def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
         """Rows that exist among the candidates, in proposal order; their ordinals; log2 of their weights."""
@@ -65,8 +96,8 @@ class Source(Protocol):
     def places(self, rows: Rows) -> tuple[Ints, Ints]:
         """Group and position of rows, the inverse of ``fetch``; group -1 for rows outside every group."""
 
-    def scan(self) -> tuple[Rows, Floats]:
-        """Every row that may be drawn, in id order, and log2 of its weight."""
+    def scan(self) -> Listing:
+        """Everything that may be drawn: by a query over all of it, where it is not known."""
 
 
 def draw(
@@ -97,7 +128,7 @@ def draw(
     drawn: list[Rows] = []
     excluded = _places(source, taken)
     poor = 0
-    patience = 1 if source.selective else POOR_ROUNDS
+    patience, poor_yield = (1, source.poor_yield) if source.selective else (POOR_ROUNDS, POOR_YIELD)
     acceptance = source.acceptance
     while wanted > 0:
         proposed = PROBE if source.selective and not drawn else candidates(wanted, acceptance)
@@ -114,7 +145,7 @@ def draw(
             break
         if not replacement:
             excluded = excluded | _places(source, found)
-        poor += len(found) * POOR_YIELD < proposed
+        poor += len(found) * poor_yield < proposed
         if source.selective:
             acceptance = len(found) / proposed  # only now is it known how many pass
         if poor >= patience:
@@ -149,6 +180,7 @@ def _places(source: Source, rows: Rows) -> _Places:
 
 
 def _round(source: Source, rng: np.random.Generator, proposed: int, excluded: _Places) -> Rows | None:
+    count("rounds")
     free = source.groups.count.copy()
     for g, positions in excluded.items():
         free[g] -= len(positions)
@@ -192,15 +224,78 @@ def unchosen(group: Ints, rank: Ints, excluded: dict[int, Ints]) -> Ints:
 
 
 def _by_scan(source: Source, rng: np.random.Generator, wanted: int, taken: Rows, replacement: bool) -> Rows:
-    rows, log2_weight = source.scan()
-    left = ~np.isin(rows.ids, taken.ids)
-    rows, log2_weight = rows.take(left), log2_weight[left]
-    possible = np.isfinite(log2_weight)
-    rows, log2_weight = rows.take(possible), log2_weight[possible]
-    if replacement and len(rows):
+    count("listed")
+    listing = source.scan()
+    chosen = from_list(listing, rng, wanted, positions(listing.ids, taken.ids), replacement=replacement)
+    return source.complete(listing.ids[chosen])
+
+
+def positions(ids: Ints, among: Ints) -> Ints:
+    """Where in ``ids``, which ascend, those of ``among`` stand that are there; ascending, each once."""
+    wanted = np.unique(among)
+    at = np.searchsorted(ids, wanted)
+    at, wanted = at[at < len(ids)], wanted[at < len(ids)]
+    found: Ints = at[ids[at] == wanted]
+    return found
+
+
+def from_list(listing: Listing, rng: np.random.Generator, wanted: int, gone: Ints, *, replacement: bool) -> Ints:
+    """Places of what is drawn in proportion to weight, outside ``gone``: proposed from all, what is gone is skipped.
+
+    Skipping is successive sampling again. Rounds after the first leave out what is gone, so one dominating weight costs
+    one round.
+    """
+    chosen = np.empty(0, np.int64)
+    few = replacement or (wanted + len(gone)) * SCAN_SHARE < len(listing.ids)
+    for number in range(LIST_ROUNDS if few else 0):
+        left = wanted - len(chosen)
+        if not left:
+            break
+        weight = _without(listing.weight, gone) if number else listing.weight
+        proposed = choose_among(weight, rng.random(left + left // MARGIN + MARGIN))
+        proposed = proposed[~np.isin(proposed, gone)]
+        if not replacement:
+            proposed = proposed[np.sort(np.unique(proposed, return_index=True)[1])]
+            gone = np.union1d(gone, proposed[:left])
+        chosen = np.concatenate([chosen, proposed[:left]])
+    if len(chosen) == wanted:
+        return chosen
+    return np.concatenate([chosen, _by_keys(listing, rng, wanted - len(chosen), gone, replacement)])
+
+
+def choose_among(weight: Floats, uniform: Floats) -> Ints:
+    """Place of the weight that each uniform number falls on, never one of weight zero; none where the sum is too small.
+
+    A block is chosen by the blocks' sums, then a place inside: one long cumulative sum takes five times as long.
+    """
+    sums = np.add.reduceat(weight, np.arange(0, len(weight), BLOCK)) if len(weight) else weight
+    ends = np.cumsum(sums)
+    if not len(ends) or ends[-1] <= TINY:
+        return np.empty(0, np.int64)
+    block = choose(ends, uniform)
+    inside = block[:, None] * BLOCK + np.arange(BLOCK)
+    steps = np.where(inside < len(weight), weight[np.minimum(inside, len(weight) - 1)], 0.0).cumsum(axis=1)
+    target = uniform * ends[-1] - np.where(block > 0, ends[block - 1], 0.0)
+    last = (steps < steps[:, -1:]).sum(axis=1)
+    places: Ints = block * BLOCK + np.minimum((steps <= target[:, None]).sum(axis=1), last)
+    return places
+
+
+def _without(weight: Floats, gone: Ints) -> Floats:
+    left = weight.copy()
+    left[gone] = 0.0
+    return left
+
+
+def _by_keys(listing: Listing, rng: np.random.Generator, wanted: int, gone: Ints, replacement: bool) -> Ints:
+    log2_weight = listing.log2_weight().copy()
+    log2_weight[gone] = -np.inf
+    possible = np.flatnonzero(np.isfinite(log2_weight))
+    log2_weight = log2_weight[possible]
+    if replacement and len(possible):
         cumulative = np.cumsum(np.exp2(log2_weight - log2_weight.max()))
-        return source.complete(rows.take(choose(cumulative, rng.random(wanted))))
-    return source.complete(rows.take(smallest_keys(rng, log2_weight, wanted)))
+        return possible[choose(cumulative, rng.random(wanted))]
+    return possible[smallest_keys(rng, log2_weight, wanted)]
 
 
 def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:

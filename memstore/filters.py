@@ -1,42 +1,48 @@
 """A condition in front of a draw: what of it the strata know, and the test for the rest.
 
 Conditions on the domain choose strata, and so do those on the loss, by its half-octaves. What else is asked is tested
-on the candidates of a draw; where few pass, the draw is finished from the population of those that do.
+on the candidates of a draw: by what their rows tell, by a list of ids that pass, or by a query. Where few pass, the
+draw is finished from the population of those that do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import select
 
-from memstore.columns import AllOf, AnyOf, Column, Comparison, Condition, HasTag, In, Not, conditions_within
+from memstore.columns import AllOf, Column, Comparison, Condition, HasTag, Not, conditions_within
 from memstore.columns import col as columns
-from memstore.population import Demand, Population, Populations
+from memstore.events import history_of
+from memstore.knowledge import Populations
+from memstore.population import Demand, Population
 from memstore.predicates import Scope, conjuncts
-from memstore.schema import UNMEASURED, replay_metadata
-from memstore.snapshot import COLUMNS, Rows, Snapshot, rows_of
-from memstore.strata import FALL_BEFORE_MOVE, Ints, bucket_of
+from memstore.schema import UNMEASURED
+from memstore.snapshot import Rows, Snapshot
+from memstore.strata import FALL_BEFORE_MOVE, Floats, Ints, bucket_of
+from memstore.told import Facts, Flags, is_settled, is_told, text_holds
 
-_m = replay_metadata.c
+EVERYTHING = AllOf(())
 
 
 @dataclass(frozen=True, slots=True)
-class FilteredSnapshot(Snapshot):
-    """A snapshot in which only the episodes that pass a condition are there to be drawn."""
+class Drawable(Snapshot):
+    """What a draw is from: a snapshot, and the condition that an episode must pass; ``EVERYTHING`` lets all pass."""
 
     condition: Condition
     populations: Populations
     keep_population: bool
     _strata: Ints
-    _rest: Condition | None
-    _found: list[Rows] = field(default_factory=list)
+    _rest: Condition
+    _population: list[Population] = field(default_factory=list)
+    _passing: list[Ints | None] = field(default_factory=list)
 
     @classmethod
-    def of(cls, snapshot: Snapshot, condition: Condition, populations: Populations, *, keep: bool) -> FilteredSnapshot:
+    def of(cls, snapshot: Snapshot, condition: Condition | None, populations: Populations, *, keep: bool) -> Drawable:
         """The snapshot behind this condition."""
+        condition = EVERYTHING if condition is None else condition
         strata, rest = _admitted(snapshot, condition)
         return cls(snapshot.conn, snapshot.backend, snapshot.state, condition, populations, keep, strata, rest)
 
@@ -47,61 +53,94 @@ class FilteredSnapshot(Snapshot):
 
     @property
     def is_filtered(self) -> bool:
-        """Yes."""
-        return True
+        """Whether a condition stands in front."""
+        return bool(conjuncts(self.condition))
 
     @property
     def is_whole(self) -> bool:
         """Whether every episode of the admitted strata passes."""
-        return self._rest is None
+        return not conjuncts(self._rest)
 
     @property
-    def is_scanned(self) -> bool:
-        """Whether every episode that passes is known already."""
-        return bool(self._found)
+    def is_listed(self) -> bool:
+        """Whether this draw has listed every episode that passes."""
+        return bool(self._population)
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether a list of what passes is kept, and brought up to date from the history, in place of a scan a draw."""
+        tests = conjuncts(self.condition)
+        if not all(is_settled(test) or is_told(test) for test in tests):
+            return False
+        return history_of(self.settings).is_complete
 
     def occupied(self) -> Ints:
+        """Strata that may hold something to draw, in (domain, bucket) order."""
         return self._strata
 
-    def passing(self, rows: Rows) -> NDArray[np.bool_]:
-        admitted = np.isin(rows.stratum, self._strata)
-        if self._rest is None or not admitted.any():
-            return admitted
-        if is_settled(self.condition) and self.populations.tells_of_few(Demand(self.condition), self.live):
-            few = self.scan().ids
-            at = np.minimum(np.searchsorted(few, rows.ids), len(few) - 1)
-            return few[at] == rows.ids if len(few) else np.zeros(len(rows), np.bool_)
-        scope = Scope.of(self, "episodes", (), self._rest, by_id=True)
-        tables, condition = scope.rows(self._rest)
-        among = self.backend.one_of(scope.identity(), np.unique(rows.ids[admitted]).tolist())
-        query = select(scope.identity()).select_from(tables).where(condition, among)
-        passing: NDArray[np.bool_] = admitted & np.isin(rows.ids, list(self.conn.scalars(query)))
+    def passing(self, rows: Rows) -> Flags:
+        """Which rows may be drawn."""
+        passing: Flags = np.isin(rows.stratum, self._strata)
+        told, asked = _parted(self._rest, is_told)
+        if conjuncts(told):
+            domain = self.state.strata.domain[rows.stratum]
+            passing &= self._facts(rows.ids, rows.loss, rows.replay_count, domain).passing(told)
+        if conjuncts(asked) and passing.any():
+            passing[passing] = self._asked(asked, rows.ids[passing])
         return passing
 
-    def scan(self) -> Rows:
-        if not self._found:
-            self._found.append(self._matching())
-        return self._found[0]
+    def population(self) -> Population:
+        """Every episode that passes, in id order: by a scan where it is not known from earlier draws."""
+        if not self._population:
+            self._population.append(self._listed())
+        return self._population[0]
 
-    def complete(self, rows: Rows) -> Rows:
-        return self.looked_up(rows.ids)
+    def known(self, demand: Demand) -> Population:
+        """A population of a settled condition, of the whole buffer, from what the process knows."""
+        return self.populations.get(self, demand, keep=self.keep_population)
 
-    def _matching(self) -> Rows:
-        if is_settled(self.condition):
-            demand = Demand(self.condition)
-            return population_rows(self, self.populations.get(self, demand, keep=self.keep_population))
-        if self._rest is None:
-            ids = self.state.strata.ids(self._strata).tolist()
-            found = self.backend.select(self.conn, replay_metadata, COLUMNS, "stratum_id", ids)
-            return self.state.possible(rows_of(self.state, sorted(found)))
-        scope = Scope.of(self, "episodes", (columns.loss,), self.condition)
-        tables, condition = scope.rows(self.condition)
-        query = select(*(_m[name] for name in COLUMNS)).select_from(tables).where(condition).order_by(_m.episode_id)
-        return self.state.possible(rows_of(self.state, [tuple(row) for row in self.conn.execute(query)]))
+    def _asked(self, condition: Condition, ids: Ints) -> Flags:
+        settled, asked = _parted(condition, is_settled)
+        passing = np.ones(len(ids), np.bool_)
+        if conjuncts(settled):
+            if not self._passing:  # one answer a draw
+                self._passing.append(self._known())
+            known = self._passing[0]
+            if known is None:
+                asked = condition
+            else:
+                passing = _contained(known, ids)
+        if conjuncts(asked):
+            passing &= self._queried(asked, ids)
+        return passing
+
+    def _known(self) -> Ints | None:
+        settled, _ = _parted(self.condition, _is_kept)
+        return self.populations.passing(self, Demand(settled), keep=self.keep_population)
+
+    def _queried(self, condition: Condition, ids: Ints) -> Flags:
+        scope = Scope.of(self, "episodes", (), condition, by_id=True)
+        tables, passing = scope.rows(condition)
+        among = self.backend.one_of(scope.identity(), np.unique(ids).tolist())
+        query = select(scope.identity()).select_from(tables).where(passing, among)
+        return np.isin(ids, np.array(self.conn.scalars(query).all(), np.int64))
+
+    def _listed(self) -> Population:
+        settled, changing = _parted(self.condition, _is_kept)
+        if not conjuncts(changing):
+            return self.known(Demand(settled))
+        if not self.is_followed:
+            return Demand(self.condition).read(self)
+        some = self.known(Demand(settled))
+        facts = self._facts(some.ids, some.loss, some.replay_count, some.domain)
+        return some.take(np.flatnonzero(facts.passing(changing)))
+
+    def _facts(self, ids: Ints, loss: Floats, replay_count: Ints, domain: Ints) -> Facts:
+        return Facts(ids, loss, replay_count, domain, self.newest_possible(), self.state.domain_names)
 
 
 def population_rows(snapshot: Snapshot, population: Population) -> Rows:
-    """The population as rows whose domain and loss are known, and nothing else: ``complete`` them when drawn."""
+    """The population as rows whose domain and loss are known, and nothing of where they stand."""
     strata = snapshot.state.strata
     some = np.zeros(len(snapshot.state.domain_names) + 1, np.int64)
     some[strata.domain] = np.arange(len(strata))
@@ -109,15 +148,26 @@ def population_rows(snapshot: Snapshot, population: Population) -> Rows:
     return Rows(population.ids, population.loss, unknown, some[population.domain], unknown - 1, unknown)
 
 
-def is_settled(condition: Condition) -> bool:
-    """Whether what passes can change only by episodes that come and go."""
-    return all(
-        isinstance(test, HasTag) or (test.column.source == "episode" and test.column.name != "age")
-        for test in conditions_within(condition)
-    )
+def _is_kept(test: Condition) -> bool:
+    """Whether a list is kept of what passes; a limit on ids may be another in every draw, and rows tell it."""
+    return is_settled(test) and (not is_told(test) or _is_about(test, columns.domain))
 
 
-def _admitted(snapshot: Snapshot, condition: Condition) -> tuple[Ints, Condition | None]:
+def _parted(condition: Condition, kind: Callable[[Condition], bool]) -> tuple[Condition, Condition]:
+    """What must all hold, as those parts that are of this kind and the others."""
+    parts = conjuncts(condition)
+    return AllOf(tuple(part for part in parts if kind(part))), AllOf(tuple(part for part in parts if not kind(part)))
+
+
+def _contained(ids: Ints, wanted: Ints) -> Flags:
+    """Which of the wanted are among ``ids``, which ascend."""
+    if not len(ids):
+        return np.zeros(len(wanted), np.bool_)
+    flags: Flags = ids[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)] == wanted
+    return flags
+
+
+def _admitted(snapshot: Snapshot, condition: Condition) -> tuple[Ints, Condition]:
     """Occupied strata that may hold episodes that pass, and what is left to test in them."""
     strata = snapshot.state.strata
     occupied = strata.occupied()
@@ -125,7 +175,7 @@ def _admitted(snapshot: Snapshot, condition: Condition) -> tuple[Ints, Condition
     rest = []
     for test in conjuncts(condition):
         if _is_about(test, columns.domain):
-            codes = np.array([_holds(test, name) for name in ["", *snapshot.state.domain_names]])
+            codes = np.array([text_holds(test, name) for name in ["", *snapshot.state.domain_names]])
             admitted &= codes[strata.domain[occupied]]
             continue
         measured = strata.bucket[occupied] != UNMEASURED
@@ -136,10 +186,10 @@ def _admitted(snapshot: Snapshot, condition: Condition) -> tuple[Ints, Condition
         if isinstance(test, Comparison) and test.column.name == "loss":
             admitted &= measured & _reached(strata.bucket[occupied], test, snapshot.settings.epsilon)
         rest.append(test)
-    return occupied[admitted], AllOf(tuple(rest)) if rest else None
+    return occupied[admitted], AllOf(tuple(rest))
 
 
-def _reached(buckets: Ints, test: Comparison, epsilon: float) -> NDArray[np.bool_]:
+def _reached(buckets: Ints, test: Comparison, epsilon: float) -> Flags:
     """Buckets that may hold losses which pass: a row stands in the bucket of its loss, or a little above."""
     assert isinstance(test.value, (int, float))
     if test.value < 0:
@@ -155,25 +205,3 @@ def _is_about(condition: Condition, column: Column) -> bool:
     return all(
         not isinstance(test, HasTag) and test.column.name == column.name for test in conditions_within(condition)
     )
-
-
-def _holds(condition: Condition, text: str) -> bool:
-    """Whether a condition about one text column holds for this text."""
-    match condition:
-        case AllOf():
-            return all(_holds(part, text) for part in condition.conditions)
-        case AnyOf():
-            return any(_holds(part, text) for part in condition.conditions)
-        case Not():
-            return not _holds(condition.condition, text)
-        case In():
-            return text in condition.values
-        case Comparison(value=str(value)):
-            return {
-                "==": text == value,
-                "<": text < value,
-                "<=": text <= value,
-                ">": text > value,
-                ">=": text >= value,
-            }[condition.operator]
-    return False

@@ -9,12 +9,13 @@ import numpy as np
 from memstore.columns import AllOf, Column, Condition, ExtraColumn
 from memstore.draws import smallest_keys
 from memstore.errors import InvalidValue
-from memstore.filters import is_settled, population_rows
-from memstore.population import Demand, Populations
+from memstore.filters import Drawable, population_rows
+from memstore.population import Demand
 from memstore.shares import log2_sum
-from memstore.snapshot import Rows, Snapshot
+from memstore.snapshot import Rows
 from memstore.strata import Floats, Ints
 from memstore.strategies import Strategy
+from memstore.told import is_settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +49,16 @@ class Grouping:
 
     def draw(
         self,
-        snapshot: Snapshot,
+        snapshot: Drawable,
         rng: np.random.Generator,
-        populations: Populations,
         strategy: Strategy,
         groups: int,
         size: int,
-        *,
-        keep: bool,
     ) -> Grouped:
         """Draw ``groups`` of the groups that have ``size`` episodes, all alike, and in each so many by the strategy."""
         where = AllOf(()) if self.where is None else self.where
         demand = Demand(where, self.by)
-        found = populations.get(snapshot, demand, keep=keep) if is_settled(where) else demand.read(snapshot)
+        found = snapshot.known(demand) if is_settled(where) else demand.read(snapshot)
         missing = found.labels.get(None, -1)
         found = found.take(found.label != missing)
         if not len(found.ids):

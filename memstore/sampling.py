@@ -9,7 +9,8 @@ import numpy as np
 from memstore.cache import PayloadCache
 from memstore.codec import Signature
 from memstore.episodes import read_blobs
-from memstore.snapshot import Rows, Snapshot
+from memstore.filters import Drawable
+from memstore.snapshot import Rows
 from memstore.strategies import Strategy
 from memstore.types import Batch
 
@@ -17,7 +18,7 @@ Normalize = Literal["buffer", "batch"]
 
 
 def make_batch(
-    snapshot: Snapshot,
+    snapshot: Drawable,
     strategy: Strategy,
     rows: Rows,
     signature: Signature,

@@ -22,8 +22,8 @@ from memstore.cache import PayloadCache
 from memstore.database import Database
 from memstore.errors import StoreBusy
 from memstore.failures import foreign
+from memstore.knowledge import Populations
 from memstore.owners import Scope, Turn, enter_context, this_owner
-from memstore.population import Populations
 from memstore.snapshot import Snapshot, State
 
 T = TypeVar("T")

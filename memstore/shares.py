@@ -37,6 +37,10 @@ def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -
     return whole
 
 
+TINY = 2.0**-900
+"""A sum above it is not changed by what underflows."""
+
+
 def log2_sum(log2_values: Floats, factors: Floats | Ints | float = 1.0) -> float:
     """``log2(sum(factors * 2 ** log2_values))`` without overflow."""
     top = log2_values.max()

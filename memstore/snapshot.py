@@ -226,40 +226,13 @@ class Snapshot:
         return self.state.possible(rows_of(self.state, sorted(rows)))
 
     def scan(self) -> Rows:
-        """Every row that may be drawn, in id order: the exact way out, in time proportional to the buffer."""
+        """Every live row, in id order, in time proportional to the buffer."""
         return self.state.possible(self.unverified())
 
     def unverified(self) -> Rows:
         """Every row of the buffer, in id order, whether it can be or not."""
         query = select(*(_m[name] for name in COLUMNS)).where(self.own).order_by(_m.episode_id)
         return rows_of(self.state, [tuple(row) for row in self.conn.execute(query)])
-
-    @property
-    def is_filtered(self) -> bool:
-        """Whether a condition stands in front of it."""
-        return False
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every episode of the ``occupied`` strata may be drawn."""
-        return True
-
-    @property
-    def is_scanned(self) -> bool:
-        """Whether a ``scan`` costs nothing more."""
-        return False
-
-    def occupied(self) -> Ints:
-        """Strata that hold something to draw, in (domain, bucket) order."""
-        return self.state.strata.occupied()
-
-    def passing(self, rows: Rows) -> NDArray[np.bool_]:
-        """Which rows may be drawn."""
-        return np.ones(len(rows), np.bool_)
-
-    def complete(self, rows: Rows) -> Rows:
-        """Rows of a ``scan`` with everything that was not read for it."""
-        return rows
 
     def looked_up(self, ids: Ints) -> Rows:
         """The rows of these live episodes, in this order."""

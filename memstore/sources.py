@@ -1,35 +1,88 @@
-"""Where candidates come from: strata for losses, octaves of age for recency, plain ranks for uniform draws."""
+"""Where candidates come from, and what they weigh: strata for losses, octaves of age, ranks for uniform draws."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.draws import Groups, unchosen
+from memstore.buffer import Counters
+from memstore.draws import KNOWN_YIELD, POOR_YIELD, Groups, Listing, positions, unchosen
+from memstore.filters import Drawable
+from memstore.population import Law, Population
+from memstore.schema import SEQUENCE_BITS
 from memstore.shares import log2_sum
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Floats, Ints, log2_priority
 
 
+@dataclass(frozen=True, slots=True)
+class LossLaw:
+    """``priority ** alpha`` over that of the largest priority ever measured."""
+
+    alpha: float
+    epsilon: float
+    top: float
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, alpha: float) -> LossLaw:
+        """The law in this snapshot."""
+        return cls(alpha, snapshot.settings.epsilon, snapshot.state.counters.top_priority)
+
+    def log2_weight(self, ids: Ints, loss: Floats) -> Floats:
+        weight: Floats = self.alpha * (log2_priority(loss, self.epsilon, self.top) - np.log2(self.top))
+        return weight
+
+    def lasts(self, counters: Counters) -> bool:
+        return counters.top_priority == self.top
+
+
+@dataclass(frozen=True, slots=True)
+class AgeLaw:
+    """``age ** -alpha``, counted from the id that was given out last."""
+
+    alpha: float
+    newest: int
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, alpha: float) -> AgeLaw:
+        """The law in this snapshot."""
+        return cls(alpha, snapshot.newest_possible())
+
+    def log2_weight(self, ids: Ints, loss: Floats) -> Floats:
+        return -self.alpha * np.log2(self.newest + 1 - ids)
+
+    def lasts(self, counters: Counters) -> bool:
+        return bool(self.newest & (2**SEQUENCE_BITS - 1) == counters.inserted)
+
+
 class _Source:
-    def __init__(self, snapshot: Snapshot) -> None:
+    law: Law
+
+    def __init__(self, snapshot: Drawable) -> None:
         self.snapshot = snapshot
+        self.poor_yield = KNOWN_YIELD if snapshot.is_followed else POOR_YIELD
 
     def passing(self, rows: Rows) -> NDArray[np.bool_]:
         return self.snapshot.passing(rows)
 
-    def complete(self, rows: Rows) -> Rows:
-        return self.snapshot.complete(rows)
+    def complete(self, ids: Ints) -> Rows:
+        return self.snapshot.looked_up(ids)
+
+    def scan(self) -> Listing:
+        some, law = self.snapshot.population(), self.law
+        return Listing(some.ids, some.weight(law), lambda: law.log2_weight(some.ids, some.loss))
 
 
 class LossSource(_Source):
     """Strata as groups; weight is priority ** alpha."""
 
-    def __init__(self, snapshot: Snapshot, alpha: float) -> None:
+    def __init__(self, snapshot: Drawable, alpha: float) -> None:
         super().__init__(snapshot)
         strata = snapshot.state.strata
-        self.alpha = alpha
-        self.top = snapshot.state.counters.top_priority
+        law = LossLaw.of(snapshot, alpha)
+        self.law, self.alpha, self.top = law, alpha, law.top
         self.occupied = snapshot.occupied()
         count = strata.count[self.occupied]
         self.selective = not snapshot.is_whole
@@ -48,10 +101,6 @@ class LossSource(_Source):
         group_of[self.occupied] = np.arange(len(self.occupied))
         return group_of[rows.stratum], rows.position
 
-    def scan(self) -> tuple[Rows, Floats]:
-        rows = self.snapshot.scan()
-        return rows, self._weights(rows)
-
     def _weights(self, rows: Rows) -> Floats:
         return self.alpha * log2_priority(rows.loss, self.snapshot.settings.epsilon, self.top)
 
@@ -59,8 +108,9 @@ class LossSource(_Source):
 class AgeSource(_Source):
     """Octaves of age as groups; weight is age ** -alpha; ages whose episode is gone are no candidates."""
 
-    def __init__(self, snapshot: Snapshot, alpha: float) -> None:
+    def __init__(self, snapshot: Drawable, alpha: float) -> None:
         super().__init__(snapshot)
+        self.law = AgeLaw.of(snapshot, alpha)
         self.alpha = alpha
         self.selective = snapshot.is_filtered
         youngest, oldest = age_span(snapshot)
@@ -82,10 +132,6 @@ class AgeSource(_Source):
         age = self.snapshot.age(rows.ids)
         group = np.searchsorted(2 ** np.arange(len(self.first), dtype=np.int64), age, side="right") - 1
         return group, age - self.first[group]
-
-    def scan(self) -> tuple[Rows, Floats]:
-        rows = self.snapshot.scan()
-        return rows, self._weights(rows)
 
     def _weights(self, rows: Rows) -> Floats:
         return -self.alpha * np.log2(self.snapshot.age(rows.ids))
@@ -116,12 +162,17 @@ def uniform_places(
     return strata[inside], ranks - (ends - sizes)[inside]
 
 
-def uniform_rows(rng: np.random.Generator, rows: Rows, count: int, taken: Rows, replacement: bool) -> Rows:
-    """Rows drawn uniformly from these, outside ``taken``."""
+def listed_places(
+    some: Population, rng: np.random.Generator, domain: int, count: int, taken: Rows, replacement: bool
+) -> Ints:
+    """Places drawn uniformly among the episodes of the ``domain``-th of its domains, outside ``taken``."""
+    _, ends, order = some.by_domain()
+    members = order[ends[domain - 1] if domain else 0 : ends[domain]]
     if replacement:
-        return rows.take(rng.integers(0, len(rows), count))
-    free = np.flatnonzero(~np.isin(rows.ids, taken.ids))
-    return rows.take(rng.choice(free, min(count, len(free)), replace=False))
+        return members[rng.integers(0, len(members), count)]
+    gone = positions(members, positions(some.ids, taken.ids))
+    ranks = rng.choice(len(members) - len(gone), min(count, len(members) - len(gone)), replace=False)
+    return members[unchosen(np.zeros(len(ranks), np.int64), ranks, {0: gone})]
 
 
 def age_span(snapshot: Snapshot) -> tuple[int, int]:

@@ -6,7 +6,6 @@ Probabilities are handled as base-2 logarithms, for the reason given in ``strata
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -17,67 +16,33 @@ from memstore import stored
 from memstore.config import check_float, check_name
 from memstore.draws import draw
 from memstore.errors import ConfigError
+from memstore.filters import Drawable
 from memstore.shares import log2_sum, power_sum, spread
-from memstore.snapshot import Rows, Snapshot
-from memstore.sources import AgeSource, LossSource, age_span, uniform_places, uniform_rows
-from memstore.strata import Floats, Ints, log2_priority
+from memstore.snapshot import Rows
+from memstore.sources import AgeLaw, AgeSource, LossLaw, LossSource, age_span, listed_places, uniform_places
+from memstore.strata import Floats, Ints
+from memstore.strategy import DEFAULT_ALPHA, Strategy
 from memstore.types import ReplayStrategy
 
-DEFAULT_ALPHA = 0.6
 MAX_ALPHA = 50.0
 """Far beyond use; above it a row one bucket below its bound has a weight that rounds away in its stratum's sum."""
 
 
-class Strategy(ABC):
-    """A way to draw episodes; values are immutable, comparable, and stored with the buffer as JSON."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
-        """Draw ``count`` rows outside ``taken``, or all that are left when fewer are."""
-
-    @abstractmethod
-    def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
-        """Of the first draw; None where it needs a scan and ``exact`` does not ask for one."""
-
-    @abstractmethod
-    def log2_importance(self, snapshot: Snapshot, rows: Rows) -> tuple[Floats, float]:
-        """Probability up to a common factor, and the smallest such value over the buffer; never a scan."""
-
-    @abstractmethod
-    def parameters(self) -> dict[str, Any]:
-        """What ``strategy_from_json`` needs to build it again."""
-
-    @property
-    def index_alpha(self) -> float:
-        """Exponent that the stored weight sums should have for this strategy."""
-        return DEFAULT_ALPHA
-
-    def with_alpha(self, alpha: float) -> Strategy:
-        """The same strategy with another exponent."""
-        raise ConfigError(f"strategy {self.name!r} has no alpha")
-
-    def to_json(self) -> str:
-        """As stored in the ``buffer`` row."""
-        return json.dumps({"name": self.name, **self.parameters()}, sort_keys=True)
-
-
 @dataclass(frozen=True)
 class Uniform(Strategy):
-    """Every live episode with the same probability."""
+    """Every live episode with the same probability. Never scans but as every strategy may."""
 
     name: ClassVar[str] = ReplayStrategy.UNIFORM.value
 
-    def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
+    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
         if not snapshot.is_whole:
             return PrioritizedLoss(0.0).draw(snapshot, rng, count, taken, replacement=replacement)
         return snapshot.locate(*uniform_places(snapshot, rng, snapshot.occupied(), count, taken, replacement))
 
-    def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
+    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
         return PrioritizedLoss(0.0).log2_probability(snapshot, rows, exact=exact)
 
-    def log2_importance(self, snapshot: Snapshot, rows: Rows) -> tuple[Floats, float]:
+    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
         return np.zeros(len(rows)), 0.0
 
     def parameters(self) -> dict[str, Any]:
@@ -91,7 +56,8 @@ class PrioritizedLoss(Strategy):
     Parameters
     ----------
     alpha : float
-        0 is uniform, 1 proportional to ``loss + epsilon``.
+        0 is uniform, 1 proportional to ``loss + epsilon``. Where it is neither 0 nor the buffer's, whose sums are
+        stored, ``exact_probability`` costs a scan; a draw does not.
     """
 
     alpha: float = DEFAULT_ALPHA
@@ -100,31 +66,33 @@ class PrioritizedLoss(Strategy):
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", check_float("alpha", self.alpha, maximum=MAX_ALPHA))
 
-    def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
+    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
         source = LossSource(snapshot, self.alpha)
         return draw(source, rng, count, snapshot.live, taken, replacement=replacement)
 
-    def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
+    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
         total = self._log2_total(snapshot, exact)
         return None if total is None else self._log2_weight(snapshot, rows) - total
 
-    def log2_importance(self, snapshot: Snapshot, rows: Rows) -> tuple[Floats, float]:
-        loss, top = snapshot.smallest_loss(), snapshot.state.counters.top_priority
-        smallest = np.log2(top if loss is None else min(top, loss + snapshot.settings.epsilon))
-        return self._log2_weight(snapshot, rows), self.alpha * float(smallest)
+    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
+        least = snapshot.smallest_loss()
+        smallest = np.array([np.nan if least is None else least])
+        law = LossLaw.of(snapshot, self.alpha)
+        return self._log2_weight(snapshot, rows), min(float(law.log2_weight(rows.ids[:1], smallest)[0]), 0.0)
 
-    def _log2_weight(self, snapshot: Snapshot, rows: Rows) -> Floats:
-        top = snapshot.state.counters.top_priority
-        return self.alpha * log2_priority(rows.loss, snapshot.settings.epsilon, top)
+    def _log2_weight(self, snapshot: Drawable, rows: Rows) -> Floats:
+        return LossLaw.of(snapshot, self.alpha).log2_weight(rows.ids, rows.loss)
 
-    def _log2_total(self, snapshot: Snapshot, exact: bool) -> float | None:
+    def _log2_total(self, snapshot: Drawable, exact: bool) -> float | None:
         if snapshot.is_whole and self.alpha == 0:
             return float(np.log2(snapshot.live))
         if snapshot.is_whole and self.alpha == snapshot.settings.alpha:
-            strata, occupied = snapshot.state.strata, snapshot.occupied()
-            bound = self.alpha * strata.log2_bound(occupied, snapshot.state.counters.top_priority)
+            strata, occupied, top = snapshot.state.strata, snapshot.occupied(), snapshot.state.counters.top_priority
+            bound = self.alpha * (strata.log2_bound(occupied, top) - np.log2(top))
             return log2_sum(bound, strata.weight_sum[occupied])
-        return log2_sum(self._log2_weight(snapshot, snapshot.scan())) if exact or snapshot.is_scanned else None
+        if exact or snapshot.is_listed:
+            return snapshot.population().log2_total(LossLaw.of(snapshot, self.alpha))
+        return None
 
     @property
     def index_alpha(self) -> float:
@@ -144,7 +112,8 @@ class PrioritizedRecency(Strategy):
     Parameters
     ----------
     alpha : float
-        0 is uniform; 1 gives each doubling of age the same share.
+        0 is uniform; 1 gives each doubling of age the same share. Where episodes have left between others,
+        ``exact_probability`` costs a scan; a draw does not.
     """
 
     alpha: float = DEFAULT_ALPHA
@@ -153,26 +122,26 @@ class PrioritizedRecency(Strategy):
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", check_float("alpha", self.alpha, maximum=MAX_ALPHA))
 
-    def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
+    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
         source = AgeSource(snapshot, self.alpha)
         return draw(source, rng, count, snapshot.live, taken, replacement=replacement)
 
-    def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
+    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
         youngest, oldest = age_span(snapshot)
         if snapshot.is_whole and oldest - youngest + 1 == snapshot.live:
             total = float(np.log2(power_sum(youngest, oldest, self.alpha)))
-        elif exact or snapshot.is_scanned:
-            total = log2_sum(self._log2_weight(snapshot, snapshot.scan()))
+        elif exact or snapshot.is_listed:
+            total = snapshot.population().log2_total(AgeLaw.of(snapshot, self.alpha))
         else:
             return None
         return self._log2_weight(snapshot, rows) - total
 
-    def log2_importance(self, snapshot: Snapshot, rows: Rows) -> tuple[Floats, float]:
+    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
         smallest = -self.alpha * float(np.log2(age_span(snapshot)[1]))
         return self._log2_weight(snapshot, rows), smallest
 
-    def _log2_weight(self, snapshot: Snapshot, rows: Rows) -> Floats:
-        return -self.alpha * np.log2(snapshot.age(rows.ids))
+    def _log2_weight(self, snapshot: Drawable, rows: Rows) -> Floats:
+        return AgeLaw.of(snapshot, self.alpha).log2_weight(rows.ids, rows.loss)
 
     def with_alpha(self, alpha: float) -> Strategy:
         return replace(self, alpha=alpha)
@@ -186,7 +155,7 @@ class DomainBalanced(Strategy):
     """Quotas per domain, uniform inside.
 
     Remainder slots go to a fresh random subset of domains each draw. What a domain is too small to give is spread
-    over the others.
+    over the others. Behind a condition on more than the domain a draw counts who passes in each, which takes a scan.
 
     Parameters
     ----------
@@ -211,7 +180,7 @@ class DomainBalanced(Strategy):
     def __hash__(self) -> int:
         return hash(self.to_json())
 
-    def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
+    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
         strata, occupied = snapshot.state.strata, snapshot.occupied()
         domains, sizes, shares = self._domains(snapshot)
         gone = np.bincount(np.searchsorted(domains, strata.domain[taken.stratum]), minlength=len(domains))
@@ -220,10 +189,11 @@ class DomainBalanced(Strategy):
         if not quotas.any():
             return Rows.none()
         if not snapshot.is_whole:
-            rows = snapshot.scan()
-            own = [rows.take(strata.domain[rows.stratum] == d) for d in domains.tolist()]
-            parts = [uniform_rows(rng, own[d], int(quotas[d]), taken, replacement) for d in np.flatnonzero(quotas)]
-            return snapshot.complete(Rows.join(parts).take(rng.permutation(int(quotas.sum()))))
+            some = snapshot.population()
+            listed = [
+                listed_places(some, rng, d, int(quotas[d]), taken, replacement) for d in np.flatnonzero(quotas).tolist()
+            ]
+            return snapshot.looked_up(some.ids[np.concatenate(listed)][rng.permutation(int(quotas.sum()))])
         bounds = np.searchsorted(strata.domain[occupied], domains, side="left")
         ends = np.searchsorted(strata.domain[occupied], domains, side="right")
         places = [
@@ -234,29 +204,30 @@ class DomainBalanced(Strategy):
         stratum, position = (np.concatenate(column) for column in zip(*places, strict=True))
         return snapshot.locate(stratum[order], position[order])
 
-    def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
+    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
         values, _ = self.log2_importance(snapshot, rows)
         return values
 
-    def log2_importance(self, snapshot: Snapshot, rows: Rows) -> tuple[Floats, float]:
+    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
         domains, sizes, shares = self._domains(snapshot)
         with np.errstate(divide="ignore"):
             each = np.log2(shares / (shares.sum() or 1.0) / sizes)
         at = np.searchsorted(domains, snapshot.state.strata.domain[rows.stratum])
         return each[at], float(each[np.isfinite(each)].min(initial=np.inf))
 
-    def leaves_out(self, snapshot: Snapshot) -> bool:
+    def leaves_out(self, snapshot: Drawable) -> bool:
         """Whether some live episodes are never drawn."""
         return not self._domains(snapshot)[2].all()
 
-    def _domains(self, snapshot: Snapshot) -> tuple[Ints, Ints, Floats]:
+    def _domains(self, snapshot: Drawable) -> tuple[Ints, Ints, Floats]:
         """Domains that hold something, how much, and the share of each."""
         strata, occupied = snapshot.state.strata, snapshot.occupied()
         if snapshot.is_whole:
             domains, where = np.unique(strata.domain[occupied], return_inverse=True)
             sizes = np.bincount(where, weights=strata.count[occupied], minlength=len(domains)).astype(np.int64)
         else:
-            domains, sizes = np.unique(strata.domain[snapshot.scan().stratum], return_counts=True)
+            domains, ends, _ = snapshot.population().by_domain()
+            sizes = np.diff(ends, prepend=0)
         if self.weights is None:
             return domains, sizes, np.ones(len(domains))
         names = snapshot.state.domain_names
@@ -273,7 +244,8 @@ class DomainBalanced(Strategy):
 class Mixed(Strategy):
     """Shares of the batch by different strategies; no episode twice.
 
-    ``probability`` is defined as the share-weighted sum of the components'.
+    ``probability`` is defined as the share-weighted sum of the components'. With ``beta > 0`` a draw needs it, so it
+    scans where a component's ``exact_probability`` would; once for all components.
 
     Parameters
     ----------
@@ -304,7 +276,7 @@ class Mixed(Strategy):
         """The strategies and their shares, which sum to 1."""
         return {as_strategy(s): share for s, share in self.shares.items()}
 
-    def draw(self, snapshot: Snapshot, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
+    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
         parts = list(self.components)
         shares = np.array(list(self.components.values()))
         slots = spread(rng, count, shares, np.full(len(parts), count))
@@ -317,24 +289,17 @@ class Mixed(Strategy):
                 drawn = Rows.join([drawn, part.draw(snapshot, rng, wanted, avoid, replacement=replacement)])
         return drawn
 
-    def log2_probability(self, snapshot: Snapshot, rows: Rows, *, exact: bool) -> Floats | None:
-        total = np.zeros(len(rows))
-        for part, share in self.components.items():
-            probability = part.log2_probability(snapshot, rows, exact=exact)
-            if probability is None:
-                return None
-            total += share * np.exp2(probability)
-        return np.log2(total)
+    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
+        parts = self._probabilities(snapshot, rows, exact=exact)
+        return None if parts is None else self._mixture(parts)
 
-    def log2_importance(self, snapshot: Snapshot, rows: Rows) -> tuple[Floats, float]:
-        values = self.log2_probability(snapshot, rows, exact=True)
-        assert values is not None
+    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
+        parts = self._probabilities(snapshot, rows, exact=True)
+        assert parts is not None
         everywhere, somewhere = 0.0, []
-        for part, share in self.components.items():
+        for (part, share), probability in zip(self.components.items(), parts, strict=True):
             # A component's own scale: its probabilities over its importances, the same for every row.
             importance, least = part.log2_importance(snapshot, rows)
-            probability = part.log2_probability(snapshot, rows, exact=True)
-            assert probability is not None
             finite = np.flatnonzero(np.isfinite(importance))
             scale = probability[finite[0]] - importance[finite[0]] if len(finite) else 0.0
             smallest = share * float(np.exp2(least + scale))
@@ -343,7 +308,22 @@ class Mixed(Strategy):
             else:
                 everywhere += smallest
         # What a component leaves out has no probability from it; what is drawn at all has some of one of them.
-        return values, float(np.log2(everywhere or min(somewhere)))
+        return self._mixture(parts), float(np.log2(everywhere or min(somewhere)))
+
+    def _probabilities(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> list[Floats] | None:
+        """The components' log2 probabilities; None where one needs a scan and ``exact`` does not ask for it."""
+        parts = []
+        for part in self.components:
+            probability = part.log2_probability(snapshot, rows, exact=exact)
+            if probability is None:
+                return None
+            parts.append(probability)
+        return parts
+
+    def _mixture(self, parts: list[Floats]) -> Floats:
+        shares = self.components.values()
+        mixture: Floats = np.log2(sum(share * np.exp2(part) for share, part in zip(shares, parts, strict=True)))
+        return mixture
 
     @property
     def index_alpha(self) -> float:

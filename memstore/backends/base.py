@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import URL, Connection, Engine, Table
+from sqlalchemy import URL, Connection, Engine, Select, Table
 
 from memstore.address import shown_url
 from memstore.backends.expressions import Expressions
@@ -151,6 +151,11 @@ class Backend(Expressions):
 
     def settle(self, conn: Connection) -> None:
         """Wait for every statement sent; raises the first error among them. Nothing to do where each is awaited."""
+
+    def fetch(self, conn: Connection, query: Select[Any]) -> list[tuple[Any, ...]]:
+        """Rows as the driver gives them, for a query of plain numbers: SQLAlchemy's rows take as long again."""
+        with conn.execute(query) as result:
+            return list(result.cursor.fetchall()) if result.cursor is not None else []
 
     @abstractmethod
     def read_buffer(

@@ -28,7 +28,8 @@ from memstore import (
     WaitTimeout,
     col,
 )
-from memstore.population import FORGOTTEN_SHARE, KEPT, Demand
+from memstore.knowledge import KEPT
+from memstore.population import FORGOTTEN_SHARE, Demand
 from tests.contract.helpers import Child, OpenMemory, in_child, row, rows
 
 EVERYTHING = 10**6
@@ -70,6 +71,13 @@ def some(memory: EpisodicMemory) -> list[Any]:
         lambda: memory.sample(3, where=WHERE & (col.loss > 0.5), strategy="uniform"),
         lambda: memory.sample(4, where=WHERE, replacement=True, strategy=PrioritizedRecency(1.0)),
         lambda: memory.sample(3, where=WHERE, strategy="domain_balanced"),
+        lambda: memory.sample(5, where=~WHERE, strategy=PrioritizedLoss(1.2)),
+        lambda: memory.sample(
+            3, where=~WHERE, strategy=Mixed({PrioritizedLoss(1.2): 1, PrioritizedRecency(1.0): 1}), beta=0.4
+        ),
+        lambda: memory.sample(2, where=col.replay_count >= 1, strategy=PrioritizedLoss(0.7)),
+        lambda: memory.sample(3, where=(col.loss <= 1.5) & WHERE & (col.age <= 90), beta=0.4),
+        lambda: memory.sample(4, strategy=Mixed({PrioritizedLoss(1.2): 1, "domain_balanced": 1}), beta=0.4),
         lambda: memory.sample_groups(2, 2, by=PROMPT, strategy="prioritized_loss"),
         lambda: memory.sample_groups(2, 2, by=col.domain, where=WHERE),
     )
@@ -284,7 +292,7 @@ def test_what_a_transaction_wrote_is_not_kept(open_memory: OpenMemory, reads: Re
 def test_what_was_used_last_is_kept(open_memory: OpenMemory, reads: Reads) -> None:
     memory = open_memory()
     add(memory, np.random.default_rng(9), 200)
-    conditions = [(col.level == 1) & (col.id > i) for i in range(KEPT + 1)]
+    conditions = [(col.level == 1) & (col.timestamp > i) for i in range(KEPT + 1)]
     for condition in (*conditions[:KEPT], *conditions[:KEPT]):
         passing(memory, condition)
     assert reads.anew == KEPT

@@ -29,7 +29,7 @@ from memstore import (
     col,
     draws,
 )
-from memstore.filters import FilteredSnapshot
+from memstore.filters import Drawable
 from memstore.snapshot import Rows
 from tests.contract.helpers import OpenMemory
 from tests.statistics.laws import (
@@ -428,9 +428,9 @@ class Behind(Table):
     def passing(self, rows: Rows) -> NDArray[np.bool_]:
         return rows.ids < self.passes
 
-    def scan(self) -> tuple[Rows, Floats]:
-        rows, log2_weight = super().scan()
-        return rows.take(self.passing(rows)), log2_weight[self.passing(rows)]
+    def scan(self) -> draws.Listing:
+        weight = self.weight[: self.passes]
+        return draws.Listing(np.arange(self.passes), weight / weight.max(), lambda: np.log2(weight))
 
 
 class Unasked(Behind):
@@ -529,7 +529,7 @@ def test_a_missing_test_of_candidates_is_seen(path: str, monkeypatch: pytest.Mon
     """On a database too."""
     with memstore.open(path, strategy=BY_LOSS, epsilon=EPSILON, seed=8) as memory:
         known = few(memory, 60, 6)
-        monkeypatch.setattr(FilteredSnapshot, "passing", lambda _, rows: np.ones(len(rows), np.bool_))
+        monkeypatch.setattr(Drawable, "passing", lambda _, rows: np.ones(len(rows), np.bool_))
         drawn = known.sequences(memory.sample(2, where=SPARSE) for _ in range(20))
     with pytest.raises(LawViolatedError):
         must_follow(*tally(drawn, plackett_luce(known.weight(BY_LOSS), 2)))

@@ -121,11 +121,10 @@ def test_probability_is_the_formula(known: Known, strategy: Strategy) -> None:
     assert len(exact) == len(known.model.ids) and exact.probability is not None
     np.testing.assert_allclose(exact.probability, known.of(exact, expected), rtol=1e-9)
     assert exact.probability.sum() == pytest.approx(1)
-    plain = known.all(strategy)
     if strategy in WITH_SCAN:
-        assert plain.probability is None
-    else:
-        assert plain.probability is not None
+        assert known.memory.sample(5, strategy=strategy).probability is None
+    for plain in (known.all(strategy), known.memory.sample(5, strategy=strategy, exact_probability=True)):
+        assert plain.probability is not None, "a draw of all lists all"
         np.testing.assert_allclose(plain.probability, known.of(plain, expected), rtol=1e-9)
 
 

@@ -46,6 +46,7 @@ class Table:
     bound: Floats
     acceptance: float = 0.5
     selective: bool = False
+    poor_yield: int = draws.POOR_YIELD
     groups: draws.Groups = field(init=False)
     rounds: int = 0
     scans: int = 0
@@ -65,8 +66,8 @@ class Table:
     def passing(self, rows: Rows) -> NDArray[np.bool_]:
         return np.ones(len(rows), np.bool_)
 
-    def complete(self, rows: Rows) -> Rows:
-        return rows
+    def complete(self, ids: Ints) -> Rows:
+        return self.rows(ids)
 
     def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
         self.rounds += 1
@@ -76,9 +77,10 @@ class Table:
     def places(self, rows: Rows) -> tuple[Ints, Ints]:
         return self.group[rows.ids], self._position[rows.ids]
 
-    def scan(self) -> tuple[Rows, Floats]:
+    def scan(self) -> draws.Listing:
         self.scans += 1
-        return self.rows(np.arange(len(self.weight))), np.log2(self.weight)
+        weight = self.weight
+        return draws.Listing(np.arange(len(weight)), weight / weight.max(), lambda: np.log2(weight))
 
 
 TABLES: dict[str, Table] = {

@@ -1,0 +1,50 @@
+"""What tests may count of the work behind a call, in place of patches into internals.
+
+with memstore.testing.counting() as counts:
+    memory.sample(256)
+assert counts.scans == 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counts:
+    """Work done by this process, in all its threads, since the counting began."""
+
+    scans: int = 0
+    """Queries over all episodes of a buffer that a draw made, to know all that pass or all weights."""
+
+    followed: int = 0
+    """How often the history brought such knowledge up to date in place of a scan."""
+
+    rounds: int = 0
+    """Rounds of candidates."""
+
+    listed: int = 0
+    """Draws, or ends of draws, from a list of all that may be drawn."""
+
+
+_counting: list[Counts] = []
+
+
+@contextmanager
+def counting() -> Iterator[Counts]:
+    """Count from here to the end of the block; blocks may be nested. Outside of them counting costs nothing."""
+    counts = Counts()
+    _counting.append(counts)
+    try:
+        yield counts
+    finally:
+        # By identity: counts that are equal so far are not the same.
+        _counting[:] = [other for other in _counting if other is not counts]
+
+
+def count(what: str) -> None:
+    """Add one to this field of all that count."""
+    for counts in _counting:
+        setattr(counts, what, getattr(counts, what) + 1)
