@@ -79,9 +79,9 @@ def dataset(tmp_path: Path) -> str:
 def extend(address: str, committed: Callable[[], None]) -> None:
     """Open, add a few, and add no more to what was added."""
     with memstore.open(address, capacity=100, seed=1) as memory:
-        memory.extend({"x": np.arange(20.0)}, loss=1.0, key=[f"k{number}" for number in range(20)])
+        ids = memory.extend({"x": np.arange(20.0)}, loss=1.0, key=[f"k{number}" for number in range(20)])
         committed()
-        assert memory.get_many(range(1, 21))[7].payload["x"] == 7.0 and len(memory) == 20
+        assert memory.get(int(ids[7])).payload["x"] == 7.0 and len(memory) == 20
 
 
 def train(dataset: str) -> Work:
