@@ -171,8 +171,8 @@ class Report:
 
         return (
             f"{sum(self.strikes.values())} interrupts, {self.undone} undone, {self.done} done before, "
-            f"{sum(self.swallowed.values())} swallowed by Python in a finalizer, {len(self.faults)} faults; the next call "
-            f"took {within(self.times)} ms (half, 99 %, all), without an interrupt {within(self.undisturbed)} ms"
+            f"{sum(self.swallowed.values())} swallowed by Python in a finalizer, {len(self.faults)} faults; the next "
+            f"call took {within(self.times)} ms (half, 99 %, all), without an interrupt {within(self.undisturbed)} ms"
         )
 
 
