@@ -14,6 +14,7 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
+from psycopg import waiting
 from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
@@ -35,6 +36,8 @@ STATEMENT_BYTES = 64 * 2**20
 
 LARGE = 16 * 2**20
 """Bytes from which it is worth a new connection (5 ms) to have the old one's buffers freed."""
+CANCELLATION = 2.0
+"""Seconds that it may take to tell the server that a statement is given up."""
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -158,6 +161,9 @@ class PostgresBackend(PostgresExpressions, Backend):
         return driver.closed
 
     def discard(self, conn: Connection, driver: psycopg.Connection[Any]) -> None:
+        with suppress(psycopg.Error):  # the server works on, and notices only at the end that nobody listens any more
+            if driver.info.transaction_status is TransactionStatus.ACTIVE:
+                driver.cancel_safe(timeout=CANCELLATION)
         driver.close()
         with suppress(psycopg.Error):  # it is closed: but left alone, its pipeline would say so in the log
             self._leave_pipeline(conn)
@@ -319,11 +325,16 @@ _SWOLLEN = "memstore_swollen"
 
 
 class _Connection(psycopg.Connection[Any]):
-    """A connection that commits inside a pipeline.
+    """A connection that commits inside a pipeline, and that an interrupt leaves at once.
 
     psycopg's own ``commit`` looks at the transaction's status first, which a pipeline learns of only with its next
-    Sync: it would send nothing, and the pool's reset would roll back what was reported as committed.
+    Sync: it would send nothing, and the pool's reset would roll back what was reported as committed. Its own ``wait``
+    goes on after an interrupt, for 5 s or for ever, until the answer is there; here the connection is given up.
     """
+
+    def wait(self, gen: Any, interval: float = 0.1, **options: Any) -> Any:  # type: ignore[override]
+        """Wait for what the generator waits for."""
+        return waiting.wait(gen, self.pgconn.socket, interval=interval, **options)
 
     def commit(self) -> None:
         """Send COMMIT; inside a pipeline its result is awaited at the end of that."""

@@ -41,7 +41,7 @@ def quiet() -> Iterator[None]:
 @pytest.mark.timeout(20_000 if FULL else 600)
 def test_interrupts_at_chosen_moments(open_memory: OpenMemory, url: str) -> None:
     """Of every public call, alone and inside ``transaction()``."""
-    open_memory().close()
+    open_memory(buffer="unused").close()  # makes the tables
     report = torment(url, STRIKES, seed=random.randrange(10**6) if FULL else 11)
     print(report)
     assert not report.faults, "\n".join(report.faults[:20])
@@ -50,7 +50,7 @@ def test_interrupts_at_chosen_moments(open_memory: OpenMemory, url: str) -> None
 
 def test_an_interrupt_at_the_very_end_of_a_block(open_memory: OpenMemory, url: str) -> None:
     """Before the first line of ``__exit__`` nobody but the end of the ``with`` itself can end the block."""
-    open_memory().close()
+    open_memory(buffer="unused").close()  # makes the tables
     world = World(url, 3)
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
@@ -123,13 +123,14 @@ signal.signal(signal.SIGTERM, ended)
 with memstore.open(sys.argv[1], capacity=200, busy_timeout=5, create=False) as memory:
     turn = 0
     try:
-        print("ready", flush=True)
         while True:
             memory.extend({"number": np.arange(5), "x": np.zeros((5, 4), np.float32)}, loss=1.0)
             with memory.transaction():
                 turn += 1
                 memory.update(memory.sample(16), loss=2.0)
                 memory.save_checkpoint("run", {"turn": turn})
+            if turn == 1:
+                print("ready", flush=True)
     finally:
         memory.save_checkpoint("final", {"turn": turn})
 """
