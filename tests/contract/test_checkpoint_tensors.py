@@ -36,7 +36,7 @@ def same(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, torch.Tensor):
         alike = one.dtype == other.dtype and one.shape == other.shape and other.device.type == "cpu"
-        return alike and not other.requires_grad and bits(one) == bits(other)
+        return bool(alike and not other.requires_grad and bits(one) == bits(other))
     if isinstance(one, dict):
         return (
             list(one) == list(other)
@@ -46,7 +46,7 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, (np.ndarray, np.generic)):
-        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        return bool(one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes())
     return repr(one) == repr(other)
 
 
@@ -95,7 +95,7 @@ def test_a_run_goes_on_from_a_checkpoint(open_memory: OpenMemory, number: int) -
     }
     memory.save_checkpoint("run", state)
     loaded = memory.load_checkpoint("run")
-    assert same({**state, "net": OrderedDict(state["net"])}, loaded)  # type: ignore[call-overload]
+    assert same({**state, "net": OrderedDict(state["net"])}, loaded)
     other = network()
     optimizer_2, scheduler_2 = MAKERS[number](other.parameters())
     other.load_state_dict(loaded["net"])
@@ -160,8 +160,9 @@ def test_what_cannot_be_stored_is_refused_by_its_path(open_memory: OpenMemory) -
 def test_documents_say_which_version_reads_them() -> None:
     """One without tensors and odd keys is as before; one with them is refused by an older memstore, not misread."""
     assert pack({"a": {"b": (1, np.zeros(2))}})[0].startswith('{"document":1,')
-    for state in ({"a": torch.ones(1)}, {"a": {0: 1}}, {"a": OrderedDict(b=1)}, {"a": Counter()}):
-        document, data = pack(state)
+    values: list[Any] = [torch.ones(1), {0: 1}, OrderedDict(b=1), Counter()]
+    for value in values:
+        document, data = pack({"a": value})
         assert document.startswith('{"document":2,')
         with pytest.raises(StoreCorrupt):
             unpack(document.replace('"document":2', '"document":1'), data)

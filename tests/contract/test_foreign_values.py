@@ -151,7 +151,8 @@ def test_extend_takes_one_value_or_one_per_episode(open_memory: OpenMemory, keyw
             continue  # names one episode
         if keyword not in ("tags", "extra"):
             for value in (given, [given, given]):
-                found = memory.get_many(memory.extend(rows(2), **{keyword: value}))
+                arguments: dict[str, Any] = {keyword: value}
+                found = memory.get_many(memory.extend(rows(2), **arguments))
                 assert [getattr(e, keyword) for e in found] == [stored] * 2, given
         elif keyword == "tags":
             assert [e.tags for e in memory.get_many(memory.extend(rows(2), tags=[given, given]))] == [stored] * 2

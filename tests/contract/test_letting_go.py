@@ -14,7 +14,7 @@ import pytest
 from memstore import EpisodicMemory
 from tests.contract.helpers import OpenMemory
 
-SIZE = 48 * 2**20
+SIZE = 24 * 2**20
 
 
 def resident() -> int:
@@ -26,9 +26,10 @@ def resident() -> int:
 
 
 def warm(memory: EpisodicMemory) -> None:
-    """Fill the page cache of the connection, which is bounded, once."""
-    memory.save_checkpoint("large", {"data": np.ones(SIZE, np.uint8)})
-    memory.load_checkpoint("large")
+    """Fill the page cache of the connection, which is bounded (64 MiB)."""
+    for name in "abc":
+        memory.save_checkpoint(name, {"data": np.ones(SIZE, np.uint8)})
+    memory.load_checkpoint("a")
 
 
 def test_a_large_checkpoint_is_let_go(open_memory: OpenMemory) -> None:
@@ -52,6 +53,7 @@ def test_a_large_checkpoint_is_let_go(open_memory: OpenMemory) -> None:
 
 def test_a_large_payload_is_let_go(open_memory: OpenMemory) -> None:
     memory = open_memory(cache_bytes=0, capacity=3)
+    warm(memory)
     memory.add({"x": np.ones(SIZE, np.uint8)})
     gc.collect()
     before = resident()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 import memstore
-from memstore import EpisodicMemory, MemstoreError, PayloadError, RetentionPolicy, StoreCorrupt, col
+from memstore import MemstoreError, PayloadError, RetentionPolicy, StoreCorrupt, col
 from memstore.errors import MAX_MESSAGE, bounded
 from memstore.shown import listed, shown
 from tests.contract.helpers import OpenMemory, row, rows
@@ -50,16 +52,16 @@ HUGE: list[Any] = [
 ]
 
 
-def calls(memory: EpisodicMemory, value: Any) -> Iterator[Callable[[], Any]]:
+def calls(memory: Any, value: Any) -> Iterator[Callable[[], Any]]:
     """Every public call with the value in every place."""
     known = memory.sample(1).ids
     for keyword in ("domain", "loss", "timestamp", "level", "tags", "key", "extra", "timeout"):
-        yield lambda k=keyword: memory.add(row(1), **{k: value})
-        yield lambda k=keyword: memory.extend(rows(2), **{k: value})
+        yield partial(memory.add, row(1), **{keyword: value})
+        yield partial(memory.extend, rows(2), **{keyword: value})
     for call in (memory.add, memory.extend):
-        yield lambda c=call: c(value)
-        yield lambda c=call: c({"x": value, "number": 1})
-        yield lambda c=call: c({"y": value})
+        yield partial(call, value)
+        yield partial(call, {"x": value, "number": 1})
+        yield partial(call, {"y": value})
     yield lambda: memory.update(value, loss=1.0)
     yield lambda: memory.update(known, loss=value)
     yield lambda: memory.update(known, loss=1.0, step=value)
@@ -72,7 +74,7 @@ def calls(memory: EpisodicMemory, value: Any) -> Iterator[Callable[[], Any]]:
     yield lambda: memory.consolidate(RetentionPolicy(), now=value)
     yield lambda: memory.sample(value)
     for keyword in ("beta", "timeout", "where", "strategy", "alpha", "normalize"):
-        yield lambda k=keyword: memory.sample(1, **{k: value})
+        yield partial(memory.sample, 1, **{keyword: value})
     yield lambda: memory.lease(1, timeout=value)
     yield lambda: memory.recall_temporal(value, 1)
     yield lambda: memory.recall_by_tags(value)
@@ -87,10 +89,10 @@ def calls(memory: EpisodicMemory, value: Any) -> Iterator[Callable[[], Any]]:
     yield lambda: memory.history(since=value)
     yield lambda: memory.history(steps=value)
     for name in ("capacity", "strategy", "alpha", "eviction", "max_replays", "limiter", "history"):
-        yield lambda n=name: memory.configure(**{n: value})
+        yield partial(memory.configure, **{name: value})
     for column in (col.timestamp, col.domain, col.level, col.loss, col.extra["a"]):
-        yield lambda c=column: c == value
-        yield lambda c=column: c.in_([value])
+        yield partial(operator.eq, column, value)
+        yield partial(column.in_, [value])
     yield lambda: col.tags.has(value)
 
 

@@ -66,7 +66,7 @@ def test_datetime64_is_the_nearest_float(unit: str, count: int, step: int) -> No
     ],
 )
 def test_calendar_units(text: str, unit: str, seconds: float) -> None:
-    assert check_time("t", np.datetime64(text, unit)) == seconds
+    assert check_time("t", np.array(text, f"M8[{unit}]")) == seconds
 
 
 @given(st.datetimes(datetime.datetime(1, 1, 2), datetime.datetime(5000, 1, 1)))
@@ -134,7 +134,7 @@ def test_a_clock_of_ones_own_counts_as_it_likes() -> None:
 
 @given(st.sampled_from(sorted(UNITS)), st.integers(0, 10**6))
 def test_durations(unit: str, count: int) -> None:
-    assert check_seconds("max_age", np.timedelta64(count, unit)) == nearest(count * UNITS[unit])
+    assert check_seconds("max_age", np.array(count).astype(f"m8[{unit}]")) == nearest(count * UNITS[unit])
     assert check_seconds("max_age", datetime.timedelta(microseconds=count)) == nearest(Fraction(count, 10**6))
     assert check_seconds("max_age", pd.Timedelta(count, "ns")) == nearest(Fraction(count, 10**9))
 
