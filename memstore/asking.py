@@ -12,11 +12,12 @@ from memstore.answers import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
 from memstore.columns import Condition, col, constant_of
 from memstore.config import check_name
 from memstore.errors import InvalidValue
-from memstore.inputs import check_count, check_ids
+from memstore.inputs import check_count, check_ids, check_option
 from memstore.predicates import Over
 from memstore.query import Query
 from memstore.reader import MemoryReader
 from memstore.schema import UNMEASURED, first_id, replay_tally
+from memstore.shown import shown
 from memstore.snapshot import Snapshot
 from memstore.targets import domain_targets
 from memstore.times import check_time
@@ -40,8 +41,7 @@ class MemoryAsker(MemoryReader):
         In the history the columns of an episode itself (level, extra, loss ...) are missing once it has left; its id
         and domain stay.
         """
-        if over not in ("episodes", "history"):
-            raise InvalidValue(f"a query is over 'episodes' or 'history', not {over!r}")
+        check_option("over", over, "episodes", "history")
         return Query(self._session.read, over)
 
     def history(
@@ -177,7 +177,7 @@ class MemoryAsker(MemoryReader):
         From the strata and the tally, in time independent of the number of episodes and events.
         """
         if by != "domain":
-            raise InvalidValue(f"replay_share is by 'domain', got {by!r}")
+            raise InvalidValue(f"replay_share is by 'domain', got {shown(by)}")
 
         def work(snapshot: Snapshot) -> list[ReplayShare]:
             names, strata = snapshot.state.domain_names, snapshot.state.strata
@@ -212,17 +212,17 @@ class MemoryAsker(MemoryReader):
 def _span(steps: Any) -> tuple[int, int]:
     ends = steps if isinstance(steps, (tuple, list)) else (steps, steps)
     if len(ends) != 2:
-        raise InvalidValue(f"steps must be one step or (first, last), got {steps!r:.80}")
+        raise InvalidValue(f"steps must be one step or (first, last), got {shown(steps)}")
     first, last = (constant_of("steps", "int", end) for end in ends)
     assert isinstance(first, (int, float)) and isinstance(last, (int, float))
     if first > last or int(first) != first or int(last) != last:
-        raise InvalidValue(f"steps must be whole numbers (first, last) with first <= last, got {steps!r:.80}")
+        raise InvalidValue(f"steps must be whole numbers (first, last) with first <= last, got {shown(steps)}")
     return int(first), int(last)
 
 
 def _check_by(by: Any) -> None:
-    if by not in ("domain", None):
-        raise InvalidValue(f"by must be 'domain' or None, got {by!r}")
+    if by is not None and not (isinstance(by, str) and by == "domain"):
+        raise InvalidValue(f"by must be 'domain' or None, got {shown(by)}")
 
 
 def _last(values: np.ndarray[Any, np.dtype[np.float64]], place: Any, points: int) -> Any:

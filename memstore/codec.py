@@ -36,6 +36,7 @@ from memstore.fields import (
     nested,
     same_type,
     specified_field,
+    tuple_advice,
     utf8,
 )
 from memstore.shown import described, listed, shown
@@ -142,8 +143,9 @@ class Signature:
 
     def field(self, name: str | Sequence[str]) -> Field:
         """The field called ``"input"``, ``"obs/pos"`` or ``("obs", "pos")``."""
+        path = tuple(name) if isinstance(name, (list, tuple)) else None
         for field in self.fields:
-            if name == field.name or (not isinstance(name, str) and tuple(name) == field.path):
+            if field.path == path or (isinstance(name, str) and name == field.name):
                 return field
         raise InvalidValue(f"there is no field {listed([name])}; the buffer has {self.described()}")
 
@@ -159,7 +161,8 @@ class Signature:
             where = f"field {field.name!r}"
             length = column_length(where, columns[field.path])
             if length != count:
-                raise PayloadError(f"{where} holds {length} episodes where {count} are expected")
+                hint = tuple_advice(columns[field.path])
+                raise PayloadError(f"{where} holds {length} episodes where {count} are expected{hint}")
         return self._encode(columns, count)
 
     def encode_one(self, payload: Mapping[str, Any]) -> bytes:
@@ -190,7 +193,8 @@ class Signature:
         if len(sizes) > 1:
             some = list(sizes.items())[:2]
             text = " but ".join(f"{where:.80} holds {length} episodes" for length, where in some)
-            raise PayloadError(f"{text}; give every field one value per episode")
+            hints = "".join(tuple_advice(column) for _, column in leaves(payload))
+            raise PayloadError(f"{text}; give every field one value per episode{hints:.200}")
         return next(iter(sizes))
 
     @cached_property

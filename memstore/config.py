@@ -87,8 +87,13 @@ def check_name(what: str, value: Any, *, most: int = MAX_NAME_BYTES) -> str:
     return value
 
 
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """``value`` when it is one of these texts."""
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{name} must be {' or '.join(map(repr, choices))}, got {shown(value)}")
+    return value
+
+
 def check_durability(value: Any) -> Durability:
     """``"process"`` (survives kill -9) or ``"power"`` (survives power loss too)."""
-    if not isinstance(value, str) or value not in get_args(Durability):
-        raise ConfigError(f"durability must be 'process' or 'power', got {shown(value)}")
-    return cast(Durability, value)
+    return cast(Durability, check_choice("durability", value, get_args(Durability)))

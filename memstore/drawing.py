@@ -16,9 +16,10 @@ from memstore.config import check_float, check_seconds
 from memstore.errors import InvalidValue, MemoryEmpty
 from memstore.filters import Drawable
 from memstore.grouping import Grouping
-from memstore.inputs import check_count
+from memstore.inputs import check_count, check_option
 from memstore.reader import signature_of
 from memstore.sampling import Normalize, make_batch
+from memstore.shown import shown
 from memstore.snapshot import Rows, Snapshot
 from memstore.strategies import Strategy, as_strategy
 from memstore.types import Batch
@@ -257,8 +258,7 @@ class MemoryDrawer(MemoryAsker):
     ) -> Callable[[Rows, Snapshot, np.random.Generator], Batch]:
         """A draw as a function of the rows it must not touch, snapshot and generator; arguments are checked here."""
         beta = check_float("beta", beta)
-        if normalize not in ("buffer", "batch"):
-            raise InvalidValue(f"normalize must be 'buffer' or 'batch', got {normalize!r}")
+        check_option("normalize", normalize, "buffer", "batch")
         check_where(where)
 
         def work(taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
@@ -320,7 +320,7 @@ def check_where(where: Any) -> None:
     if where is None:
         return
     if not isinstance(where, Condition):
-        raise InvalidValue(f"where takes a condition such as col.level >= 3, got {where!r:.80}")
+        raise InvalidValue(f"where takes a condition such as col.level >= 3, got {shown(where)}")
     for test in conditions_within(where):
         if not isinstance(test, HasTag) and test.column.source == "history":
             raise InvalidValue(f"a draw is from live episodes, and {test.column} belongs to the history")
@@ -328,5 +328,5 @@ def check_where(where: Any) -> None:
 
 def _token(batch: Any) -> str:
     if not isinstance(batch, Batch) or batch.lease is None:
-        raise InvalidValue(f"expected a batch that lease() returned, got {batch!r:.80}")
+        raise InvalidValue(f"expected a batch that lease() returned, got {shown(batch)}")
     return batch.lease

@@ -21,6 +21,7 @@ from memstore.eviction import Newcomers, order_keys, plan
 from memstore.facts import COLUMNS as FACTS
 from memstore.facts import verify
 from memstore.schema import episode, episode_key, episode_tag, first_id, id_range, payload, replay_metadata
+from memstore.shown import shown
 from memstore.snapshot import Rows, Snapshot
 from memstore.strata import Ints, bucket_of, write_positions
 from memstore.types import Episode, ReplayMetadata
@@ -384,7 +385,7 @@ def nearest(snapshot: Snapshot, signature: Signature, on: str, query: Any, limit
     try:
         wanted = np.asarray(query, np.float64).ravel()
     except (TypeError, ValueError, OverflowError) as exc:
-        raise InvalidValue(f"the query must hold numbers as {field} does, got {query!r:.80}") from exc
+        raise InvalidValue(f"the query must hold numbers as {field} does, got {shown(query)}") from exc
     if len(wanted) != (size := math.prod(length or 0 for length in field.shape)):
         raise InvalidValue(f"the query holds {len(wanted)} numbers where {field} holds {size}")
     if not np.isfinite(wanted).all():

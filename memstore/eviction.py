@@ -16,6 +16,7 @@ from sqlalchemy import and_, select
 
 from memstore.errors import ConfigError, MemoryFull
 from memstore.schema import first_id, replay_metadata
+from memstore.shown import shown
 from memstore.snapshot import Snapshot
 from memstore.strata import Floats, Ints
 from memstore.types import EvictionPolicy
@@ -252,11 +253,10 @@ def _by_key(snapshot: Snapshot, group: int, count: int) -> tuple[Ints, Ints]:
 
 def as_eviction(value: EvictionPolicy | str) -> EvictionPolicy:
     """A policy from itself or its name."""
-    try:
-        return EvictionPolicy(value)
-    except ValueError:
-        known = ", ".join(policy.value for policy in EvictionPolicy)
-        raise ConfigError(f"unknown eviction policy {value!r}; expected one of {known}") from None
+    known = [policy.value for policy in EvictionPolicy]
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"unknown eviction policy {shown(value)}; expected one of {', '.join(known)}")
+    return EvictionPolicy(value)
 
 
 def default_eviction(strategy_name: str) -> EvictionPolicy:

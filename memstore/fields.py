@@ -30,6 +30,10 @@ _DTYPE = re.compile(r"[<>|][biufc][0-9]{1,2}")
 _PYTHON_NAMES = {"|b1": "bool", "<i8": "int", "<u8": "int", "<f8": "float"}
 _SCALARS: dict[str, Iterable[str | None]] = {"python": _PYTHON_NAMES, "str": (None,), "bytes": (None,)}
 _WIDENING = ("<i8", "<u8", "<f8")
+PARTS = '{"name": {str(i): part for i, part in enumerate(value)}}'
+"""How the value of a gymnasium Tuple space becomes fields; of several such values, episode by episode:"""
+PARTS_OF_MANY = '{"name": {str(i): list(part) for i, part in enumerate(zip(*value))}}'
+_STACK = "or np.stack(value) where its parts have one shape (any number of them: signature=, with None for it)"
 _STORABLE = (
     "memstore keeps bool, integer, float and complex arrays; give text as str (a list of str for several "
     "episodes), times as numbers, structures as nested dicts"
@@ -142,7 +146,10 @@ def infer_column(path: Path, column: Any) -> Field:
     if not column_length(where, column):
         raise PayloadError(f"{where} is empty; give at least one episode")
     if isinstance(column, (list, tuple)):
-        return reduce(_merged, (infer_field(path, value) for value in column))
+        try:
+            return reduce(_merged, (infer_field(path, value) for value in column))
+        except PayloadError as exc:
+            raise PayloadError(f"{exc}{tuple_advice(column)}") from None
     array = check_array(where, column)
     return Field(path, "array", array.dtype.str, array.shape[1:])
 
@@ -183,8 +190,17 @@ def specified_field(path: Path, spec: Any) -> Field:
     )
 
 
+def tuple_advice(column: Any) -> str:
+    """What may have been meant by a tuple where several episodes are given, as gymnasium's vector environments do."""
+    return f"; of a Tuple observation name the parts: {PARTS}" if isinstance(column, tuple) else ""
+
+
 def column_length(where: str, column: Any) -> int:
     """How many episodes a stacked array or list holds."""
+    if isinstance(column, (list, tuple)):
+        for value in column:
+            if _has_parts(value):
+                raise PayloadError(f"{where}: {shown(value)} is no single value; name its parts: {PARTS_OF_MANY}")
     if isinstance(column, (list, tuple)) or (isinstance(column, np.ndarray) and column.ndim):
         return len(column)
     raise PayloadError(
@@ -209,6 +225,8 @@ def check_array(where: str, value: Any) -> Array:
     """An array or numpy scalar as a plain ndarray of a dtype that memstore stores."""
     if isinstance(value, np.ma.MaskedArray):
         raise PayloadError(f"{where}: masked arrays cannot be stored; give .filled() and .mask as two fields")
+    if _has_parts(value):
+        raise PayloadError(f"{where}: {shown(value)} is no single value; name its parts: {PARTS}, {_STACK}")
     if not isinstance(value, (np.ndarray, np.generic)):
         raise PayloadError(
             f"{where}: cannot store {shown(value)}; convert it, for example with np.asarray(..., dtype=...); "
@@ -217,6 +235,11 @@ def check_array(where: str, value: Any) -> Array:
     if value.dtype.kind not in "biufc":
         raise PayloadError(f"{where}: cannot store an array of dtype {value.dtype}; {_STORABLE}")
     return np.asarray(value)
+
+
+def _has_parts(value: Any) -> bool:
+    """Whether it is a sequence of arrays, texts and the like; a list of numbers is rather an array to be."""
+    return isinstance(value, (list, tuple)) and any(not isinstance(part, (int, float)) for part in value)
 
 
 def extent(shape: Iterable[int], dtype: DType) -> int:

@@ -70,17 +70,21 @@ def _refused(where: str, kind: str) -> PayloadError:
 
 def is_arraylike(value: object) -> bool:
     """Whether it is an array of another library, or a tensor: jax, TensorFlow, pandas, pyarrow ..."""
-    if isinstance(value, (np.ndarray, np.generic, str, bytes, int, float, list, tuple, dict, type(None), type)):
-        return False
-    return is_tensor(value) or hasattr(type(value), "__array__")
+    return _is_arraylike(type(value))
+
+
+def _is_arraylike(kind: type) -> bool:
+    plain = issubclass(kind, (np.ndarray, np.generic, str, bytes, int, float, list, tuple, dict, type))
+    return not plain and hasattr(kind, "__array__")  # tensors have it too
 
 
 def as_numpy(where: str, value: Any) -> Any:
     """A tensor or a foreign array as numpy's; the elements of a list alike; everything else as it is."""
     if isinstance(value, (list, tuple)):
-        if not any(is_arraylike(item) for item in value):
+        if not any(map(_is_arraylike, set(map(type, value)))):
             return value
-        return [as_numpy(f"{where}[{index}]", item) if is_arraylike(item) else item for index, item in enumerate(value)]
+        items = [as_numpy(f"{where}[{i}]", item) if is_arraylike(item) else item for i, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
     if is_tensor(value):
         return tensor_array(where, value)
     if is_arraylike(value):

@@ -12,6 +12,7 @@ from memstore.errors import InvalidValue
 from memstore.filters import Drawable, population_rows
 from memstore.population import Demand
 from memstore.shares import log2_sum
+from memstore.shown import shown
 from memstore.snapshot import Rows
 from memstore.strata import Floats, Ints
 from memstore.strategies import Strategy
@@ -41,7 +42,7 @@ class Grouping:
 
     def __post_init__(self) -> None:
         if not isinstance(self.by, Column):
-            raise InvalidValue(f"by takes a column such as col.domain, got {self.by!r:.80}")
+            raise InvalidValue(f"by takes a column such as col.domain, got {shown(self.by)}")
         if self.by.source != "episode" or self.by.name == "age":
             raise InvalidValue(f"groups are by what never changes of an episode, and {self.by} does")
         if isinstance(self.by, ExtraColumn) and not self.by.typed:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.config import check_float, check_int, check_name
+from memstore.config import check_choice, check_float, check_int, check_name
 from memstore.episodes import Offer
 from memstore.errors import ConfigError, InvalidValue, PayloadError
 from memstore.extras import extra_json
@@ -220,11 +220,26 @@ def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:
     return [_distinct(_listed(() if group is None else group)) for group in tags]
 
 
+def check_option(name: str, value: Any, *choices: str) -> str:
+    """One of several words."""
+    try:
+        return check_choice(name, value, choices)
+    except ConfigError as exc:
+        raise InvalidValue(str(exc)) from None
+
+
+def check_texts(what: str, values: Any) -> list[str]:
+    """Names, given as a sequence of them; ``what`` is the name of one."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise InvalidValue(f"{what}s must be a sequence of str, got {shown(values)}")
+    return [_name(what, value) for value in values]
+
+
 def _listed(tags: Any) -> list[Any]:
     if isinstance(tags, (str, bytes)):
         advice = f"; write ({tags!r:.60},)" if isinstance(tags, str) else ""
         raise InvalidValue(f"tags must be a sequence of str, got {shown(tags)}{advice}")
-    if not isinstance(tags, Iterable) or getattr(tags, "ndim", 1) == 0:
+    if not isinstance(tags, Iterable) or isinstance(tags, Mapping) or getattr(tags, "ndim", 1) == 0:
         raise InvalidValue(f"tags must be a sequence of str, or one such sequence per episode; got {shown(tags)}")
     return list(tags)
 

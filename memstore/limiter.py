@@ -12,6 +12,7 @@ from memstore import stored
 from memstore.config import Settings, check_float, check_int
 from memstore.errors import ConfigError
 from memstore.schema import limiter
+from memstore.shown import shown
 from memstore.snapshot import Snapshot
 
 _c = limiter.c
@@ -64,7 +65,7 @@ class SamplesPerInsert:
 def limiter_to_json(value: Any) -> str:
     """A limiter as stored."""
     if not isinstance(value, SamplesPerInsert):
-        raise ConfigError(f"limiter must be a memstore.SamplesPerInsert, got {value!r}")
+        raise ConfigError(f"limiter must be a memstore.SamplesPerInsert, got {shown(value)}")
     return value.to_json()
 
 

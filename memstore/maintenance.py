@@ -115,7 +115,7 @@ def changed_settings(
         limit = check_int("max_replays", max_replays, minimum=0)
         changes["max_replays"] = limit or None
     if limiter is not None:
-        changes["limiter"] = None if limiter == "none" else limiter_to_json(limiter)
+        changes["limiter"] = None if isinstance(limiter, str) and limiter == "none" else limiter_to_json(limiter)
     if history is not None:
         policy = as_history(history)
         changes["history"] = None if policy == History() else policy.to_json()

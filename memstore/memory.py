@@ -19,12 +19,12 @@ from memstore.codec import Signature
 from memstore.config import check_int, check_name
 from memstore.document import pack
 from memstore.drawing import MemoryDrawer
-from memstore.errors import InvalidValue
 from memstore.events import Group, History
 from memstore.foreign import numpy_payload
 from memstore.inputs import (
     as_losses,
     check_ids,
+    check_option,
     invalid_losses,
     make_offer,
     refuse_invalid,
@@ -32,7 +32,6 @@ from memstore.inputs import (
 from memstore.letting_go import held_until_done
 from memstore.limiter import SamplesPerInsert
 from memstore.reader import signature_of, stored_signature
-from memstore.shown import shown
 from memstore.snapshot import Rows, Snapshot
 from memstore.strategies import Strategy
 from memstore.times import check_time
@@ -254,8 +253,7 @@ class EpisodicMemory(MemoryDrawer):
         drawn = replayed if isinstance(replayed, Batch) else None
         ids = check_ids(replayed) if drawn is None else drawn.ids
         losses = as_losses(loss, len(ids))
-        if not isinstance(on_invalid, str) or on_invalid not in ("raise", "skip"):
-            raise InvalidValue(f"on_invalid must be 'raise' or 'skip', got {shown(on_invalid)}")
+        check_option("on_invalid", on_invalid, "raise", "skip")
         if on_invalid == "raise":
             refuse_invalid(losses, ids.tolist())
         valid = ~invalid_losses(losses)

@@ -28,6 +28,7 @@ from memstore.columns import (
 from memstore.errors import InvalidValue
 from memstore.events import events_of
 from memstore.schema import domain, episode, episode_tag, event_group, first_id, id_range, replay_event, replay_metadata
+from memstore.shown import shown
 from memstore.snapshot import Snapshot
 
 Over = Literal["episodes", "history"]
@@ -200,7 +201,7 @@ class Scope:
                 return self._in(condition.column, condition.values)
             case Comparison():
                 return self._compared(condition.column, condition.operator, condition.value)
-        raise InvalidValue(f"expected a condition such as col.loss > 1, got {condition!r:.80}")
+        raise InvalidValue(f"expected a condition such as col.loss > 1, got {shown(condition)}")
 
     def _tagged(self, tag: str) -> ColumnElement[bool]:
         t = episode_tag.c

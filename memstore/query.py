@@ -30,6 +30,7 @@ from memstore.errors import ConfigError, InvalidValue
 from memstore.predicates import Over, Scope, conjuncts
 from memstore.results import Field, Result
 from memstore.schema import first_id
+from memstore.shown import shown
 from memstore.snapshot import Snapshot
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ def total(column: Column) -> Aggregate:
 
 def _number(what: str, column: Any) -> Column:
     if not isinstance(column, Column):
-        raise InvalidValue(f"{what}() takes a column such as col.loss, got {column!r:.80}")
+        raise InvalidValue(f"{what}() takes a column such as col.loss, got {shown(column)}")
     if _typed(column).kind not in ("int", "float"):
         raise InvalidValue(f"{what}() needs numbers, and {column} is a {column.kind}")
     return column
@@ -142,7 +143,7 @@ class Query:
         """Answer with numbers of many rows: ``aggregate(n=count(), loss=mean(col.loss))``."""
         for name, given in aggregates.items():
             if not isinstance(given, Aggregate):
-                raise InvalidValue(f"{name} must be count(), mean(column) ..., got {given!r:.80}")
+                raise InvalidValue(f"{name} must be count(), mean(column) ..., got {shown(given)}")
         return replace(self, aggregates=tuple(aggregates.items()))
 
     def result(self) -> Result:
@@ -195,7 +196,7 @@ class Query:
         if isinstance(given, str):
             return given.removeprefix("-"), given.startswith("-")
         if not isinstance(given, Column):
-            raise InvalidValue(f"order_by takes columns, column.descending or names, got {given!r:.80}")
+            raise InvalidValue(f"order_by takes columns, column.descending or names, got {shown(given)}")
         return given, False
 
     def _outputs(self, columns: tuple[Column, ...], named: dict[str, Column]) -> tuple[tuple[str, Column], ...]:
@@ -205,7 +206,7 @@ class Query:
         outputs = (*((getattr(column, "name", ""), column) for column in columns), *named.items())
         for _, column in outputs:
             if not isinstance(column, Column):
-                raise InvalidValue(f"expected a column such as col.loss, got {column!r:.80}")
+                raise InvalidValue(f"expected a column such as col.loss, got {shown(column)}")
         return outputs
 
     # From here on in a snapshot

@@ -15,7 +15,7 @@ from memstore.check import check
 from memstore.codec import Signature
 from memstore.config import check_name
 from memstore.errors import InvalidValue
-from memstore.inputs import check_count, check_ids
+from memstore.inputs import check_count, check_ids, check_option, check_texts
 from memstore.session import Session
 from memstore.snapshot import Snapshot
 from memstore.strategies import Strategy, strategy_from_json
@@ -116,9 +116,7 @@ class MemoryReader:
 
         An id stays known when its episode has left.
         """
-        if isinstance(keys, str):
-            raise InvalidValue(f"keys must be a sequence of str, got the single text {keys!r}")
-        wanted = [check_name("key", key) for key in keys]
+        wanted = check_texts("key", keys)
         known = self._session.read(lambda s: episodes.known_keys(s, wanted))
         return [known.get(key) for key in wanted]
 
@@ -136,11 +134,10 @@ class MemoryReader:
         self, tags: Sequence[str], *, match: Literal["any", "all"] = "any", limit: int | None = None
     ) -> list[Episode]:
         """Episodes that carry any, or all, of the tags, oldest first."""
-        if isinstance(tags, str) or not tags:
-            raise InvalidValue(f"tags must be a non-empty sequence of str, got {tags!r}")
-        if match not in ("any", "all"):
-            raise InvalidValue(f"match must be 'any' or 'all', got {match!r}")
-        wanted = [check_name("tag", tag) for tag in tags]
+        wanted = check_texts("tag", tags)
+        if not wanted:
+            raise InvalidValue("tags must be a non-empty sequence of str, got none")
+        check_option("match", match, "any", "all")
         most = None if limit is None else check_count(limit)
         return self._session.read(lambda s: self._episodes(s, episodes.ids_tagged(s, wanted, match == "all", most)))
 

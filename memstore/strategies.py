@@ -171,7 +171,7 @@ class DomainBalanced(Strategy):
         if self.weights is None:
             return
         if not isinstance(self.weights, Mapping):
-            raise ConfigError(f"weights maps domain names to shares, got {self.weights!r}")
+            raise ConfigError(f"weights maps domain names to shares, got a {type(self.weights).__name__}")
         weights = {check_name("domain", d): check_float(f"weight of {d!r}", w) for d, w in self.weights.items()}
         if not any(weights.values()):
             raise ConfigError("DomainBalanced needs at least one domain with a positive weight")
@@ -259,7 +259,7 @@ class Mixed(Strategy):
 
     def __post_init__(self) -> None:
         if not isinstance(self.shares, Mapping):
-            raise ConfigError(f"shares maps strategies to their shares, got {self.shares!r}")
+            raise ConfigError(f"shares maps strategies to their shares, got a {type(self.shares).__name__}")
         shares = {as_strategy(s): check_float(f"share of {s}", v, exclusive=True) for s, v in self.shares.items()}
         if not shares:
             raise ConfigError("Mixed needs at least one strategy")
@@ -350,7 +350,7 @@ def as_strategy(value: Strategy | str) -> Strategy:
         return value
     name = value.value if isinstance(value, ReplayStrategy) else value
     if not isinstance(name, str) or name not in _BY_NAME:
-        raise ConfigError(f"unknown strategy {value!r}; expected one of {', '.join(_BY_NAME)}, or a strategy object")
+        raise ConfigError(f"unknown strategy {name if type(name) is str else type(name)!r}; use {', '.join(_BY_NAME)}")
     return _BY_NAME[name]()
 
 

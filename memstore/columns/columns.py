@@ -21,6 +21,7 @@ from memstore.columns.conditions import (
     text_constant,
 )
 from memstore.errors import InvalidValue
+from memstore.shown import shown
 
 Source = Literal["episode", "metadata", "history"]
 
@@ -74,7 +75,7 @@ class Column:
     def in_(self, values: Iterable[Any]) -> Condition:
         """Whether the column is one of the values (none of them: nothing passes)."""
         if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-            raise InvalidValue(f"{self}.in_() takes several values, got {values!r:.80}")
+            raise InvalidValue(f"{self}.in_() takes several values, got {shown(values)}")
         return In(self, tuple(dict.fromkeys(self._constant(value) for value in values)))
 
     def between(self, low: Any, high: Any) -> Condition:
@@ -134,7 +135,7 @@ class ExtraColumn(Column):
 
     def __getitem__(self, step: str | int) -> ExtraColumn:
         if isinstance(step, bool) or not (isinstance(step, str) or hasattr(step, "__index__")):
-            raise InvalidValue(f"extra is looked into by str (of an object) or int (of a list), got {step!r:.80}")
+            raise InvalidValue(f"extra is looked into by str (of an object) or int (of a list), got {shown(step)}")
         checked = text_constant("a key of extra", step) if isinstance(step, str) else int(step.__index__())
         if isinstance(checked, int) and not 0 <= checked < 2**31:
             raise InvalidValue(f"an index into a list in extra must be between 0 and 2**31 - 1, got {checked}")
@@ -183,7 +184,7 @@ class ExtraColumn(Column):
     def in_(self, values: Iterable[Any]) -> Condition:
         """Whether the value is one of these, all of one type."""
         if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-            raise InvalidValue(f"{self}.in_() takes several values, got {values!r:.80}")
+            raise InvalidValue(f"{self}.in_() takes several values, got {shown(values)}")
         listed = list(values)
         return Column.in_(self._for(listed[0]) if listed else self.number, listed)
 
