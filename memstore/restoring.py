@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, Connection, select
 
-from memstore.address import parse_url, shown_url, sqlite_path
+from memstore.address import parse_url, sqlite_path
 from memstore.backends.base import Backend, Progress
 from memstore.buffer import buffer_names
 from memstore.check import check
@@ -91,26 +91,45 @@ def restore(
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable, StoreFull, ConfigError
         One of the two is not what it should be, or cannot be read or written; nothing was changed.
     """
-    source, target = parse_url(backup), parse_url(database)
+    target = parse_url(database)
     told = on_progress or (lambda done, total: None)
     file = sqlite_path(target)
-    if file is None:
-        return _onto_server(source, target, Path("." if keep is None else keep), force, busy_timeout, told)
-    if keep is not None:
+    if file is not None and keep is not None:
         raise ConfigError(f"what is replaced is kept beside {file}; leave keep= out")
-    return _onto_file(source, file.resolve(), force, busy_timeout, told)
+    origin = Database(parse_url(backup), busy_timeout=busy_timeout)
+    origin.backend.only_read = True
+    try:
+        source = _Backup(origin, _revision(origin), told)
+        if file is not None:
+            return _onto_file(source, file.resolve(), force, busy_timeout)
+        return _onto_server(source, target, Path("." if keep is None else keep), force, busy_timeout)
+    finally:
+        origin.close()
 
 
-def _onto_file(source: URL, file: Path, force: bool, busy_timeout: float, told: Progress) -> Restored:
-    there, origin = os.path.lexists(file), sqlite_path(source)
+@dataclass(frozen=True, slots=True)
+class _Backup:
+    """What is restored: opened only to be read, of a known schema revision; ``told`` is told of the progress."""
+
+    database: Database
+    revision: str
+    told: Progress
+
+    @property
+    def upgraded_from(self) -> str | None:
+        return None if self.revision == HEAD else self.revision
+
+
+def _onto_file(source: _Backup, file: Path, force: bool, busy_timeout: float) -> Restored:
+    there, origin = os.path.lexists(file), sqlite_path(source.database.backend.url)
     if not there:
         check_free(file)
-    elif origin is not None and origin.exists() and origin.samefile(file):
+    elif origin is not None and origin.samefile(file):
         raise ConfigError(f"{file} is the backup itself; give what it is to replace")
     with partial_file(file, file if there else origin) as partial:
         if not there and partial.mode is not None:
             partial.mode |= stat.S_IRUSR | stat.S_IWUSR  # a backup may be read-only, a database is written
-        upgraded_from, buffers = _prepared(source, partial, busy_timeout, told)
+        buffers = _prepared(source, partial)
         database = Database(URL.create("sqlite", database=str(file)), busy_timeout=busy_timeout)
         try:
             replaced = database.outside(lambda _: database.backend.put_in_place(partial, force=force))
@@ -119,27 +138,25 @@ def _onto_file(source: URL, file: Path, force: bool, busy_timeout: float, told: 
                 raise StoreCorrupt(f"{file} lacks the buffers {sorted(missing)} of the backup; was it replaced again?")
         finally:
             database.close()
-    return Restored(buffers, replaced, upgraded_from)
+    return Restored(buffers, replaced, source.upgraded_from)
 
 
-def _onto_server(source: URL, target: URL, folder: Path, force: bool, busy_timeout: float, told: Progress) -> Restored:
-    database = Database(target, durability="power", busy_timeout=busy_timeout)
-    try:
-        ensure_schema(database)
-        with partial_file(folder / f"{target.database}.restored") as partial:
-            upgraded_from, buffers = _prepared(source, partial, busy_timeout, told)
-            copy = Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=busy_timeout)
-            try:
-                replaced = copy.in_read(
-                    lambda read: database.in_write(
-                        lambda written: _refill(read, copy.backend, written, database.backend, folder, force, told)
-                    )
-                )
-            finally:
-                copy.close()
-        return Restored(buffers, replaced, upgraded_from)
-    finally:
-        database.close()
+def _onto_server(source: _Backup, target: URL, folder: Path, force: bool, busy_timeout: float) -> Restored:
+    with partial_file(folder / f"{_stem(target)}.restored") as partial:
+        buffers = _prepared(source, partial)
+        database = Database(target, durability="power", busy_timeout=busy_timeout)
+        copy = Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=busy_timeout)
+        try:
+            ensure_schema(database)
+
+            def refill(read: Connection, written: Connection) -> Path | None:
+                return _refill(read, copy.backend, written, database.backend, folder, force, source.told)
+
+            replaced = copy.in_read(lambda read: database.in_write(lambda written: refill(read, written)))
+        finally:
+            copy.close()
+            database.close()
+    return Restored(buffers, replaced, source.upgraded_from)
 
 
 def _refill(
@@ -150,7 +167,7 @@ def _refill(
     writer.lock_tables(written, force=force)
     kept = None
     if buffer_names(written):
-        kept = _unused(folder, f"{writer.url.database}.replaced-{time.strftime('%Y%m%d-%H%M%S')}")
+        kept = _unused(folder, f"{_stem(writer.url)}.replaced-{time.strftime('%Y%m%d-%H%M%S')}")
         with written_whole(kept) as partial:
             fill(URL.create("sqlite", database=str(partial)), written, writer, writer.busy_timeout, told)
     try:
@@ -164,30 +181,24 @@ def _refill(
     return kept
 
 
-def _prepared(source: URL, partial: Partial, busy_timeout: float, told: Progress) -> tuple[str | None, dict[str, int]]:
-    """Copy the backup into the file, upgraded and verified; returns its older revision, and the buffers."""
-    origin = Database(source, busy_timeout=busy_timeout)
-    origin.backend.only_read = True
-    where = shown_url(source)
+def _prepared(source: _Backup, partial: Partial) -> dict[str, int]:
+    """Copy the backup into the file, upgrade and verify the copy; returns its buffers."""
+    origin = source.database.backend
+    where = f"the backup {origin.describe()}"
+    fill_file(source.database, partial.path, origin.busy_timeout, source.told)
+    copy = Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=origin.busy_timeout)
     try:
-        revision = _revision(origin)
-        fill_file(origin, partial.path, busy_timeout, told)
-    finally:
-        origin.close()
-    copy = Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=busy_timeout)
-    try:
-        if revision != HEAD:
+        if source.upgraded_from is not None:
             upgrade_tables(partial.path, backup=False)
-        buffers = copy.in_read(lambda conn: _verified(conn, copy.backend, f"the backup {where}"))
+        return copy.in_read(lambda conn: _verified(conn, copy.backend, where))
     except (StoreFull, StoreUnavailable):
         raise  # of the copy, not of what is in it
     except Exception as exc:  # whatever a damaged file makes of the statements that read it
         if isinstance(exc, StoreCorrupt) and exc.__cause__ is None:
             raise
-        raise StoreCorrupt(f"the backup {where} is not sound, nothing was changed: {exc.__cause__ or exc}") from exc
+        raise StoreCorrupt(f"{where} is not sound, nothing was changed: {exc.__cause__ or exc}") from exc
     finally:
         copy.close()
-    return None if revision == HEAD else revision, buffers
 
 
 def _revision(origin: Database) -> str:
@@ -220,6 +231,10 @@ def _verified(conn: Connection, backend: Backend, where: str) -> dict[str, int]:
             )
         found[name] = report.episodes
     return found
+
+
+def _stem(url: URL) -> str:
+    return (url.database or "database").replace("/", "_")
 
 
 def _unused(folder: Path, stem: str) -> Path:

@@ -441,6 +441,7 @@ ALL_COMMANDS = [
     ["upgrade"],
     ["vacuum"],
     ["backup", "copy.db"],
+    ["restore", "target.db"],
     ["stats", "--watch"],
 ]
 

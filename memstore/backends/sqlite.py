@@ -53,6 +53,8 @@ _CODES = {
     sqlite3.SQLITE_PERM: Failure.UNAVAILABLE,
     sqlite3.SQLITE_AUTH: Failure.UNAVAILABLE,
     sqlite3.SQLITE_IOERR: Failure.DEVICE,
+    sqlite3.SQLITE_IOERR_SHORT_READ: Failure.CORRUPT,
+    sqlite3.SQLITE_IOERR_CORRUPTFS: Failure.CORRUPT,
 }
 
 # A candidate is one integer: the stratum's sequence above this bit, the position below. One JSON text per draw then

@@ -86,7 +86,8 @@ def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
 def backup(db: str, to: str, as_json: bool) -> None:
     """Copy the database as it is at one moment, while others go on writing.
 
-    TO is a file that does not exist, or a PostgreSQL database without a buffer; DB may be of the other kind.
+    TO is a file that does not exist, or a PostgreSQL database without a buffer; DB may be of the other kind. The copy
+    of a file has its permissions. Put it back with: memstore restore.
     """
     with _progress("copying") as on_progress:
         copy_database(db, to, on_progress=on_progress)

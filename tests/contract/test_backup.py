@@ -281,7 +281,7 @@ def test_a_backup_has_the_mode_and_owner_of_its_source(
     file_of(url).chmod(mode)
     if os.geteuid() == 0:
         os.chown(file_of(url), 12, 34)
-    seen = set()
+    seen: set[tuple[int, int]] = set()
 
     def look(_done: int, _total: int) -> None:
         seen.update((stat.S_IMODE(entry.stat().st_mode), entry.stat().st_uid) for entry in folder.iterdir())

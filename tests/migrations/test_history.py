@@ -6,6 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,24 @@ def test_a_flat_history_is_upgraded(url: str, another: Another, seed: int) -> No
     upgrade.upgrade(old, backup=False)
     check_tables(old, events)
     check_memories(old, events)
+
+
+def test_a_backup_of_an_older_schema_is_upgraded_as_it_is_restored(
+    url: str, another: Another, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the copy; onto either database."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    live_through(url, rng)
+    old = tmp_path / "old.db"
+    with connected(url) as source:
+        events = flat_history(source, rng)
+        write_old(f"sqlite:///{old}", source, events)
+    before, target = old.read_bytes(), another()
+    done = memstore.restore(old, target)
+    assert done.upgraded_from == "0002" and old.read_bytes() == before
+    check_tables(target, events)
+    check_memories(target, events)
 
 
 def check_tables(url: str, events: list[dict[str, Any]]) -> None:

@@ -50,6 +50,10 @@ duckdb -c "ATTACH 'run.db' AS run (TYPE sqlite, READ_ONLY); SELECT * FROM run.v_
 datasette run.db        # without --immutable, which would not see what training commits
 ```
 
+Where nothing can be made beside the file (`mode=ro` then says "unable to open"), `?immutable=1` reads it, if it has no
+`-wal` and nobody writes it: sqlite3 would not notice, `memstore.open` does. Copy a database with `memstore backup`, put
+one back with `memstore restore`, and never take `run.db` without its `run.db-wal`, or delete that: it holds commits.
+
 A reader that keeps one transaction open for hours keeps SQLite's log, or PostgreSQL's dead rows, from being cleaned
 up. `v_episode` finds rows by `episode_id`, and within a `buffer` by `timestamp`; `v_history` by `event`. Other
 conditions scan; `memory.query()` and `memory.history()` know shorter ways.
