@@ -11,12 +11,13 @@ import numpy as np
 
 from memstore import leases, limiter
 from memstore.asking import MemoryAsker
-from memstore.columns import Column, Condition, HasTag, col, conditions_within
+from memstore.columns import Column, Condition, col
 from memstore.config import check_float
 from memstore.errors import InvalidValue, MemoryEmpty
 from memstore.filters import FilteredSnapshot
 from memstore.grouping import Grouping
 from memstore.inputs import check_count
+from memstore.phrases import as_condition
 from memstore.reader import signature_of
 from memstore.sampling import Normalize, make_batch
 from memstore.snapshot import Rows, Snapshot
@@ -39,7 +40,7 @@ class MemoryDrawer(MemoryAsker):
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
         timeout: float | None = None,
-        where: Condition | None = None,
+        where: Condition | str | None = None,
     ) -> Batch:
         """Draw episodes from one consistent snapshot, with their payloads.
 
@@ -61,15 +62,16 @@ class MemoryDrawer(MemoryAsker):
             Seconds to wait until ``count`` episodes are live, ``math.inf`` for as long as it takes; by default it does
             not wait. In a buffer with a limiter (``SamplesPerInsert``) that says when to draw, and how many must be
             live: seconds to wait for its turn, by default as long as it takes.
-        where : Condition, optional
-            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``: the
-            strategy's law among them, and ``probability`` is that under the condition. When fewer than ``count`` pass,
-            all of them, each once. Conditions on domain and loss choose among the strata. Others are tested on the
-            candidates; where few pass, the rest comes from a list of those that do, which the process keeps (for 8
-            conditions) and brings up to date from the history: it takes a scan at first, and again in every draw where
-            the history is not recorded or the condition is also on the age or the replay metadata. ``probability`` is
-            None where many pass a condition beyond domains, unless ``exact_probability`` asks for a scan.
-            ``normalize="buffer"`` goes by the whole buffer all the same, a constant factor.
+        where : Condition or str, optional
+            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``, or as on
+            the command line ``"domain = 'math' and level >= 3"``: the strategy's law among them, and ``probability`` is
+            that under the condition. When fewer than ``count`` pass, all of them, each once. Conditions on domain and
+            loss choose among the strata. Others are tested on the candidates; where few pass, the rest comes from a
+            list of those that do, which the process keeps (for 8 conditions) and brings up to date from the history: it
+            takes a scan at first, and again in every draw where the history is not recorded or the condition is also on
+            the age or the replay metadata. ``probability`` is None where many pass a condition beyond domains, unless
+            ``exact_probability`` asks for a scan. ``normalize="buffer"`` goes by the whole buffer all the same, a
+            constant factor.
 
         Raises
         ------
@@ -78,7 +80,7 @@ class MemoryDrawer(MemoryAsker):
         WaitTimeout
             When the time is over.
         """
-        wanted = check_count(count)
+        wanted, where = check_count(count), check_where(where)
         work = self._draw(wanted, strategy, alpha, beta, replacement, normalize, exact_probability, where)
         limit = check_timeout(timeout)
         if timeout is not None:
@@ -100,7 +102,7 @@ class MemoryDrawer(MemoryAsker):
         size: int,
         *,
         by: Column = col.domain,
-        where: Condition | None = None,
+        where: Condition | str | None = None,
         strategy: Strategy | str = "uniform",
     ) -> Batch:
         """Draw whole groups: episodes that share a value, such as the answers to one prompt (GRPO).
@@ -119,7 +121,7 @@ class MemoryDrawer(MemoryAsker):
         by : Column
             What never changes of an episode: ``col.domain``, ``col.level``, ``col.key``,
             ``col.extra["prompt"].text``. Episodes that have no value there belong to no group.
-        where : Condition, optional
+        where : Condition or str, optional
             As for ``sample``.
         strategy : Strategy or str
             Its probabilities are those in the whole buffer, restricted to the group.
@@ -129,8 +131,7 @@ class MemoryDrawer(MemoryAsker):
         MemoryEmpty
             When no group is complete.
         """
-        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, where)
-        check_where(where)
+        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
         chosen = as_strategy(strategy)
 
         def work(snapshot: Snapshot) -> Batch:
@@ -138,7 +139,7 @@ class MemoryDrawer(MemoryAsker):
             rng, populations = self._session.rng, self._session.populations
             found = grouping.draw(snapshot, rng, populations, chosen, wanted, each, keep=keep)
             if not len(found.rows):
-                among = "" if where is None else f" where {where}"
+                among = "" if where is None else f" where {where!s:.200}"
                 raise MemoryEmpty(
                     f"{self!r} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
                 )
@@ -182,7 +183,7 @@ class MemoryDrawer(MemoryAsker):
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
         wait: float = 0.0,
-        where: Condition | None = None,
+        where: Condition | str | None = None,
     ) -> Batch:
         """Draw episodes that no other consumer holds, and hold them: each has one consumer at a time.
 
@@ -211,7 +212,7 @@ class MemoryDrawer(MemoryAsker):
         wanted = check_count(count)
         seconds = check_float("timeout", timeout, exclusive=True)
         patience = check_timeout(wait)
-        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, where)
+        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, check_where(where))
 
         def work(snapshot: Snapshot) -> Batch:
             now = snapshot.backend.clock(snapshot.conn)
@@ -256,7 +257,6 @@ class MemoryDrawer(MemoryAsker):
         beta = check_float("beta", beta)
         if normalize not in ("buffer", "batch"):
             raise InvalidValue(f"normalize must be 'buffer' or 'batch', got {normalize!r}")
-        check_where(where)
 
         def work(taken: Rows, snapshot: Snapshot) -> Batch:
             if where is not None:
@@ -269,7 +269,7 @@ class MemoryDrawer(MemoryAsker):
             if snapshot.live > len(taken):
                 rows = chosen.draw(snapshot, self._session.rng, wanted, taken, replacement=replacement)
             if not len(rows):
-                among = "" if where is None else f" where {where}"
+                among = "" if where is None else f" where {where!s:.200}"
                 held = f"; {len(taken)} are leased" if len(taken) else "; add some first"
                 raise MemoryEmpty(f"{self!r} holds no episode that {chosen.name} can draw{among}{held}")
             return self._batch(snapshot, chosen, rows, beta, normalize, exact=exact)
@@ -306,15 +306,9 @@ class MemoryDrawer(MemoryAsker):
         return self._session.read(lambda s: f"{self!r} holds {s.live} episodes{limiter.standing(s)}")
 
 
-def check_where(where: Any) -> None:
-    """Refuse what is no condition on episodes."""
-    if where is None:
-        return
-    if not isinstance(where, Condition):
-        raise InvalidValue(f"where takes a condition such as col.level >= 3, got {where!r:.80}")
-    for test in conditions_within(where):
-        if not isinstance(test, HasTag) and test.column.source == "history":
-            raise InvalidValue(f"a draw is from live episodes, and {test.column} belongs to the history")
+def check_where(where: Condition | str | None) -> Condition | None:
+    """The condition on episodes, from itself or its text; refuse what is none."""
+    return None if where is None else as_condition(where)
 
 
 def _token(batch: Any) -> str:

@@ -12,7 +12,10 @@ from sqlalchemy import BigInteger, ColumnElement, Double, Select, case, cast, fu
 
 from memstore.answers import EpisodeSummary, ReplayEvent
 from memstore.columns import (
-    AllOf,
+    EVERY,
+    GREATEST,
+    LEAST,
+    NAMES,
     Column,
     Comparison,
     Condition,
@@ -24,9 +27,11 @@ from memstore.columns import (
     TagsColumn,
     col,
     conditions_within,
+    no_column,
 )
 from memstore.config import check_int
 from memstore.errors import ConfigError, InvalidValue
+from memstore.phrases import as_condition
 from memstore.predicates import Over, Scope, conjuncts
 from memstore.results import Field, Result
 from memstore.schema import first_id
@@ -34,9 +39,11 @@ from memstore.snapshot import Snapshot
 
 T = TypeVar("T")
 Order = Column | Descending | str
-ALL = AllOf(())
 LARGEST, SMALLEST = 1e290, 1e-300
 """As many of the former as a database can hold add up to a float, and a mean of the latter is not 0."""
+
+EXACT_FLOAT = 2**53
+"""Every whole number up to this is a float."""
 
 _RECORDS: dict[str, type] = {"episodes": EpisodeSummary, "history": ReplayEvent}
 
@@ -57,7 +64,7 @@ class Aggregate:
 
 def count(column: Column | None = None) -> Aggregate:
     """Number of rows, or of those where the column is known."""
-    return Aggregate("count", column)
+    return Aggregate("count", None if column is None else _column_given(column))
 
 
 def mean(column: Column) -> Aggregate:
@@ -85,9 +92,8 @@ def total(column: Column) -> Aggregate:
     return Aggregate("sum", _number("total", column))
 
 
-def _number(what: str, column: Any) -> Column:
-    if not isinstance(column, Column):
-        raise InvalidValue(f"{what}() takes a column such as col.loss, got {column!r:.80}")
+def _number(what: str, given: Any) -> Column:
+    column = _column_given(given)
     if _typed(column).kind not in ("int", "float"):
         raise InvalidValue(f"{what}() needs numbers, and {column} is a {column.kind}")
     return column
@@ -103,18 +109,19 @@ class Query:
 
     _read: Read
     over: Over
-    condition: Condition = ALL
+    condition: Condition = EVERY
     order: tuple[tuple[str | Column, bool], ...] = ()
     most: int | None = None
     selected: tuple[tuple[str, Column], ...] | None = None
     groups: tuple[tuple[str, Column], ...] = ()
     aggregates: tuple[tuple[str, Aggregate], ...] = ()
 
-    def filter(self, *conditions: Condition) -> Query:
-        """Keep only rows that pass every condition."""
+    def filter(self, *conditions: Condition | str) -> Query:
+        """Keep only rows that pass every condition, or text of one: ``filter("loss > 2", col.level == 3)``."""
         found = self.condition
-        for condition in conditions:
-            found = condition if found is ALL and isinstance(condition, Condition) else found & condition
+        for given in conditions:
+            condition = as_condition(given, over=self.over)
+            found = condition if found is EVERY else found & condition
         return replace(self, condition=found)
 
     def order_by(self, *columns: Order) -> Query:
@@ -202,11 +209,10 @@ class Query:
         for column in columns:
             if isinstance(column, ExtraColumn) and column.path:
                 raise InvalidValue(f"{column} needs a name: write name=col.{column}")
-        outputs = (*((getattr(column, "name", ""), column) for column in columns), *named.items())
-        for _, column in outputs:
-            if not isinstance(column, Column):
-                raise InvalidValue(f"expected a column such as col.loss, got {column!r:.80}")
-        return outputs
+        return (
+            *((column.name, column) for column in map(_column_given, columns)),
+            *((name, _column_given(column)) for name, column in named.items()),
+        )
 
     # From here on in a snapshot
 
@@ -273,11 +279,11 @@ class Query:
             elif name in keys:
                 query = _ordered(query, scope.sortable(dict(groups)[name], keys[name]), down, True)
             else:
-                raise InvalidValue(f"groups can be sorted by {', '.join([*keys, *numbers])}, not by {name!r}")
+                raise InvalidValue(f"groups can be sorted by {', '.join([*keys, *numbers])}, not by {name!r:.60}")
         for name, column in groups:
             query = _ordered(query, scope.sortable(column, keys[name]), False, self._may_be_missing(column))
         decoders = [_decoder(snapshot, column) for _, column in groups]
-        decoders += [None] * len(numbers)
+        decoders += [_aggregate_decoder(snapshot, aggregate) for _, aggregate in self.aggregates]
         rows = [
             tuple(value if decode is None else decode(value) for value, decode in zip(row, decoders, strict=True))
             for row in snapshot.conn.execute(query.limit(self.most))
@@ -300,6 +306,15 @@ def _resolved(given: str | Column, outputs: dict[str, Column]) -> Column:
     if isinstance(given, Column):
         return _typed(given)
     return _typed(outputs[given] if given in outputs else _column(given))
+
+
+def _column_given(column: Any) -> Column:
+    if isinstance(column, str):
+        advice = f"write col.{column}" if column in NAMES else no_column(column)
+        raise InvalidValue(f"expected a column such as col.loss, got the text {column!r:.60}: {advice}")
+    if not isinstance(column, Column):
+        raise InvalidValue(f"expected a column such as col.loss, got {column!r:.80}")
+    return column
 
 
 def _column(name: str) -> Column:
@@ -328,7 +343,9 @@ def _aggregate_shape(aggregate: Aggregate) -> tuple[Any, bool]:
 
 
 def _summand(scope: Scope, aggregate: Aggregate) -> ColumnElement[Any]:
-    return literal(1) if aggregate.column is None else scope.expression(aggregate.column)
+    if aggregate.column is None:
+        return literal(1)
+    return scope.real(aggregate.column) if aggregate.function in ("avg", "sum") else scope.expression(aggregate.column)
 
 
 def _aggregated(aggregate: Aggregate, value: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -356,7 +373,21 @@ def _decoder(snapshot: Snapshot, column: Column) -> Callable[[Any], Any] | None:
         return lambda value: None if value is None else names[value - first]
     if isinstance(column, ExtraColumn) and not column.typed:
         return lambda value: None if value is None else _looked_up(json.loads(value), column.path)
-    return None
+    return _number_in_json if isinstance(column, ExtraColumn) and column.kind == "float" else None
+
+
+def _aggregate_decoder(snapshot: Snapshot, aggregate: Aggregate) -> Callable[[Any], Any] | None:
+    if aggregate.column is None or aggregate.function not in ("min", "max"):
+        return None
+    return _decoder(snapshot, aggregate.column)
+
+
+def _number_in_json(value: Any) -> float | int | None:
+    """A float, or an int where no float is equal to it."""
+    if value is None:
+        return None
+    number = float(value)
+    return int(value) if abs(number) >= EXACT_FLOAT and LEAST <= value <= GREATEST and int(value) != number else number
 
 
 def _looked_up(value: Any, path: tuple[str | int, ...]) -> Any:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "memstore"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "version"),
     ("answers", "cache", "columns", "config", "fields", "schema"),
-    ("codec", "document", "newfile", "results"),
+    ("codec", "document", "newfile", "phrases", "results"),
     ("backends",),
     ("failures",),
     ("database",),
@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("episodes", "sources", "waiting"),
     ("check", "history", "inputs", "strategies"),
     ("grouping", "similar", "targets"),
-    ("health", "maintenance", "retention", "sampling"),
+    ("health", "maintenance", "removal", "retention", "sampling"),
     ("reader",),
     ("asking",),
     ("drawing",),
@@ -40,7 +40,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("memstore",),  # memstore/__init__.py: the public names
     ("learner",),
     ("experiments",),
-    ("phrases",),
     ("cli",),
     ("__main__",),
 )
