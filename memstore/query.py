@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from sqlalchemy import BigInteger, ColumnElement, Double, Select, case, cast, func, literal, select
+from sqlalchemy import ColumnElement, Select, func, select
 
+from memstore.aggregates import Aggregate, aggregate_shape, aggregated, column_given, summand, typed
 from memstore.answers import EpisodeSummary, ReplayEvent
 from memstore.columns import (
     EVERY,
     GREATEST,
     LEAST,
-    NAMES,
     Column,
     Comparison,
     Condition,
@@ -27,7 +27,6 @@ from memstore.columns import (
     TagsColumn,
     col,
     conditions_within,
-    no_column,
 )
 from memstore.config import check_int
 from memstore.errors import ConfigError, InvalidValue
@@ -39,9 +38,6 @@ from memstore.snapshot import Snapshot
 
 T = TypeVar("T")
 Order = Column | Descending | str
-LARGEST, SMALLEST = 1e290, 1e-300
-"""As many of the former as a database can hold add up to a float, and a mean of the latter is not 0."""
-
 EXACT_FLOAT = 2**53
 """Every whole number up to this is a float."""
 
@@ -52,51 +48,6 @@ class Read(Protocol):
     """How a query reaches its snapshot."""
 
     def __call__(self, work: Callable[[Snapshot], T]) -> T: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregate:
-    """One number of many rows; made by ``count``, ``mean``, ``minimum``, ``maximum`` and ``total``."""
-
-    function: Literal["count", "avg", "min", "max", "sum"]
-    column: Column | None = None
-
-
-def count(column: Column | None = None) -> Aggregate:
-    """Number of rows, or of those where the column is known."""
-    return Aggregate("count", None if column is None else _column_given(column))
-
-
-def mean(column: Column) -> Aggregate:
-    """Mean of the known values, missing where there is none.
-
-    What is beyond 1e290 counts as that, and values whose sum is within 1e-300 of 0 have the mean 0.
-    """
-    return Aggregate("avg", _number("mean", column))
-
-
-def minimum(column: Column) -> Aggregate:
-    """Smallest of the known values."""
-    return Aggregate("min", _number("minimum", column))
-
-
-def maximum(column: Column) -> Aggregate:
-    """Largest of the known values."""
-    return Aggregate("max", _number("maximum", column))
-
-
-def total(column: Column) -> Aggregate:
-    """Sum of the known values, missing where there is none; of fractions, what is beyond 1e290 counts as that."""
-    if isinstance(column, Column) and column.name in ("id", "event"):  # nor need it fit 64 bits
-        raise InvalidValue(f"the sum of col.{column.name} means nothing; count() counts rows")
-    return Aggregate("sum", _number("total", column))
-
-
-def _number(what: str, given: Any) -> Column:
-    column = _column_given(given)
-    if _typed(column).kind not in ("int", "float"):
-        raise InvalidValue(f"{what}() needs numbers, and {column} is a {column.kind}")
-    return column
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,8 +161,8 @@ class Query:
             if isinstance(column, ExtraColumn) and column.path:
                 raise InvalidValue(f"{column} needs a name: write name=col.{column}")
         return (
-            *((column.name, column) for column in map(_column_given, columns)),
-            *((name, _column_given(column)) for name, column in named.items()),
+            *((column.name, column) for column in map(column_given, columns)),
+            *((name, column_given(column)) for name, column in named.items()),
         )
 
     # From here on in a snapshot
@@ -259,17 +210,17 @@ class Query:
         ]
 
     def _grouped(self, snapshot: Snapshot) -> Result:
-        groups = [(name, _typed(column)) for name, column in self.groups]
+        groups = [(name, typed(column)) for name, column in self.groups]
         used = [column for _, column in groups] + [a.column for _, a in self.aggregates if a.column is not None]
         scope = Scope.of(snapshot, self.over, used, self.condition)
         tables, passing = scope.rows(self.condition)
         # Named within: a place in JSON has parameters, and with those two mentions of it are two expressions.
         named = [scope.expression(column).label(f"group_{i}") for i, (_, column) in enumerate(groups)]
-        named += [_summand(scope, aggregate).label(f"value_{i}") for i, (_, aggregate) in enumerate(self.aggregates)]
+        named += [summand(scope, aggregate).label(f"value_{i}") for i, (_, aggregate) in enumerate(self.aggregates)]
         inner = select(*named).select_from(tables).where(passing).subquery()
         keys = {name: inner.c[f"group_{i}"] for i, (name, _) in enumerate(groups)}
         numbers = {
-            name: _aggregated(aggregate, inner.c[f"value_{i}"]) for i, (name, aggregate) in enumerate(self.aggregates)
+            name: aggregated(aggregate, inner.c[f"value_{i}"]) for i, (name, aggregate) in enumerate(self.aggregates)
         }
         query = select(*keys.values(), *numbers.values()).group_by(*keys.values())
         for given, down in self.order:
@@ -289,7 +240,7 @@ class Query:
             for row in snapshot.conn.execute(query.limit(self.most))
         ]
         outputs = [self._field(name, column) for name, column in groups]
-        outputs += [Field(name, *_aggregate_shape(aggregate)) for name, aggregate in self.aggregates]
+        outputs += [Field(name, *aggregate_shape(aggregate)) for name, aggregate in self.aggregates]
         return Result(tuple(outputs), rows)
 
     def _field(self, name: str, column: Column) -> Field:
@@ -304,17 +255,8 @@ class Query:
 
 def _resolved(given: str | Column, outputs: dict[str, Column]) -> Column:
     if isinstance(given, Column):
-        return _typed(given)
-    return _typed(outputs[given] if given in outputs else _column(given))
-
-
-def _column_given(column: Any) -> Column:
-    if isinstance(column, str):
-        advice = f"write col.{column}" if column in NAMES else no_column(column)
-        raise InvalidValue(f"expected a column such as col.loss, got the text {column!r:.60}: {advice}")
-    if not isinstance(column, Column):
-        raise InvalidValue(f"expected a column such as col.loss, got {column!r:.80}")
-    return column
+        return typed(given)
+    return typed(outputs[given] if given in outputs else _column(given))
 
 
 def _column(name: str) -> Column:
@@ -324,42 +266,8 @@ def _column(name: str) -> Column:
     return found
 
 
-def _typed(column: Column) -> Column:
-    """The column, refused where the type of its values is open."""
-    if isinstance(column, ExtraColumn) and not column.typed:
-        raise InvalidValue(f"say which type of {column} is meant: .number, .text or .flag")
-    return column
-
-
 def _same(one: Column, other: Column) -> bool:
     return (str(one), one.kind) == (str(other), other.kind)
-
-
-def _aggregate_shape(aggregate: Aggregate) -> tuple[Any, bool]:
-    if aggregate.function == "count":
-        return "int", False
-    assert aggregate.column is not None
-    return ("float" if aggregate.function == "avg" else aggregate.column.kind), True
-
-
-def _summand(scope: Scope, aggregate: Aggregate) -> ColumnElement[Any]:
-    if aggregate.column is None:
-        return literal(1)
-    return scope.real(aggregate.column) if aggregate.function in ("avg", "sum") else scope.expression(aggregate.column)
-
-
-def _aggregated(aggregate: Aggregate, value: ColumnElement[Any]) -> ColumnElement[Any]:
-    if aggregate.column is None or aggregate.function in ("count", "min", "max"):
-        number: ColumnElement[Any] = getattr(func, aggregate.function)(value)
-        return number
-    if aggregate.function == "sum" and aggregate.column.kind == "int":
-        return cast(func.sum(value), BigInteger())  # PostgreSQL makes a numeric of it
-    # Not avg(): PostgreSQL's sums squares as well, and an overflow is an error there.
-    bounded = func.sum(case((value > LARGEST, LARGEST), (value < -LARGEST, -LARGEST), else_=cast(value, Double())))
-    if aggregate.function == "sum":
-        return bounded
-    # A quotient too small for a float is an error in PostgreSQL.
-    return case((func.abs(bounded) < SMALLEST, 0.0), else_=bounded / func.nullif(func.count(value), 0))
 
 
 def _selectable(scope: Scope, column: Column) -> ColumnElement[Any]:
