@@ -9,9 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memstore.cli.pictures import Floats
 from memstore.experiments.experiment import Figure, Series
+
+Dots = NDArray[np.bool_]
 
 WIDTH = 79
 LEAST_HEIGHT, MOST_HEIGHT, SCREEN = 3, 12, 18
@@ -76,7 +79,7 @@ def _dots(
     log: bool,
     size: tuple[int, int],
     braille: bool,
-) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+) -> Dots:
     """Which dots the line covers: its points, and the straight way from each to the next."""
     height, width = size
     rows, columns = (4 * height, 2 * width) if braille else (len(_LEVELS) * height, width)
@@ -100,13 +103,13 @@ def _dots(
     return found
 
 
-def _braille(dots: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> Iterator[str]:
+def _braille(dots: Dots) -> Iterator[str]:
     for top in range(0, len(dots), 4):
         codes = sum(dots[top + i, j::2] * _DOTS[i][j] for i in range(4) for j in range(2))
         yield "".join(chr(0x2800 + code) if code else " " for code in np.asarray(codes).tolist())
 
 
-def _ascii(dots: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> Iterator[str]:
+def _ascii(dots: Dots) -> Iterator[str]:
     for top in range(0, len(dots), len(_LEVELS)):
         part: Sequence[Sequence[bool]] = dots[top : top + len(_LEVELS)].T.tolist()
         yield "".join(_mark(column) for column in part)

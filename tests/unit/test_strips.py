@@ -21,12 +21,13 @@ def figure(*lines: tuple[float, ...], log: bool = False, x: tuple[float, ...] = 
 
 def heights(text: str, strip: int, height: int) -> list[float]:
     """How high the line stands in each character's column, from ASCII: 0 at the bottom of its strip."""
-    rows = [row[row.index("+" if "+" in row else "|") + 1 :] for row in text.split("\n")[1 + strip * (height + 1) :]]
+    lines = text.split("\n")[1 + strip * (height + 1) :][:height]
+    rows = [line[line.index("+" if "+" in line else "|") + 1 :] for line in lines]
     found = []
-    for column in range(max(map(len, rows[:height]))):
+    for column in range(max(map(len, rows))):
         levels = [
             3 * (height - 1 - i) + {"'": 2, "-": 1, ".": 0, "|": 1}[row[column]]
-            for i, row in enumerate(rows[:height])
+            for i, row in enumerate(rows)
             if column < len(row) and row[column] != " "
         ]
         found.append(sum(levels) / len(levels))
