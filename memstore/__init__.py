@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memstore.aggregates import count, maximum, mean, minimum, total
 from memstore.answers import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
 from memstore.columns import Column, Condition, col
 from memstore.copying import Vacuumed, backup, vacuum
@@ -35,7 +36,7 @@ from memstore.fields import pad
 from memstore.limiter import SamplesPerInsert
 from memstore.memory import EpisodicMemory
 from memstore.opening import buffers, drop, open
-from memstore.query import Query, count, maximum, mean, minimum, total
+from memstore.query import Query
 from memstore.restoring import Restored, restore
 from memstore.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
 from memstore.types import (

@@ -11,12 +11,13 @@ import numpy as np
 
 from memstore import leases, limiter
 from memstore.asking import MemoryAsker
-from memstore.columns import Column, Condition, HasTag, col, conditions_within
+from memstore.columns import Column, Condition, col
 from memstore.config import check_float, check_seconds
 from memstore.errors import InvalidValue, MemoryEmpty
 from memstore.filters import Drawable
 from memstore.grouping import Grouping
 from memstore.inputs import check_count, check_option
+from memstore.phrases import as_condition
 from memstore.reader import signature_of
 from memstore.sampling import Normalize, make_batch
 from memstore.shown import shown
@@ -40,7 +41,7 @@ class MemoryDrawer(MemoryAsker):
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
         timeout: float | None = None,
-        where: Condition | None = None,
+        where: Condition | str | None = None,
     ) -> Batch:
         """Draw episodes from one consistent snapshot, with their payloads.
 
@@ -62,9 +63,10 @@ class MemoryDrawer(MemoryAsker):
             Seconds to wait until ``count`` episodes are live, ``math.inf`` for as long as it takes; by default it does
             not wait. In a buffer with a limiter (``SamplesPerInsert``) that says when to draw, and how many must be
             live: seconds to wait for its turn, by default as long as it takes.
-        where : Condition, optional
-            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``: the
-            strategy's law among them, and ``probability`` is that under the condition. When fewer than ``count`` pass,
+        where : Condition or str, optional
+            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``, or as on the
+            command line ``"domain = 'math' and level >= 3"``: the strategy's law among them, and ``probability`` is
+            that under the condition. When fewer than ``count`` pass,
             all of them, each once. Conditions on domain and loss choose among the strata. Others are tested on the
             candidates; where few pass, a list of those that do finishes the draw. The process keeps what it reads for
             that (lists of 8 conditions, some 40 bytes an episode that passes) and brings it up to date from the
@@ -83,7 +85,7 @@ class MemoryDrawer(MemoryAsker):
         WaitTimeout
             When the time is over.
         """
-        wanted = check_count(count)
+        wanted, where = check_count(count), check_where(where)
         work = self._draw(wanted, strategy, alpha, beta, replacement, normalize, exact_probability, where)
         limit = check_timeout(timeout)
         if timeout is not None:
@@ -105,7 +107,7 @@ class MemoryDrawer(MemoryAsker):
         size: int,
         *,
         by: Column = col.domain,
-        where: Condition | None = None,
+        where: Condition | str | None = None,
         strategy: Strategy | str = "uniform",
     ) -> Batch:
         """Draw whole groups: episodes that share a value, such as the answers to one prompt (GRPO).
@@ -124,7 +126,7 @@ class MemoryDrawer(MemoryAsker):
         by : Column
             What never changes of an episode: ``col.domain``, ``col.level``, ``col.key``,
             ``col.extra["prompt"].text``. Episodes that have no value there belong to no group.
-        where : Condition, optional
+        where : Condition or str, optional
             As for ``sample``.
         strategy : Strategy or str
             Its probabilities are those in the whole buffer, restricted to the group.
@@ -134,15 +136,14 @@ class MemoryDrawer(MemoryAsker):
         MemoryEmpty
             When no group is complete.
         """
-        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, where)
-        check_where(where)
+        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
         chosen = as_strategy(strategy)
 
         def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
             drawn_from = self._filtered(snapshot, None)
             found = grouping.draw(drawn_from, rng, chosen, wanted, each)
             if not len(found.rows):
-                among = "" if where is None else f" where {where}"
+                among = "" if where is None else f" where {where!s:.200}"
                 raise MemoryEmpty(
                     f"{self!r} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
                 )
@@ -186,7 +187,7 @@ class MemoryDrawer(MemoryAsker):
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
         wait: float = 0.0,
-        where: Condition | None = None,
+        where: Condition | str | None = None,
     ) -> Batch:
         """Draw episodes that no other consumer holds, and hold them: each has one consumer at a time.
 
@@ -215,7 +216,7 @@ class MemoryDrawer(MemoryAsker):
         wanted = check_count(count)
         seconds = check_seconds("timeout", timeout, exclusive=True)
         patience = check_timeout(wait)
-        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, where)
+        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, check_where(where))
 
         def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
             now = snapshot.backend.clock(snapshot.conn)
@@ -259,7 +260,6 @@ class MemoryDrawer(MemoryAsker):
         """A draw as a function of the rows it must not touch, snapshot and generator; arguments are checked here."""
         beta = check_float("beta", beta)
         check_option("normalize", normalize, "buffer", "batch")
-        check_where(where)
 
         def work(taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
             snapshot = self._filtered(committed, where)
@@ -271,7 +271,7 @@ class MemoryDrawer(MemoryAsker):
             if snapshot.live > len(taken):
                 rows = chosen.draw(snapshot, rng, wanted, taken, replacement=replacement)
             if not len(rows):
-                among = "" if where is None else f" where {where}"
+                among = "" if where is None else f" where {where!s:.200}"
                 held = f"; {len(taken)} are leased" if len(taken) else "; add some first"
                 raise MemoryEmpty(f"{self!r} holds no episode that {chosen.name} can draw{among}{held}")
             return self._batch(snapshot, chosen, rows, beta, normalize, exact=exact)
@@ -315,15 +315,9 @@ class MemoryDrawer(MemoryAsker):
         return self._session.read(lambda s: f"{self!r} holds {s.live} episodes{limiter.standing(s)}")
 
 
-def check_where(where: Any) -> None:
-    """Refuse what is no condition on episodes."""
-    if where is None:
-        return
-    if not isinstance(where, Condition):
-        raise InvalidValue(f"where takes a condition such as col.level >= 3, got {shown(where)}")
-    for test in conditions_within(where):
-        if not isinstance(test, HasTag) and test.column.source == "history":
-            raise InvalidValue(f"a draw is from live episodes, and {test.column} belongs to the history")
+def check_where(where: Condition | str | None) -> Condition | None:
+    """The condition on episodes, from itself or its text; refuse what is none."""
+    return None if where is None else as_condition(where)
 
 
 def _token(batch: Any) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.columns import AllOf, Column, Condition, ExtraColumn
+from memstore.columns import EVERY, Column, Condition, ExtraColumn
 from memstore.draws import smallest_keys
 from memstore.errors import InvalidValue
 from memstore.filters import Drawable, population_rows
@@ -57,7 +57,7 @@ class Grouping:
         size: int,
     ) -> Grouped:
         """Draw ``groups`` of the groups that have ``size`` episodes, all alike, and in each so many by the strategy."""
-        where = AllOf(()) if self.where is None else self.where
+        where = EVERY if self.where is None else self.where
         demand = Demand(where, self.by)
         found = snapshot.known(demand) if is_settled(where) else demand.read(snapshot)
         missing = found.labels.get(None, -1)

@@ -13,7 +13,6 @@ Grammar, keywords in any case::
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Callable
@@ -27,8 +26,11 @@ from memstore.columns import (
     Column,
     Condition,
     ExtraColumn,
+    HasTag,
     TagsColumn,
     col,
+    conditions_within,
+    no_column,
 )
 from memstore.errors import InvalidValue
 
@@ -94,6 +96,26 @@ def parse(text: str, *, over: Literal["episodes", "history"] = "episodes") -> Co
     if not text.strip():
         raise InvalidValue(f"the query is empty; write for example: {EXAMPLE}")
     return _Parser(text, over).whole()
+
+
+def as_condition(given: Condition | str, *, over: Literal["episodes", "history"] = "episodes") -> Condition:
+    """A condition from itself or from its text, as on the command line.
+
+    Raises
+    ------
+    InvalidValue
+        When it is neither, or asks episodes for a column of the history.
+    """
+    if isinstance(given, str):
+        return parse(given, over=over)
+    if not isinstance(given, Condition):
+        raise InvalidValue(
+            f"expected a condition such as col.loss > 1, or a text such as {EXAMPLE!r}, got {given!r:.80}"
+        )
+    for test in conditions_within(given) if over == "episodes" else ():
+        if not isinstance(test, HasTag) and test.column.source == "history":
+            raise InvalidValue(f"this is asked of live episodes, and {test.column} belongs to the history")
+    return given
 
 
 class _Parser:
@@ -178,12 +200,10 @@ class _Parser:
         if token.kind != "word":
             self._fail(token.at, f"expected the name of a column, found {self._found()}")
         if token.text not in NAMES:
-            near = difflib.get_close_matches(token.text, NAMES, 1)
-            advice = f"; did you mean {near[0]}?" if near else f"; the columns are {', '.join(NAMES)}"
-            self._fail(token.at, f"there is no column {token.text!r}{advice}")
+            self._fail(token.at, no_column(token.text))
         column = col[token.text]
         if isinstance(column, Column) and column.source == "history" and self._over != "history":
-            self._fail(token.at, f"{column} belongs to the history: ask for that (--history)")
+            self._fail(token.at, f"{column} belongs to the history: ask for that (--history, or query('history'))")
         self._advance()
         if not isinstance(column, ExtraColumn):
             return column

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, FromClause, and_, exists, false, func, or_, select, true
 from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import Grouping
 
 from memstore.columns import (
     MAX_INT,
+    WIDTH,
     AllOf,
     AnyOf,
     Column,
@@ -88,7 +90,7 @@ class Scope:
         ``by_id`` says that few ids will be asked for besides, and that no other index is of use.
         """
         tested = (test.column for test in conditions_within(condition) if not isinstance(test, HasTag))
-        used = (*columns, *tested)
+        used = tuple({(str(column), column.kind): column for column in (*columns, *tested)}.values())
         for column in used:
             if column.source == "history" and over != "history":
                 raise InvalidValue(f"{column} belongs to the history: ask query('history') for it")
@@ -118,6 +120,12 @@ class Scope:
         if isinstance(column, ExtraColumn) and (column.path or column.typed):
             return self.snapshot.backend.json_value(_e.extra, column.path, column.kind if column.typed else "any")
         return _EXPRESSIONS[column.name]
+
+    def real(self, column: Column) -> ColumnElement[Any]:
+        """The numbers of a column as what can be added up: those in extra as float64."""
+        if isinstance(column, ExtraColumn):
+            return self.snapshot.backend.json_value(_e.extra, column.path, "real")
+        return self.expression(column)
 
     def sortable(self, column: Column, expression: ColumnElement[Any]) -> ColumnElement[Any]:
         """What to sort the column's values by so that both databases agree: texts by their code points."""
@@ -188,9 +196,10 @@ class Scope:
         """The condition as SQL."""
         match condition:
             case AllOf():
-                return and_(true(), *map(self.condition, condition.conditions))
+                parts = (~part for part in _folded(~part for part in condition.conditions))
+                return _joined(and_, true(), [self.condition(part) for part in parts])
             case AnyOf():
-                return or_(false(), *map(self.condition, condition.conditions))
+                return _joined(or_, false(), [self.condition(part) for part in _folded(condition.conditions)])
             case Not(Comparison(column, "==", None)):
                 return self.expression(column).is_not(None)
             case Not():
@@ -208,8 +217,14 @@ class Scope:
         return exists().where(t.buffer_id == self.snapshot.state.buffer_id, t.tag == tag, t.episode_id == self._id)
 
     def _in(self, column: Column, values: tuple[Constant, ...]) -> ColumnElement[bool]:
+        expression, backend = self.expression(column), self.snapshot.backend
         if column.kind == "flag":
             return or_(false(), *(self._compared(column, "==", value) for value in values))
+        if isinstance(column, ExtraColumn) and column.kind == "float":
+            numbers = [value for value in values if isinstance(value, (int, float))]
+            if len(numbers) < 2:
+                return expression == backend.number(numbers[0]) if numbers else false()
+            return backend.one_number_of(expression, numbers)
         if column.name == "domain":
             codes = [self.snapshot.state.domain_code(str(value)) for value in values]
             first = first_id(self.snapshot.state.buffer_id)
@@ -217,10 +232,10 @@ class Scope:
         elif column.kind == "int":
             values = tuple(_whole(values))
         elif column.kind == "float":
-            values = tuple(float(value) for value in values if isinstance(value, (int, float)))
+            values = tuple(float(v) for v in values if isinstance(v, (int, float)) and float(v) == v)
         if len(values) < 2:
-            return self.expression(column) == values[0] if values else false()
-        return self.snapshot.backend.one_of(self.expression(column), values)
+            return expression == values[0] if values else false()
+        return backend.one_of(expression, values)
 
     def _compared(self, column: Column, operator: Operator, value: Constant) -> ColumnElement[bool]:
         expression = self.expression(column)
@@ -235,14 +250,50 @@ class Scope:
             own = domain.c.buffer_id == self.snapshot.state.buffer_id
             return expression.in_(select(domain.c.id).where(own, named))
         if column.kind == "text":
-            expression = self.snapshot.backend.by_code_point(expression)
-        elif column.kind == "int" and isinstance(value, float):
-            # A fraction lies between two integers; what is beyond them all is compared with the last.
-            whole = math.floor(max(min(value, MAX_INT), -MAX_INT))
-            if whole != value:
-                operator = ">" if operator in (">", ">=") else "<="
-            value = whole
-        return _OPERATORS[operator](expression, value)
+            return _OPERATORS[operator](self.snapshot.backend.by_code_point(expression), value)
+        assert isinstance(value, (int, float))
+        if isinstance(column, ExtraColumn):
+            return _OPERATORS[operator](expression, self.snapshot.backend.number(value))
+        # What the column cannot hold lies between two values that it can; beyond all integers, the last will do.
+        near = math.floor(max(min(value, MAX_INT), -MAX_INT)) if column.kind == "int" else float(value)
+        if near < value:
+            operator = ">" if operator in (">", ">=") else "<="
+        elif near > value:
+            operator = ">=" if operator in (">", ">=") else "<"
+        return _OPERATORS[operator](expression, near)
+
+
+class _Bracketed(Grouping[bool]):
+    """Brackets that stay: SQLAlchemy flattens an "or" within an "or", looking for the operator through a Grouping."""
+
+    inherit_cache = True
+    operator = None
+
+
+def _joined(
+    join: Callable[..., ColumnElement[bool]], empty: ColumnElement[bool], tests: list[ColumnElement[bool]]
+) -> ColumnElement[bool]:
+    """Any number of tests as a tree of chains of ``WIDTH``: a single chain is as deep for SQLite as it is long."""
+    while len(tests) > WIDTH:
+        tests = [_Bracketed(join(*tests[i : i + WIDTH])) for i in range(0, len(tests), WIDTH)]
+    return join(empty, *tests)
+
+
+def _folded(conditions: Iterable[Condition]) -> Iterator[Condition]:
+    """The same conditions joined by "or"; those that ask whether one column has some value, or another, as one."""
+    values: dict[tuple[str, str], tuple[Column, dict[Constant, None]]] = {}
+    for condition in conditions:
+        match condition:
+            case In(column, some):
+                pass
+            case Comparison(column, "==", value) if value is not None:
+                some = (value,)
+            case _:
+                yield condition
+                continue
+        values.setdefault((str(column), column.kind), (column, {}))[1].update(dict.fromkeys(some))
+    for column, listed in values.values():
+        yield In(column, tuple(listed))
 
 
 def conjuncts(condition: Condition) -> tuple[Condition, ...]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from sqlalchemy import BigInteger, ColumnElement, Double, Select, case, cast, func, literal, select
+from sqlalchemy import ColumnElement, Select, func, select
 
+from memstore.aggregates import Aggregate, aggregate_shape, aggregated, column_given, summand, typed
 from memstore.answers import EpisodeSummary, ReplayEvent
 from memstore.columns import (
-    AllOf,
+    EVERY,
+    GREATEST,
+    LEAST,
     Column,
     Comparison,
     Condition,
@@ -27,6 +30,7 @@ from memstore.columns import (
 )
 from memstore.config import check_int
 from memstore.errors import ConfigError, InvalidValue
+from memstore.phrases import as_condition
 from memstore.predicates import Over, Scope, conjuncts
 from memstore.results import Field, Result
 from memstore.schema import first_id
@@ -35,9 +39,8 @@ from memstore.snapshot import Snapshot
 
 T = TypeVar("T")
 Order = Column | Descending | str
-ALL = AllOf(())
-LARGEST, SMALLEST = 1e290, 1e-300
-"""As many of the former as a database can hold add up to a float, and a mean of the latter is not 0."""
+EXACT_FLOAT = 2**53
+"""Every whole number up to this is a float."""
 
 _RECORDS: dict[str, type] = {"episodes": EpisodeSummary, "history": ReplayEvent}
 
@@ -46,52 +49,6 @@ class Read(Protocol):
     """How a query reaches its snapshot."""
 
     def __call__(self, work: Callable[[Snapshot], T]) -> T: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregate:
-    """One number of many rows; made by ``count``, ``mean``, ``minimum``, ``maximum`` and ``total``."""
-
-    function: Literal["count", "avg", "min", "max", "sum"]
-    column: Column | None = None
-
-
-def count(column: Column | None = None) -> Aggregate:
-    """Number of rows, or of those where the column is known."""
-    return Aggregate("count", column)
-
-
-def mean(column: Column) -> Aggregate:
-    """Mean of the known values, missing where there is none.
-
-    What is beyond 1e290 counts as that, and values whose sum is within 1e-300 of 0 have the mean 0.
-    """
-    return Aggregate("avg", _number("mean", column))
-
-
-def minimum(column: Column) -> Aggregate:
-    """Smallest of the known values."""
-    return Aggregate("min", _number("minimum", column))
-
-
-def maximum(column: Column) -> Aggregate:
-    """Largest of the known values."""
-    return Aggregate("max", _number("maximum", column))
-
-
-def total(column: Column) -> Aggregate:
-    """Sum of the known values, missing where there is none; of fractions, what is beyond 1e290 counts as that."""
-    if isinstance(column, Column) and column.name in ("id", "event"):  # nor need it fit 64 bits
-        raise InvalidValue(f"the sum of col.{column.name} means nothing; count() counts rows")
-    return Aggregate("sum", _number("total", column))
-
-
-def _number(what: str, column: Any) -> Column:
-    if not isinstance(column, Column):
-        raise InvalidValue(f"{what}() takes a column such as col.loss, got {shown(column)}")
-    if _typed(column).kind not in ("int", "float"):
-        raise InvalidValue(f"{what}() needs numbers, and {column} is a {column.kind}")
-    return column
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,18 +61,19 @@ class Query:
 
     _read: Read
     over: Over
-    condition: Condition = ALL
+    condition: Condition = EVERY
     order: tuple[tuple[str | Column, bool], ...] = ()
     most: int | None = None
     selected: tuple[tuple[str, Column], ...] | None = None
     groups: tuple[tuple[str, Column], ...] = ()
     aggregates: tuple[tuple[str, Aggregate], ...] = ()
 
-    def filter(self, *conditions: Condition) -> Query:
-        """Keep only rows that pass every condition."""
+    def filter(self, *conditions: Condition | str) -> Query:
+        """Keep only rows that pass every condition, or text of one: ``filter("loss > 2", col.level == 3)``."""
         found = self.condition
-        for condition in conditions:
-            found = condition if found is ALL and isinstance(condition, Condition) else found & condition
+        for given in conditions:
+            condition = as_condition(given, over=self.over)
+            found = condition if found is EVERY else found & condition
         return replace(self, condition=found)
 
     def order_by(self, *columns: Order) -> Query:
@@ -203,11 +161,10 @@ class Query:
         for column in columns:
             if isinstance(column, ExtraColumn) and column.path:
                 raise InvalidValue(f"{column} needs a name: write name=col.{column}")
-        outputs = (*((getattr(column, "name", ""), column) for column in columns), *named.items())
-        for _, column in outputs:
-            if not isinstance(column, Column):
-                raise InvalidValue(f"expected a column such as col.loss, got {shown(column)}")
-        return outputs
+        return (
+            *((column.name, column) for column in map(column_given, columns)),
+            *((name, column_given(column)) for name, column in named.items()),
+        )
 
     # From here on in a snapshot
 
@@ -254,17 +211,17 @@ class Query:
         ]
 
     def _grouped(self, snapshot: Snapshot) -> Result:
-        groups = [(name, _typed(column)) for name, column in self.groups]
+        groups = [(name, typed(column)) for name, column in self.groups]
         used = [column for _, column in groups] + [a.column for _, a in self.aggregates if a.column is not None]
         scope = Scope.of(snapshot, self.over, used, self.condition)
         tables, passing = scope.rows(self.condition)
         # Named within: a place in JSON has parameters, and with those two mentions of it are two expressions.
         named = [scope.expression(column).label(f"group_{i}") for i, (_, column) in enumerate(groups)]
-        named += [_summand(scope, aggregate).label(f"value_{i}") for i, (_, aggregate) in enumerate(self.aggregates)]
+        named += [summand(scope, aggregate).label(f"value_{i}") for i, (_, aggregate) in enumerate(self.aggregates)]
         inner = select(*named).select_from(tables).where(passing).subquery()
         keys = {name: inner.c[f"group_{i}"] for i, (name, _) in enumerate(groups)}
         numbers = {
-            name: _aggregated(aggregate, inner.c[f"value_{i}"]) for i, (name, aggregate) in enumerate(self.aggregates)
+            name: aggregated(aggregate, inner.c[f"value_{i}"]) for i, (name, aggregate) in enumerate(self.aggregates)
         }
         query = select(*keys.values(), *numbers.values()).group_by(*keys.values())
         for given, down in self.order:
@@ -274,17 +231,17 @@ class Query:
             elif name in keys:
                 query = _ordered(query, scope.sortable(dict(groups)[name], keys[name]), down, True)
             else:
-                raise InvalidValue(f"groups can be sorted by {', '.join([*keys, *numbers])}, not by {name!r}")
+                raise InvalidValue(f"groups can be sorted by {', '.join([*keys, *numbers])}, not by {name!r:.60}")
         for name, column in groups:
             query = _ordered(query, scope.sortable(column, keys[name]), False, self._may_be_missing(column))
         decoders = [_decoder(snapshot, column) for _, column in groups]
-        decoders += [None] * len(numbers)
+        decoders += [_aggregate_decoder(snapshot, aggregate) for _, aggregate in self.aggregates]
         rows = [
             tuple(value if decode is None else decode(value) for value, decode in zip(row, decoders, strict=True))
             for row in snapshot.conn.execute(query.limit(self.most))
         ]
         outputs = [self._field(name, column) for name, column in groups]
-        outputs += [Field(name, *_aggregate_shape(aggregate)) for name, aggregate in self.aggregates]
+        outputs += [Field(name, *aggregate_shape(aggregate)) for name, aggregate in self.aggregates]
         return Result(tuple(outputs), rows)
 
     def _field(self, name: str, column: Column) -> Field:
@@ -299,8 +256,8 @@ class Query:
 
 def _resolved(given: str | Column, outputs: dict[str, Column]) -> Column:
     if isinstance(given, Column):
-        return _typed(given)
-    return _typed(outputs[given] if given in outputs else _column(given))
+        return typed(given)
+    return typed(outputs[given] if given in outputs else _column(given))
 
 
 def _column(name: str) -> Column:
@@ -310,40 +267,8 @@ def _column(name: str) -> Column:
     return found
 
 
-def _typed(column: Column) -> Column:
-    """The column, refused where the type of its values is open."""
-    if isinstance(column, ExtraColumn) and not column.typed:
-        raise InvalidValue(f"say which type of {column} is meant: .number, .text or .flag")
-    return column
-
-
 def _same(one: Column, other: Column) -> bool:
     return (str(one), one.kind) == (str(other), other.kind)
-
-
-def _aggregate_shape(aggregate: Aggregate) -> tuple[Any, bool]:
-    if aggregate.function == "count":
-        return "int", False
-    assert aggregate.column is not None
-    return ("float" if aggregate.function == "avg" else aggregate.column.kind), True
-
-
-def _summand(scope: Scope, aggregate: Aggregate) -> ColumnElement[Any]:
-    return literal(1) if aggregate.column is None else scope.expression(aggregate.column)
-
-
-def _aggregated(aggregate: Aggregate, value: ColumnElement[Any]) -> ColumnElement[Any]:
-    if aggregate.column is None or aggregate.function in ("count", "min", "max"):
-        number: ColumnElement[Any] = getattr(func, aggregate.function)(value)
-        return number
-    if aggregate.function == "sum" and aggregate.column.kind == "int":
-        return cast(func.sum(value), BigInteger())  # PostgreSQL makes a numeric of it
-    # Not avg(): PostgreSQL's sums squares as well, and an overflow is an error there.
-    bounded = func.sum(case((value > LARGEST, LARGEST), (value < -LARGEST, -LARGEST), else_=cast(value, Double())))
-    if aggregate.function == "sum":
-        return bounded
-    # A quotient too small for a float is an error in PostgreSQL.
-    return case((func.abs(bounded) < SMALLEST, 0.0), else_=bounded / func.nullif(func.count(value), 0))
 
 
 def _selectable(scope: Scope, column: Column) -> ColumnElement[Any]:
@@ -357,7 +282,21 @@ def _decoder(snapshot: Snapshot, column: Column) -> Callable[[Any], Any] | None:
         return lambda value: None if value is None else names[value - first]
     if isinstance(column, ExtraColumn) and not column.typed:
         return lambda value: None if value is None else _looked_up(json.loads(value), column.path)
-    return None
+    return _number_in_json if isinstance(column, ExtraColumn) and column.kind == "float" else None
+
+
+def _aggregate_decoder(snapshot: Snapshot, aggregate: Aggregate) -> Callable[[Any], Any] | None:
+    if aggregate.column is None or aggregate.function not in ("min", "max"):
+        return None
+    return _decoder(snapshot, aggregate.column)
+
+
+def _number_in_json(value: Any) -> float | int | None:
+    """A float, or an int where no float is equal to it."""
+    if value is None:
+        return None
+    number = float(value)
+    return int(value) if abs(number) >= EXACT_FLOAT and LEAST <= value <= GREATEST and int(value) != number else number
 
 
 def _looked_up(value: Any, path: tuple[str | int, ...]) -> Any:

@@ -38,7 +38,8 @@ class Result:
     fields : tuple of Field
         The columns, in order.
     rows : list of tuple
-        int, float, str, bool or None; in a column of kind "json" any JSON value.
+        int, float, str, bool or None; in a column of kind "json" any JSON value, and among the floats an int where no
+        float is equal to it.
     make : callable or None
         Makes the record of a row from its values; None for a frozen dataclass with the columns as attributes.
 
@@ -122,7 +123,7 @@ class Result:
         polars = _package("polars")
         kinds = {"int": polars.Int64, "float": polars.Float64, "flag": polars.Boolean}
         columns = [
-            polars.Series(field.name, _texts(field, values), dtype=kinds.get(field.kind, polars.String), strict=True)
+            polars.Series(field.name, _plain(field, values), dtype=kinds.get(field.kind, polars.String), strict=True)
             for field, values in self._columns()
         ]
         return polars.DataFrame(columns)
@@ -132,7 +133,7 @@ class Result:
         arrow = _package("pyarrow")
         kinds = {"int": arrow.int64(), "float": arrow.float64(), "flag": arrow.bool_()}
         columns = {
-            field.name: arrow.array(_texts(field, values), kinds.get(field.kind, arrow.string()))
+            field.name: arrow.array(_plain(field, values), kinds.get(field.kind, arrow.string()))
             for field, values in self._columns()
         }
         return arrow.table(columns)
@@ -160,7 +161,9 @@ def _array(field: Field, values: list[Any]) -> NDArray[Any]:
     return objects
 
 
-def _texts(field: Field, values: list[Any]) -> list[Any]:
+def _plain(field: Field, values: list[Any]) -> list[Any]:
+    if field.kind == "float":  # an int among them is one that no float is equal to
+        return [None if value is None else float(value) for value in values]
     if field.kind != "json":
         return values
     return [None if value is None else json.dumps(value) for value in values]

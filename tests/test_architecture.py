@@ -59,7 +59,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("memstore",),  # memstore/__init__.py: the public names
     ("learner",),
     ("experiments",),
-    ("phrases",),
     ("cli",),
     ("__main__",),
 )

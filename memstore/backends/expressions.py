@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -17,20 +18,27 @@ from sqlalchemy import (
     Numeric,
     Table,
     Text,
+    and_,
     bindparam,
     case,
     cast,
     collate,
+    false,
     func,
     literal,
+    literal_column,
     null,
+    or_,
     select,
 )
 from sqlalchemy import any_ as any_of
 from sqlalchemy.dialects.postgresql import ARRAY, JSON
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import NullType, TypeEngine
 
 LARGEST = 1.7976931348623157e308
+
+EXACT = 2**63
+"""Whole numbers from -EXACT to EXACT - 1 are exact; others count as the nearest float64, as SQLite reads them."""
 
 
 class Expressions(ABC):
@@ -48,8 +56,17 @@ class Expressions(ABC):
     def json_value(self, document: ColumnElement[Any], path: Sequence[str | int], kind: str) -> ColumnElement[Any]:
         """What stands at the path in a JSON text, if it is a ``"float"``, ``"text"`` or ``"flag"``, else NULL.
 
-        Of kind ``"any"`` something that is not NULL where anything stands there that is not null.
+        A ``"float"`` is any number, and whole ones of 64 bits are exact; ``"real"`` is the same as a float64. Of kind
+        ``"any"`` something that is not NULL where anything stands there that is not null.
         """
+
+    @abstractmethod
+    def number(self, value: int | float) -> ColumnElement[Any]:
+        """A constant as numbers in JSON are to be compared with it."""
+
+    @abstractmethod
+    def one_number_of(self, expression: ColumnElement[Any], values: Sequence[int | float]) -> ColumnElement[bool]:
+        """Whether a number in JSON is one of these."""
 
 
 class SQLiteExpressions(Expressions):
@@ -74,17 +91,33 @@ class SQLiteExpressions(Expressions):
             value, sort = level.c.value, level.c.type
             conditions.append(level.c.key == literal(step, Integer() if isinstance(step, int) else Text()))
         found: dict[str, ColumnElement[Any]] = {
-            "float": case((sort.in_(("integer", "real")), cast(value, Double())), else_=null()),
+            # As it is: SQLite compares its integers and floats exactly with each other.
+            "float": case((sort.in_(("integer", "real")), value), else_=null()),
+            "real": case((sort.in_(("integer", "real")), cast(value, Double())), else_=null()),
             "text": case((sort == "text", cast(value, Text())), else_=null()),
             "flag": case((sort == "true", 1), (sort == "false", 0), else_=null()),
             "any": case((sort != "null", 1), else_=null()),
         }
-        types: dict[str, TypeEngine[Any]] = {"float": Double(), "text": Text(), "flag": Boolean(), "any": Integer()}
         chosen = found[kind]
         if path:
             chosen = select(chosen).where(*conditions).scalar_subquery()
-        chosen.type = types[kind]
+        chosen.type = _SQLITE_TYPES[kind]
         return chosen
+
+    def number(self, value: int | float) -> ColumnElement[Any]:
+        return literal(value)
+
+    def one_number_of(self, expression: ColumnElement[Any], values: Sequence[int | float]) -> ColumnElement[bool]:
+        return self.one_of(expression, values)
+
+
+_SQLITE_TYPES: dict[str, TypeEngine[Any]] = {
+    "float": NullType(),  # Double would have a whole number sent as a float
+    "real": Double(),
+    "text": Text(),
+    "flag": Boolean(),
+    "any": Integer(),
+}
 
 
 class PostgresExpressions(Expressions):
@@ -112,13 +145,58 @@ class PostgresExpressions(Expressions):
         if kind == "flag":
             return case((sort == "boolean", cast(plain, Boolean())), else_=null())
         number = cast(plain, Numeric())
+        # An int of Python has any size; a cast of more than a float holds would be an error.
+        above, below = number > _LARGEST, number < -_LARGEST
+        if kind == "real":
+            ends = ((above, _INFINITY), (below, -_INFINITY))
+            return case((sort != "number", null()), *ends, else_=cast(plain, Double()))
+        matches = plain.op("~", return_type=Boolean())
         return case(
             (sort != "number", null()),
-            # An int of Python has any size; a cast of more than a float holds would be an error.
-            (number > cast(literal(LARGEST), Numeric()), literal(float("inf"), Double())),
-            (number < cast(literal(-LARGEST), Numeric()), literal(float("-inf"), Double())),
-            else_=cast(plain, Double()),
+            (matches(_SHORT), number),  # most of them: the others' text is parsed again and again
+            (matches(_WHOLE) & number.between(-_EXACT, _EXACT - 1), number),
+            (above, _BEYOND),
+            (below, -_BEYOND),
+            else_=_exact(cast(plain, Double())),
         )
+
+    def number(self, value: int | float) -> ColumnElement[Any]:
+        if _is_huge(value):
+            return _exact(literal(value, Double()))
+        return literal(_decimal(value), Numeric())
+
+    def one_number_of(self, expression: ColumnElement[Any], values: Sequence[int | float]) -> ColumnElement[bool]:
+        huge = [value for value in values if _is_huge(value)]
+        usual = [_decimal(value) for value in values if not _is_huge(value)]
+        found: list[ColumnElement[bool]] = [false()]
+        if usual:
+            found.append(expression == any_of(bindparam(None, usual, ARRAY(Numeric()))))
+        if huge:
+            listed = func.unnest(bindparam(None, huge, ARRAY(Double()))).column_valued("huge")
+            found.append(expression.in_(select(_exact(listed))))
+        return or_(*found)
+
+
+_LARGEST, _BEYOND = (literal_column(text, Numeric()) for text in (f"{LARGEST!r}::numeric", "1e400::numeric"))
+_INFINITY: ColumnElement[float] = literal_column("'Infinity'::float8", Double())
+_EXACT = literal_column(f"{EXACT}::numeric", Numeric())
+_SHORT, _WHOLE = (literal_column(text, Text()) for text in ("'^-?[0-9]{1,18}$'", "'^-?[0-9]+$'"))
+
+
+def _is_huge(value: int | float) -> bool:
+    return isinstance(value, float) and not -EXACT <= value < EXACT
+
+
+def _decimal(value: int | float) -> Decimal:
+    """The number as ``_exact`` gives it: a fraction, which is below 2**53, as the shortest text that reads back."""
+    return Decimal(int(value)) if value == int(value) else Decimal(repr(value))
+
+
+def _exact(real: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A float8 as a numeric that sorts among whole numbers; PostgreSQL's own cast rounds to 15 digits."""
+    end: ColumnElement[float] = literal_column("(2::float8 ^ 63)", Double())
+    whole = and_(func.abs(real) >= literal_column("2::float8 ^ 53"), real >= -end, real < end)
+    return case((whole, cast(cast(real, BigInteger()), Numeric())), else_=cast(cast(real, Text()), Numeric()))
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from memstore.answers import LossTrend, ReplayShare
 from memstore.cli.common import as_json_option, buffer_option, opened, print_json, reporting
+from memstore.cli.pictures import Floats
 from memstore.cli.text import shown
 from memstore.errors import ConfigError
 from memstore.experiments.experiment import Figure, Series
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 MOST_LINES = 8
 MOST_BARS = 20
 MOST_LABEL = 30
+WIDE = 30
+"""Losses of which the largest is so many times the smallest have a logarithmic axis."""
 
 
 def losses_figure(memory: EpisodicMemory) -> Figure | None:
@@ -50,13 +54,21 @@ def trend_figure(memory: EpisodicMemory) -> Figure | None:
         return Series(trend.domain or "", tuple(along.tolist()), tuple(trend.loss.tolist()))
 
     x_label = "step" if by_step else "seconds since the first"
-    return Figure("trend", f"mean loss of replays{about}", x_label, "loss", "lines", tuple(map(line, drawn)))
+    title = f"mean loss of replays{about}"
+    log = _spans_decades(np.concatenate([trend.loss for trend in drawn]))
+    return Figure("trend", title, x_label, "loss", "lines", tuple(map(line, drawn)), log_y=log)
+
+
+def _spans_decades(losses: Floats) -> bool:
+    """True where a linear axis would show nothing but the largest losses."""
+    known = losses[losses > 0]
+    return len(known) > 0 and bool(known.max() > WIDE * known.min())
 
 
 def replays_figure(memory: EpisodicMemory) -> Figure | None:
     """How many live episodes were replayed how often; scans the replay metadata."""
+    from memstore.aggregates import count
     from memstore.columns import col
-    from memstore.query import count
 
     found = memory.query().group_by(col.replay_count).aggregate(episodes=count()).arrays()
     if not len(found["episodes"]):
@@ -109,8 +121,6 @@ FIGURES: dict[str, Callable[[EpisodicMemory], Figure | None]] = {
 @reporting
 def plot(db: str, buffer: str | None, what: str | None, out: str | None, as_json: bool) -> None:
     """Draw the losses, their trend by domain, how often episodes were replayed, and each domain's share."""
-    from memstore.experiments import text
-
     file = None if out is None else _png_file(out)
     with opened(db, buffer) as memory:
         made = {name: FIGURES[name](memory) for name in ([what] if what else FIGURES)}
@@ -122,8 +132,16 @@ def plot(db: str, buffer: str | None, what: str | None, out: str | None, as_json
     elif file is not None:
         click.echo(f"written: {shown(str(file), 1000)}")
     else:
-        texts = (f"{name}: nothing yet" if it is None else text.figure(_labelled(it)) for name, it in made.items())
-        click.echo("\n\n".join(texts))
+        click.echo("\n\n".join(f"{name}: nothing yet" if it is None else _text(it) for name, it in made.items()))
+
+
+def _text(figure: Figure) -> str:
+    from memstore.cli.strips import strips
+    from memstore.experiments import text
+
+    if figure.kind == "bars":
+        return text.figure(_labelled(figure))
+    return strips(_labelled(figure), sys.stdout.encoding)
 
 
 def _png_file(out: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -127,8 +128,12 @@ class ExtraColumn(Column):
     """A place in the ``extra`` JSON of an episode: ``col.extra["policy"]["version"]``.
 
     A comparison looks only at values of the constant's type (number, text, true or false): others are missing to it.
-    Numbers compare as float64. For an order, a group or an aggregate say which type is meant: ``.number``, ``.text``
-    or ``.flag``.
+    For an order, a group or an aggregate say which type is meant: ``.number``, ``.text`` or ``.flag``.
+
+    Whole numbers from -2**63 to 2**63 - 1 are compared, grouped and sorted exactly, also among fractions:
+    1 is 1.0, and 2**53 + 1 is not 2.0**53. A stored number beyond counts as the nearest float64, and a whole constant
+    beyond is refused: keep unsigned 64-bit identifiers as texts. In answers a number is a float, or an int where no
+    float is equal to it; ``arrays()`` and data frames round that to float64. Means and sums are of float64.
     """
 
     typed: bool = False
@@ -257,14 +262,24 @@ class Columns:
     weight: Column = field(default=Column("weight", "float", "history", True, "importance weight, as in the batch"))
 
     def __getitem__(self, name: str) -> Column | TagsColumn:
-        found = getattr(self, name, None) if name in NAMES else None
-        if found is None:
-            raise InvalidValue(f"there is no column {name!r}; the columns are {', '.join(NAMES)}")
-        checked: Column | TagsColumn = found
-        return checked
+        if name not in NAMES:
+            raise InvalidValue(no_column(name))
+        found: Column | TagsColumn = getattr(self, name)
+        return found
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(no_column(name))
 
 
 NAMES: tuple[str, ...] = tuple(Columns.__dataclass_fields__)
+
+
+def no_column(name: object) -> str:
+    """Say that no column has this name, which one may be meant, and which there are."""
+    near = difflib.get_close_matches(name[:60], NAMES, 1) if isinstance(name, str) else []
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"there is no column {name!r:.60}; {meant}the columns are {', '.join(NAMES)}"
+
 
 col = Columns()
 """The columns of a query: ``(col.loss > 2) & col.domain.in_(["math"])``."""

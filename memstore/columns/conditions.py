@@ -7,8 +7,8 @@ Conditions are data. They reach a database only through ``predicates``, as bound
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
@@ -26,17 +26,59 @@ Constant = bool | int | float | str | None
 Operator = Literal["==", "<", "<=", ">", ">="]
 
 MAX_INT = 2**62
+"""No column of whole numbers holds anything beyond."""
+
+LEAST, GREATEST = -(2**63), 2**63 - 1
+"""Whole numbers between them are compared exactly; databases have no exact type for larger ones."""
+
+WIDTH = 8
+"""Tests that SQL joins in one chain; more of them make a tree of chains, a level deeper for each factor of 8."""
+
 MAX_DEPTH = 100
-"""Levels of nested conditions; a database refuses expressions nested much deeper."""
+"""Levels of a condition: SQLite takes expressions of 1,000 levels, and each of these is at most ``WIDTH`` there."""
+
+MAX_SIZE = 30_000
+"""Comparisons in a condition: SQLite takes 32,766 parameters in a statement, PostgreSQL 65,535 ..."""
+
+LOOK_UP = 20
+"""... and a comparison of a place in extra counts as so many: each is a look-up of its own, 3 ms to put into SQL."""
 
 
 class Condition:
     """A test that each row passes or not; combine with ``&``, ``|`` and ``~``.
 
     A missing value passes no comparison, and ``~`` is the exact complement: a row passes one of ``c`` and ``~c``.
+
+    Attributes
+    ----------
+    depth : int
+        Levels of nesting, 1 for a single comparison.
+    size : int
+        Comparisons that it makes; one of a place in extra counts as 20.
     """
 
-    __slots__ = ()
+    __slots__ = ("_text", "depth", "size")
+
+    depth: int
+    size: int
+    _text: str
+
+    def __post_init__(self) -> None:
+        self._measure(1, 1)
+
+    def _measure(self, depth: int, size: int) -> None:
+        if depth > MAX_DEPTH:
+            raise InvalidValue(f"conditions are nested more than {MAX_DEPTH} deep")
+        if size > MAX_SIZE:
+            raise InvalidValue(
+                f"a condition makes at most {MAX_SIZE:,} comparisons, or {MAX_SIZE // LOOK_UP:,} of places in extra; "
+                "col.x.in_([...]) with any number of values is one"
+            )
+        for name, value in (("depth", depth), ("size", size)):
+            object.__setattr__(self, name, value)  # the classes are frozen dataclasses
+
+    def __reduce__(self) -> tuple[type[Condition], tuple[object, ...]]:
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
     def __and__(self, other: Condition) -> Condition:
         return _joined(AllOf, self, other)
@@ -59,8 +101,18 @@ class Condition:
     def __hash__(self) -> int:
         return hash(str(self))
 
+    def __str__(self) -> str:
+        try:
+            return self._text
+        except AttributeError:  # written once: draws look it up every time, and it may be long
+            object.__setattr__(self, "_text", self._written())
+        return self._text
+
     def __repr__(self) -> str:
         return f"<{self}>"
+
+    def _written(self) -> str:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -71,7 +123,10 @@ class Comparison(Condition):
     operator: Operator
     value: Constant
 
-    def __str__(self) -> str:
+    def __post_init__(self) -> None:
+        self._measure(1, LOOK_UP if self.column.path else 1)
+
+    def _written(self) -> str:
         if self.value is None:
             return f"{self.column} is {self.column.missing}"
         return f"{self.column} {'=' if self.operator == '==' else self.operator} {_literal(self.value)}"
@@ -84,7 +139,10 @@ class In(Condition):
     column: Column
     values: tuple[Constant, ...]
 
-    def __str__(self) -> str:
+    def __post_init__(self) -> None:
+        self._measure(1, LOOK_UP if self.column.path else 1)
+
+    def _written(self) -> str:
         return f"{self.column} in ({', '.join(map(_literal, self.values))})"
 
 
@@ -94,7 +152,7 @@ class HasTag(Condition):
 
     tag: str
 
-    def __str__(self) -> str:
+    def _written(self) -> str:
         return f"tags has {_literal(self.tag)}"
 
 
@@ -104,7 +162,10 @@ class AllOf(Condition):
 
     conditions: tuple[Condition, ...]
 
-    def __str__(self) -> str:
+    def __post_init__(self) -> None:
+        self._measure(*_joint(self.conditions))
+
+    def _written(self) -> str:
         return " and ".join(map(_grouped, self.conditions))
 
 
@@ -114,7 +175,10 @@ class AnyOf(Condition):
 
     conditions: tuple[Condition, ...]
 
-    def __str__(self) -> str:
+    def __post_init__(self) -> None:
+        self._measure(*_joint(self.conditions))
+
+    def _written(self) -> str:
         return " or ".join(map(_grouped, self.conditions))
 
 
@@ -124,7 +188,10 @@ class Not(Condition):
 
     condition: Condition
 
-    def __str__(self) -> str:
+    def __post_init__(self) -> None:
+        self._measure(1 + self.condition.depth, self.condition.size)
+
+    def _written(self) -> str:
         return f"not {_grouped(self.condition)}"
 
 
@@ -135,31 +202,42 @@ def _grouped(condition: Condition) -> str:
 def _joined(kind: type[AllOf] | type[AnyOf], one: Condition, other: object) -> Condition:
     if not isinstance(other, Condition):
         raise InvalidValue(f"conditions combine with conditions, got {shown(other)}; are there brackets around each?")
-    parts = (part.conditions if isinstance(part, kind) else (part,) for part in (one, other))
-    joined = kind(tuple(condition for part in parts for condition in part))
-    if depth(joined) > MAX_DEPTH:
-        raise InvalidValue(f"conditions are nested more than {MAX_DEPTH} deep")
+    parts = [part.conditions if isinstance(part, kind) else (part,) for part in (one, other)]
+    joined = object.__new__(kind)  # measured by its two halves, so that a chain of n joins takes no n * n steps
+    object.__setattr__(joined, "conditions", (*parts[0], *parts[1]))
+    inner = (part.depth - (_levels(len(part.conditions)) if isinstance(part, kind) else 0) for part in (one, other))
+    joined._measure(_levels(len(joined.conditions)) + max(inner), one.size + other.size)
     return joined
 
 
-def depth(condition: Condition) -> int:
-    """Levels of nesting, 1 for a single comparison."""
-    if isinstance(condition, Not):
-        return 1 + depth(condition.condition)
-    if isinstance(condition, (AllOf, AnyOf)):
-        return 1 + max(map(depth, condition.conditions))
-    return 1
+def _joint(conditions: tuple[Condition, ...]) -> tuple[int, int]:
+    """Depth and size of these conditions together."""
+    deepest = max((condition.depth for condition in conditions), default=0)
+    return _levels(len(conditions)) + deepest, sum(condition.size for condition in conditions)
 
 
-def conditions_within(condition: Condition) -> Iterable[Comparison | In | HasTag]:
+def _levels(count: int) -> int:
+    levels, joined = 1, WIDTH
+    while joined < count:
+        levels, joined = levels + 1, joined * WIDTH
+    return levels
+
+
+EVERY = AllOf(())
+"""What every row passes."""
+
+
+def conditions_within(condition: Condition) -> Iterator[Comparison | In | HasTag]:
     """The single tests that a condition is made of, in order."""
-    if isinstance(condition, Not):
-        yield from conditions_within(condition.condition)
-    elif isinstance(condition, (AllOf, AnyOf)):
-        for part in condition.conditions:
-            yield from conditions_within(part)
-    elif isinstance(condition, (Comparison, In, HasTag)):
-        yield condition
+    pending = [condition]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Not):
+            pending.append(part.condition)
+        elif isinstance(part, (AllOf, AnyOf)):
+            pending += reversed(part.conditions)
+        elif isinstance(part, (Comparison, In, HasTag)):
+            yield part
 
 
 def _literal(value: Constant) -> str:
@@ -194,8 +272,11 @@ def constant_of(where: str, kind: Kind, value: object, *, is_time: bool = False)
         raise InvalidValue(f"{where} is a number, got {shown(value)}")
     if isinstance(number, float) and not math.isfinite(number):
         raise InvalidValue(f"{where} must be compared with a finite number, got {number!r}")
-    if isinstance(number, int) and not -MAX_INT <= number <= MAX_INT:
-        raise InvalidValue(f"{where} must be compared with a number between -2**62 and 2**62")
+    if isinstance(number, int) and not LEAST <= number <= GREATEST:
+        raise InvalidValue(
+            f"{where} must be compared with a whole number between -2**63 and 2**63 - 1; larger ones are kept and "
+            "compared exactly as texts"
+        )
     return number
 
 

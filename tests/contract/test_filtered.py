@@ -484,7 +484,7 @@ def test_leases_of_those_that_pass(open_memory: OpenMemory) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    [True, False, "loss > 2", 3, col.loss, [col.loss > 2], lambda episode: True, col.step > 2, ~(col.loss_after < 1)],
+    [True, False, "loss >> 2", 3, col.loss, [col.loss > 2], lambda episode: True, col.step > 2, ~(col.loss_after < 1)],
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_condition_on_episodes_is_refused(path: str, where: Any) -> None:
