@@ -22,8 +22,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as exc:
-            exc.message = without_secrets(exc.message)
-            raise
+            raise click.UsageError(without_secrets(exc.format_message()), exc.ctx) from None
 
 
 @click.group(
