@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memstore import EpisodicMemory
+from memstore import EpisodicMemory, MemoryClosed
 from tests.contract.helpers import OpenMemory
 
 SIZE = 24 * 2**20
@@ -54,11 +54,9 @@ def test_a_large_checkpoint_is_let_go(open_memory: OpenMemory) -> None:
 def test_a_large_payload_is_let_go(open_memory: OpenMemory) -> None:
     memory = open_memory(cache_bytes=0, capacity=3)
     warm(memory)
-    memory.add({"x": np.ones(SIZE, np.uint8)})
     gc.collect()
     before = resident()
-    for _ in range(2):
-        memory.add({"x": np.ones(SIZE, np.uint8)})
+    memory.add({"x": np.ones(SIZE, np.uint8)})
     gc.collect()
     assert resident() - before < SIZE // 2
 
@@ -95,3 +93,21 @@ def test_an_error_keeps_no_state(open_memory: OpenMemory, monkeypatch: pytest.Mo
     monkeypatch.undo()
     assert memory.checkpoints() == []
     memory.save_checkpoint("c", {"a": 1})
+
+
+def test_an_error_that_is_being_handled_keeps_its_variables(open_memory: OpenMemory) -> None:
+    """``except ...: memory.save_checkpoint(...)``: what the caller looks into afterwards is left alone."""
+    memory = open_memory()
+
+    def training() -> None:
+        step = 41
+        raise RuntimeError(step)
+
+    try:
+        training()
+    except RuntimeError as failure:
+        memory.close()
+        with pytest.raises(MemoryClosed):
+            memory.save_checkpoint("last", {"a": 1})
+        assert failure.__traceback__ is not None and failure.__traceback__.tb_next is not None
+        assert failure.__traceback__.tb_next.tb_frame.f_locals == {"step": 41}
