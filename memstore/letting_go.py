@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from typing import Any
+
+LONGEST_CHAIN = 100
+"""Causes of causes that are looked at: a chain may be a ring."""
 
 
 @contextmanager
@@ -15,13 +19,14 @@ def held_until_done(large: MutableSequence[Any]) -> Iterator[None]:
     Whoever keeps an exception, such as a logger or the interactive shell, would keep 300 MB with it. Frames that still
     run, the caller's included, are left alone.
     """
+    handled = sys.exception()  # the caller's own, in whose handler this may run
     try:
         yield
     except BaseException as exc:
-        seen: set[int] = set()
         error: BaseException | None = exc
-        while error is not None and id(error) not in seen:
-            seen.add(id(error))
+        for _ in range(LONGEST_CHAIN):
+            if error is None or error is handled:
+                break
             traceback.clear_frames(error.__traceback__)
             error = error.__cause__ or error.__context__
         raise

@@ -192,7 +192,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         # Not binding what is NULL in every row saves a fifth of an insert of plain episodes.
         present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
         if present:  # else there is no row at all: some column is never NULL
-            insert = _insert_large if any(map(_is_large, present.values())) else _insert
+            insert = insert_large if any(map(_is_large, present.values())) else _insert
             insert(_driver(conn), table.name, present)
 
     def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
@@ -423,7 +423,7 @@ def _is_large(values: Sequence[Any]) -> bool:
     return isinstance(values[-1], (bytes, str)) and len(values[-1]) > LARGE
 
 
-def _insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> None:
+def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> None:
     """Insert, and let the last row go: a cached statement keeps what was bound until it is bound again, here to no row.
 
     A checkpoint of 300 MB stayed in memory until the next one, at 2 x 300 MB with what SQLAlchemy kept of it.

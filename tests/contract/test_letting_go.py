@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sqlite3
 import tracemalloc
 import weakref
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memstore import EpisodicMemory
-from tests.contract.helpers import OpenMemory
+from memstore import EpisodicMemory, MemoryClosed
+from memstore.backends.sqlite import insert_large
+from tests.contract.helpers import OpenMemory, postgres_only
 
 SIZE = 24 * 2**20
 
@@ -51,16 +53,30 @@ def test_a_large_checkpoint_is_let_go(open_memory: OpenMemory) -> None:
     assert resident() - before < SIZE // 2
 
 
-def test_a_large_payload_is_let_go(open_memory: OpenMemory) -> None:
+@postgres_only
+def test_a_large_payload_is_let_go_by_the_connection(open_memory: OpenMemory) -> None:
     memory = open_memory(cache_bytes=0, capacity=3)
     warm(memory)
-    memory.add({"x": np.ones(SIZE, np.uint8)})
     gc.collect()
     before = resident()
-    for _ in range(2):
-        memory.add({"x": np.ones(SIZE, np.uint8)})
+    memory.add({"x": np.ones(SIZE, np.uint8)})
     gc.collect()
     assert resident() - before < SIZE // 2
+
+
+def test_a_large_row_is_let_go_by_the_statement(tmp_path: Path) -> None:
+    """SQLite's page cache is small here: what remains is what the cached statement keeps."""
+    driver = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    driver.execute("PRAGMA cache_size = -1024")
+    driver.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, data BLOB)")
+    before = resident()
+    driver.execute("BEGIN IMMEDIATE")
+    insert_large(driver, "t", {"id": [1, 2], "data": [b"x", bytes(SIZE)]})
+    driver.execute("COMMIT")
+    gc.collect()
+    assert resident() - before < SIZE // 2
+    assert driver.execute("SELECT id, length(data) FROM t ORDER BY id").fetchall() == [(1, 1), (2, SIZE)]
+    driver.close()
 
 
 class Watched(np.ndarray[Any, Any]):
@@ -95,3 +111,21 @@ def test_an_error_keeps_no_state(open_memory: OpenMemory, monkeypatch: pytest.Mo
     monkeypatch.undo()
     assert memory.checkpoints() == []
     memory.save_checkpoint("c", {"a": 1})
+
+
+def test_an_error_that_is_being_handled_keeps_its_variables(open_memory: OpenMemory) -> None:
+    """``except ...: memory.save_checkpoint(...)``: what the caller looks into afterwards is left alone."""
+    memory = open_memory()
+
+    def training() -> None:
+        step = 41
+        raise RuntimeError(step)
+
+    try:
+        training()
+    except RuntimeError as failure:
+        memory.close()
+        with pytest.raises(MemoryClosed):
+            memory.save_checkpoint("last", {"a": 1})
+        assert failure.__traceback__ is not None and failure.__traceback__.tb_next is not None
+        assert failure.__traceback__.tb_next.tb_frame.f_locals == {"step": 41}
