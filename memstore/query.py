@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from sqlalchemy import BigInteger, ColumnElement, Double, Select, case, cast, func, literal, select
 
+from memstore import stored
 from memstore.answers import EpisodeSummary, ReplayEvent
 from memstore.columns import (
     AllOf,
@@ -355,7 +355,7 @@ def _decoder(snapshot: Snapshot, column: Column) -> Callable[[Any], Any] | None:
         names, first = snapshot.state.domain_names, first_id(snapshot.state.buffer_id) + 1
         return lambda value: None if value is None else names[value - first]
     if isinstance(column, ExtraColumn) and not column.typed:
-        return lambda value: None if value is None else _looked_up(json.loads(value), column.path)
+        return lambda value: None if value is None else _looked_up(stored.parsed(value, "an extra"), column.path)
     return None
 
 
