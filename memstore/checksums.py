@@ -47,9 +47,12 @@ def of_facts(
     levels: Sequence[int | None],
     texts: Sequence[tuple[str | None, ...]],
 ) -> NDArray[np.int64]:
-    """Of episodes; ``texts`` are the key, the extra JSON and the tags of each, which hold no NUL."""
-    level = np.array([NO_LEVEL if value is None else value for value in levels], np.int64)
-    text = np.array([_of_texts(values) for values in texts], np.int64)
+    """Of episodes; ``texts`` are the key, extra JSON and tags of each, without NUL; none if no episode has any."""
+    if levels.count(None) == len(levels):
+        level = np.full(len(levels), NO_LEVEL)
+    else:
+        level = np.array([NO_LEVEL if value is None else value for value in levels], np.int64)
+    text = np.array([_of_texts(values) for values in texts] or [0] * len(levels), np.int64)
     return of_columns(ids, domains, np.array(timestamps, np.float64), level, text)
 
 

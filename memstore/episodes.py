@@ -19,7 +19,7 @@ from memstore.errors import EpisodeNotFound, InvalidValue, StoreCorrupt
 from memstore.events import Group, depart
 from memstore.eviction import Newcomers, order_keys, plan
 from memstore.facts import COLUMNS as FACTS
-from memstore.facts import verify
+from memstore.facts import texts_of, verify
 from memstore.schema import episode, episode_key, episode_tag, first_id, id_range, payload, replay_metadata
 from memstore.shown import shown
 from memstore.snapshot import Rows, Snapshot
@@ -131,7 +131,7 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
     buffer_ids = [state.buffer_id] * len(ids)
     groups, keys = order_keys(snapshot, newcomers)
     domains = newcomers.domains + first_id(state.buffer_id)
-    texts = [(key, extra, *tags) for key, extra, tags in zip(offer.keys, offer.extras, offer.tags, strict=True)]
+    texts = texts_of(offer.keys, offer.extras, offer.tags)
     described = {
         "id": ids,
         "buffer_id": buffer_ids,

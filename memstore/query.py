@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from sqlalchemy import ColumnElement, Select, func, select
 
+from memstore import stored
 from memstore.aggregates import Aggregate, aggregate_shape, aggregated, column_given, summand, typed
 from memstore.answers import EpisodeSummary, ReplayEvent
 from memstore.columns import (
@@ -281,7 +281,7 @@ def _decoder(snapshot: Snapshot, column: Column) -> Callable[[Any], Any] | None:
         names, first = snapshot.state.domain_names, first_id(snapshot.state.buffer_id) + 1
         return lambda value: None if value is None else names[value - first]
     if isinstance(column, ExtraColumn) and not column.typed:
-        return lambda value: None if value is None else _looked_up(json.loads(value), column.path)
+        return lambda value: None if value is None else _looked_up(stored.parsed(value, "an extra"), column.path)
     return _number_in_json if isinstance(column, ExtraColumn) and column.kind == "float" else None
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +21,8 @@ from memstore.backends import Watch
 from memstore.blocks import Block
 from memstore.cache import PayloadCache
 from memstore.database import Database
-from memstore.errors import StoreBusy
+from memstore.errors import MemoryClosed, MemstoreError, StoreBusy, StoreCorrupt
+from memstore.facts import refuse_unreadable
 from memstore.failures import foreign
 from memstore.knowledge import Populations
 from memstore.owners import Scope, Turn, enter_context, this_owner
@@ -70,10 +72,25 @@ class Session:
             state = self._known(conn).at(conn, self.database.backend)
             return work(Snapshot(conn, self.database.backend, state)), state
 
-        result, state = self.database.in_read(scope)
+        try:
+            result, state = self.database.in_read(scope)
+        except MemstoreError as exc:
+            self._blame_extra(exc)
+            raise
         if not self.database.transaction_open:
             self._publish(state)
         return result
+
+    def _blame_extra(self, exc: MemstoreError) -> None:
+        """Name the row where it is an extra JSON that stopped the database, or could not be read; else return."""
+        unnamed = isinstance(exc, StoreCorrupt) and exc.episode_id is None
+        if type(exc) is not MemstoreError and not unnamed:
+            return
+        if self.database.transaction_open and self.database.backend.shared:
+            return  # PostgreSQL answers nothing more in this transaction
+        number = self.committed.buffer_id
+        with suppress(MemoryClosed):
+            self.database.in_read(lambda conn: refuse_unreadable(conn, number))
 
     def draw(self, work: Callable[[Snapshot, np.random.Generator], T], *, write: bool = False) -> T:
         """``read``, or ``write``, with the generator: one draw at a time, and none of a failed one is used up.

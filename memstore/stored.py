@@ -98,6 +98,9 @@ def text(value: Any, what: str) -> str:
 def wholes(values: Iterable[Any], what: str, *, unknown: int | None = None) -> NDArray[np.int64]:
     """A column of whole numbers; ``unknown`` stands for NULL where there may be one."""
     column = list(values)
+    array = np.array(column)
+    if array.dtype == np.int64:  # only whole numbers become that
+        return array
     kinds = set(map(type, column))
     if unknown is not None and type(None) in kinds:
         column = [unknown if value is None else value for value in column]

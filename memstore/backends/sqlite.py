@@ -237,6 +237,8 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def classify(self, error: BaseException) -> Failure | None:
         cause = error.orig if isinstance(error, DBAPIError) else error
+        if isinstance(cause, UnicodeDecodeError):
+            return Failure.CORRUPT  # the driver could not read what SQLite says of a damaged definition
         if not isinstance(cause, sqlite3.Error):
             return None
         # The low byte is the primary code. Undecodable text raises without any code (measured on flipped bits).
