@@ -286,6 +286,13 @@ def test_an_empty_buffer_name_is_refused(folder: Path) -> None:
     assert done.exit_code == 2 and done.stderr.count("\n") == 1
 
 
+def test_there_is_one_way_to_a_terminal() -> None:
+    """A console of rich's own would write through the stream that makes its escape sequences visible."""
+    folder = Path(memstore.__file__).parent / "cli"
+    makers = {file.name for file in folder.glob("*.py") if re.search(r"\bConsole\(", file.read_text(encoding="utf-8"))}
+    assert makers == {"output.py"}
+
+
 def test_exit_codes_are_in_the_help() -> None:
     told = " ".join(CliRunner().invoke(main, ["--help"]).output.split())
     assert "4 standard output cannot be written, 130 interrupted, 141 nobody reads the output" in told
