@@ -14,7 +14,7 @@ from tests.support.binaries import NoPostgres
 from tests.support.postgres import PostgresServer, find_server
 from tests.torture.outcome import Outcome
 from tests.torture.program import Kind, Program
-from tests.torture.trials import files, interrupts, kills, processes
+from tests.torture.trials import damage, files, interrupts, kills, processes
 
 KINDS: dict[str, Kind] = {
     "kill": Kind(kills.killed_while_working, share=2.0),
@@ -24,6 +24,7 @@ KINDS: dict[str, Kind] = {
     "cut-connections": Kind(kills.connections_cut, needs_server=True),
     "crash-server": Kind(kills.server_killed, needs_server=True),
     "torn-log": Kind(files.torn_log, share=2.0),
+    "flipped-bits": Kind(damage.flipped_bits, share=2.0),
     "full-disk": Kind(files.full_disk),
     "interrupt": Kind(interrupts.interrupted),
     "interrupt-on-server": Kind(interrupts.interrupted_on_a_server, needs_server=True),
