@@ -35,7 +35,7 @@ pytestmark = [
 
 FULL = os.environ.get("MEMSTORE_TORTURE") == "full"
 KILLS = 200 if FULL else 36
-COLD_KILLS = 40 if FULL else 2
+COLD_KILLS = 20 if FULL else 2
 STRIKES = 4
 """On one database, before the work may end."""
 
