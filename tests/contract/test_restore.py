@@ -26,7 +26,7 @@ from tests.contract.helpers import FRESH, OpenMemory, Sql, in_child, postgres_on
 from tests.contract.test_backup import contents
 from tests.support.unprivileged import as_nobody
 
-MOMENTS = 400 if os.environ.get("MEMSTORE_TORTURE") == "full" else 8
+MOMENTS = 60 if os.environ.get("MEMSTORE_TORTURE") == "full" else 8
 
 
 @pytest.fixture
