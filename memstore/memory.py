@@ -46,8 +46,16 @@ class EpisodicMemory(MemoryDrawer):
     """A persistent experience-replay memory; ``memstore.open`` makes one.
 
     Every change is committed when the call returns, unless inside ``transaction()``, and is then visible to every
-    process. Reads never wait for writers. Threads may share a memory; a forked child gets its own connections and its
-    own random stream; a pickled handle opens the same buffer where it is unpickled.
+    process. Reads and draws never wait for writers; under a limiter a draw is counted, which is a write. A forked child
+    gets its own connections and its own random stream; a pickled handle opens the same buffer where it is unpickled.
+
+    Threads and asyncio tasks may share a memory. A ``transaction()`` belongs to the thread and task that opened it, and
+    so does the generator until its end: draws of others take generators of a second stream from the same seed, which no
+    checkpoint holds. Otherwise all draw from the one generator, one after the other. Writes of other threads wait for
+    the end of the block; where that would be for ever, ``ForeignTransaction`` is raised at once.
+
+    An interrupt (Ctrl-C, a signal handler that raises ``SystemExit``) comes out as itself: what was open is undone, or
+    was committed as a whole, and the next call works.
     """
 
     # Adding and removing
@@ -319,6 +327,14 @@ class EpisodicMemory(MemoryDrawer):
 
         It holds the buffer's write lock from the start: wrap update and checkpoint in it, not the training step. On an
         exception nothing of the block remains, and ids seen inside are void. Nested blocks are savepoints.
+
+        Raises
+        ------
+        ForeignTransaction
+            When another task of this thread has a block open; also of a block that is to be committed by another thread
+            or task than the one that opened it.
+        TransactionDead
+            At the end of a block that the database, or an interrupt inside one of its calls, has ended.
         """
         return self._session.transaction(self)
 

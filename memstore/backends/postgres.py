@@ -14,16 +14,16 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg import waiting
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from memstore.backends import alone, catalog, layout, old_readers
-from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, ArrayDumper, encode, kind_of
+from memstore.backends.arrays import BYTEA, INT8, TEXT, encode, kind_of
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
 from memstore.backends.expressions import PostgresExpressions, accumulation
 from memstore.backends.listener import ANNOUNCE, Listener
+from memstore.backends.pipelined import connect_pipelined
 from memstore.backends.resting import RestingPool
 from memstore.config import Durability
 from memstore.errors import StoreUnavailable
@@ -97,7 +97,7 @@ class PostgresBackend(PostgresExpressions, Backend):
             pool_reset_on_return=None,
             use_native_hstore=False,
         )
-        event.listen(engine, "do_connect", _connect)
+        event.listen(engine, "do_connect", connect_pipelined)
         event.listen(engine, "begin", self._begin)
         event.listen(engine, "after_cursor_execute", self._arrived)
         return engine
@@ -322,32 +322,6 @@ class PostgresBackend(PostgresExpressions, Backend):
 
 _SWOLLEN = "memstore_swollen"
 """A connection that is closed after its transaction: libpq's buffers grow with what passes, and never shrink."""
-
-
-class _Connection(psycopg.Connection[Any]):
-    """A connection that commits inside a pipeline, and that an interrupt leaves at once.
-
-    psycopg's own ``commit`` looks at the transaction's status first, which a pipeline learns of only with its next
-    Sync: it would send nothing, and the pool's reset would roll back what was reported as committed. Its own ``wait``
-    goes on after an interrupt, for 5 s or for ever, until the answer is there; here the connection is given up.
-    """
-
-    def wait(self, gen: Any, interval: float = 0.1, **options: Any) -> Any:  # type: ignore[override]
-        """Wait for what the generator waits for."""
-        return waiting.wait(gen, self.pgconn.socket, interval=interval, **options)
-
-    def commit(self) -> None:
-        """Send COMMIT; inside a pipeline its result is awaited at the end of that."""
-        if self.info.pipeline_status is PipelineStatus.OFF:
-            super().commit()
-        else:
-            self.execute("COMMIT")
-
-
-def _connect(_dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> _Connection:
-    connection = _Connection.connect(*arguments, **options)
-    connection.adapters.register_dumper(Array, ArrayDumper)
-    return connection
 
 
 def _driver(conn: Connection) -> psycopg.Connection[Any]:
