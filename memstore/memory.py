@@ -175,7 +175,7 @@ class EpisodicMemory(MemoryDrawer):
         """Remove episodes in one commit: those with these ids, or all that pass a condition.
 
         Keys of removed episodes stay known, and the history records each departure as ``deleted``. Takes the write lock
-        for as long as it works: about 20 us an episode.
+        for as long as it works: 60 to 80 us an episode.
 
         Parameters
         ----------

@@ -146,7 +146,7 @@ class Query:
         return ids
 
     def __repr__(self) -> str:
-        return f"<Query over {self.over}: {self.condition if str(self.condition) else 'all of them'}>"
+        return f"<Query over {self.over}: {str(self.condition) or 'all of them':.300}>"
 
     def _sorted(self, given: Order) -> tuple[str | Column, bool]:
         if isinstance(given, Descending):

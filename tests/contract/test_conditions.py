@@ -119,7 +119,8 @@ def test_what_is_too_wide_or_too_deep_is_refused_in_one_line() -> None:
         AnyOf(tuple(col.level > i for i in range(MAX_SIZE + 1)))
     with pytest.raises(InvalidValue, match=r"^[^\n]*places in extra[^\n]*$"):
         either([col.extra["n"] > i for i in range(MAX_SIZE // LOOK_UP + 1)])
-    for grow in (lambda c: ~(c & (col.loss > 1)), lambda c: (c | (col.loss > 1)) & (col.level < 3)):
+    growths: list[Any] = [lambda c: ~(c & (col.loss > 1)), lambda c: (c | (col.loss > 1)) & (col.level < 3)]
+    for grow in growths:
         deep: Any = col.loss > 1
         with pytest.raises(InvalidValue, match=r"^conditions are nested more than \d+ deep$"):
             for _ in range(10_000):
