@@ -42,6 +42,9 @@ from memstore.fields import (
 
 CODEC_VERSION = 1
 
+MAX_FIELDS = 4096
+"""More would take seconds with every add, under the lock, and so would those of somebody's file."""
+
 # The Python scalars that a field of each numpy kind takes, as in NEP 50.
 _WEAK: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "c": {int, float}}
 
@@ -79,6 +82,8 @@ class Signature:
             raise PayloadError(f"two fields have the same name: {self.describe()}")
         if not self.fields:
             raise PayloadError("a payload needs at least one field")
+        if len(self.fields) > MAX_FIELDS:
+            raise PayloadError(f"a payload has at most {MAX_FIELDS} fields, got {len(self.fields)}; stack some of them")
         check_size("an episode", self._record_bytes)
 
     @classmethod
@@ -126,8 +131,8 @@ class Signature:
             entries = [(tuple(f["path"]), f["kind"], f["dtype"], tuple(f["shape"])) for f in stored["fields"]]
             signature = cls(tuple(Field(*entry) for entry in entries))
             exact = json.loads(signature.to_json()) == stored
-        except (ValueError, TypeError, LookupError, RecursionError) as exc:
-            raise StoreCorrupt(f"the buffer's signature cannot be read: {exc}") from exc
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as exc:
+            raise StoreCorrupt(f"the buffer's signature cannot be read: {str(exc)[:200]}") from exc
         if not exact:
             raise StoreCorrupt("the buffer's signature is not as this version of memstore writes it")
         return signature
