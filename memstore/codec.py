@@ -46,8 +46,8 @@ MAX_FIELDS = 4096
 """More would take seconds with every add, under the lock, and so would those of somebody's file."""
 
 MAX_NAMES = 2**18
-LONGEST_TEXT = 2**24
-"""Characters of all names, and of the JSON text: at the most 12 a character, and some 2,000 more a field."""
+LONGEST_TEXT = 2**23
+"""Characters of all names, and of the JSON text: at the most 12 a character, and some 1,000 more a field."""
 
 # The Python scalars that a field of each numpy kind takes, as in NEP 50.
 _WEAK: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "c": {int, float}}
