@@ -43,6 +43,13 @@ from memstore.shown import described, listed, shown
 
 CODEC_VERSION = 1
 
+MAX_FIELDS = 4096
+"""More would take seconds with every add, under the lock, and so would those of somebody's file."""
+
+MAX_NAMES = 2**18
+LONGEST_TEXT = 2**23
+"""Characters of all names, and of the JSON text: at the most 12 a character, and some 1,000 more a field."""
+
 # The Python scalars that a field of each numpy kind takes, as in NEP 50.
 _WEAK: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "c": {int, float}}
 
@@ -80,6 +87,10 @@ class Signature:
             raise PayloadError(f"two fields have the same name: {self.described()}")
         if not self.fields:
             raise PayloadError("a payload needs at least one field")
+        if len(self.fields) > MAX_FIELDS:
+            raise PayloadError(f"a payload has at most {MAX_FIELDS} fields, got {len(self.fields)}; stack some of them")
+        if sum(map(len, names)) > MAX_NAMES:
+            raise PayloadError(f"the names of all fields have at most {MAX_NAMES} characters together; shorten them")
         check_size("an episode", self._record_bytes)
 
     @classmethod
@@ -120,15 +131,19 @@ class Signature:
     def from_json(cls, text: str) -> Signature:
         """Inverse of `to_json`; ``SchemaTooNew`` for a later codec version, else ``StoreCorrupt``."""
         try:
+            if len(text) > LONGEST_TEXT:
+                raise ValueError(f"{len(text)} characters")
             stored = json.loads(text)
             version = stored["codec"]
             if type(version) is int and version > CODEC_VERSION:
                 raise SchemaTooNew(f"payloads have codec version {version}; upgrade memstore to read them")
+            if len(stored["fields"]) > MAX_FIELDS:
+                raise ValueError(f"{len(stored['fields'])} fields, more than {MAX_FIELDS}")
             entries = [(tuple(f["path"]), f["kind"], f["dtype"], tuple(f["shape"])) for f in stored["fields"]]
             signature = cls(tuple(Field(*entry) for entry in entries))
             exact = json.loads(signature.to_json()) == stored
-        except (ValueError, TypeError, LookupError, RecursionError) as exc:
-            raise StoreCorrupt(f"the buffer's signature cannot be read: {exc}") from exc
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as exc:
+            raise StoreCorrupt(f"the buffer's signature cannot be read: {str(exc)[:200]}") from exc
         if not exact:
             raise StoreCorrupt("the buffer's signature is not as this version of memstore writes it")
         return signature

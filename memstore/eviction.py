@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select
 
 from memstore.errors import ConfigError, MemoryFull
 from memstore.schema import first_id, replay_metadata
 from memstore.shown import shown
 from memstore.snapshot import Snapshot
+from memstore.stored import damaged
 from memstore.strata import Floats, Ints
 from memstore.types import EvictionPolicy
 
@@ -64,9 +65,18 @@ def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
     """
     policy = EvictionPolicy(snapshot.settings.eviction)
     excess = snapshot.live + len(newcomers) - snapshot.settings.capacity
+    if snapshot.live > snapshot.settings.capacity:
+        _refuse_miscounted(snapshot)
     if excess <= 0 and policy is not EvictionPolicy.RESERVOIR:
         return Plan(np.empty(0, np.int64), np.ones(len(newcomers), np.bool_))
     return _PLANNERS[policy](snapshot, newcomers)
+
+
+def _refuse_miscounted(snapshot: Snapshot) -> None:
+    """A buffer holds more than its capacity only while it shrinks; else the strata count rows that are not there."""
+    found = snapshot.conn.scalars(select(func.count()).select_from(replay_metadata).where(snapshot.own)).one()
+    if found != snapshot.live:
+        raise damaged(f"buffer {snapshot.state.buffer_id}", f"has {found} rows where its strata count {snapshot.live}")
 
 
 def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> tuple[list[int | None], list[int | None]]:

@@ -91,7 +91,7 @@ class Recorded:
         log = _log_of(groups[0]["id"] if groups else newest, pages, groups)
         there = conn.scalars(select(func.count()).select_from(replay_event).where(v.id.between(low, high))).one()
         if there != len(log):
-            problems.append(f"{there} events are there where their groups say {len(log)}")
+            problems.append(f"{there} events are there where the groups of events say {len(log)}")
         if expected not in (None, newest) and not problems:
             problems.append(f"event {expected} would be the next, by the buffer's counter of events it is {newest}")
         return log

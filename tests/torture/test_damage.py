@@ -1,0 +1,275 @@
+"""Damaged and hostile databases: a right answer or ``StoreCorrupt``, in time; ``check`` knows of every other answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import create_engine, inspect, make_url
+
+import memstore
+from memstore.backends import layout
+from memstore.cli import main
+from memstore.upgrade import HEAD
+from tests.contract.helpers import postgres_only
+from tests.support.layout import made
+from tests.torture.damage import (
+    FINE,
+    LONGEST,
+    answers,
+    edited,
+    judged,
+    prepare,
+    prepare_file,
+    run_flips,
+    table,
+)
+
+FULL = os.environ.get("MEMSTORE_TORTURE") == "full"
+FLIPS = 2000 if FULL else 60
+
+DEEP = "[" * 100_000
+WIDE = json.dumps(
+    {
+        "codec": 1,
+        "fields": [{"path": [f"f{i}"], "kind": "array", "dtype": "<f4", "shape": []} for i in range(200_000)],
+    },
+    separators=(",", ":"),
+)
+EDITS = {
+    "extra": "UPDATE episode SET extra = '{' WHERE id = (SELECT max(id) FROM episode)",
+    "deep extra": f"UPDATE episode SET extra = '{DEEP}' WHERE id = (SELECT max(id) FROM episode)",
+    "timestamp": "UPDATE episode SET timestamp = timestamp + 1 WHERE id = (SELECT max(id) FROM episode)",
+    "infinite time": "UPDATE episode SET timestamp = 9e999 WHERE id = (SELECT max(id) FROM episode)",
+    "level": "UPDATE episode SET level = 77 WHERE id = (SELECT max(id) FROM episode)",
+    "key": "UPDATE episode SET key = 'other' WHERE id = (SELECT max(id) FROM episode WHERE key IS NOT NULL)",
+    "key's id": "UPDATE episode_key SET episode_id = 5 WHERE key = 'key-3-0'",
+    "tag": "UPDATE episode_tag SET tag = 'even' WHERE tag = 'odd'",
+    "domain of an episode": "UPDATE episode SET domain_id = 99 WHERE id = (SELECT max(id) FROM episode)",
+    "name of a domain": "UPDATE domain SET name = 'mathematics' WHERE name = 'math'",
+    "number of domains": "UPDATE buffer SET domains = 1000000000",
+    "capacity": "UPDATE buffer SET capacity = 100",
+    "negative capacity": "UPDATE buffer SET capacity = -5",
+    "epsilon": "UPDATE buffer SET epsilon = 0.5",
+    "eviction": "UPDATE buffer SET eviction = 'sideways'",
+    "strategy": 'UPDATE buffer SET strategy = \'{"name": "uniform"\'',
+    "unknown strategy": 'UPDATE buffer SET strategy = \'{"name": "none"}\'',
+    "deep strategy": f"UPDATE buffer SET strategy = '{DEEP}'",
+    "history": "UPDATE buffer SET history = '{\"record\": NaN}'",
+    "limiter": "UPDATE buffer SET limiter = '[]'",
+    "seed": "UPDATE buffer SET seed = -1",
+    "signature": "UPDATE buffer SET signature = 'x'",
+    "wide signature": f"UPDATE buffer SET signature = '{WIDE}'",
+    "inserted": "UPDATE buffer SET inserted = inserted + 1",
+    "high water": "UPDATE buffer SET high_water = 9e999",
+    "events": "UPDATE buffer SET events = events + 4",
+    "count of a stratum": "UPDATE stratum SET count = 1000000000 WHERE count > 0",
+    "negative count": "UPDATE stratum SET count = -1 WHERE count > 0",
+    "sum of a stratum": "UPDATE stratum SET weight_sum = weight_sum * 1.000000001 WHERE count > 0",
+    "domain of a stratum": "UPDATE stratum SET domain_id = 900000000000 WHERE id = 1",
+    "bucket": "UPDATE stratum SET bucket = 30000 WHERE id = 1",
+    "loss": "UPDATE replay_metadata SET loss = loss * 1.0000001, lowest_loss = lowest_loss * 1.0000001",
+    "lowest loss": "UPDATE replay_metadata SET lowest_loss = lowest_loss / 2 WHERE lowest_loss > 0",
+    "last replay": "UPDATE replay_metadata SET last_replayed_at = last_replayed_at + 1",
+    "stratum": "UPDATE replay_metadata SET stratum_id = 9000",
+    "position": "UPDATE replay_metadata SET position = 1000000000000 - position",
+    "replays": "UPDATE replay_metadata SET replay_count = replay_count + 1",
+    "payload": "DELETE FROM payload WHERE episode_id = (SELECT max(episode_id) FROM payload)",
+    "facts": "DELETE FROM episode WHERE id = (SELECT max(id) FROM episode)",
+    "cycle": "UPDATE replay_event SET previous_id = id WHERE previous_id IS NOT NULL",
+    "longer cycle": "UPDATE replay_event SET previous_id = 96 - id WHERE previous_id IS NOT NULL",
+    "loss in an event": "UPDATE replay_event SET loss_after = loss_after + 1 WHERE id = 9",
+    "time of a group": "UPDATE event_group SET at = at + 1 WHERE id = 1",
+    "count of a group": "UPDATE event_group SET count = 1000000000000 WHERE id = 1",
+    "tally": "UPDATE replay_tally SET loss_sum = loss_sum * 1.000001",
+    "tally's replays": "UPDATE replay_tally SET replays = replays + 1",
+    "tally's domain": "UPDATE replay_tally SET domain_id = 70 WHERE domain_id = 1",
+    "checkpoint": "UPDATE checkpoint SET document = '{}' WHERE name = 'latest'",
+    "generator": "UPDATE checkpoint SET rng = '[]' WHERE name = 'latest'",
+    "time of a checkpoint": "UPDATE checkpoint SET created_at = created_at + 1000 WHERE name = 'latest'",
+}
+"""What is changed by hand; the same text for both databases."""
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+HOSTILE = {
+    "trigger": ["CREATE TRIGGER spy AFTER INSERT ON payload BEGIN DELETE FROM episode; END"],
+    "view": ["ALTER TABLE buffer RENAME TO old", f"CREATE VIEW BUFFER AS {ENDLESS} SELECT * FROM n"],
+    "version view": [
+        "ALTER TABLE memstore_version RENAME TO old",
+        f"CREATE VIEW memstore_version AS {ENDLESS} SELECT i AS version_num FROM n",
+    ],
+    "virtual table": ["DROP TABLE limiter", "CREATE VIRTUAL TABLE limiter USING fts5(buffer_id, drawn)"],
+    "check": [
+        "DROP TABLE limiter",
+        "CREATE TABLE limiter (buffer_id INTEGER PRIMARY KEY, drawn INTEGER CHECK (length(hex(zeroblob(drawn))) > 0))",
+    ],
+    "generated": ["ALTER TABLE domain ADD COLUMN size INTEGER GENERATED ALWAYS AS (length(name)) VIRTUAL"],
+    "expression": ["CREATE INDEX slow ON episode (length(key))"],
+    "missing table": ["DROP TABLE lease"],
+    "other view": ["DROP VIEW v_domain", "CREATE VIEW v_domain AS SELECT 1 AS buffer"],
+}
+
+Sound = tuple[Path, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
+    """A prepared file and its answers."""
+    file = tmp_path_factory.mktemp("sound") / "sound.db"
+    prepare_file(file)
+    copy = file.with_name("copy.db")
+    copy.write_bytes(file.read_bytes())
+    found = answers(str(copy))
+    assert found["check"] == "ok"
+    return file, found
+
+
+def test_flipped_bits(tmp_path: Path) -> None:
+    outcomes = run_flips(tmp_path, FLIPS, seed=11)
+    print(table(outcomes))
+    assert all(outcome.kind in FINE for outcome in outcomes), table(outcomes)
+    assert {outcome.kind for outcome in outcomes} == set(FINE)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edited_rows(sound: Sound, tmp_path: Path, edit: str) -> None:
+    """Whatever the answers then are, ``check`` finds each of these, or the memory refuses to open."""
+    copy = tmp_path / "edited.db"
+    edited(sound[0], copy, [EDITS[edit]])
+    outcome = judged(edit, str(copy), sound[1])
+    assert outcome.kind in FINE, outcome
+    assert not outcome.detail.endswith(" ok"), outcome
+
+
+@postgres_only
+def test_edited_rows_on_a_server(url: str) -> None:
+    prepare(url)
+    engine = create_engine(url)
+    tables = inspect(engine).get_table_names()
+    with engine.begin() as conn:
+        conn.exec_driver_sql("CREATE SCHEMA kept")
+        for name in tables:
+            conn.exec_driver_sql(f"CREATE TABLE kept.{name} AS TABLE {name}")
+    unnoticed = []
+    for edit, statement in EDITS.items():
+        with engine.begin() as conn:
+            assert conn.exec_driver_sql(statement.replace("9e999", "'Infinity'::float8")).rowcount, edit
+        with suppress(memstore.StoreCorrupt), memstore.open(url, create=False) as memory:
+            if memory.check().ok:
+                unnoticed.append(edit)
+        with engine.begin() as conn:
+            for name in tables:
+                conn.exec_driver_sql(f"TRUNCATE {name}")
+                conn.exec_driver_sql(f"INSERT INTO {name} OVERRIDING SYSTEM VALUE SELECT * FROM kept.{name}")
+    engine.dispose()
+    assert not unnoticed
+    with memstore.open(url, create=False) as memory:
+        assert memory.check().ok
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_definitions_are_refused_at_opening(sound: Sound, tmp_path: Path, what: str) -> None:
+    copy = tmp_path / "hostile.db"
+    edited(sound[0], copy, HOSTILE[what])
+    started = time.monotonic()
+    with pytest.raises((memstore.NotAMemstore, memstore.StoreCorrupt)):
+        memstore.open(copy)
+    result = CliRunner().invoke(main, ["check", str(copy)])
+    assert result.exit_code == 3 and len(result.output.splitlines()) == 1 and result.output.startswith("memstore: ")
+    assert time.monotonic() - started < LONGEST
+
+
+@postgres_only
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["ALTER TABLE buffer RENAME TO old", "CREATE VIEW buffer AS SELECT * FROM old"],
+        ["CREATE RULE spy AS ON INSERT TO payload DO ALSO NOTHING"],
+        ["ALTER TABLE episode ADD COLUMN colour text"],
+    ],
+)
+def test_hostile_definitions_on_a_server(url: str, statements: list[str]) -> None:
+    prepare(url)
+    engine = create_engine(url)
+    with engine.begin() as conn:
+        for statement in statements:
+            conn.exec_driver_sql(statement)
+    engine.dispose()
+    with pytest.raises((memstore.NotAMemstore, memstore.StoreCorrupt)):
+        memstore.open(url)
+
+
+def test_a_missing_index_is_found_by_check(url: str) -> None:
+    prepare(url)
+    engine = create_engine(url)
+    with engine.begin() as conn:
+        conn.exec_driver_sql("DROP INDEX ix_replay_metadata_stratum_id_position")
+    engine.dispose()
+    with memstore.open(url) as memory:
+        assert any("ix_replay_metadata_stratum_id_position" in problem for problem in memory.check().problems)
+
+
+def test_check_says_how_long_it_took_and_what_it_left_out(url: str) -> None:
+    with memstore.open(url, limiter=memstore.SamplesPerInsert(2.0), history="off") as memory:
+        memory.add({"x": 1.0}, loss=1.0)
+        memory.update([1], loss=2.0)
+        report = memory.check()
+    assert report.ok and report.seconds > 0
+    assert any("limiter" in what for what in report.unchecked) and any("history" in what for what in report.unchecked)
+    address = make_url(url)
+    output = CliRunner().invoke(main, ["check", address.render_as_string(hide_password=False)]).output
+    assert " s\n" in output and "not checked: " in output
+
+
+def test_the_fingerprints_are_those_of_the_newest_schema() -> None:
+    assert layout.REVISION == HEAD and made() == layout.LAYOUT, "run: python -m tests.support.layout"
+    assert {name for name in layout.LAYOUT if name.startswith("v_")} == layout.VIEWS
+
+
+def test_connections_trust_no_file(path: str) -> None:
+    with memstore.open(path) as memory, memory._session.database.engine.connect() as conn:
+        assert conn.exec_driver_sql("PRAGMA trusted_schema").scalar() == 0
+        assert conn.exec_driver_sql("PRAGMA cell_size_check").scalar() == 1
+
+
+def test_one_bad_extra_is_named_and_stops_nothing_else(url: str) -> None:
+    prepare(url)
+    engine = create_engine(url)
+    with engine.begin() as conn:
+        number = conn.exec_driver_sql("SELECT max(id) FROM episode").scalar()
+        conn.exec_driver_sql(EDITS["extra"])
+    engine.dispose()
+    with memstore.open(url) as memory:
+        assert len(memory.query().select(memstore.col.id, memstore.col.loss).result()) == len(memory)
+        for ask in (memory.query().all, memory.query().filter(memstore.col.extra["pid"].number > 1).ids):
+            with pytest.raises(memstore.StoreCorrupt, match=str(number)) as raised:
+                ask()
+            assert raised.value.episode_id == number
+
+
+def test_an_error_of_the_users_own_stays_what_it_is(path: str) -> None:
+    def broken(_snapshot: object) -> None:
+        raise ValueError("mine")
+
+    with memstore.open(path) as memory, pytest.raises(ValueError, match="mine"):
+        memory._session.read(broken)
+
+
+def test_rows_from_before_are_not_checked_and_said_to_be_so(sound: Sound, tmp_path: Path) -> None:
+    copy = tmp_path / "old.db"
+    copy.write_bytes(sound[0].read_bytes())
+    with closing(sqlite3.connect(copy)) as connection:
+        for table_name in ("buffer", "domain", "episode", "episode_key", "stratum", "event_group", "checkpoint"):
+            connection.execute(f"UPDATE {table_name} SET checksum = NULL")
+        connection.execute("UPDATE buffer SET counters_checksum = NULL")
+        connection.commit()
+    with memstore.open(copy) as memory:
+        report = memory.check()
+    assert report.ok, report.problems
+    assert sum("before schema 0004" in what for what in report.unchecked) == 7
