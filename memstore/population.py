@@ -242,7 +242,7 @@ def _advanced(known: Population, new: Population, at: Ints, loss: Floats, laws: 
 
 
 def _patched(column: Floats, at: Ints, values: Floats) -> Floats:
-    if not len(at):
+    if np.array_equal(column[at], values):  # a law of exponent zero copies nothing
         return column
     patched = column.copy()
     patched[at] = values

@@ -94,6 +94,9 @@ def test_without_history_a_change_is_a_scan(open_memory: OpenMemory) -> None:
         memory._session.populations.clear()
         assert scans(memory, STRATEGIES[name], beta=0.4) == [1, 1, 1]
         assert scans(memory, STRATEGIES[name], beta=0.4, changed=False) == [0, 0, 0]
+        memory._session.populations.clear()
+        with memory.transaction():  # keeps nothing for the next draw
+            assert scans(memory, STRATEGIES[name], beta=0.4, exact_probability=True) == [1, 1, 1]
 
 
 def test_what_rows_tell_is_asked_of_no_table(open_memory: OpenMemory) -> None:
@@ -105,9 +108,10 @@ def test_what_rows_tell_is_asked_of_no_table(open_memory: OpenMemory) -> None:
     for where in (col.replay_count >= 1, col.age <= 30, col.id <= 25, (col.loss > 1) | (col.domain == "d1")):
         memory.update(memory.sample(8), loss=3.0)
         with counting() as counts:
-            batch = memory.sample(16, where=where)
+            some, every = memory.sample(16, where=where), memory.sample(10**6, where=where)
         assert counts.scans == 0
-        assert set(batch.ids.tolist()) <= {episode.id for episode in memory.query().filter(where).all()}
+        passing = {episode.id for episode in memory.query().filter(where).all()}
+        assert set(some.ids.tolist()) <= passing == set(every.ids.tolist())
 
 
 LEAVES: tuple[Condition, ...] = (
