@@ -19,7 +19,7 @@ from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from memstore.backends import alone, catalog, layout, old_readers
-from memstore.backends.arrays import BYTEA, INT8, TEXT, encode, kind_of
+from memstore.backends.arrays import BYTEA, INT8, TEXT, Array, encode, kind_of
 from memstore.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
 from memstore.backends.expressions import PostgresExpressions, accumulation
 from memstore.backends.listener import ANNOUNCE, Listener
