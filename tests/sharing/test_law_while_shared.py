@@ -30,6 +30,8 @@ from memstore import (
     snapshot,
     sources,
 )
+from memstore.filters import Drawable
+from memstore.knowledge import Populations
 from memstore.snapshot import Rows, Snapshot
 from memstore.strategies import Strategy
 from tests.contract.helpers import FRESH, Child, OpenMemory
@@ -52,6 +54,11 @@ STRATEGIES: dict[str, Strategy] = {
     "uniform": Uniform(),
     "recency": PrioritizedRecency(0.8),
 }
+
+
+def drawable(snapshot: Snapshot) -> Drawable:
+    """The snapshot as strategies take it, without a condition."""
+    return Drawable.of(snapshot, None, Populations(), keep=False)
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,8 @@ def test_one_snapshot_held_open(memory: EpisodicMemory, others: Others) -> None:
     rng = np.random.default_rng(1)
     counts: dict[str, Ints] = {}
 
-    def work(s: Snapshot) -> Scan:
+    def work(snapshot: Snapshot) -> Scan:
+        s = drawable(snapshot)
         before = scan(s)
         for name in STRATEGIES:
             counts[name] = np.zeros(len(before.ids), np.int64)
@@ -250,7 +258,8 @@ def test_a_moving_buffer(memory: EpisodicMemory, others: Others) -> None:
     parts: list[Strategy] = [PrioritizedLoss(1.3), PrioritizedRecency(0.8), Uniform()]
     mixed = Mixed(dict.fromkeys(parts, 1 / 3))
 
-    def draw(s: Snapshot) -> None:
+    def draw(snapshot: Snapshot) -> None:
+        s = drawable(snapshot)
         at = scan(s)
         for name, strategy in STRATEGIES.items():
             alpha = getattr(strategy, "alpha", 0.0)
@@ -342,8 +351,9 @@ def test_the_checks_can_fail(memory: EpisodicMemory, others: Others) -> None:
     for mistake, name in MISTAKES.items():
         broken = Sample()
 
-        def draw(s: Snapshot, name: str = name, broken: Sample = broken) -> None:
-            at, strategy = scan(s), STRATEGIES[name]
+        def draw(snapshot: Snapshot, name: str = name, broken: Sample = broken) -> None:
+            s, strategy = drawable(snapshot), STRATEGIES[name]
+            at = scan(s)
             drawn = strategy.draw(s, rng, 256, Rows.none(), replacement=True)
             broken.add(name, at.law(strategy), at, places(at, drawn), coin.random(256))
 
