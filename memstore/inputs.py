@@ -232,7 +232,7 @@ def check_texts(what: str, values: Any) -> list[str]:
     """Names, given as a sequence of them; ``what`` is the name of one."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise InvalidValue(f"{what}s must be a sequence of str, got {shown(values)}")
-    return [_name(what, value) for value in values]
+    return [str(check_name(what, value)) for value in values]
 
 
 def _listed(tags: Any) -> list[Any]:
