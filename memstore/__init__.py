@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from memstore.aggregates import count, maximum, mean, minimum, total
-from memstore.answers import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
-from memstore.columns import Column, Condition, col
-from memstore.copying import Vacuumed, backup, vacuum
+from memstore.draws.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
+from memstore.episodes.log import History
 from memstore.errors import (
     CheckpointNotFound,
     ConfigError,
@@ -31,14 +29,14 @@ from memstore.errors import (
     TransactionDead,
     WaitTimeout,
 )
-from memstore.events import History
-from memstore.fields import pad
-from memstore.limiter import SamplesPerInsert
 from memstore.memory import EpisodicMemory
 from memstore.opening import buffers, drop, open
-from memstore.query import Query
-from memstore.restoring import Restored, restore
-from memstore.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
+from memstore.payload.fields import pad
+from memstore.queries import Column, Condition, col
+from memstore.queries.aggregates import count, maximum, mean, minimum, total
+from memstore.queries.query import Query
+from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
+from memstore.sharing.limiter import SamplesPerInsert
 from memstore.types import (
     Batch,
     CheckReport,
@@ -52,6 +50,8 @@ from memstore.types import (
     RetentionPolicy,
     UpdateResult,
 )
+from memstore.upkeep.backup import Vacuumed, backup, vacuum
+from memstore.upkeep.restore import Restored, restore
 from memstore.version import __version__
 
 __all__ = [

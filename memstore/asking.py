@@ -8,19 +8,19 @@ from typing import Any, Literal
 import numpy as np
 from sqlalchemy import func, select
 
-from memstore.answers import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
-from memstore.columns import Condition, col, constant_of
+from memstore.buffer.snapshot import Snapshot
 from memstore.config import check_name
+from memstore.draws.targets import domain_targets
+from memstore.episodes.inputs import check_count, check_ids, check_option
 from memstore.errors import InvalidValue
-from memstore.inputs import check_count, check_ids, check_option
-from memstore.predicates import Over
-from memstore.query import Query
+from memstore.queries import Condition, col, constant_of
+from memstore.queries.query import Query
+from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
+from memstore.queries.sql import Over
 from memstore.reader import MemoryReader
-from memstore.schema import UNMEASURED, first_id, replay_tally
-from memstore.shown import shown
-from memstore.snapshot import Snapshot
-from memstore.targets import domain_targets
-from memstore.times import check_time
+from memstore.storage.schema import UNMEASURED, first_id, replay_tally
+from memstore.values.shown import shown
+from memstore.values.times import check_time
 
 _t = replay_tally.c
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from memstore.errors import ConfigError, InvalidValue
-from memstore.foreign import number
-from memstore.shown import shown
-from memstore.times import seconds_of
+from memstore.values.foreign import number
+from memstore.values.shown import shown
+from memstore.values.times import seconds_of
 
 Durability = Literal["process", "power"]
 

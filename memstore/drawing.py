@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from memstore import leases, limiter
 from memstore.asking import MemoryAsker
-from memstore.columns import Column, Condition, col
+from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.config import check_float, check_seconds
+from memstore.draws.batch import Normalize, make_batch
+from memstore.draws.filtered import Drawable
+from memstore.draws.groups import Grouping
+from memstore.draws.strategies import Strategy, as_strategy
+from memstore.episodes.inputs import check_count, check_option
 from memstore.errors import InvalidValue, MemoryEmpty
-from memstore.filters import Drawable
-from memstore.grouping import Grouping
-from memstore.inputs import check_count, check_option
-from memstore.phrases import as_condition
+from memstore.queries import Column, Condition, col
+from memstore.queries.parser import as_condition
 from memstore.reader import signature_of
-from memstore.sampling import Normalize, make_batch
-from memstore.shown import shown
-from memstore.snapshot import Rows, Snapshot
-from memstore.strategies import Strategy, as_strategy
+from memstore.sharing import leases, limiter
+from memstore.sharing.waiting import check_timeout, wait_until
 from memstore.types import Batch
-from memstore.waiting import check_timeout, wait_until
+from memstore.values.shown import shown
 
 
 class MemoryDrawer(MemoryAsker):

@@ -11,35 +11,32 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore import checkpoint, episodes, leases, maintenance, removal, retention
-from memstore import history as recording
-from memstore import limiter as limits
-from memstore.blocks import Block
-from memstore.codec import Signature
-from memstore.columns import EVERY, Condition
+from memstore.buffer.snapshot import Snapshot
 from memstore.config import check_int, check_name
-from memstore.document import pack
 from memstore.drawing import MemoryDrawer
+from memstore.draws.strategies import Strategy
+from memstore.episodes import checkpoint
+from memstore.episodes import insert as episodes
+from memstore.episodes import losses as recording
+from memstore.episodes.inputs import as_losses, check_ids, check_option, invalid_losses, make_offer, refuse_invalid
+from memstore.episodes.log import Group, History
 from memstore.errors import InvalidValue
-from memstore.events import Group, History
-from memstore.foreign import numpy_payload
-from memstore.inputs import (
-    as_losses,
-    check_ids,
-    check_option,
-    invalid_losses,
-    make_offer,
-    refuse_invalid,
-)
-from memstore.letting_go import held_until_done
-from memstore.limiter import SamplesPerInsert
-from memstore.phrases import as_condition
+from memstore.payload.document import pack
+from memstore.payload.signature import Signature
+from memstore.queries import EVERY, Condition
+from memstore.queries.parser import as_condition
 from memstore.reader import signature_of, stored_signature
-from memstore.snapshot import Snapshot
-from memstore.strategies import Strategy
-from memstore.times import check_time
+from memstore.sharing import leases
+from memstore.sharing import limiter as limits
+from memstore.sharing.limiter import SamplesPerInsert
+from memstore.sharing.waiting import check_timeout, wait_until
+from memstore.storage.blocks import Block
 from memstore.types import Batch, EvictionPolicy, Retention, RetentionPolicy, UpdateResult
-from memstore.waiting import check_timeout, wait_until
+from memstore.upkeep import removal, retention
+from memstore.upkeep import settings as maintenance
+from memstore.values.foreign import numpy_payload
+from memstore.values.letting_go import held_until_done
+from memstore.values.times import check_time
 
 
 class EpisodicMemory(MemoryDrawer):

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from sqlalchemy import URL, Connection
 
-from memstore.address import parse_url
-from memstore.buffer import buffer_id, buffer_names, create_buffer
-from memstore.cache import PayloadCache
-from memstore.codec import Signature
+from memstore.buffer.counters import buffer_id, buffer_names, create_buffer
+from memstore.buffer.session import Session
+from memstore.buffer.snapshot import State
 from memstore.config import (
     DEFAULT_BUSY_TIMEOUT,
     DEFAULT_CACHE_BYTES,
@@ -24,18 +23,19 @@ from memstore.config import (
     check_name,
     check_seconds,
 )
-from memstore.database import Database
+from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.episodes.log import History
 from memstore.errors import ConfigError
-from memstore.events import History
-from memstore.limiter import SamplesPerInsert, set_limiter
-from memstore.maintenance import drop_buffer, fix_signature, new_settings
 from memstore.memory import EpisodicMemory
-from memstore.session import Session
-from memstore.shown import listed, shown
-from memstore.snapshot import State
-from memstore.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.payload.cache import PayloadCache
+from memstore.payload.signature import Signature
+from memstore.sharing.limiter import SamplesPerInsert, set_limiter
+from memstore.storage.address import parse_url
+from memstore.storage.database import Database
+from memstore.storage.upgrade import ensure_schema
 from memstore.types import EvictionPolicy
-from memstore.upgrade import ensure_schema
+from memstore.upkeep.settings import drop_buffer, fix_signature, new_settings
+from memstore.values.shown import listed, shown
 from memstore.version import __version__
 
 

@@ -10,17 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from memstore import episodes, health
-from memstore.check import check
-from memstore.codec import Signature
+from memstore.buffer.session import Session
+from memstore.buffer.snapshot import Snapshot
 from memstore.config import check_name
+from memstore.draws.strategies import Strategy, strategy_from_json
+from memstore.episodes import insert as episodes
+from memstore.episodes.inputs import check_count, check_ids, check_option, check_texts
 from memstore.errors import InvalidValue
-from memstore.inputs import check_count, check_ids, check_option, check_texts
-from memstore.session import Session
-from memstore.snapshot import Snapshot
-from memstore.strategies import Strategy, strategy_from_json
-from memstore.times import check_time
+from memstore.payload.signature import Signature
 from memstore.types import CheckReport, Episode, Match, ReplayMetadata, ReplayStats
+from memstore.upkeep import stats as health
+from memstore.upkeep.check import check
+from memstore.values.times import check_time
 
 
 class MemoryReader:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from memstore.address import parse_url
-from memstore.database import Database
-from memstore.schema import VERSION_TABLE, metadata
+from memstore.storage.address import parse_url
+from memstore.storage.database import Database
+from memstore.storage.schema import VERSION_TABLE, metadata
 
 
 def run(connection: Connection) -> None:

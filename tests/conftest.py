@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import make_url
 
 import memstore
-from memstore.address import parse_url
-from memstore.database import Database
-from memstore.upgrade import ensure_schema
+from memstore.storage.address import parse_url
+from memstore.storage.database import Database
+from memstore.storage.upgrade import ensure_schema
 from tests.contract.helpers import OpenMemory
 from tests.support.binaries import NoPostgres
 from tests.support.postgres import PostgresServer, find_server

@@ -17,7 +17,7 @@ from sqlalchemy import event, make_url
 import memstore
 from memstore import col
 from memstore.memory import EpisodicMemory
-from memstore.schema import metadata
+from memstore.storage.schema import metadata
 
 ROWS = 2000
 # PostgreSQL tells the plan of each statement as it runs. Tables this small it would rather scan: the question is

@@ -306,7 +306,7 @@ def test_warnings_do_not_steer_a_terminal() -> None:
 
 
 def test_the_log_does_not_steer_a_terminal(path: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr("memstore.waiting.REMINDER", 0.0)
+    monkeypatch.setattr("memstore.sharing.waiting.REMINDER", 0.0)
     limiter = memstore.SamplesPerInsert(1.0, min_size=5)
     with (
         memstore.open(path, buffer=TERMINAL["title"], limiter=limiter, strategy="uniform") as memory,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Integer, create_engine, inspect
 
-from memstore.schema import metadata
+from memstore.storage.schema import metadata
 from tests.contract.helpers import postgres_only
 from tests.migrations.helpers import create
 from tests.support.schema_page import TABLES, VIEWS, kind, page, view_columns

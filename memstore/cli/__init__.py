@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from memstore.address import shown_address
 from memstore.cli import ask, keep, plot, query, show, stats
 from memstore.cli.common import EXIT_CODES, as_json_option, print_json, reporting
 from memstore.cli.output import CommandLine
 from memstore.experiments.experiment import EXPERIMENTS
+from memstore.storage.address import shown_address
 from memstore.types import EvictionPolicy, ReplayStrategy
 from memstore.version import __version__
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from memstore.answers import EpisodeSummary, ReplayEvent
 from memstore.cli.common import (
     MOST,
     as_json_option,
@@ -20,7 +19,8 @@ from memstore.cli.common import (
 )
 from memstore.cli.tables import records_table, shares_table
 from memstore.cli.text import parse_moment, shown
-from memstore.columns import MAX_INT
+from memstore.queries import MAX_INT
+from memstore.queries.records import EpisodeSummary, ReplayEvent
 
 
 def _as_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:

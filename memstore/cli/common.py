@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 from rich.console import Console
 
-from memstore.address import shown_address
 from memstore.cli.output import EXIT_INTERRUPTED, complain
 from memstore.cli.output import console as console
 from memstore.cli.text import json_ready
 from memstore.errors import ConfigError, InvalidValue, MemstoreError
+from memstore.storage.address import shown_address
 
 if TYPE_CHECKING:
     from memstore.memory import EpisodicMemory

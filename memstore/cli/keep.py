@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from memstore.address import shown_address
 from memstore.cli.common import (
     EXIT_FOUND,
     all_buffers_option,
@@ -21,9 +20,10 @@ from memstore.cli.common import (
     reporting,
 )
 from memstore.cli.text import size_text, visible
-from memstore.copying import backup as copy_database
-from memstore.copying import vacuum as vacuum_database
-from memstore.restoring import restore as restore_database
+from memstore.storage.address import shown_address
+from memstore.upkeep.backup import backup as copy_database
+from memstore.upkeep.backup import vacuum as vacuum_database
+from memstore.upkeep.restore import restore as restore_database
 
 
 @click.command(epilog="Example:  memstore check run.db && echo sound")
@@ -63,7 +63,7 @@ def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
 
     Stop the processes that use the database first. A SQLite file is copied before; the copy's name is printed.
     """
-    from memstore.upgrade import upgrade as upgrade_database
+    from memstore.storage.upgrade import upgrade as upgrade_database
 
     where = shown_address(db)
     done = upgrade_database(db, backup=not no_backup)

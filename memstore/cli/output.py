@@ -23,9 +23,9 @@ import click
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from memstore.address import without_secrets
 from memstore.errors import StoreWarning
 from memstore.printable import escaped, visible_lines
+from memstore.storage.address import without_secrets
 
 EXIT_INTERRUPTED = 130
 EXIT_OUTPUT = 4

@@ -15,7 +15,7 @@ from rich.text import Text
 from memstore.cli.common import picture_width
 from memstore.cli.pictures import half_blocks, image_in, real, shaded, sparkline
 from memstore.cli.text import number, shown
-from memstore.fields import array_text
+from memstore.payload.fields import array_text
 
 MOST_TEXT = 400
 MOST_BYTES = 50

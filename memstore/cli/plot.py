@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from memstore.answers import LossTrend, ReplayShare
 from memstore.cli.common import as_json_option, buffer_option, opened, print_json, reporting
 from memstore.cli.pictures import Floats
 from memstore.cli.text import shown
 from memstore.errors import ConfigError
 from memstore.experiments.experiment import Figure, Series
+from memstore.queries.records import LossTrend, ReplayShare
 
 if TYPE_CHECKING:
     from memstore.memory import EpisodicMemory
@@ -67,8 +67,8 @@ def _spans_decades(losses: Floats) -> bool:
 
 def replays_figure(memory: EpisodicMemory) -> Figure | None:
     """How many live episodes were replayed how often; scans the replay metadata."""
-    from memstore.aggregates import count
-    from memstore.columns import col
+    from memstore.queries import col
+    from memstore.queries.aggregates import count
 
     found = memory.query().group_by(col.replay_count).aggregate(episodes=count()).arrays()
     if not len(found["episodes"]):

@@ -122,7 +122,7 @@ def _found(db: str, progress: TrainProgress) -> str:
 
 def print_training(db: str, result: TrainResult | None, baseline: TrainResult) -> None:
     """Accuracy per task with and without replay, average, forgetting, digest."""
-    from memstore.learner.metrics import FORGETTING_FORMULA
+    from memstore.learner.job.metrics import FORGETTING_FORMULA
 
     out = console()
     arms = [("without replay", baseline)] if result is None else [("replay", result), ("without replay", baseline)]

@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from memstore.answers import ReplayEvent
 from memstore.cli.common import (
     EXIT_FOUND,
     as_json_option,
@@ -28,6 +27,7 @@ from memstore.cli.pictures import sparkline
 from memstore.cli.tables import facts_table, records_table
 from memstore.cli.text import moment, number, shown, value_text
 from memstore.errors import EpisodeNotFound
+from memstore.queries.records import ReplayEvent
 from memstore.types import Episode
 
 MOST_TEXT = 400

@@ -13,9 +13,9 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from memstore.answers import ReplayShare
 from memstore.cli.text import MISSING, shown, value_text
-from memstore.columns import NAMES, col
+from memstore.queries import NAMES, col
+from memstore.queries.records import ReplayShare
 
 BAR_WIDTH = 32
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import memstore
 from memstore.experiments.threads import one_thread
 from memstore.learner.config import OnlineLearnerConfig
-from memstore.learner.train import CHECKPOINT, TrainProgress, run_training
+from memstore.learner.job.train import CHECKPOINT, TrainProgress, run_training
 
 Accuracies = dict[int, float]
 """Test accuracy on the tasks met so far, by step."""

@@ -18,7 +18,7 @@ import memstore
 from memstore.experiments.experiment import Figure, Finding, Report, Series, TableData, Trial
 from memstore.experiments.summary import Interval, compare, mean_interval
 from memstore.learner import MLP, Dataset, load_dataset
-from memstore.learner.metrics import accuracy
+from memstore.learner.job.metrics import accuracy
 
 Ints = NDArray[np.int64]
 

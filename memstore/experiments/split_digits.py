@@ -31,7 +31,7 @@ from memstore.experiments.split_digits_arms import (
     train_arm,
 )
 from memstore.experiments.summary import Comparison, Interval, compare, mean_interval
-from memstore.learner.metrics import BACKWARD_TRANSFER_FORMULA, FORGETTING_FORMULA
+from memstore.learner.job.metrics import BACKWARD_TRANSFER_FORMULA, FORGETTING_FORMULA
 
 SEEDS, QUICK_SEEDS = 20, 3
 QUICK_ARMS = (FINE_TUNE, RESERVOIR, FIFO, JOINT)

@@ -10,9 +10,9 @@ import numpy as np
 
 from memstore.experiments.crash import Accuracies, train_until_killed, without_episodes
 from memstore.learner.config import OnlineLearnerConfig
-from memstore.learner.data import load_dataset, split_tasks, stream
-from memstore.learner.metrics import accuracy
-from memstore.learner.train import (
+from memstore.learner.job.data import load_dataset, split_tasks, stream
+from memstore.learner.job.metrics import accuracy
+from memstore.learner.job.train import (
     NEW_PER_STEP,
     TrainProgress,
     TrainResult,

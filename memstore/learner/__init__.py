@@ -2,13 +2,15 @@
 
 from memstore.learner.config import PRESETS, OnlineLearnerConfig
 from memstore.learner.curriculum import CurriculumConfig, CurriculumState
-from memstore.learner.data import Dataset, load_dataset
-from memstore.learner.ewc import EWC, EWCStats
 from memstore.learner.example import OnlineExample
+from memstore.learner.job.data import Dataset, load_dataset
+from memstore.learner.job.train import TrainProgress, TrainResult, run_baseline, run_training, training_config
 from memstore.learner.learner import MemoryOnlineLearner
-from memstore.learner.mlp import MLP
-from memstore.learner.model import Model, Penalty
-from memstore.learner.optimizer import Optimizer
+from memstore.learner.models.ewc import EWC, EWCStats
+from memstore.learner.models.mlp import MLP
+from memstore.learner.models.model import Model, Penalty
+from memstore.learner.models.optimizer import Optimizer
+from memstore.learner.models.torch_model import TorchModel
 from memstore.learner.protocol import OnlineLearner
 from memstore.learner.scheduler import (
     BatchCount,
@@ -22,8 +24,6 @@ from memstore.learner.scheduler import (
 )
 from memstore.learner.state import Progress
 from memstore.learner.stats import LearnResult, OnlineLearnerStats
-from memstore.learner.torch_model import TorchModel
-from memstore.learner.train import TrainProgress, TrainResult, run_baseline, run_training, training_config
 
 __all__ = [
     "EWC",

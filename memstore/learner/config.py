@@ -11,14 +11,14 @@ from typing import Any, Literal, get_args
 from sqlalchemy import URL
 
 from memstore.config import check_float, check_int, check_name
+from memstore.draws.strategies import DomainBalanced, Strategy, Uniform, as_strategy
 from memstore.errors import ConfigError
 from memstore.learner.curriculum import CurriculumConfig
-from memstore.learner.mlp import MLP, Head
-from memstore.learner.optimizer import OptimizerName
+from memstore.learner.models.mlp import MLP, Head
+from memstore.learner.models.optimizer import OptimizerName
 from memstore.learner.scheduler import ConsolidationScheduler, ExampleCount
 from memstore.memory import EpisodicMemory
 from memstore.opening import open as open_memory
-from memstore.strategies import DomainBalanced, Strategy, Uniform, as_strategy
 from memstore.types import EvictionPolicy, ReplayStrategy, RetentionPolicy
 
 Retrieval = Literal["draw", "mir"]

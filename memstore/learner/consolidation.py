@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from memstore.errors import MemoryEmpty
 from memstore.learner.config import OnlineLearnerConfig
-from memstore.learner.ewc import EWC
 from memstore.learner.fit import arrays_of, check_losses
-from memstore.learner.model import Model
+from memstore.learner.models.ewc import EWC
+from memstore.learner.models.model import Model
 from memstore.memory import EpisodicMemory
 from memstore.types import Batch, ReplayStrategy
 

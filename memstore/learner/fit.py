@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.errors import InvalidValue
-from memstore.learner.model import Model, Penalty
+from memstore.learner.models.model import Model, Penalty
 from memstore.types import Batch
 
 

@@ -20,7 +20,7 @@ from memstore.learner.consolidation import Consolidation, consolidate_model
 from memstore.learner.example import OnlineExample, known_episodes, stack
 from memstore.learner.fit import fit
 from memstore.learner.learned import Learned
-from memstore.learner.model import Model
+from memstore.learner.models.model import Model
 from memstore.learner.replay import ReplayByHand
 from memstore.learner.retrieval import retrieve
 from memstore.learner.scheduler import SchedulerState

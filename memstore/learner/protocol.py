@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from memstore.learner.example import OnlineExample
-from memstore.learner.model import Model
+from memstore.learner.models.model import Model
 from memstore.learner.stats import LearnResult, OnlineLearnerStats
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from memstore.errors import MemoryEmpty
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.fit import arrays_of, check_losses
-from memstore.learner.model import Model, Penalty
+from memstore.learner.models.model import Model, Penalty
 from memstore.memory import EpisodicMemory
 from memstore.types import Batch
 

@@ -9,8 +9,8 @@ from typing import Any
 from memstore.errors import ConfigError, InvalidValue
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.curriculum import CurriculumState
-from memstore.learner.ewc import EWC
 from memstore.learner.example import MIN_LEVEL, OnlineExample
+from memstore.learner.models.ewc import EWC
 from memstore.learner.scheduler import SchedulerState
 from memstore.learner.stats import OnlineLearnerStats
 

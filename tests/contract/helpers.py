@@ -18,7 +18,9 @@ FRESH: Any = multiprocessing.get_context(
 )
 """Starts processes that inherit nothing of this one, from a server that has already imported what takes a second."""
 if FRESH.get_start_method() == "forkserver":
-    FRESH.set_forkserver_preload(["memstore", "memstore.backends.postgres", "memstore.backends.sqlite", __name__])
+    FRESH.set_forkserver_preload(
+        ["memstore", "memstore.storage.backends.postgres", "memstore.storage.backends.sqlite", __name__]
+    )
 
 OpenMemory = Callable[..., EpisodicMemory]
 Sql = Callable[..., list[tuple[Any, ...]]]

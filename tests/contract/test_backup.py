@@ -20,11 +20,11 @@ import pytest
 from sqlalchemy import create_engine, make_url, select
 
 import memstore
-from memstore.address import parse_url
-from memstore.copying import backup, vacuum
-from memstore.database import Database
-from memstore.newfile import partial_file
-from memstore.schema import metadata
+from memstore.storage.address import parse_url
+from memstore.storage.database import Database
+from memstore.storage.newfile import partial_file
+from memstore.storage.schema import metadata
+from memstore.upkeep.backup import backup, vacuum
 from tests.contract.helpers import FRESH, OpenMemory, rows, sqlite_only
 
 _numbers = itertools.count()

@@ -33,7 +33,7 @@ from memstore import (
     PrioritizedLoss,
     Uniform,
 )
-from memstore.upgrade import known_revisions, upgrade
+from memstore.storage.upgrade import known_revisions, upgrade
 from tests.contract.assets import make
 from tests.contract.helpers import Child, OpenMemory, Sql, agree, drawn, everything, in_child, law, live_ids, row, rows
 

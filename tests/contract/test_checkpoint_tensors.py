@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from memstore import PayloadError
-from memstore.document import pack, unpack
 from memstore.errors import StoreCorrupt
+from memstore.payload.document import pack, unpack
 from tests.contract.helpers import OpenMemory
 
 DTYPES = [

@@ -13,8 +13,8 @@ import pytest
 
 import memstore
 from memstore import InvalidValue, col, count
-from memstore.columns import LOOK_UP, MAX_DEPTH, MAX_SIZE, AnyOf, Condition
-from memstore.phrases import parse
+from memstore.queries import LOOK_UP, MAX_DEPTH, MAX_SIZE, AnyOf, Condition
+from memstore.queries.parser import parse
 from tests.contract.helpers import OpenMemory
 
 

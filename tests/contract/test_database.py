@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import Connection, select, text
 
 import memstore
-from memstore.address import parse_url
-from memstore.database import Database
 from memstore.errors import MemstoreError, StoreBusy
-from memstore.schema import domain
+from memstore.storage.address import parse_url
+from memstore.storage.database import Database
+from memstore.storage.schema import domain
 from tests.contract.helpers import OpenMemory, Sql
 
 COUNT = "SELECT count(*) FROM domain"
@@ -163,7 +163,7 @@ def test_statements_larger_than_a_sockets_buffer(open_memory: OpenMemory, size: 
 
 
 def test_blobs_are_cut_into_statements(open_memory: OpenMemory, monkeypatch: pytest.MonkeyPatch) -> None:
-    postgres = pytest.importorskip("memstore.backends.postgres")
+    postgres = pytest.importorskip("memstore.storage.backends.postgres")
     monkeypatch.setattr(postgres, "STATEMENT_BYTES", 1000)
     memory = open_memory()
     ids = memory.extend({"x": [np.arange(n) for n in (1, 200, 3, 400, 50, 60, 70)]})

@@ -28,8 +28,8 @@ from memstore import (
     WaitTimeout,
     col,
 )
-from memstore.knowledge import KEPT
-from memstore.population import FORGOTTEN_SHARE, Demand
+from memstore.draws.knowledge import KEPT
+from memstore.draws.population import FORGOTTEN_SHARE, Demand
 from tests.contract.helpers import Child, OpenMemory, in_child, row, rows
 
 EVERYTHING = 10**6

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 
 import memstore
 from memstore import ConfigError, History, col
-from memstore.events import slot_of
+from memstore.episodes.log import slot_of
 from tests.contract.helpers import Damage, OpenMemory, Sql, in_child, rows
 
 FACTS = ("id", "what", "reason", "step", "strategy", "loss_before", "loss_after")

@@ -31,7 +31,7 @@ from memstore import (
     RetentionPolicy,
     Uniform,
 )
-from memstore.schema import VERSION_TABLE, metadata
+from memstore.storage.schema import VERSION_TABLE, metadata
 from tests.contract.helpers import Existing, OpenMemory, Sql, everything, live_ids, row, rows
 
 TABLES = [*metadata.tables, VERSION_TABLE]

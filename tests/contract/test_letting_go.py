@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from memstore import EpisodicMemory, MemoryClosed
-from memstore.backends.sqlite import insert_large
+from memstore.storage.backends.sqlite import insert_large
 from tests.contract.helpers import OpenMemory, postgres_only
 
 SIZE = 24 * 2**20

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from sqlalchemy import create_engine, make_url, text
 
 import memstore
-from memstore.backends import locks, log
 from memstore.cli import main
+from memstore.storage.backends import locks, log
 from tests.contract.helpers import OpenMemory
 from tests.support.hostile import TERMINAL
 
@@ -158,7 +158,7 @@ def test_an_old_snapshot_on_a_server_is_named(
 ) -> None:
     memory = open_memory()
     assert memory.stats().notes == ()
-    monkeypatch.setattr("memstore.backends.old_readers.LONG_SNAPSHOT", 0.0)
+    monkeypatch.setattr("memstore.storage.backends.old_readers.LONG_SNAPSHOT", 0.0)
     name = TERMINAL["colour"]
     engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), connect_args={"application_name": name})
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as reader:

@@ -14,7 +14,7 @@ import pytest
 import memstore
 from memstore import MemstoreError, PayloadError, RetentionPolicy, StoreCorrupt, col
 from memstore.errors import MAX_MESSAGE, bounded
-from memstore.shown import listed, shown
+from memstore.values.shown import listed, shown
 from tests.contract.helpers import OpenMemory, row, rows
 
 

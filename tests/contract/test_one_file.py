@@ -16,8 +16,8 @@ import pytest
 
 import memstore
 from memstore import EpisodicMemory
-from memstore.backends import samefile
 from memstore.errors import StoreUnavailable, StoreWarning
+from memstore.storage.backends import samefile
 from tests.contract.helpers import FRESH, row, rows
 
 METHODS = multiprocessing.get_all_start_methods()

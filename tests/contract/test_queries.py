@@ -15,7 +15,7 @@ from sqlalchemy import event
 
 import memstore
 from memstore import InvalidValue, col, count, maximum, mean, minimum, total
-from memstore.columns import EPISODE_COLUMNS, HISTORY_COLUMNS, NAMES, AllOf, Column, Condition, ExtraColumn
+from memstore.queries import EPISODE_COLUMNS, HISTORY_COLUMNS, NAMES, AllOf, Column, Condition, ExtraColumn
 from tests.contract.asking import HOSTILE, KEYS, TEXTS, Known, conditions, fill, holds, value_of
 from tests.contract.helpers import OpenMemory
 

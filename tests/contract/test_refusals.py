@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 import memstore
-from memstore.backends import still
 from memstore.cli import main
+from memstore.storage.backends import still
 from tests.contract.helpers import rows
 from tests.support.unprivileged import as_nobody
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import memstore
-from memstore import InvalidValue, col, removal
+from memstore import InvalidValue, col
+from memstore.upkeep import removal
 from tests.contract.helpers import OpenMemory
 
 

@@ -18,9 +18,9 @@ from memstore import (
     Uniform,
     col,
 )
-from memstore.columns import AllOf, AnyOf, Not
+from memstore.draws.told import Facts, is_told
+from memstore.queries import AllOf, AnyOf, Not
 from memstore.testing import counting
-from memstore.told import Facts, is_told
 from tests.contract.helpers import OpenMemory, rows
 
 STORED = 0.6

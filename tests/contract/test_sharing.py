@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 import memstore
-from memstore import waiting
+from memstore.sharing import waiting
 from tests.contract.helpers import OpenMemory, Sql
 
 SOON = 5.0

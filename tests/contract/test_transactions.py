@@ -24,7 +24,7 @@ from memstore import (
     StoreFull,
     TransactionDead,
 )
-from memstore.schema import metadata
+from memstore.storage.schema import metadata
 from tests.contract.helpers import (
     FRESH,
     OpenMemory,

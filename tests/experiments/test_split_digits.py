@@ -16,7 +16,7 @@ from memstore.experiments.runner import run_experiment
 from memstore.experiments.split_digits import EXAMPLES, SplitDigitsExperiment
 from memstore.experiments.split_digits_arms import ARMS, EMPTIED, JOINT, REPLAY, RESERVOIR, RESUMED, train_arm
 from memstore.learner import load_dataset, training_config
-from memstore.learner.data import split_tasks
+from memstore.learner.job.data import split_tasks
 
 EXPERIMENT = SplitDigitsExperiment()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memstore.errors import ConfigError
-from memstore.learner.data import load_dataset, split_tasks, stream
+from memstore.learner.job.data import load_dataset, split_tasks, stream
 
 
 def save(path: Path, **arrays: Any) -> Path:

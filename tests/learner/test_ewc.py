@@ -10,7 +10,7 @@ import pytest
 
 from memstore.errors import InvalidValue
 from memstore.learner import EWC, MLP, MemoryOnlineLearner, OnlineExample, OnlineLearnerConfig
-from memstore.learner.ewc import fisher_diagonal
+from memstore.learner.models.ewc import fisher_diagonal
 
 CONFIG = OnlineLearnerConfig(
     layers=(4, 3), learning_rate=0.1, capacity=100, ewc=True, ewc_lambda=2.0, ewc_decay=0.5, consolidation_interval=10

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from memstore.errors import InvalidValue
-from memstore.learner.metrics import accuracy, average_accuracy, backward_transfer, forgetting
+from memstore.learner.job.metrics import accuracy, average_accuracy, backward_transfer, forgetting
 
 MATRIX = [[0.9, 0.2, 0.0], [0.6, 0.8, 0.1], [0.5, 0.9, 1.0]]
 

@@ -14,8 +14,8 @@ import pytest
 
 from memstore.errors import ConfigError, InvalidValue
 from memstore.learner import MLP, Model
-from memstore.learner.model import Penalty
-from memstore.learner.torch_model import TorchModel
+from memstore.learner.models.model import Penalty
+from memstore.learner.models.torch_model import TorchModel
 from tests.contract.helpers import OpenMemory
 
 if TYPE_CHECKING or os.environ.get("MEMSTORE_REQUIRE_TORCH"):

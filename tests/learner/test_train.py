@@ -120,7 +120,7 @@ def test_accuracies_lost_to_a_kill_are_measured_again(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("memstore.learner.train._accuracies", dies)
+        patch.setattr("memstore.learner.job.train._accuracies", dies)
         with pytest.raises(Stopped):
             run_training(tmp_path / "run.db", SMALL, dataset=blobs)
     assert run_training(tmp_path / "run.db", SMALL, dataset=blobs) == replace(straight, resumed_at=6)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from memstore import upgrade
+from memstore.storage import upgrade
 from tests.migrations.helpers import Another
 from tests.support.postgres import PostgresServer
 

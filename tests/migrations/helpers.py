@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, make_url
 from sqlalchemy.pool import NullPool
 
-from memstore import upgrade
-from memstore.address import parse_url
-from memstore.database import Database
+from memstore.storage import upgrade
+from memstore.storage.address import parse_url
+from memstore.storage.database import Database
 
 Another = Callable[[], str]
 HEAD = upgrade.HEAD

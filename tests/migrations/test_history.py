@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import Connection, MetaData, Table, create_engine, inspect, text
 
 import memstore
-from memstore import upgrade
-from memstore.schema import SEQUENCE_BITS, VERSION_TABLE
+from memstore.storage import upgrade
+from memstore.storage.schema import SEQUENCE_BITS, VERSION_TABLE
 from tests.migrations.helpers import Another, create
 
 HOSTILE = "'; DROP TABLE buffer; -- caf\u00e9"

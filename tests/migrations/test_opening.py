@@ -23,7 +23,6 @@ import pytest
 from sqlalchemy import event, make_url
 
 import memstore
-from memstore import upgrade
 from memstore.errors import (
     MemstoreError,
     NotAMemstore,
@@ -35,6 +34,7 @@ from memstore.errors import (
     StoreUnavailable,
 )
 from memstore.learner import run_training, training_config
+from memstore.storage import upgrade
 from tests.contract.helpers import FRESH, postgres_only, sqlite_only
 from tests.migrations.helpers import (
     HEAD,

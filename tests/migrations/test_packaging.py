@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from memstore.upgrade import known_revisions
+from memstore.storage.upgrade import known_revisions
 
 CHECKOUT = Path(__file__).parents[2]
 

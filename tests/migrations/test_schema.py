@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
-from memstore import schema, upgrade
+from memstore.storage import schema, upgrade
 from tests.migrations.helpers import Another, create, opened, structure, tables, version
 
 CHECKOUT = Path(__file__).parents[2]

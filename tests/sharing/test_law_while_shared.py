@@ -20,20 +20,13 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from memstore import (
-    DomainBalanced,
-    EpisodicMemory,
-    Mixed,
-    PrioritizedLoss,
-    PrioritizedRecency,
-    Uniform,
-    snapshot,
-    sources,
-)
-from memstore.filters import Drawable
-from memstore.knowledge import Populations
-from memstore.snapshot import Rows, Snapshot
-from memstore.strategies import Strategy
+from memstore import DomainBalanced, EpisodicMemory, Mixed, PrioritizedLoss, PrioritizedRecency, Uniform
+from memstore.buffer import snapshot
+from memstore.buffer.snapshot import Rows, Snapshot
+from memstore.draws import candidates as sources
+from memstore.draws.filtered import Drawable
+from memstore.draws.knowledge import Populations
+from memstore.draws.strategies import Strategy
 from tests.contract.helpers import FRESH, Child, OpenMemory
 from tests.sharing.records import offer
 from tests.sharing.workers import churn, varied

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import memstore
-from memstore import PrioritizedLoss, history, snapshot
+from memstore import PrioritizedLoss
+from memstore.buffer import snapshot
+from memstore.episodes import losses as history
 from tests.contract.helpers import FRESH, Child, OpenMemory
 from tests.sharing.records import Extend, Record, Story, offer
 from tests.sharing.workers import SHARED, learn, write

@@ -27,10 +27,10 @@ from memstore import (
     Strategy,
     Uniform,
     col,
-    draws,
 )
-from memstore.filters import Drawable
-from memstore.snapshot import Rows
+from memstore.buffer.snapshot import Rows
+from memstore.draws import rejection as draws
+from memstore.draws.filtered import Drawable
 from tests.contract.helpers import OpenMemory
 from tests.statistics.laws import (
     Draw,

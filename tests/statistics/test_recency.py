@@ -7,7 +7,7 @@ import pytest
 
 import memstore
 from memstore import EpisodicMemory, PrioritizedRecency
-from memstore.shares import power_sum
+from memstore.draws.arithmetic import power_sum
 from tests.statistics.laws import Floats, Ints, must_follow, must_refute, plackett_luce, share, tally
 from tests.statistics.models import payload
 

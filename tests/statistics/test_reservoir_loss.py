@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import memstore
-from memstore.eviction import Newcomers, plan
-from memstore.schema import first_id
-from memstore.snapshot import Snapshot
+from memstore.buffer.snapshot import Snapshot
+from memstore.episodes.eviction import Newcomers, plan
+from memstore.storage.schema import first_id
 from tests.statistics.laws import must_follow, must_refute, tally
 
 SEEDS = 1500

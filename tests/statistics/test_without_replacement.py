@@ -1,6 +1,6 @@
 """Draws without replacement follow Plackett and Luce: compared, sequence by sequence, with exact enumeration.
 
-``memstore.draws.draw`` has three ways to finish (rounds of candidates, more rounds without the chosen, one scan); each
+``memstore.draws.rejection.draw`` has three ways to finish (rounds of candidates, more rounds without the chosen, one scan); each
 is forced in turn, and all must give the same law.
 """
 
@@ -14,8 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 import memstore
-from memstore import PrioritizedLoss, draws
-from memstore.snapshot import Rows
+from memstore import PrioritizedLoss
+from memstore.buffer.snapshot import Rows
+from memstore.draws import rejection as draws
 from tests.statistics.laws import (
     Draw,
     Floats,

@@ -13,10 +13,10 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from memstore import upgrade
-from memstore.address import parse_url
-from memstore.backends import layout
-from memstore.database import Database
+from memstore.storage import upgrade
+from memstore.storage.address import parse_url
+from memstore.storage.backends import layout
+from memstore.storage.database import Database
 
 
 def made() -> dict[str, str]:

@@ -17,9 +17,9 @@ from typing import Any
 from sqlalchemy import Table, UniqueConstraint, create_engine, inspect
 from sqlalchemy.types import Float, Integer, LargeBinary, SmallInteger, Text, TypeEngine
 
-from memstore import schema, upgrade
-from memstore.address import parse_url
-from memstore.database import Database
+from memstore.storage import schema, upgrade
+from memstore.storage.address import parse_url
+from memstore.storage.database import Database
 
 INTRODUCTION = f"""\
 # Tables and views

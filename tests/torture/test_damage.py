@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from sqlalchemy import create_engine, inspect, make_url
 
 import memstore
-from memstore.backends import layout
 from memstore.cli import main
-from memstore.upgrade import HEAD
+from memstore.storage.backends import layout
+from memstore.storage.upgrade import HEAD
 from tests.contract.helpers import postgres_only
 from tests.support.layout import made
 from tests.torture.damage import (

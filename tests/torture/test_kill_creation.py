@@ -24,7 +24,7 @@ from sqlalchemy import make_url
 import memstore
 from memstore.cli import main
 from memstore.learner import run_training, training_config
-from memstore.learner.train import TrainProgress
+from memstore.learner.job.train import TrainProgress
 from tests.support.postgres import PostgresServer
 
 pytestmark = [

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import make_url
 
 import memstore
-from memstore.address import parse_url, shown_address, shown_url, sqlite_path, without_secrets
 from memstore.errors import ConfigError, StoreReadOnly, StoreUnavailable
+from memstore.storage.address import parse_url, shown_address, shown_url, sqlite_path, without_secrets
 
 SECRET = "hunter2"
 NEAR = [

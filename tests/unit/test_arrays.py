@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.types.numeric import Int8
 
-from memstore.backends.arrays import BYTEA, FLOAT8, INT8, TEXT, Kind, encode, kind_of
-from memstore.schema import metadata
+from memstore.storage.backends.arrays import BYTEA, FLOAT8, INT8, TEXT, Kind, encode, kind_of
+from memstore.storage.schema import metadata
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 

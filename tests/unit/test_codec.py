@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from memstore import fields
-from memstore.codec import Signature, checksum
 from memstore.errors import ConfigError, InvalidValue, PayloadError, SchemaTooNew, StoreCorrupt
-from memstore.fields import Array, Field, pad
+from memstore.payload import fields
+from memstore.payload.fields import Array, Field, pad
+from memstore.payload.signature import Signature, checksum
 
 BASE_DTYPES = [*"?bhilqBHILQefdgFDG"]
 DTYPES = sorted({np.dtype(c).newbyteorder(order).str for c in BASE_DTYPES for order in "<>"})

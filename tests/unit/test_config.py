@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import memstore
-from memstore.address import parse_url
 from memstore.config import check_float, check_int
 from memstore.errors import ConfigError
+from memstore.storage.address import parse_url
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from memstore.document import pack, unpack
 from memstore.errors import PayloadError, SchemaTooNew, StoreCorrupt
+from memstore.payload.document import pack, unpack
 
 NATIVE = [np.dtype(code) for code in "?bhilqBHILQefdgFDG"]
 DTYPES = sorted({dtype.str for native in NATIVE for dtype in (native, native.newbyteorder("S"))})

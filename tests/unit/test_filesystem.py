@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import memstore
-from memstore.backends.filesystem import network_filesystem
+from memstore.storage.backends.filesystem import network_filesystem
 
 MOUNTS = """\
 /dev/vda / ext4 rw,relatime 0 0

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memstore.columns import EPISODE_COLUMNS, HISTORY_COLUMNS, MAX_DEPTH, Column, Condition, col
 from memstore.errors import InvalidValue
-from memstore.phrases import MAX_LENGTH, WINDOW, parse
+from memstore.queries import EPISODE_COLUMNS, HISTORY_COLUMNS, MAX_DEPTH, Column, Condition, col
+from memstore.queries.parser import MAX_LENGTH, WINDOW, parse
 from tests.contract.asking import HOSTILE, conditions
 
 QUICK = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 
 from memstore.errors import ConfigError, InvalidValue
-from memstore.results import Field, Kind, Result
+from memstore.queries.results import Field, Kind, Result
 
 TEXT = "é'\"\U0001f600\n"
 VALUES: dict[str, list[Any]] = {

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from memstore.config import check_int, check_seconds
 from memstore.errors import ConfigError, InvalidValue
-from memstore.times import check_time, check_times
+from memstore.values.times import check_time, check_times
 
 UNITS = {
     "W": Fraction(604800),

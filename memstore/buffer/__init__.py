@@ -1,0 +1,1 @@
+"""One buffer as of one snapshot: counters, strata, rows, stored payloads."""

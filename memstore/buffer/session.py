@@ -1,0 +1,327 @@
+"""One process's handle on one buffer: scopes, private copies of the state, the generator, forks.
+
+A write works on a private copy of the state; the copy is published at commit and dropped at rollback, and so are
+payloads on their way into the cache and what was drawn from the generator.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from sqlalchemy import Connection
+
+from memstore.buffer.facts import refuse_unreadable
+from memstore.buffer.snapshot import Snapshot, State
+from memstore.draws.knowledge import Populations
+from memstore.errors import MemoryClosed, MemstoreError, StoreBusy, StoreCorrupt
+from memstore.payload.cache import PayloadCache
+from memstore.storage.backends import Watch
+from memstore.storage.blocks import Block
+from memstore.storage.database import Database
+from memstore.storage.failures import foreign
+from memstore.storage.owners import Scope, Turn, enter_context, this_owner
+
+T = TypeVar("T")
+
+BESIDE = 2**32 - 1
+"""Key of the second stream of random numbers, a child that ``spawn`` never comes to."""
+
+
+@dataclass(eq=False)
+class _Open:
+    """What belongs to an open block, and is published, or handed to the block around it, at its commit."""
+
+    scope: Scope
+    outer: _Open | None
+    state: State | None
+    payloads: dict[int, bytes]
+
+
+class Session:
+    """Read and write scopes over a buffer; threads may share it."""
+
+    def __init__(self, database: Database, state: State, seeds: np.random.SeedSequence, cache: PayloadCache) -> None:
+        self.database = database
+        self.cache = cache
+        self.populations = Populations()
+        self.committed = state
+        self._losses = database.losses
+        self._start(seeds)
+        _sessions.add(self)
+
+    def _start(self, seeds: np.random.SeedSequence) -> None:
+        self.seeds = seeds
+        self.rng = np.random.default_rng(seeds)
+        self._beside = np.random.SeedSequence(seeds.entropy, spawn_key=(*seeds.spawn_key, BESIDE))
+        self._writing = Turn()
+        # Spans a draw and a whole transaction(): a draw by another thread inside would be undone by its rollback.
+        self._drawing = Turn()
+        self._block: _Open | None = None
+
+    def read(self, work: Callable[[Snapshot], T]) -> T:
+        """Run ``work`` on one consistent snapshot."""
+
+        def scope(conn: Connection) -> tuple[T, State]:
+            state = self._known(conn).at(conn, self.database.backend)
+            return work(Snapshot(conn, self.database.backend, state)), state
+
+        try:
+            result, state = self.database.in_read(scope)
+        except MemstoreError as exc:
+            self._blame_extra(exc)
+            raise
+        if not self.database.transaction_open:
+            self._publish(state)
+        return result
+
+    def _blame_extra(self, exc: MemstoreError) -> None:
+        """Name the row where it is an extra JSON that stopped the database, or could not be read; else return."""
+        unnamed = isinstance(exc, StoreCorrupt) and exc.episode_id is None
+        if type(exc) is not MemstoreError and not unnamed:
+            return
+        if self.database.transaction_open and self.database.backend.shared:
+            return  # PostgreSQL answers nothing more in this transaction
+        number = self.committed.buffer_id
+        with suppress(MemoryClosed):
+            self.database.in_read(lambda conn: refuse_unreadable(conn, number))
+
+    def draw(self, work: Callable[[Snapshot, np.random.Generator], T], *, write: bool = False) -> T:
+        """``read``, or ``write``, with the generator: one draw at a time, and none of a failed one is used up.
+
+        While the generator belongs to a block or a writing draw of another thread or task, a reading one does not wait
+        for it: it has a generator of its own, one of a second stream from the same seed.
+        """
+        scope = Scope(this_owner(), sys._getframe(), long=write)
+        try:
+            if write:
+                self._take_turn(scope)
+            rng = self._generator(scope)
+            before = rng.bit_generator.state
+
+            def attempt(snapshot: Snapshot) -> T:
+                rng.bit_generator.state = before  # the database may ask for another attempt: the same draw
+                return work(snapshot, rng)
+
+            try:
+                return self.write(attempt) if write else self.read(attempt)
+            except BaseException:
+                rng.bit_generator.state = before
+                raise
+        finally:
+            self._drawing.release(scope)
+            self._writing.release(scope)
+            del scope  # which refers to this function's variables
+
+    def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
+        """Run ``work`` under the buffer's lock and commit; ``payloads`` says what of its result to cache then."""
+
+        def scope(conn: Connection) -> tuple[T, State]:
+            backend = self.database.backend
+            self._lock_buffer(conn)
+            state = self._known(conn).at(conn, backend).copy()
+            result = work(Snapshot(conn, backend, state))
+            state.flush(conn, backend)
+            backend.announce(conn, state.buffer_id)
+            return result, state
+
+        turn = Scope(this_owner(), sys._getframe())
+        try:
+            self._take_turn(turn)
+            result, state = self.database.in_write(scope)
+            new = {} if payloads is None else payloads(result)
+            block = self._own_block()
+            if block is None:
+                self._publish(state)
+                self.cache.put(new)
+            else:
+                block.state = state
+                block.payloads.update(new)
+        finally:
+            self._writing.release(turn)
+            del turn  # which refers to this function's variables
+        return result
+
+    def aside(self, work: Callable[[Snapshot], T]) -> T:
+        """Commit a change that leaves the buffer's state alone, so without its lock; the snapshot may be mixed."""
+
+        def scope(conn: Connection) -> T:
+            backend = self.database.backend
+            result = work(Snapshot(conn, backend, self._known(conn).at(conn, backend)))
+            backend.announce(conn, self.committed.buffer_id)
+            return result
+
+        self._refuse_foreign(Scope(this_owner()))
+        return self.database.in_write(scope)
+
+    def watch(self) -> Watch:
+        """A started watch on commits to the buffer by anyone; close it."""
+        return self.database.watch(self.committed.buffer_id)
+
+    def transaction(self, given: T) -> Block[T]:
+        """Make everything inside one commit; on an exception nothing of the block remains. ``as`` names ``given``."""
+        return Block(_Steps(self, given))
+
+    def _lock_buffer(self, conn: Connection) -> None:
+        self.database.backend.lock_buffer(conn, self.committed.buffer_id)
+
+    def restore(self, generator: Mapping[str, Any]) -> None:
+        """Put the generator into a stored state."""
+        scope = Scope(this_owner(), sys._getframe(), long=True)
+        try:
+            self._take_turn(scope)
+            self._generator(scope).bit_generator.state = generator
+        finally:
+            self._drawing.release(scope)
+            self._writing.release(scope)
+            del scope  # which refers to this function's variables
+
+    def child_seeds(self) -> np.random.SeedSequence:
+        """Seeds for another process, independent of this one's and of every other child's."""
+        return self.seeds.spawn(1)[0]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.database.close()
+
+    def _take_turn(self, scope: Scope) -> None:
+        """Write from here on: alone among the threads and tasks, or as part of the own block."""
+        holder = self._writing.holder
+        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+            return
+        patience = self.database.backend.busy_timeout
+        holder = self._writing.take(scope, patience, scope.waits_in_vain)
+        if holder is not scope:
+            self._refuse_foreign(scope)
+            raise self._busy(holder)
+
+    def _refuse_foreign(self, scope: Scope) -> None:
+        holder = self._writing.holder
+        if holder is not None and holder.owner != scope.owner and scope.waits_in_vain(holder):
+            raise foreign(holder.owner)
+
+    def _generator(self, scope: Scope) -> np.random.Generator:
+        """The generator, held by the scope or by the block around it; one of its own for a draw that must not wait."""
+        holder = self._drawing.holder
+        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+            return self.rng
+        patience = self.database.backend.busy_timeout
+        holder = self._drawing.take(scope, patience, lambda other: other.long and not scope.long)
+        if holder is scope:
+            return self.rng
+        if scope.long:
+            raise self._busy(holder)
+        return np.random.default_rng(self._beside.spawn(1)[0])
+
+    def _busy(self, holder: Scope) -> StoreBusy:
+        return StoreBusy(
+            f"{self.database.backend.describe()}: {holder.owner} of this very process has used the memory for "
+            f"{self.database.backend.busy_timeout:g} s; keep transaction() blocks short, and nest those of two "
+            "memories in the same order"
+        )
+
+    def _own_block(self) -> _Open | None:
+        """The innermost open block, if it is one of this thread and task."""
+        block = self._block
+        return block if block is not None and block.scope.owner == this_owner() else None
+
+    def _known(self, conn: Connection) -> State:
+        """The state to start from: the own one in a block, else the last one published."""
+        block = self._own_block()
+        if block is not None:
+            return block.state or self.committed
+        # Another thread's transaction is not visible here, nor is its state.
+        losses = self.database.losses
+        if self._losses != losses:
+            self.cache.clear()
+            self.populations.clear()
+            self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
+            self._losses = losses
+        return self.committed
+
+    def _publish(self, state: State) -> None:
+        if state.counters.revision > self.committed.counters.revision:
+            self.committed = state
+
+    def _before_fork(self) -> None:
+        self._fork_seeds = self.child_seeds()
+
+    def _after_fork(self) -> None:
+        self.cache.after_fork()
+        self.populations.after_fork()
+        self._start(self._fork_seeds)
+
+
+class _Steps(Generic[T]):
+    """One block of ``Session.transaction``; of nested ones the outermost has the turns."""
+
+    def __init__(self, session: Session, given: T) -> None:
+        self._session = session
+        self._given = given
+        self._scope = Scope(this_owner(), long=True)
+        self._database = session.database.transaction(session._lock_buffer).steps
+        self._open: _Open | None = None
+        self._rng = session.rng
+        self._before: Mapping[str, Any] | None = None
+
+    def enter(self) -> T:
+        """Take the turns, begin."""
+        session = self._session
+        outer = session._own_block()
+        session._take_turn(self._scope)
+        session._generator(self._scope)
+        before = self._rng.bit_generator.state
+        self._database.enter()
+        self._before = before
+        state, payloads = (None, {}) if outer is None else (outer.state, dict(outer.payloads))
+        session._block = self._open = _Open(self._scope, outer, state, payloads)
+        enter_context(self._scope)
+        return self._given
+
+    def leave(self, *, commit: bool) -> None:
+        """Commit and publish, or undo; then let the next one have its turn."""
+        opened, session = self._open, self._session
+        assert opened is not None
+        self._database.leave(commit=commit)
+        if commit:
+            self._before = None
+        if commit and opened.outer is not None:
+            opened.outer.state, opened.outer.payloads = opened.state, opened.payloads
+        elif commit:
+            if opened.state is not None:
+                session._publish(opened.state)
+            session.cache.put(opened.payloads)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Undo what is left of it."""
+        session, opened = self._session, self._open
+        self._database.abandon()
+        if self._before is not None:
+            self._rng.bit_generator.state, self._before = self._before, None
+        if opened is not None:
+            session._block, self._open = opened.outer, None
+            enter_context(None if opened.outer is None else opened.outer.scope)
+        session._drawing.release(self._scope)
+        session._writing.release(self._scope)
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _each_session(act: Callable[[Session], None]) -> Callable[[], None]:
+    def hook() -> None:
+        for session in list(_sessions):
+            act(session)
+
+    return hook
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_each_session(Session._before_fork), after_in_child=_each_session(Session._after_fork))

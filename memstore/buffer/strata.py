@@ -1,0 +1,302 @@
+"""The sampling index: strata, their dense positions, their counts and sums.
+
+A stratum is (domain, bucket): the half-octave in which an episode's priority lay when it was placed. Its bound
+``2 ** (bucket / 2)`` is at least the priority of everything inside, so a row drawn uniformly from a stratum and
+accepted with probability ``(priority / bound) ** alpha`` is drawn exactly in proportion to its weight.
+
+Everything is kept in powers of two: a bound, a weight or a product of both may exceed the range of a float; its
+logarithm never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from memstore.errors import StoreCorrupt
+from memstore.storage import checksums, stored
+from memstore.storage.backends import Backend
+from memstore.storage.schema import SEQUENCE_BITS, UNMEASURED, first_id, replay_metadata, stratum
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+FALL_BEFORE_MOVE = 2
+"""A row whose loss fell moves only when it stands this many buckets too high, so most updates move nothing."""
+
+
+LEAST_BUCKET, LARGEST_BUCKET = -2148, 2049
+"""Where the buckets of measured episodes lie."""
+
+REFRESHED = ("id", "domain_id", "bucket", "count", "weight_sum", "loss_sum")
+"""Columns of ``stratum`` that a process keeps a copy of."""
+
+
+def log2_priority(loss: Floats, epsilon: float, top_priority: float) -> Floats:
+    """Base-2 logarithm of the priority, ``loss + epsilon``, or of ``top_priority`` where the loss is NaN."""
+    # A loss near the largest float plus epsilon cannot overflow: epsilon is below half a unit in its last place.
+    return np.log2(np.where(np.isnan(loss), top_priority, loss + epsilon))
+
+
+def bucket_of(loss: Floats, epsilon: float) -> Ints:
+    """Bucket that bounds each loss most closely; ``UNMEASURED`` where it is NaN."""
+    buckets = np.ceil(2.0 * log2_priority(loss, epsilon, 1.0)).astype(np.int64)
+    return np.where(np.isnan(loss), UNMEASURED, buckets)
+
+
+@dataclass(slots=True)
+class Strata:
+    """A process's copy of one buffer's strata; element ``i`` is the stratum of sequence ``i + 1``."""
+
+    buffer_id: int
+    domain: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    bucket: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    count: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    weight_sum: Floats = field(default_factory=lambda: np.empty(0, np.float64))
+    loss_sum: Floats = field(default_factory=lambda: np.empty(0, np.float64))
+    _index: dict[tuple[int, int], int] = field(default_factory=dict)
+    _order: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    _changed: set[int] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    @property
+    def live(self) -> int:
+        """Number of episodes that stand in the strata."""
+        return int(self.count.sum())
+
+    def copy(self) -> Strata:
+        """An independent copy. The lookup table is shared: its entries are checked against the arrays on use."""
+        return Strata(
+            self.buffer_id,
+            self.domain,
+            self.bucket,
+            self.count.copy(),
+            self.weight_sum.copy(),
+            self.loss_sum.copy(),
+            self._index,
+            self._order,
+            set(self._changed),
+        )
+
+    def occupied(self) -> Ints:
+        """Strata that hold something, in (domain, bucket) order: the order of every cumulative sum."""
+        if len(self._order) != len(self):
+            self._order = np.lexsort((self.bucket, self.domain))
+        return self._order[self.count[self._order] > 0]
+
+    def log2_bound(self, rows: Ints, top_priority: float) -> Floats:
+        """Base-2 logarithm of the largest priority possible in each stratum."""
+        buckets = self.bucket[rows]
+        return np.where(buckets == UNMEASURED, np.log2(top_priority), buckets / 2.0)
+
+    def relative_weight(self, rows: Ints, loss: Floats, epsilon: float, alpha: float) -> Floats:
+        """``(priority / bound) ** alpha``, 1 for never-measured episodes."""
+        relative = alpha * (log2_priority(loss, epsilon, 1.0) - self.bucket[rows] / 2.0)
+        return np.exp2(np.where(np.isnan(loss), 0.0, relative))
+
+    def _relative_loss(self, rows: Ints, loss: Floats) -> Floats:
+        measured = ~np.isnan(loss)
+        # In two steps, because 2 ** (bucket / 2) alone may exceed the range of a float.
+        root = np.exp2(np.where(measured, -self.bucket[rows] / 4.0, 0.0))
+        return np.where(measured, loss, 0.0) * root * root
+
+    def average_loss(self) -> float:
+        """Mean of the measured losses, 0.0 when there is none."""
+        measured = (self.bucket != UNMEASURED) & (self.count > 0)
+        total = int(self.count[measured].sum())
+        return float(self._losses(measured, np.full(int(measured.sum()), total)).sum()) if total else 0.0
+
+    def mean_losses(self, domains: int) -> Floats:
+        """Mean of the measured losses of each domain, 0.0 where there is none."""
+        measured = (self.bucket != UNMEASURED) & (self.count > 0)
+        domain = self.domain[measured] - 1
+        totals = np.bincount(domain, self.count[measured], domains)
+        means: Floats = np.bincount(domain, self._losses(measured, totals[domain]), domains).astype(np.float64)
+        return means
+
+    def _losses(self, which: NDArray[np.bool_], shares: NDArray[Any]) -> Floats:
+        """Sums of losses, each divided before it can overflow."""
+        root = np.exp2(self.bucket[which] / 4.0)
+        losses: Floats = self.loss_sum[which] / shares * root * root
+        return losses
+
+    def ids(self, rows: Ints) -> Ints:
+        """Ids of the strata."""
+        return rows + (first_id(self.buffer_id) + 1)
+
+    def rows(self, ids: Iterable[int]) -> Ints:
+        """Inverse of ``ids``."""
+        return np.fromiter(ids, np.int64) - (first_id(self.buffer_id) + 1)
+
+    def find(self, domains: Ints, buckets: Ints) -> Ints:
+        """The stratum of each (domain, bucket), made where there is none yet."""
+        pairs = list(zip(domains.tolist(), buckets.tolist(), strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if not self._has(pair)]
+        if new:
+            self._append(np.array([d for d, _ in new], np.int64), np.array([b for _, b in new], np.int64))
+        return np.array([self._index[pair] for pair in pairs], np.int64)
+
+    def _has(self, pair: tuple[int, int]) -> bool:
+        # A rolled-back transaction may have left an entry for a stratum that never came to be, or another's.
+        row = self._index.get(pair)
+        return row is not None and row < len(self) and (self.domain[row], self.bucket[row]) == pair
+
+    def _append(self, domains: Ints, buckets: Ints) -> None:
+        start, extra = len(self), len(domains)
+        self.domain = np.concatenate([self.domain, domains])
+        self.bucket = np.concatenate([self.bucket, buckets])
+        self.count = np.concatenate([self.count, np.zeros(extra, np.int64)])
+        self.weight_sum = np.concatenate([self.weight_sum, np.zeros(extra)])
+        self.loss_sum = np.concatenate([self.loss_sum, np.zeros(extra)])
+        for row in range(start, start + extra):
+            self._index[int(self.domain[row]), int(self.bucket[row])] = row
+        self._changed.update(range(start, start + extra))
+
+    def account(self, rows: Ints, loss: Floats, epsilon: float, alpha: float, sign: int) -> None:
+        """Add (``sign=1``) or take away (``-1``) rows from the sums; an emptied stratum's sums are exactly zero."""
+        np.add.at(self.weight_sum, rows, sign * self.relative_weight(rows, loss, epsilon, alpha))
+        np.add.at(self.loss_sum, rows, sign * self._relative_loss(rows, loss))
+        touched = np.unique(rows)
+        empty = touched[self.count[touched] == 0]
+        self.weight_sum[empty] = 0.0
+        self.loss_sum[empty] = 0.0
+        # Sums of positive numbers; rounding must not leave them below zero.
+        self.weight_sum[touched] = np.maximum(self.weight_sum[touched], 0.0)
+        self.loss_sum[touched] = np.maximum(self.loss_sum[touched], 0.0)
+        self._changed.update(touched.tolist())
+
+    def reweigh(self, rows: Ints, loss: Floats, epsilon: float, alpha: float) -> None:
+        """Recompute every weight sum, given the stratum and loss of every live row."""
+        self.weight_sum[:] = 0.0
+        np.add.at(self.weight_sum, rows, self.relative_weight(rows, loss, epsilon, alpha))
+        self._changed.update(range(len(self)))
+
+    def rearrange(
+        self, conn: Connection, backend: Backend, leaving: tuple[Ints, Ints], entering: Ints
+    ) -> tuple[Ints, Ints, Ints]:
+        """Let rows leave and enter so that positions stay dense; newcomers fill holes first, then the tail.
+
+        Parameters
+        ----------
+        leaving : (strata, positions)
+            Where the leaving rows stand.
+        entering : array
+            Stratum of each entering row.
+
+        Returns
+        -------
+        positions : array, shape of ``entering``
+            Where the entering rows are to stand.
+        moved_ids, moved_positions : arrays
+            Rows of the tail that must take the remaining holes.
+        """
+        stratum, hole, rank = _ranked(*leaving)
+        holes, newcomers = np.bincount(stratum, minlength=len(self)), np.bincount(entering, minlength=len(self))
+        before = self.count
+        self.count = after = before - holes + newcomers
+        self._changed.update(np.flatnonzero(holes + newcomers).tolist())
+
+        first_hole = np.cumsum(holes) - holes
+        came, place, nth = _ranked(entering, np.arange(len(entering)))
+        positions = np.empty(len(entering), np.int64)
+        positions[place] = before[came] + nth - holes[came]
+        fills = nth < holes[came]
+        positions[place[fills]] = hole[first_hole[came[fills]] + nth[fills]]
+
+        # As many places beyond the new end as holes nobody filled; those that still hold a row give it to such a hole.
+        unfilled = rank >= newcomers[stratum]
+        stratum, hole = stratum[unfilled], hole[unfilled]
+        tail = after[stratum] + rank[unfilled] - newcomers[stratum]
+        surviving = ~np.isin(_keys(stratum, tail), _keys(stratum, hole))
+        fill = hole[hole < after[stratum]]
+        return positions, *self._locate_tail(conn, backend, stratum[surviving], tail[surviving], fill)
+
+    def _locate_tail(
+        self, conn: Connection, backend: Backend, strata: Ints, positions: Ints, fill: Ints
+    ) -> tuple[Ints, Ints]:
+        found = sorted(backend.locate(conn, self.ids(strata), positions))
+        if [ordinal for ordinal, *_ in found] != list(range(len(fill))):
+            raise StoreCorrupt(f"positions of buffer {self.buffer_id} are not dense; run 'memstore check'")
+        return np.array([row[1] for row in found], np.int64), fill
+
+    def refresh(self, rows: list[tuple[Any, ...]]) -> None:
+        """Take over what other processes changed: ``REFRESHED`` columns by id."""
+        if not rows:
+            return
+        *wholes, weights, losses = zip(*rows, strict=True)
+        ids, domains, buckets, counts = (stored.wholes(values, "table stratum") for values in wholes)
+        sums = [stored.reals(values, "table stratum", nullable=False) for values in (weights, losses)]
+        at, domains = self.rows(ids.tolist()), domains - first_id(self.buffer_id)
+        self._refuse(at, domains, buckets, counts, *sums)
+        new = at >= len(self)
+        if new.any():
+            self._append(domains[new], buckets[new])
+        self.count[at], self.weight_sum[at], self.loss_sum[at] = counts, *sums
+        self._changed.clear()
+
+    def _refuse(self, at: Ints, domains: Ints, buckets: Ints, counts: Ints, weights: Floats, losses: Floats) -> None:
+        """Raise ``StoreCorrupt`` for rows that cannot be: they decide how much is reserved and looped over."""
+        known = np.minimum(at, len(self) - 1) if len(self) else at
+        possible = (buckets == UNMEASURED) | ((buckets >= LEAST_BUCKET) & (buckets <= LARGEST_BUCKET))
+        possible &= (domains > 0) & (domains < 1 << SEQUENCE_BITS) & (counts >= 0) & (counts < 1 << SEQUENCE_BITS)
+        for sums in (weights, losses):
+            possible &= np.isfinite(sums) & (sums >= 0)
+        if len(self):
+            old = at < len(self)
+            possible[old] &= (self.domain[known[old]] == domains[old]) & (self.bucket[known[old]] == buckets[old])
+        new = at[at >= len(self)]
+        if not possible.all() or at.min() < 0 or not np.array_equal(new, np.arange(len(self), len(self) + len(new))):
+            bad = self.ids(at[~possible]).tolist()[:1] or ["that is missing, or twice there"]
+            raise stored.damaged(f"buffer {self.buffer_id}: stratum {bad[0]}", "cannot be as it is stored")
+
+    def flush(self, conn: Connection, backend: Backend, stored: int, revision: int) -> None:
+        """Write the changed strata; the first ``stored`` ones exist in the database already."""
+        changed = np.array(sorted(self._changed), np.int64)
+        self._changed.clear()
+        known, new = changed[changed < stored], changed[changed >= stored]
+        if len(known):
+            backend.update(conn, stratum, "id", self._contents(known, revision))
+        if len(new):
+            identity = {
+                "buffer_id": [self.buffer_id] * len(new),
+                "domain_id": (self.domain[new] + first_id(self.buffer_id)).tolist(),
+                "bucket": self.bucket[new].tolist(),
+            }
+            backend.insert(conn, stratum, identity | self._contents(new, revision))
+
+    def _contents(self, rows: Ints, revision: int) -> dict[str, list[Any]]:
+        columns = (self.domain[rows], self.bucket[rows], self.count[rows], self.weight_sum[rows], self.loss_sum[rows])
+        return {
+            "id": self.ids(rows).tolist(),
+            "checksum": checksums.of_columns(self.ids(rows), *columns, np.full(len(rows), revision)).tolist(),
+            "count": self.count[rows].tolist(),
+            "weight_sum": self.weight_sum[rows].tolist(),
+            "loss_sum": self.loss_sum[rows].tolist(),
+            "revision": [revision] * len(rows),
+        }
+
+
+def _ranked(strata: Ints, values: Ints) -> tuple[Ints, Ints, Ints]:
+    """Strata and values in (stratum, value) order, and each one's rank within its stratum."""
+    order = np.lexsort((values, strata))
+    strata = strata[order]
+    return strata, values[order], np.arange(len(order)) - np.searchsorted(strata, strata)
+
+
+def _keys(strata: Ints, positions: Ints) -> Ints:
+    return strata << 43 | positions
+
+
+def write_positions(conn: Connection, backend: Backend, ids: Ints, positions: Ints) -> None:
+    """Store the new positions of moved rows."""
+    if len(ids):
+        backend.update(
+            conn, replay_metadata, "episode_id", {"episode_id": ids.tolist(), "position": positions.tolist()}
+        )

@@ -1,0 +1,1 @@
+"""Who is drawn: the laws, their candidates, the batch."""

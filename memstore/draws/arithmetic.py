@@ -1,0 +1,61 @@
+"""Arithmetic of shares: whole slots from fractions, and sums too long or too large to write out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memstore.buffer.strata import Floats, Ints
+
+
+def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -> Ints:
+    """Whole slots in proportion to shares, none above its limit, what is left over going to the others.
+
+    Fractional slots are given by systematic sampling over a random order (Madow 1949): each entry gets its share
+    exactly on average, and never more than one slot away from it.
+    """
+    slots = np.zeros(len(shares), np.int64)
+    open_ = (limits > 0) & (shares > 0)
+    while True:
+        left = min(count - int(slots.sum()), int(limits[open_].sum()))
+        if left <= 0:
+            return slots
+        ideal = np.where(open_, shares, 0.0) / shares[open_].sum() * left
+        full = open_ & (ideal >= limits)
+        if not full.any():
+            break
+        # Before anything is rounded: what these cannot take is part of the others' shares.
+        slots[full] = limits[full]
+        open_ &= ~full
+    given = np.floor(ideal + 1e-9).astype(np.int64)
+    order = rng.permutation(len(shares))
+    fractions = np.cumsum(np.maximum(ideal - given, 0.0)[order])
+    # They add up to a whole number but for rounding, which must not make one slot more or less.
+    fractions[-1] = round(fractions[-1])
+    steps = np.floor(np.minimum(fractions, fractions[-1]) + rng.random())
+    given[order] += np.diff(steps, prepend=0.0).astype(np.int64)
+    whole: Ints = slots + given
+    return whole
+
+
+TINY = 2.0**-900
+"""A sum above it is not changed by what underflows."""
+
+
+def log2_sum(log2_values: Floats, factors: Floats | Ints | float = 1.0) -> float:
+    """``log2(sum(factors * 2 ** log2_values))`` without overflow."""
+    top = log2_values.max()
+    return float(top + np.log2((factors * np.exp2(log2_values - top)).sum()))
+
+
+def power_sum(first: int, last: int, alpha: float) -> float:
+    """``sum(n ** -alpha for n in first .. last)``, by the Euler-Maclaurin formula beyond the first 64 terms."""
+    head = np.arange(first, min(last, first + 63) + 1, dtype=np.float64)
+    total = float((head**-alpha).sum())
+    m, n = float(first + 64), float(last)
+    if n < m:
+        return total
+    ratio = np.log(n / m)
+    integral = ratio if alpha == 1 else m ** (1 - alpha) * np.expm1((1 - alpha) * ratio) / (1 - alpha)
+    slope = alpha * (m ** (-alpha - 1) - n ** (-alpha - 1)) / 12
+    third = alpha * (alpha + 1) * (alpha + 2) * (m ** (-alpha - 3) - n ** (-alpha - 3)) / 720
+    return total + float(integral + (m**-alpha + n**-alpha) / 2 + slope - third)

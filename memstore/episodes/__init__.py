@@ -1,0 +1,1 @@
+"""What comes, what changes, what leaves, and the log of it."""

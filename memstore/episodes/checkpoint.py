@@ -1,0 +1,94 @@
+"""Named trainer states in the buffer's own database, so that one commit holds both."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sqlalchemy import delete, select
+
+from memstore.buffer.snapshot import Snapshot
+from memstore.errors import CheckpointNotFound, SchemaTooNew, StoreCorrupt
+from memstore.payload.document import pack, unpack
+from memstore.storage import checksums
+from memstore.storage.address import restoring
+from memstore.storage.backends import UNAWAITED
+from memstore.storage.schema import checkpoint
+from memstore.values.shown import listed, shown
+
+_c = checkpoint.c
+
+
+def save(snapshot: Snapshot, name: str, packed: list[Any], rng: np.random.Generator, now: float) -> None:
+    """Store a state, as `pack` gives its two parts, and the generator under this name, replacing what it held."""
+    document, data = packed
+    generator, _ = pack(rng.bit_generator.state)
+    own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
+    facts = {
+        "buffer_id": snapshot.state.buffer_id,
+        "name": name,
+        "created_at": now,
+        "revision": snapshot.state.counters.revision,
+        "inserted": snapshot.state.counters.inserted,
+    }
+    snapshot.conn.execute(delete(checkpoint).where(*own), execution_options={UNAWAITED: True})
+    row = facts | {
+        "document": document,
+        "data": data,
+        "crc32": _crc(document, data, generator),
+        "rng": generator,
+        "checksum": checksums.of_row(*facts.values()),
+    }
+    # Not by SQLAlchemy: its cache of compiled statements would keep the values of the first one.
+    snapshot.backend.insert(snapshot.conn, checkpoint, {column: [value] for column, value in row.items()})
+
+
+def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state, and that of the generator.
+
+    Raises
+    ------
+    CheckpointNotFound
+        With the names that exist.
+    StoreCorrupt
+        When the bytes do not match their checksum.
+    """
+    columns = ("document", "data", "rng", "crc32")
+    rows = snapshot.backend.select_texts(snapshot.conn, checkpoint, columns, snapshot.state.buffer_id, "name", [name])
+    if not rows:
+        raise CheckpointNotFound(
+            f"no checkpoint {shown(name)} is stored for this buffer (there are: {listed(names(snapshot), 5)})"
+        )
+    document, data, generator, crc32 = rows[0]
+    if _crc(document, data, generator) != crc32:
+        advice = restoring(snapshot.backend.describe())
+        raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; save it anew, {advice}")
+    return unpack(document, data), unpack(generator, b"")
+
+
+def examine(snapshot: Snapshot) -> Iterator[tuple[str | None, bool]]:
+    """What is wrong with each checkpoint, None for nothing, and whether all of its row has a checksum."""
+    for name in names(snapshot):
+        facts = (_c.buffer_id, _c.name, _c.created_at, _c.revision, _c.inserted)
+        own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
+        row = snapshot.conn.execute(select(*facts, _c.checksum).where(*own)).one()
+        finding = None
+        if row.checksum not in (None, checksums.of_row(*row[:-1])):
+            finding = f"the time or the counters of checkpoint {name!r} do not match their checksum"
+        try:
+            load(snapshot, name)
+        except (StoreCorrupt, SchemaTooNew) as exc:
+            finding = str(exc)
+        yield finding, row.checksum is not None
+
+
+def names(snapshot: Snapshot) -> list[str]:
+    """Names of the buffer's checkpoints, oldest first."""
+    query = select(_c.name).where(_c.buffer_id == snapshot.state.buffer_id).order_by(_c.created_at, _c.name)
+    return list(snapshot.conn.scalars(query))
+
+
+def _crc(document: str, data: bytes, generator: str) -> int:
+    return zlib.crc32(generator.encode(), zlib.crc32(data, zlib.crc32(document.encode())))

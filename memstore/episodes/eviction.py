@@ -1,0 +1,278 @@
+"""What leaves at capacity: one small planner per policy.
+
+A plan is made before anything is written, and never depends on how the newcomers were cut into batches: ``extend`` of
+n episodes keeps what n single ``add`` calls would keep.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import and_, func, select
+
+from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.strata import Floats, Ints
+from memstore.errors import ConfigError, MemoryFull
+from memstore.storage.schema import first_id, replay_metadata
+from memstore.storage.stored import damaged
+from memstore.types import EvictionPolicy
+from memstore.values.shown import shown
+
+_m = replay_metadata.c
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomers:
+    """Episodes about to be inserted: their ids (consecutive), domains and losses (NaN: never measured)."""
+
+    ids: Ints
+    domains: Ints
+    loss: Floats
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, which: NDArray[np.bool_]) -> Newcomers:
+        """The newcomers at these places."""
+        return Newcomers(self.ids[which], self.domains[which], self.loss[which])
+
+    @staticmethod
+    def none() -> Newcomers:
+        """Nobody: for a buffer that shrinks."""
+        return Newcomers(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Who leaves, and which newcomers stay; a newcomer that does not has come and gone."""
+
+    leaving: Ints
+    staying: NDArray[np.bool_]
+    reservoir_floor: int | None = None
+
+
+def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+    """What the buffer's eviction policy decides about these newcomers.
+
+    Raises
+    ------
+    MemoryFull
+        Under policy ``none``, when they do not all fit.
+    """
+    policy = EvictionPolicy(snapshot.settings.eviction)
+    excess = snapshot.live + len(newcomers) - snapshot.settings.capacity
+    if snapshot.live > snapshot.settings.capacity:
+        _refuse_miscounted(snapshot)
+    if excess <= 0 and policy is not EvictionPolicy.RESERVOIR:
+        return Plan(np.empty(0, np.int64), np.ones(len(newcomers), np.bool_))
+    return _PLANNERS[policy](snapshot, newcomers)
+
+
+def _refuse_miscounted(snapshot: Snapshot) -> None:
+    """A buffer holds more than its capacity only while it shrinks; else the strata count rows that are not there."""
+    found = snapshot.conn.scalars(select(func.count()).select_from(replay_metadata).where(snapshot.own)).one()
+    if found != snapshot.live:
+        raise damaged(f"buffer {snapshot.state.buffer_id}", f"has {found} rows where its strata count {snapshot.live}")
+
+
+def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> tuple[list[int | None], list[int | None]]:
+    """Values of the columns (eviction_group, eviction_key), None where the policy needs no order of its own."""
+    match EvictionPolicy(snapshot.settings.eviction):
+        case EvictionPolicy.RESERVOIR:
+            return [0] * len(newcomers), reservoir_keys(snapshot, newcomers.ids).tolist()
+        case EvictionPolicy.LARGEST_DOMAIN:
+            return newcomers.domains.tolist(), newcomers.ids.tolist()
+        case _:
+            return [None] * len(newcomers), [None] * len(newcomers)
+
+
+def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
+    """63 random bits per episode, a function of (buffer seed, insertion number) alone.
+
+    Philox is counter-based (Salmon et al. 2011): block n of its stream belongs to insertion n, so the keys are the
+    same for any number of writers, batches and restarts.
+    """
+    sequence = ids - first_id(snapshot.state.buffer_id)
+    if not len(sequence):
+        return np.empty(0, np.int64)
+    first, last = int(sequence.min()), int(sequence.max())
+    stream = np.random.Philox(key=snapshot.settings.seed, counter=first)
+    blocks = stream.random_raw(4 * (last - first + 1))[::4]
+    return (blocks[sequence - first] >> np.uint64(1)).astype(np.int64)
+
+
+def _excess(snapshot: Snapshot, newcomers: Newcomers) -> int:
+    return snapshot.live + len(newcomers) - snapshot.settings.capacity
+
+
+def _fifo(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+    excess = _excess(snapshot, newcomers)
+    leaving = _first(snapshot, min(excess, snapshot.live))
+    return Plan(leaving, np.arange(len(newcomers)) >= excess - len(leaving))
+
+
+def _lowest_loss(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+    leaving, staying = _evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_))
+    return Plan(leaving, staying)
+
+
+def _evict_easiest(
+    snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """One at a time: the smallest measured loss leaves, then the newcomer enters; no newcomer displaces itself."""
+    room = snapshot.settings.capacity - snapshot.live
+    evictions = int(entering.sum()) - room
+    measured = _measured_easiest(snapshot, evictions)
+    heapq.heapify(measured)
+    unmeasured = _first(snapshot, evictions - len(measured), unmeasured=True).tolist()
+    unmeasured.reverse()
+    gone: list[int] = []
+
+    def evict() -> None:
+        if measured:
+            gone.append(heapq.heappop(measured)[1])
+        elif unmeasured:
+            gone.append(unmeasured.pop())
+
+    for _ in range(max(-room, 0)):
+        evict()
+    room = max(room, 0)
+    waiting: list[int] = []
+    for episode_id, loss, enters in zip(newcomers.ids.tolist(), newcomers.loss.tolist(), entering, strict=True):
+        if not enters:
+            continue
+        if room > 0:
+            room -= 1
+        elif measured or unmeasured:
+            evict()
+        else:
+            # Everything here is a newcomer that was never measured: the oldest of them leaves.
+            gone.append(waiting.pop(0))
+        if loss == loss:
+            heapq.heappush(measured, (loss, episode_id))
+        else:
+            waiting.append(episode_id)
+    left = np.array(gone, np.int64)
+    return left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left)
+
+
+def _largest_domain(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+    strata = snapshot.state.strata
+    counts = np.bincount(strata.domain, weights=strata.count, minlength=len(snapshot.state.domain_names) + 1)
+    evictions = np.zeros(len(counts), np.int64)
+    total = snapshot.live
+    for domain in [None] * max(total - snapshot.settings.capacity, 0) + newcomers.domains.tolist():
+        if domain is not None:
+            counts[domain] += 1
+            total += 1
+        if total > snapshot.settings.capacity:
+            largest = int(counts.argmax())
+            if domain is not None and counts[domain] == counts[largest]:
+                largest = domain
+            counts[largest] -= 1
+            evictions[largest] += 1
+            total -= 1
+    staying = np.ones(len(newcomers), np.bool_)
+    leaving = [np.empty(0, np.int64)]
+    for domain in np.flatnonzero(evictions).tolist():
+        oldest = _by_key(snapshot, domain, int(evictions[domain]))[0]
+        leaving.append(oldest)
+        staying[np.flatnonzero(newcomers.domains == domain)[: evictions[domain] - len(oldest)]] = False
+    return Plan(np.concatenate(leaving), staying)
+
+
+def _reservoir(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+    keys = reservoir_keys(snapshot, newcomers.ids)
+    floor = snapshot.state.counters.reservoir_floor
+    # The floor is the largest key that ever left. Below it a newcomer would have left already, so deletions and growth
+    # open no side door; until the reservoir is full again its chance is (k + 1) / (t + 1) instead of k / t.
+    staying = np.ones(len(newcomers), np.bool_) if floor is None else keys > floor
+    excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
+    if excess <= 0:
+        return Plan(np.empty(0, np.int64), staying, floor)
+    old_ids, old_keys = _by_key(snapshot, 0, excess)
+    ids = np.concatenate([old_ids, newcomers.ids[staying]])
+    all_keys = np.concatenate([old_keys, keys[staying]])
+    out = np.lexsort((ids, all_keys))[:excess]
+    floor = int(all_keys[out].max())
+    leaving = out[out < len(old_ids)]
+    return Plan(old_ids[leaving], staying & ~np.isin(newcomers.ids, ids[out]), floor)
+
+
+def _reservoir_loss(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+    offered = newcomers.ids - first_id(snapshot.state.buffer_id)
+    uniform = reservoir_keys(snapshot, newcomers.ids) / 2.0**63
+    room = max(snapshot.settings.capacity - snapshot.live, 0)
+    lottery = uniform < snapshot.settings.capacity / np.maximum(offered, 1)
+    entering = lottery | (np.arange(len(newcomers)) < room)
+    return Plan(*_evict_easiest(snapshot, newcomers, entering))
+
+
+def _none(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+    capacity = snapshot.settings.capacity
+    if not len(newcomers):
+        raise ConfigError(
+            f"the buffer holds {snapshot.live} episodes and evicts none: delete some before shrinking it to {capacity}"
+        )
+    raise MemoryFull(
+        f"{len(newcomers)} new episodes do not fit: {snapshot.live} of {capacity} places are taken and the eviction "
+        "policy is 'none'; delete(...) some, configure(capacity=...) or configure(eviction=...)"
+    )
+
+
+_PLANNERS: dict[EvictionPolicy, Callable[[Snapshot, Newcomers], Plan]] = {
+    EvictionPolicy.FIFO: _fifo,
+    EvictionPolicy.LOWEST_LOSS: _lowest_loss,
+    EvictionPolicy.LARGEST_DOMAIN: _largest_domain,
+    EvictionPolicy.RESERVOIR: _reservoir,
+    EvictionPolicy.RESERVOIR_LOSS: _reservoir_loss,
+    EvictionPolicy.NONE: _none,
+}
+
+
+def _first(snapshot: Snapshot, count: int, *, unmeasured: bool = False) -> Ints:
+    """The oldest live ids (of the never-measured ones)."""
+    if count <= 0:
+        return np.empty(0, np.int64)
+    # Of the never-measured ones, through the loss index: NULLs stand together there, in id order.
+    which = and_(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_(None)) if unmeasured else snapshot.own
+    query = select(_m.episode_id).where(which).order_by(_m.episode_id).limit(count)
+    return np.array(snapshot.conn.scalars(query).all(), np.int64)
+
+
+def _measured_easiest(snapshot: Snapshot, count: int) -> list[tuple[float, int]]:
+    if count <= 0:
+        return []
+    query = select(_m.loss, _m.episode_id).where(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_not(None))
+    rows = snapshot.conn.execute(query.order_by(_m.loss, _m.episode_id).limit(count))
+    return [(loss, episode_id) for loss, episode_id in rows]
+
+
+def _by_key(snapshot: Snapshot, group: int, count: int) -> tuple[Ints, Ints]:
+    """Ids and keys of the first rows in the policy's own order."""
+    query = select(_m.episode_id, _m.eviction_key).where(
+        _m.buffer_id == snapshot.state.buffer_id, _m.eviction_group == group, _m.eviction_key.is_not(None)
+    )
+    rows = snapshot.conn.execute(query.order_by(_m.eviction_key, _m.episode_id).limit(count)).all()
+    return np.array([r[0] for r in rows], np.int64), np.array([r[1] for r in rows], np.int64)
+
+
+def as_eviction(value: EvictionPolicy | str) -> EvictionPolicy:
+    """A policy from itself or its name."""
+    known = [policy.value for policy in EvictionPolicy]
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"unknown eviction policy {shown(value)}; expected one of {', '.join(known)}")
+    return EvictionPolicy(value)
+
+
+def default_eviction(strategy_name: str) -> EvictionPolicy:
+    """The policy that goes with a strategy, as in the origin except for DomainBalanced, which protects rare domains."""
+    return {
+        "prioritized_loss": EvictionPolicy.LOWEST_LOSS,
+        "mixed": EvictionPolicy.LOWEST_LOSS,
+        "domain_balanced": EvictionPolicy.LARGEST_DOMAIN,
+    }.get(strategy_name, EvictionPolicy.FIFO)

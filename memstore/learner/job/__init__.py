@@ -1,0 +1,1 @@
+"""What `memstore train` does."""

@@ -1,0 +1,307 @@
+"""What a payload may hold: its fields, and the checks on every value that is to be stored."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from memstore.errors import InvalidValue, PayloadError
+from memstore.values.foreign import MAX_DEPTH
+from memstore.values.shown import shown
+
+Array = npt.NDArray[Any]
+DType = np.dtype[Any]
+Path = tuple[str, ...]
+
+MAX_BLOB_BYTES = 10**9 - 4096
+"""SQLite holds a row of at most 10**9 bytes unless compiled otherwise."""
+
+MAX_DIMENSIONS = 32
+PYTHON_DTYPES: dict[type, str] = {bool: "|b1", int: "<i8", float: "<f8"}
+
+_DTYPE = re.compile(r"[<>|][biufc][0-9]{1,2}")
+_PYTHON_NAMES = {"|b1": "bool", "<i8": "int", "<u8": "int", "<f8": "float"}
+_SCALARS: dict[str, Iterable[str | None]] = {"python": _PYTHON_NAMES, "str": (None,), "bytes": (None,)}
+_WIDENING = ("<i8", "<u8", "<f8")
+PARTS = '{"name": {str(i): part for i, part in enumerate(value)}}'
+"""How the value of a gymnasium Tuple space becomes fields; of several such values, episode by episode:"""
+PARTS_OF_MANY = '{"name": {str(i): list(part) for i, part in enumerate(zip(*value))}}'
+_STACK = "or np.stack(value) where its parts have one shape (any number of them: signature=, with None for it)"
+_STORABLE = (
+    "memstore keeps bool, integer, float and complex arrays; give text as str (a list of str for several "
+    "episodes), times as numbers, structures as nested dicts"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One leaf of a payload.
+
+    Attributes
+    ----------
+    path : tuple of str
+        The nested keys.
+    kind : str
+        ``"array"``, ``"python"`` (a scalar that comes back as int, float or bool), ``"str"`` or ``"bytes"``.
+    dtype : str or None
+        ``numpy.dtype.str`` of an array or Python scalar.
+    shape : tuple
+        Lengths; None is a ragged dimension.
+    """
+
+    path: Path
+    kind: Literal["array", "python", "str", "bytes"]
+    dtype: str | None
+    shape: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        for key in self.path:
+            check_key(key)
+        where = f"field {self.name!r}"
+        if self.kind == "array":
+            dtype = parse_dtype(where, self.dtype)
+            if any(n is not None and (type(n) is not int or n < 0) for n in self.shape):
+                raise PayloadError(f"{where}: shape {shown(self.shape)} must hold ints >= 0, or None where ragged")
+            if len(self.shape) > MAX_DIMENSIONS:
+                raise PayloadError(f"{where} has {len(self.shape)} dimensions; at most {MAX_DIMENSIONS} are kept")
+            check_size(where, extent((n or 1 for n in self.shape), dtype))
+        elif self.shape != () or self.dtype not in _SCALARS.get(self.kind, ()):
+            raise PayloadError(f"{where}: {self.kind} cannot have dtype {self.dtype} and shape {self.shape}")
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.type_text}"
+
+    @property
+    def name(self) -> str:
+        """The keys joined by ``/``; unique within a signature."""
+        return "/".join(self.path)
+
+    @property
+    def type_text(self) -> str:
+        """Short text such as ``float32[64]``, ``int32[*]``, ``float``, ``str``."""
+        if self.dtype is None:
+            return self.kind
+        if self.kind == "python":
+            return _PYTHON_NAMES[self.dtype]
+        return array_text(np.dtype(self.dtype), self.shape)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every episode uses the same number of bytes."""
+        return self.dtype is not None and None not in self.shape
+
+
+def leaves(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The leaves of a nested mapping with their paths."""
+    where = f"field {'/'.join(path)!r}" if path else "the payload"
+    if not isinstance(node, Mapping) or not node:
+        raise PayloadError(f"{where} must be a dict with at least one field, got {shown(node)}")
+    if len(path) >= MAX_DEPTH:
+        raise PayloadError(f"{where} is nested deeper than {MAX_DEPTH} levels; does it contain itself?")
+    for key, child in node.items():
+        check_key(key)
+        if isinstance(child, Mapping):
+            yield from leaves(child, (*path, key))
+        else:
+            yield (*path, key), child
+
+
+def nested(items: Iterable[tuple[Path, Any]]) -> dict[str, Any]:
+    """The inverse of `leaves`."""
+    root: dict[str, Any] = {}
+    for path, value in items:
+        node = root
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return root
+
+
+def infer_field(path: Path, value: Any) -> Field:
+    """The field that holds one episode's value."""
+    if isinstance(value, str):
+        return Field(path, "str", None, ())
+    if isinstance(value, bytes):
+        return Field(path, "bytes", None, ())
+    where = f"field {'/'.join(path)!r}"
+    if type(value) is int and not -(2**63) <= value < 2**64:
+        raise PayloadError(f"{where}: {shown(value)} is beyond 64 bits; give a float, str or bytes")
+    if type(value) in PYTHON_DTYPES:
+        dtype = "<u8" if type(value) is int and value >= 2**63 else PYTHON_DTYPES[type(value)]
+        return Field(path, "python", dtype, ())
+    array = check_array(where, value)
+    return Field(path, "array", array.dtype.str, array.shape)
+
+
+def infer_column(path: Path, column: Any) -> Field:
+    """The field that holds several episodes' values: a stacked array, or a list."""
+    where = f"field {'/'.join(path)!r}"
+    if not column_length(where, column):
+        raise PayloadError(f"{where} is empty; give at least one episode")
+    if isinstance(column, (list, tuple)):
+        try:
+            return reduce(_merged, (infer_field(path, value) for value in column))
+        except PayloadError as exc:
+            raise PayloadError(f"{exc}{tuple_advice(column)}") from None
+    array = check_array(where, column)
+    return Field(path, "array", array.dtype.str, array.shape[1:])
+
+
+def _merged(one: Field, other: Field) -> Field:
+    if one == other:
+        return one
+    if one.kind == other.kind == "python" and {one.dtype, other.dtype} <= set(_WIDENING):
+        return max(one, other, key=lambda field: _WIDENING.index(str(field.dtype)))
+    if (
+        one.kind == other.kind == "array"
+        and same_type(np.dtype(one.dtype), np.dtype(other.dtype))
+        and len(one.shape) == len(other.shape)
+    ):
+        shape = (a if a == b else None for a, b in zip(one.shape, other.shape, strict=True))
+        return Field(one.path, "array", one.dtype, tuple(shape))
+    raise PayloadError(
+        f"field {one.name!r}: the list mixes {one.type_text} with {other.type_text}; a field has one "
+        "dtype and one number of dimensions"
+    )
+
+
+def specified_field(path: Path, spec: Any) -> Field:
+    """The field that a user describes by ``(dtype, shape)``, a dtype, or a Python type."""
+    if spec is str or spec is bytes:
+        return Field(path, "str" if spec is str else "bytes", None, ())
+    if isinstance(spec, type) and spec in PYTHON_DTYPES:
+        return Field(path, "python", PYTHON_DTYPES[spec], ())
+    dtype, shape = spec if isinstance(spec, (tuple, list)) and len(spec) == 2 else (spec, ())
+    if isinstance(dtype, (str, type, np.dtype)) and isinstance(shape, (tuple, list)):
+        try:
+            return Field(path, "array", np.dtype(dtype).str, tuple(shape))
+        except (TypeError, SyntaxError):
+            pass  # numpy's answer to text that names no dtype
+    raise PayloadError(
+        f"field {'/'.join(path)!r}: {shown(spec)} is no field type; give (dtype, shape), a dtype, or one of the "
+        "types str, bytes, float, int, bool"
+    )
+
+
+def tuple_advice(column: Any) -> str:
+    """What may have been meant by a tuple where several episodes are given, as gymnasium's vector environments do."""
+    return f"; of a Tuple observation name the parts: {PARTS}" if isinstance(column, tuple) else ""
+
+
+def column_length(where: str, column: Any) -> int:
+    """How many episodes a stacked array or list holds."""
+    if isinstance(column, (list, tuple)):
+        for value in column:
+            if _has_parts(value):
+                raise PayloadError(f"{where}: {shown(value)} is no single value; name its parts: {PARTS_OF_MANY}")
+    if isinstance(column, (list, tuple)) or (isinstance(column, np.ndarray) and column.ndim):
+        return len(column)
+    raise PayloadError(
+        f"{where}: a batch needs a stacked array (first dimension = episodes) or a list with one value per "
+        f"episode, got {shown(column)}"
+    )
+
+
+def parse_dtype(where: str, text: Any) -> DType:
+    """The dtype of a ``dtype.str`` that memstore stores."""
+    try:
+        # The pattern keeps numpy's parser of structured dtypes away from stored text.
+        dtype = np.dtype(text) if isinstance(text, str) and _DTYPE.fullmatch(text) else None
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.str != text:
+        raise PayloadError(f"{where}: dtype {shown(text)} cannot be stored; {_STORABLE}")
+    return dtype
+
+
+def check_array(where: str, value: Any) -> Array:
+    """An array or numpy scalar as a plain ndarray of a dtype that memstore stores."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise PayloadError(f"{where}: masked arrays cannot be stored; give .filled() and .mask as two fields")
+    if _has_parts(value):
+        raise PayloadError(f"{where}: {shown(value)} is no single value; name its parts: {PARTS}, {_STACK}")
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise PayloadError(
+            f"{where}: cannot store {shown(value)}; convert it, for example with np.asarray(..., dtype=...); "
+            "a missing value needs a stand-in such as nan"
+        )
+    if value.dtype.kind not in "biufc":
+        raise PayloadError(f"{where}: cannot store an array of dtype {value.dtype}; {_STORABLE}")
+    return np.asarray(value)
+
+
+def _has_parts(value: Any) -> bool:
+    """Whether it is a sequence of arrays, texts and the like; a list of numbers is rather an array to be."""
+    return isinstance(value, (list, tuple)) and any(not isinstance(part, (int, float)) for part in value)
+
+
+def extent(shape: Iterable[int], dtype: DType) -> int:
+    """Bytes of an array; empty dimensions count as one, since numpy has limits for ``(0, 2**60)`` too."""
+    return math.prod(length or 1 for length in shape) * dtype.itemsize
+
+
+def check_size(what: str, size: int) -> None:
+    """Refuse what no blob holds."""
+    if size > MAX_BLOB_BYTES:
+        raise PayloadError(f"{what} needs {size} bytes; a payload has at most {MAX_BLOB_BYTES}, split it up")
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is no name of a field."""
+    if not isinstance(key, str) or not key:
+        raise PayloadError(f"the key {shown(key)} is no non-empty str; every field is named by one")
+    utf8("a key", key)
+
+
+def utf8(where: str, text: str) -> bytes:
+    """The text's UTF-8; lone surrogates are refused, since no database stores them."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise PayloadError(
+            f"{where}: the str holds a lone surrogate, which is no text; give bytes, for example "
+            "text.encode(errors='surrogateescape')"
+        ) from None
+
+
+def same_type(one: DType, other: DType) -> bool:
+    """Whether two dtypes differ in byte order at most."""
+    return one == other or one.newbyteorder("=") == other.newbyteorder("=")
+
+
+def array_text(dtype: DType, shape: Iterable[int | None] = ()) -> str:
+    """Short text such as ``float32[3,*]``."""
+    lengths = ",".join("*" if length is None else str(length) for length in shape)
+    return (dtype.name if dtype.isnative else dtype.str) + (f"[{lengths}]" if lengths else "")
+
+
+def pad(arrays: Sequence[Array]) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Stack arrays of differing lengths, with zeros at the end of each dimension.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        At least one; all of one dtype and number of dimensions.
+
+    Returns
+    -------
+    padded, mask : ndarray
+        Of the same shape; the mask is True where a value stands, False where padding does.
+    """
+    if len({(array.dtype, array.ndim) for array in arrays}) != 1:
+        raise InvalidValue("pad() needs at least one array, and all of one dtype and number of dimensions")
+    lengths = zip(*(array.shape for array in arrays), strict=True)
+    shape = (len(arrays), *(max(column) for column in lengths))
+    padded, mask = np.zeros(shape, arrays[0].dtype), np.zeros(shape, np.bool_)
+    for index, array in enumerate(arrays):
+        corner: tuple[int | slice, ...] = (index, *(slice(length) for length in array.shape))
+        padded[corner] = array
+        mask[corner] = True
+    return padded, mask

@@ -1,0 +1,1 @@
+"""Keeping processes in step: limiter, leases, waiting."""

@@ -1,0 +1,1 @@
+"""Connections, transactions, tables, dialects and migrations; knows no replay."""

@@ -1,0 +1,94 @@
+"""The tables of a PostgreSQL database, compared with what the code declares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Table, UniqueConstraint
+from sqlalchemy.dialects import postgresql
+
+from memstore.storage.backends.layout import TABLES, VIEWS
+from memstore.storage.schema import metadata
+
+Rows = Sequence[tuple[Any, ...]]
+
+KINDS = {"v": "view", "m": "materialized view", "f": "foreign table", "p": "partitioned table", "r": "table"}
+
+RELATIONS = """
+SELECT c.relname, c.relkind::text FROM pg_class c
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'v', 'm', 'f', 'p')
+AND c.relname = ANY(%s::text[])
+"""
+RULES = """
+SELECT r.rulename, c.relname FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND r.rulename <> '_RETURN'
+"""
+COLUMNS = """
+SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' AND c.relname = ANY(%s::text[])
+AND a.attnum > 0 AND NOT a.attisdropped
+"""
+INDEXES = """
+SELECT i.relname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND x.indisvalid
+"""
+ACTING = """
+SELECT 'trigger', t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND NOT t.tgisinternal
+UNION ALL
+SELECT CASE o.contype WHEN 'c' THEN 'check' ELSE 'foreign key' END, o.conname, c.relname
+FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND o.contype IN ('c', 'f')
+UNION ALL
+SELECT 'row security', 'on', c.relname FROM pg_class c
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND c.relrowsecurity
+"""
+NAMES = sorted(TABLES | VIEWS)
+
+
+def foreign(relations: Rows, rules: Rows) -> Iterator[str]:
+    """Views and the like in place of tables, and rules on them."""
+    for name, kind in relations:
+        if kind != ("v" if name in VIEWS else "r"):
+            yield f"a {KINDS[kind]} {name!r}"
+    for rule, table in rules:
+        yield f"a rule {rule!r} on {table!r}"
+
+
+def altered(columns: Rows) -> Iterator[str]:
+    """Tables that have not the columns, types and NULLs that the code declares."""
+    found: dict[str, set[tuple[Any, ...]]] = {}
+    for table, *column in columns:
+        found.setdefault(table, set()).add(tuple(column))
+    for name, table in metadata.tables.items():
+        if name not in found:
+            yield f"the table {name!r} is missing"
+        elif found[name] != _declared(table):
+            wrong = sorted({column[0] for column in found[name] ^ _declared(table)})
+            yield f"the table {name!r} is not as memstore defines it, in {', '.join(map(repr, wrong[:5]))}"
+
+
+def missing(relations: Rows, indexes: Rows, acting: Rows) -> Iterator[str]:
+    """Views and indexes that are not there, and what others made act on the tables."""
+    for name in sorted(VIEWS - {name for name, _ in relations}):
+        yield f"the view {name!r} is missing"
+    for name in sorted(_indexes() - {name for (name,) in indexes}):
+        yield f"the index {name!r} is missing or invalid"
+    for kind, name, table in acting:
+        yield f"{kind} {name!r} on {table!r} is none of memstore's"
+
+
+def _declared(table: Table) -> set[tuple[Any, ...]]:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    return {(column.name, column.type.compile(dialect).lower(), not column.nullable) for column in table.columns}
+
+
+def _indexes() -> set[str]:
+    names = set()
+    for table in metadata.tables.values():
+        unique = [constraint for constraint in table.constraints if isinstance(constraint, UniqueConstraint)]
+        for item in (*table.indexes, *unique, table.primary_key):
+            names.add(str(getattr(item, "name", "")))
+    return names

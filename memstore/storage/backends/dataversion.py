@@ -1,0 +1,54 @@
+"""Waiting for commits to a SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from typing import cast
+
+from sqlalchemy import Engine
+
+from memstore.storage.backends.base import Watch
+
+
+class DataVersion(Watch):
+    """Polls the counter that SQLite changes for a connection when another one committed; 3 us a look."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+        self._seen = -1
+
+    def start(self) -> None:
+        self._seen = self._version()
+
+    def wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        pause = 0.001
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, 0.02)
+            version = self._version()
+            if version != self._seen:
+                self._seen = version
+                return
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def let_go(self) -> None:
+        self.close()
+
+    def _version(self) -> int:
+        with self._lock:
+            if self._connection is None:
+                connection = self._engine.raw_connection()
+                self._connection = cast(sqlite3.Connection, connection.driver_connection)
+                connection.detach()  # its own commits do not count, so it is nobody else's
+                self._seen = -1  # versions compare within a connection only
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])

@@ -1,0 +1,70 @@
+"""LISTEN and NOTIFY, only where somebody listens.
+
+Commits that notify queue for one lock of the whole server, past their write to the disk. So a listener shares an
+advisory lock, and a writer notifies only if it cannot take that for itself, which costs it microseconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from sqlalchemy.exc import DBAPIError
+
+from memstore.storage.backends.base import Watch
+
+CHANNEL = "memstore"
+"""What is notified, with the buffer's number, when a write commits."""
+
+LISTENING = int.from_bytes(b"mems")
+"""First half of the advisory lock that everyone shares who listens for a buffer; its number is the second half."""
+
+ANNOUNCE = f"SELECT pg_notify('{CHANNEL}', %s) WHERE NOT pg_try_advisory_xact_lock({LISTENING}, %s::int4)"
+
+
+class Listener(Watch):
+    """LISTEN on a connection of its own; where that is lost or not possible, a pause instead."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], buffer_id: int) -> None:
+        self._connect = connect
+        self._buffer_id = buffer_id
+        self._connection: psycopg.Connection[Any] | None = None
+        self._known = False
+
+    def start(self) -> None:
+        with suppress(DBAPIError, psycopg.Error):
+            self._connection = self._connect()
+            self._connection.execute(f"LISTEN {CHANNEL}")
+            self._make_known(self._connection)
+
+    def _make_known(self, connection: psycopg.Connection[Any]) -> None:
+        # Not waited for: a writer that holds it now, perhaps for long, will not notify; the next look sees its commit.
+        sql = "SELECT pg_try_advisory_lock_shared(%s::int4, %s::int4)"
+        self._known = connection.execute(sql, (LISTENING, self._buffer_id)).fetchall()[0][0]
+
+    def wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        if self._connection is None:
+            time.sleep(timeout)
+            self.start()
+            return
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                if not self._known:
+                    left = min(left, 0.05)
+                for notice in self._connection.notifies(timeout=left, stop_after=1):
+                    if notice.payload == str(self._buffer_id):
+                        return
+                if not self._known:
+                    self._make_known(self._connection)
+                    return
+        except psycopg.Error:
+            self.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,222 @@
+"""Another file in the place of a SQLite database that nobody has open.
+
+The order of the steps makes it whole under ``kill -9``, and the same call ends what a killed one began:
+
+1. SQLite grants an exclusive lock, which it refuses while any connection, of a reader too, is open on the file. Its log
+   is folded into the file and removed: the old database is then one file.
+2. The lock is held on by this module's own hand, for SQLite's connection would remove the log that a newcomer makes.
+3. The old file gets a second name, ``run.db.replaced-20261128-114500``.
+4. The new file takes the first name: the one step that counts.
+
+A file that SQLite cannot open cannot be folded. Its log then gets a second name too, before it is removed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from memstore.errors import NotAMemstore, StoreBusy
+from memstore.storage.newfile import SIDE_FILES, Partial, settle_folder
+from memstore.storage.refusals import telling
+from memstore.storage.schema import VERSION_TABLE
+
+if sys.platform != "win32":  # which refuses by itself to rename over a file that somebody has open
+    import fcntl
+
+PENDING_BYTE, LOCK_BYTES = 0x40000000, 512
+"""Where in a file SQLite's locks are; a lock on all of them is an exclusive one (https://sqlite.org/src, os.h)."""
+
+ATTEMPTS = 5
+"""Tries to hold the lock on before others come between."""
+
+_BEYOND_OPENING = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
+
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """The file to be replaced, as it was under the exclusive lock; ``sound`` if it is whole without its log."""
+
+    sound: bool
+    empty: bool
+    seen: tuple[int, int, int]
+
+
+def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> Path | None:
+    """Give the new file, settled, the name of the database.
+
+    Returns
+    -------
+    Path or None
+        The name under which the old file is kept, None where none was or it held nothing.
+
+    Raises
+    ------
+    StoreBusy
+        Somebody has it open, and had for ``patience`` seconds.
+    NotAMemstore
+        It holds something else, or may, and ``force`` is not given.
+    """
+    file = file.resolve()
+    for _ in range(ATTEMPTS):
+        with telling(file):
+            if not file.exists():
+                if _arrives(new, file):
+                    return None
+                continue
+            old = _examined(file, patience, force)
+            with _held(file):
+                if _seen(file.stat()) == old.seen and not (old.sound and _log(file)):
+                    return _replaced(new, file, old)
+    raise _busy(file)
+
+
+def _arrives(new: Partial, file: Path) -> bool:
+    """True if the new file is now where none was; a log that was left there is kept under another name."""
+    if _log(file):
+        _keep(file, ("-wal", "-journal"), _kept_name(file))
+    _clear(file)
+    new.settle()
+    settle_folder(file)
+    try:
+        os.link(new.path, file)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        new.path.rename(file)
+    settle_folder(file)
+    return True
+
+
+def _examined(file: Path, patience: float, force: bool) -> _Old:
+    """Fold the log of a file that nobody has open into it."""
+    address = f"{file.as_uri()}?mode=rw"
+    with closing(sqlite3.connect(address, uri=True, timeout=patience, isolation_level=None)) as alone:
+        try:
+            alone.execute("PRAGMA locking_mode = EXCLUSIVE")
+            alone.execute("PRAGMA synchronous = FULL")
+            alone.execute("BEGIN EXCLUSIVE")
+            tables = [name for (name,) in alone.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            alone.execute("COMMIT")
+            if tables and VERSION_TABLE not in tables and not force:
+                raise NotAMemstore(f"{file} holds other tables and no memstore; nothing was changed. {_INSIST}")
+            if alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                raise _busy(file)
+            found = file.stat()
+            return _Old(sound=True, empty=not found.st_size, seen=_seen(found))
+        except sqlite3.Error as exc:
+            code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            if code == sqlite3.SQLITE_BUSY:
+                raise _busy(file) from exc
+            if code not in _BEYOND_OPENING:
+                raise
+            if code == sqlite3.SQLITE_NOTADB and not force:
+                raise NotAMemstore(
+                    f"{file} is no database that SQLite can open: either it is damaged from its first bytes on, or "
+                    f"another kind of file; nothing was changed. {_INSIST}"
+                ) from exc
+            return _Old(sound=False, empty=False, seen=_seen(file.stat()))
+
+
+@contextmanager
+def _held(file: Path) -> Iterator[None]:
+    """SQLite's exclusive lock on the file, without SQLite."""
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(file, os.O_RDWR)
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, LOCK_BYTES, PENDING_BYTE)
+        except (BlockingIOError, PermissionError) as exc:
+            raise _busy(file) from exc
+        yield
+    finally:
+        os.close(handle)
+
+
+def _replaced(new: Partial, file: Path, old: _Old) -> Path | None:
+    new.settle()
+    kept: Path | None = None
+    try:
+        if not old.empty:
+            earlier = _earlier(file)  # of a call that was killed between its last two steps
+            if old.sound:  # it has all that was committed, whoever wrote since
+                for name in earlier:
+                    _clear(name)
+                    name.unlink()
+            kept = earlier[0] if earlier and not old.sound else _kept_name(file)
+            _keep(file, ("",) if old.sound else ("", "-wal", "-journal"), kept)
+        _clear(file)
+        settle_folder(file)
+        new.path.replace(file)
+    except BaseException:
+        if kept is not None and old.sound and new.path.exists():
+            kept.unlink(missing_ok=True)
+        raise
+    settle_folder(file)
+    return kept
+
+
+def _keep(file: Path, suffixes: tuple[str, ...], kept: Path) -> None:
+    """Give these files of the database a second name each."""
+    for suffix in suffixes:
+        name, second = Path(f"{file}{suffix}"), Path(f"{kept}{suffix}")
+        if not name.exists() or (second.exists() and name.samefile(second)):
+            continue
+        try:
+            os.link(name, second)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            shutil.copy2(name, second)
+            with second.open("rb+") as copy:
+                os.fsync(copy.fileno())
+    settle_folder(file)
+
+
+def _kept_name(file: Path) -> Path:
+    stem = f"{file.name}.replaced-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (file.with_name(f"{stem}{again}") for again in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+    return next(name for name in names if not any(os.path.lexists(f"{name}{suffix}") for suffix in ("", *SIDE_FILES)))
+
+
+def _earlier(file: Path) -> list[Path]:
+    found = (name for name in file.parent.iterdir() if name.name.startswith(f"{file.name}.replaced-"))
+    return [name for name in found if not name.name.endswith(SIDE_FILES) and name.exists() and name.samefile(file)]
+
+
+def _clear(file: Path) -> None:
+    for suffix in SIDE_FILES:
+        Path(f"{file}{suffix}").unlink(missing_ok=True)
+
+
+def _log(file: Path) -> bool:
+    """True if something beside the file has not been folded into it."""
+    for suffix in ("-wal", "-journal"):
+        with suppress(FileNotFoundError):
+            if Path(f"{file}{suffix}").stat().st_size:
+                return True
+    return False
+
+
+def _seen(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _busy(file: Path) -> StoreBusy:
+    return StoreBusy(
+        f"{file} is open elsewhere, in this process or another; nothing was changed. Close every memory on it, end the "
+        "processes that use it (fuser names them), and run it again"
+    )
+
+
+_INSIST = "If it is what is to be replaced (it is kept beside the new one), give --force, or force=True"

@@ -1,0 +1,201 @@
+"""A file that is there as a whole or not at all, and never in the place of another."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from memstore.errors import ConfigError
+from memstore.storage.refusals import refused, telling
+
+if sys.platform != "win32":  # there, what a killed process left behind stays
+    import fcntl
+
+SIDE_FILES = ("-wal", "-shm", "-journal")
+"""What SQLite adds to the name of a database for the files beside it."""
+
+_PARTIAL = re.compile(r"(?P<name>.+)\.(?P<maker>\d+)-[0-9a-f]{8}\.partial", re.DOTALL)
+
+
+@dataclass
+class Partial:
+    """A file in the making, locked by whoever makes it.
+
+    Attributes
+    ----------
+    path : Path
+        Its name until then.
+    mode : int or None
+        Permissions that it has in the end; None for those of any new file.
+    """
+
+    path: Path
+    mode: int | None
+    handle: int
+
+    def settle(self) -> None:
+        """Let it survive a loss of power, with its mode; nothing may have it open.
+
+        The handle is closed here and not later. Once the file has its final name another thread may open it, and
+        closing one handle of a file gives up all locks of the process on it.
+        """
+        if self.handle < 0:
+            return
+        if self.mode is not None:
+            _change_mode(self.handle, self.path, self.mode)
+        os.fsync(self.handle)
+        self.close()
+
+    def close(self) -> None:
+        """Give the handle and its lock up, if that did not happen."""
+        if self.handle >= 0:
+            os.close(self.handle)
+        self.handle = -1
+
+
+def check_free(file: Path) -> None:
+    """Refuse a name at which no new file can be."""
+    with telling(file):
+        taken = os.path.lexists(file)
+    if taken:
+        raise ConfigError(f"{file} exists, and a backup never overwrites; give another name")
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        reason = refused(file, "write")
+        raise ConfigError(f"{file} cannot be written: {reason.text if reason else f'there is no folder {folder}'}")
+
+
+@contextmanager
+def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
+    """A file beside this one, to be given its name; without that, nothing is left of it.
+
+    Parameters
+    ----------
+    file : Path
+        The name it is for. What killed processes left of others for this name is removed.
+    like : Path, optional
+        Whose mode and, where that is allowed, owner it has from its first byte.
+    """
+    with telling(file):
+        _sweep(file)
+        partial = _made(file, like)
+    try:
+        yield partial
+    finally:
+        _remove(partial.path)
+        partial.close()
+
+
+@contextmanager
+def written_whole(file: Path, like: Path | None = None) -> Iterator[Path]:
+    """A name of nobody else's to write under. At the end the file gets its own, and survives a loss of power.
+
+    What fails leaves nothing. Of several that write the same file at once the first to end has it, and the others
+    raise ``ConfigError``. Mode and owner are those of ``like``, as in ``partial_file``.
+    """
+    with partial_file(file, like) as partial:
+        yield partial.path
+        with telling(file):
+            partial.settle()
+            _publish(partial.path, file)
+            settle_folder(file)
+
+
+def settle_folder(file: Path) -> None:
+    """Let the names in the file's folder survive a loss of power."""
+    handle = os.open(file.absolute().parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _made(file: Path, like: Path | None) -> Partial:
+    path = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if like is None else 0o600)
+    partial = Partial(path, None, handle)
+    try:
+        if sys.platform != "win32":
+            with suppress(OSError):  # a file system without locks: then the process's number alone tells
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if like is not None:
+            partial.mode = _be_like(handle, path, like.stat())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        partial.close()
+        raise
+    return partial
+
+
+def _be_like(handle: int, path: Path, other: os.stat_result) -> int:
+    if sys.platform != "win32":
+        for owner, group in ((other.st_uid, -1), (-1, other.st_gid)):
+            with suppress(PermissionError):
+                os.chown(handle, owner, group)
+    mode = stat.S_IMODE(other.st_mode)
+    _change_mode(handle, path, mode | stat.S_IRUSR | stat.S_IWUSR)  # it has to be written first
+    return mode
+
+
+def _change_mode(handle: int, path: Path, mode: int) -> None:
+    if sys.platform == "win32":
+        path.chmod(mode)
+    else:
+        os.fchmod(handle, mode)
+
+
+def _publish(partial: Path, file: Path) -> None:
+    try:
+        os.link(partial, file)
+    except OSError:  # it exists, or a file system without links
+        check_free(file)
+        partial.rename(file)
+
+
+def _sweep(file: Path) -> None:
+    """Remove what is left of files for this name whose makers are gone."""
+    if sys.platform == "win32":
+        return
+    for found in file.absolute().parent.iterdir():
+        left = _PARTIAL.fullmatch(found.name)
+        if left and left["name"] == file.name and not _runs(int(left["maker"])) and not _locked(found):
+            _remove(found)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _locked(partial: Path) -> bool:
+    """True if another process holds it. Containers share folders, and each numbers its processes from 1."""
+    if sys.platform == "win32":
+        return True
+    try:
+        handle = os.open(partial, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _remove(partial: Path) -> None:
+    for suffix in ("", *SIDE_FILES):
+        Path(f"{partial}{suffix}").unlink(missing_ok=True)

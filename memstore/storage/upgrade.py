@@ -1,0 +1,230 @@
+"""The tables' revision: read cheaply, created or upgraded under a lock, refused when it is not ours.
+
+Opening costs one small read; alembic is imported only where tables are really made.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from sqlalchemy import URL, Connection, column, inspect, select, table
+
+from memstore import errors
+from memstore.config import DEFAULT_BUSY_TIMEOUT
+from memstore.storage.address import parse_url, restoring, shown_url
+from memstore.storage.backends import Backend
+from memstore.storage.database import Database
+from memstore.storage.schema import VERSION_TABLE, metadata
+from memstore.version import __version__
+
+REVISIONS: tuple[str, ...] = ("0001", "0002", "0003", "0004")
+HEAD = REVISIONS[-1]
+"""The revision that this version works with."""
+
+SHOWN = 3
+"""How many of the differences a message names."""
+
+_version_query = select(table(VERSION_TABLE, column("version_num")).c.version_num)
+# Alembic keeps its context in module globals: of 6 threads that upgraded 6 different files without this, all failed.
+_alembic_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """What happened to the tables of a database.
+
+    Attributes
+    ----------
+    before, after : str or None
+        Schema revision found (None: no tables) and left behind.
+    backup : Path or None
+        Copy of the database as it was, if one was made.
+    """
+
+    before: str | None
+    after: str
+    backup: Path | None = None
+
+
+def ensure_schema(database: Database, *, create: bool = True, upgrade: bool = False) -> bool:
+    """Make sure that the database holds the tables of this version; atomic, and safe among any number of openers.
+
+    Parameters
+    ----------
+    database : Database
+        The database; one that holds anything else is not changed.
+    create : bool
+        Create the tables in an empty database.
+    upgrade : bool
+        Upgrade the tables of an older version.
+
+    Returns
+    -------
+    bool
+        True when this call created the tables; exactly one of several concurrent openers gets it.
+
+    Raises
+    ------
+    StoreUnavailable
+        There is no such database and ``create`` is false.
+    NotAMemstore, SchemaTooNew, SchemaTooOld
+        The database holds something else, tables of a newer version, or of an older one and ``upgrade`` is false.
+    """
+    return _bring_up(database, create=create, upgrade=upgrade, backup=False).before is None
+
+
+def upgrade(
+    target: str | os.PathLike[str] | URL, *, backup: bool = True, busy_timeout: float = DEFAULT_BUSY_TIMEOUT
+) -> Upgraded:
+    """Upgrade existing tables to this version, in one transaction.
+
+    Parameters
+    ----------
+    target : str, path or URL
+        The database.
+    backup : bool
+        On SQLite, keep a copy of the database as it was, made under the write lock: it misses nothing.
+    busy_timeout : float
+        Seconds to wait for other writers.
+    """
+    database = Database(parse_url(target), busy_timeout=busy_timeout)
+    try:
+        return _bring_up(database, create=False, upgrade=True, backup=backup)
+    finally:
+        database.close()
+
+
+def schema_version(conn: Connection, *, shared: bool = False) -> str | None:
+    """Schema revision of the connection's database, None when it holds no memstore.
+
+    ``NotAMemstore`` for tables of others; where the database is ``shared`` with them, only for tables named as ours.
+    """
+    where = shown_url(conn.engine.url)
+    inspector = inspect(conn)
+    if inspector.has_table(VERSION_TABLE):
+        versions = list(conn.scalars(_version_query))
+        if len(versions) != 1:
+            raise errors.StoreCorrupt(f"{where}: {VERSION_TABLE} has {len(versions)} rows, not 1; {restoring(where)}")
+        return str(versions[0])
+    names = inspector.get_table_names() + inspector.get_view_names()
+    if shared:
+        names = [name for name in names if name in metadata.tables]
+    if names:
+        shown = ", ".join(map(repr, names[:3])) + (" ..." if len(names) > 3 else "")
+        own = "a schema of its own (?options=-csearch_path%3DNAME)" if shared else "a file of its own"
+        raise errors.NotAMemstore(
+            f"{where} holds other tables ({shown}) and no memstore; nothing was changed. Give memstore {own}"
+        )
+    return None
+
+
+def known_revisions() -> tuple[str, ...]:
+    """Every schema revision this version can upgrade or read, oldest first; a test compares it with the migrations."""
+    return REVISIONS
+
+
+def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) -> Upgraded:
+    backend = database.backend
+    where = backend.describe()
+    if not (create and backend.may_create) and not backend.exists():
+        raise errors.StoreUnavailable(f"{where} does not exist; nothing was created")
+
+    def refuse(version: str | None) -> None:
+        if version is None and not create:
+            # Not NotAMemstore: a file without tables is where every memory begins, and where a killed creation ends.
+            raise errors.StoreUnavailable(f"{where} is empty and holds no memstore; nothing was created")
+        if version is not None and version not in REVISIONS:
+            raise errors.SchemaTooNew(
+                f"{where} has schema revision {version!r}, which memstore {__version__} (schema {HEAD!r}) does "
+                "not know: a newer memstore wrote it; run: pip install -U memstore"
+            )
+        if version is not None and version != HEAD and not upgrade:
+            raise errors.SchemaTooOld(
+                f"{where} has schema revision {version!r} of an older memstore, this one needs {HEAD!r}; stop its "
+                f"users, then run: memstore upgrade {shlex.quote(where)}"
+            )
+
+    def migrate(conn: Connection) -> Upgraded:
+        backend.lock_schema(conn)
+        _refuse_foreign(conn, backend)
+        version = schema_version(conn, shared=backend.shared)
+        refuse(version)
+        if version == HEAD:  # someone else was first
+            return Upgraded(HEAD, HEAD)
+        copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
+        _run_migrations(conn)
+        if schema_version(conn, shared=backend.shared) != HEAD:
+            raise errors.SchemaError(f"the migrations in {_migrations()} do not lead to {HEAD!r}; reinstall memstore")
+        _refuse_altered(conn, backend, HEAD)
+        return Upgraded(version, HEAD, copy)
+
+    def look(conn: Connection) -> str | None:
+        _refuse_foreign(conn, backend)
+        version = schema_version(conn, shared=backend.shared)
+        refuse(version)
+        if version == HEAD:
+            _refuse_altered(conn, backend, HEAD)
+        return version
+
+    version = database.in_read(look)
+    if version == HEAD:
+        with suppress(
+            errors.StoreReadOnly
+        ):  # a restored copy may still need preparing; where that is denied it can be read
+            database.prepare()
+        return Upgraded(HEAD, HEAD)
+    database.prepare()
+    return database.in_write(migrate)
+
+
+def _refuse_foreign(conn: Connection, backend: Backend) -> None:
+    found = list(islice(backend.foreign(conn), SHOWN))
+    if found:
+        raise errors.NotAMemstore(
+            f"{backend.describe()} has {', '.join(found)}, which memstore never makes and which would run inside it; "
+            "nothing was changed. Remove it if it is yours; do not use the database if you do not know where it is from"
+        )
+
+
+def _refuse_altered(conn: Connection, backend: Backend, revision: str) -> None:
+    found = list(islice(backend.altered(conn, revision), SHOWN))
+    if found:
+        raise errors.StoreCorrupt(f"{backend.describe()}: {', '.join(found)}; {restoring(backend.describe())}")
+
+
+def _run_migrations(conn: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = conn  # never a URL: a password has no business in a configuration
+    try:
+        with _alembic_lock:
+            command.upgrade(config, HEAD)
+    except CommandError as exc:
+        raise errors.SchemaError(f"the migrations in {_migrations()} cannot run ({exc}); reinstall memstore") from exc
+
+
+def _migrations() -> Path:
+    # In a wheel they are inside the package; a checkout has them at its top level.
+    package = Path(__file__).resolve().parent
+    packaged = package / "migrations"
+    return packaged if (packaged / "env.py").is_file() else package.parent / "migrations"
+
+
+def _after_fork() -> None:
+    global _alembic_lock
+    _alembic_lock = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,1 @@
+"""Whole-buffer work: check, stats, settings, retention, backup."""

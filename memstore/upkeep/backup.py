@@ -1,0 +1,147 @@
+"""Whole databases: a consistent copy while others write, and space given back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Table, func, select, tuple_
+
+from memstore.config import DEFAULT_BUSY_TIMEOUT
+from memstore.errors import ConfigError
+from memstore.storage.address import parse_url, shown_url, sqlite_path
+from memstore.storage.backends.base import Backend, Progress
+from memstore.storage.database import Database
+from memstore.storage.newfile import check_free, written_whole
+from memstore.storage.schema import buffer, metadata
+from memstore.storage.upgrade import ensure_schema
+
+ROWS, BLOBS = 4096, 64
+"""Rows copied at a time, of tables without and with payloads."""
+
+Address = str | os.PathLike[str] | URL
+
+
+@dataclass(frozen=True, slots=True)
+class Vacuumed:
+    """Bytes that the database occupied, by part, before and after."""
+
+    before: dict[str, int]
+    after: dict[str, int]
+
+
+def backup(
+    source: Address,
+    destination: Address,
+    *,
+    busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
+    on_progress: Progress | None = None,
+) -> None:
+    """Copy a database as it is at one moment, while others go on writing: buffers, history, checkpoints, all of it.
+
+    ``restore`` puts such a copy in the place of a database.
+
+    A file is copied page by page, anything else row by row: from PostgreSQL to a file, which opens like any memstore,
+    and from a file to PostgreSQL, which is how a backup gets back there, or a run moves to a server.
+
+    Parameters
+    ----------
+    source : path or URL
+    destination : path or URL
+        A file that does not exist, or a PostgreSQL database without a buffer. It is there as a whole or not at all.
+        The copy of a file has its mode and, where that is allowed, its owner.
+    on_progress : callable, optional
+        Told how much is done, of how much.
+
+    Raises
+    ------
+    ConfigError
+        When there is something at the destination, or its folder is not there. Of several backups to one destination
+        at once, one is made.
+    StoreFull, StoreCorrupt, SchemaTooOld ...
+        When the copy cannot be made; nothing is left of it.
+    """
+    told = on_progress or (lambda done, total: None)
+    target = parse_url(destination)
+    file = sqlite_path(target)
+    if file is not None:
+        check_free(file)
+    origin = Database(parse_url(source), busy_timeout=busy_timeout)
+    try:
+        ensure_schema(origin, create=False)
+        if file is None:
+            origin.in_read(lambda read: fill(target, read, origin.backend, busy_timeout, told))
+        else:
+            with written_whole(file, sqlite_path(origin.backend.url)) as partial:
+                fill_file(origin, partial, busy_timeout, told)
+    finally:
+        origin.close()
+
+
+def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Vacuumed:
+    """Give back to the disk what deleted rows hold.
+
+    SQLite writes the whole file anew, for which nobody else may be writing or reading a snapshot (``StoreBusy``
+    after ``busy_timeout``); PostgreSQL frees the space for new rows, and waits for nobody.
+    """
+    database = Database(parse_url(target), busy_timeout=busy_timeout)
+    try:
+        ensure_schema(database, create=False)
+        before = database.in_read(database.backend.size)
+        database.outside(database.backend.vacuum)
+        return Vacuumed(before, database.in_read(database.backend.size))
+    finally:
+        database.close()
+
+
+def fill_file(origin: Database, empty: Path, busy_timeout: float, told: Progress) -> None:
+    """Copy a database into an empty file."""
+    if not origin.outside(lambda engine: origin.backend.copy_file(engine, empty, told)):
+        target = URL.create("sqlite", database=str(empty))
+        origin.in_read(lambda read: fill(target, read, origin.backend, busy_timeout, told))
+
+
+def fill(target: URL, read: Connection, reader: Backend, busy_timeout: float, told: Progress) -> None:
+    """Copy what a snapshot sees, row by row, into a database without a buffer."""
+    copy = Database(target, durability="power", busy_timeout=busy_timeout)
+    try:
+        ensure_schema(copy)
+
+        def write(written: Connection) -> None:
+            copy.backend.lock_schema(written)  # until the end nobody makes a buffer, or begins such a copy
+            if written.scalars(select(func.count()).select_from(buffer)).one():
+                raise ConfigError(f"{shown_url(target)} holds buffers, and a backup never overwrites")
+            copy_rows(read, reader, written, copy.backend, told)
+
+        copy.in_write(write)
+        if sqlite_path(target) is not None:
+            copy.outside(copy.backend.vacuum)  # the log into the file
+    finally:
+        copy.close()
+
+
+def copy_rows(read: Connection, reader: Backend, written: Connection, writer: Backend, told: Progress) -> None:
+    """Copy every row of every table from one open transaction to another."""
+    tables = metadata.sorted_tables
+    total = sum(read.scalars(select(func.count()).select_from(table)).one() for table in tables)
+    done = 0
+    for table in tables:
+        last: Sequence[Any] | None = None
+        while rows := _next_rows(read, table, last):
+            columns = {name: list(values) for name, values in zip(table.c.keys(), zip(*rows, strict=True), strict=True)}
+            writer.insert(written, table, columns)
+            last = [columns[column.name][-1] for column in table.primary_key]
+            done += len(rows)
+            told(done, total)
+    writer.set_last_buffer(written, max(reader.last_buffer(read), writer.last_buffer(written)))
+
+
+def _next_rows(read: Connection, table: Table, last: Sequence[Any] | None) -> list[Any]:
+    key = list(table.primary_key)
+    query = select(table).order_by(*key).limit(BLOBS if "data" in table.c else ROWS)
+    if last is not None:
+        query = query.where(tuple_(*key) > tuple_(*last))
+    return list(read.execute(query))

@@ -1,0 +1,244 @@
+"""A backup in the place of a database: verified before anything is touched, and what was there is kept."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import URL, Connection, select
+
+from memstore.buffer.counters import buffer_names
+from memstore.buffer.snapshot import Snapshot, State
+from memstore.errors import ConfigError, NotAMemstore, SchemaTooNew, StoreCorrupt, StoreFull, StoreUnavailable
+from memstore.storage.address import parse_url, sqlite_path
+from memstore.storage.backends.base import Backend, Progress
+from memstore.storage.database import Database
+from memstore.storage.newfile import Partial, check_free, partial_file, written_whole
+from memstore.storage.schema import buffer
+from memstore.storage.upgrade import HEAD, ensure_schema, known_revisions, schema_version
+from memstore.storage.upgrade import upgrade as upgrade_tables
+from memstore.upkeep.backup import Address, copy_rows, fill, fill_file
+from memstore.upkeep.check import check
+
+PATIENCE = 2.0
+"""Seconds to wait for others to close the database. They rarely do, so this is shorter than for a lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What ``restore`` did.
+
+    Attributes
+    ----------
+    buffers : dict
+        The buffers of the database now, by name, with their number of live episodes.
+    replaced : Path or None
+        The database as it was: a file that opens like any memstore, unless it was damaged. None if there was none.
+    upgraded_from : str or None
+        Schema revision of the backup, if that was an older one. The backup itself still has it.
+    """
+
+    buffers: dict[str, int]
+    replaced: Path | None
+    upgraded_from: str | None
+
+
+def restore(
+    backup: Address,
+    database: Address,
+    *,
+    force: bool = False,
+    keep: str | os.PathLike[str] | None = None,
+    busy_timeout: float = PATIENCE,
+    on_progress: Progress | None = None,
+) -> Restored:
+    """Put a backup in the place of a database, which nobody may have open, and keep what it replaces.
+
+    The backup is only read. Its copy is verified as a whole, pages and every invariant of every buffer, before anything
+    is touched, and again where it ends up. Killed at any moment, it leaves the database as it was or as the backup is,
+    each with its log; the same call then ends well.
+
+    Onto a file: the copy is made beside it, the old log is folded into the old file, that gets the name
+    ``run.db.replaced-DATE-TIME``, and the copy its name, mode and owner, in one step. Where no file is, the backup is
+    simply copied. Onto a server: memstore's tables are filled anew in one transaction, other tables are not touched;
+    what they held is first copied to the file ``DATABASE.replaced-DATE-TIME.db``.
+
+    Parameters
+    ----------
+    backup : path or URL
+        What ``memstore.backup`` made, or any other memstore. One of an older schema is upgraded in the copy.
+    database : path or URL
+        What it takes the place of.
+    force : bool
+        Replace also a file that is no database as far as can be told; on a server, go on though other sessions of
+        memstore are connected (those of another schema, say).
+    keep : path, optional
+        Folder for what is replaced on a server, by default the current one. That of a file stays beside it.
+    busy_timeout : float
+        Seconds to wait for others to close the database.
+    on_progress : callable, optional
+        Told how much is done, of how much.
+
+    Raises
+    ------
+    StoreBusy
+        It is open elsewhere: in this process or another one, also only for reading.
+    StoreCorrupt
+        The backup is damaged.
+    NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable, StoreFull, ConfigError
+        One of the two is not what it should be, or cannot be read or written; nothing was changed.
+    """
+    target = parse_url(database)
+    told = on_progress or (lambda done, total: None)
+    file = sqlite_path(target)
+    if file is not None and keep is not None:
+        raise ConfigError(f"what is replaced is kept beside {file}; leave keep= out")
+    origin = Database(parse_url(backup), busy_timeout=busy_timeout)
+    origin.backend.only_read = True
+    try:
+        source = _Backup(origin, _revision(origin), told)
+        if file is not None:
+            return _onto_file(source, file.resolve(), force, busy_timeout)
+        return _onto_server(source, target, Path("." if keep is None else keep), force, busy_timeout)
+    finally:
+        origin.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Backup:
+    """What is restored: opened only to be read, of a known schema revision; ``told`` is told of the progress."""
+
+    database: Database
+    revision: str
+    told: Progress
+
+    @property
+    def upgraded_from(self) -> str | None:
+        return None if self.revision == HEAD else self.revision
+
+
+def _onto_file(source: _Backup, file: Path, force: bool, busy_timeout: float) -> Restored:
+    there, origin = os.path.lexists(file), sqlite_path(source.database.backend.url)
+    if not there:
+        check_free(file)
+    elif origin is not None and origin.samefile(file):
+        raise ConfigError(f"{file} is the backup itself; give what it is to replace")
+    with partial_file(file, file if there else origin) as partial:
+        if not there and partial.mode is not None:
+            partial.mode |= stat.S_IRUSR | stat.S_IWUSR  # a backup may be read-only, a database is written
+        buffers = _prepared(source, partial)
+        database = Database(URL.create("sqlite", database=str(file)), busy_timeout=busy_timeout)
+        try:
+            replaced = database.outside(lambda _: database.backend.put_in_place(partial, force=force))
+            ensure_schema(database, create=False)
+            if missing := buffers.keys() - database.in_read(buffer_names):
+                raise StoreCorrupt(f"{file} lacks the buffers {sorted(missing)} of the backup; was it replaced again?")
+        finally:
+            database.close()
+    return Restored(buffers, replaced, source.upgraded_from)
+
+
+def _onto_server(source: _Backup, target: URL, folder: Path, force: bool, busy_timeout: float) -> Restored:
+    with partial_file(folder / f"{_stem(target)}.restored") as partial:
+        buffers = _prepared(source, partial)
+        database = Database(target, durability="power", busy_timeout=busy_timeout)
+        copy = Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=busy_timeout)
+        try:
+            ensure_schema(database)
+
+            def refill(read: Connection, written: Connection) -> Path | None:
+                return _refill(read, copy.backend, written, database.backend, folder, force, source.told)
+
+            replaced = copy.in_read(lambda read: database.in_write(lambda written: refill(read, written)))
+        finally:
+            copy.close()
+            database.close()
+    return Restored(buffers, replaced, source.upgraded_from)
+
+
+def _refill(
+    read: Connection, reader: Backend, written: Connection, writer: Backend, folder: Path, force: bool, told: Progress
+) -> Path | None:
+    """Fill a server's tables anew; returns the file that has what they held."""
+    writer.lock_schema(written)
+    writer.lock_tables(written, force=force)
+    kept = None
+    if buffer_names(written):
+        kept = _unused(folder, f"{_stem(writer.url)}.replaced-{time.strftime('%Y%m%d-%H%M%S')}")
+        with written_whole(kept) as partial:
+            fill(URL.create("sqlite", database=str(partial)), written, writer, writer.busy_timeout, told)
+    try:
+        writer.empty(written)
+        copy_rows(read, reader, written, writer, told)
+        _verified(written, writer, writer.describe())
+    except BaseException:
+        if kept is not None:  # the tables still have it
+            kept.unlink(missing_ok=True)
+        raise
+    return kept
+
+
+def _prepared(source: _Backup, partial: Partial) -> dict[str, int]:
+    """Copy the backup into the file, upgrade and verify the copy; returns its buffers."""
+    origin = source.database.backend
+    where = f"the backup {origin.describe()}"
+    fill_file(source.database, partial.path, origin.busy_timeout, source.told)
+    copy = Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=origin.busy_timeout)
+    try:
+        if source.upgraded_from is not None:
+            upgrade_tables(partial.path, backup=False)
+        return copy.in_read(lambda conn: _verified(conn, copy.backend, where))
+    except (StoreFull, StoreUnavailable):
+        raise  # of the copy, not of what is in it
+    except Exception as exc:  # whatever a damaged file makes of the statements that read it
+        if isinstance(exc, StoreCorrupt) and exc.__cause__ is None:
+            raise
+        raise StoreCorrupt(f"{where} is not sound, nothing was changed: {exc.__cause__ or exc}") from exc
+    finally:
+        copy.close()
+
+
+def _revision(origin: Database) -> str:
+    """Schema revision of a backup that can be restored."""
+    backend = origin.backend
+    if not backend.exists():
+        raise StoreUnavailable(f"the backup {backend.describe()} does not exist; nothing was changed")
+    revision = origin.in_read(lambda conn: schema_version(conn, shared=backend.shared))
+    if revision is None:
+        raise NotAMemstore(f"the backup {backend.describe()} is empty and holds no memstore; nothing was changed")
+    if revision not in known_revisions():
+        raise SchemaTooNew(
+            f"the backup {backend.describe()} has schema revision {revision!r}: a newer memstore wrote it; nothing was "
+            "changed; run: pip install -U memstore"
+        )
+    if revision != HEAD and backend.shared:  # only a file is copied with the tables that it has
+        ensure_schema(origin, create=False)
+    return revision
+
+
+def _verified(conn: Connection, backend: Backend, where: str) -> dict[str, int]:
+    """Buffers of a database that is sound, with their number of episodes."""
+    found = {}
+    for number, name in conn.execute(select(buffer.c.id, buffer.c.name).order_by(buffer.c.id)):
+        report = check(Snapshot(conn, backend, State.load(conn, backend, number)))
+        if not report.ok:
+            problems = "; ".join(report.problems[:3]) + (" ..." if len(report.problems) > 3 else "")
+            raise StoreCorrupt(
+                f"{where} is not sound, nothing was changed: buffer {name!r}: {problems}. Restore an older backup"
+            )
+        found[name] = report.episodes
+    return found
+
+
+def _stem(url: URL) -> str:
+    return (url.database or "database").replace("/", "_")
+
+
+def _unused(folder: Path, stem: str) -> Path:
+    again = 1
+    while os.path.lexists(file := folder / f"{stem}{'' if again == 1 else f'-{again}'}.db"):
+        again += 1
+    return file

@@ -1,0 +1,152 @@
+"""Near-identical payloads, found without comparing every pair and without missing one.
+
+The distance of two points is at least that of their projections on any direction. So payloads are projected on a few
+random directions, sorted by the first, and compared in full only with those that are near on all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.strata import Floats, Ints
+from memstore.episodes.insert import all_payloads, read_blobs
+from memstore.payload.cache import PayloadCache
+from memstore.payload.signature import Signature
+
+DIRECTIONS = 8
+HELD_BYTES = 64 << 20
+"""Of the payloads compared in full; more are read again when they are needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sketch:
+    """What is remembered of each payload, as columns; rows in order of importance."""
+
+    group: Ints
+    whole: Ints
+    norm: Floats
+    shadow: Floats
+
+
+def near_identical(
+    snapshot: Snapshot, signature: Signature, ids: Ints, domains: Ints, tolerance: float
+) -> list[tuple[int, int]]:
+    """Return pairs of near-identical episodes: the one to leave, and the kept one it is near to.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+    signature : Signature
+    ids, domains : int64 arrays, shape (n,)
+        The episodes to look at, most important first. One is kept unless it is near-identical to one kept before it.
+    tolerance : float
+        See `RetentionPolicy.consolidate_similar`.
+    """
+    sketch = _sketch(snapshot, signature, ids, domains)
+    # Equal bit by bit first: ten thousand equal payloads are one, and not fifty million pairs.
+    _, first, place = np.unique(sketch.whole, return_index=True, return_inverse=True)
+    leader = first[place]
+    held = PayloadCache(HELD_BYTES)
+
+    def vector(row: int) -> Floats:
+        blobs = read_blobs(snapshot, [int(ids[row])], held, keep=True)
+        return next(_parts(signature, blobs))[1]
+
+    for rows in _crowds(sketch, np.sort(first), tolerance):
+        _follow(sketch, rows, tolerance, vector, leader)
+    # One that equals a leaver leaves with it, for the same leader.
+    leader = leader[leader]
+    return [(int(ids[row]), int(ids[leader[row]])) for row in np.flatnonzero(leader != np.arange(len(ids)))]
+
+
+def _sketch(snapshot: Snapshot, signature: Signature, ids: Ints, domains: Ints) -> _Sketch:
+    place = {episode_id: row for row, episode_id in enumerate(ids.tolist())}
+    group, whole = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
+    norm, shadow = np.full(len(ids), np.nan), np.zeros((len(ids), DIRECTIONS))
+    names: dict[bytes, int] = {}
+    for chunk, blobs in all_payloads(snapshot):
+        for episode_id, blob, (exact, vector) in zip(chunk, blobs, _parts(signature, blobs), strict=True):
+            row = place.get(episode_id)
+            if row is None:
+                continue
+            domain = domains[row].tobytes()
+            group[row] = names.setdefault(_digest(b"group", domain, exact), len(names))
+            whole[row] = names.setdefault(_digest(b"whole", domain, blob), len(names))
+            length = float(np.linalg.norm(vector))
+            if np.isfinite(length):
+                norm[row], shadow[row] = length, vector @ _directions(len(vector))
+    return _Sketch(group, whole, norm, shadow)
+
+
+def _parts(signature: Signature, blobs: Sequence[bytes]) -> Iterator[tuple[bytes, Floats]]:
+    """What must be equal of each payload, and its floating-point numbers in a row."""
+    columns = signature.decode(blobs)
+    for row in range(len(blobs)):
+        exact, near = hashlib.blake2b(digest_size=16), [np.empty(0)]
+        for field in signature.fields:
+            value: Any = columns
+            for name in field.path:
+                value = value[name]
+            value = value[row]
+            if field.kind in ("str", "bytes"):
+                data = value.encode() if isinstance(value, str) else value
+                exact.update(len(data).to_bytes(8, "little") + data)
+                continue
+            array = np.ascontiguousarray(value)
+            exact.update(repr(array.shape).encode())
+            if array.dtype.kind == "c":
+                array = array.reshape(-1).view(array.real.dtype)
+            if array.dtype.kind == "f":
+                near.append(array.astype(np.float64).reshape(-1))
+            else:
+                exact.update(array.tobytes())
+        yield exact.digest(), np.concatenate(near)
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
+
+
+@lru_cache(maxsize=64)
+def _directions(size: int) -> Floats:
+    """Unit vectors as columns, the same for every vector of this length."""
+    drawn = np.random.default_rng(size).standard_normal((size, DIRECTIONS))
+    unit: Floats = drawn / np.maximum(np.linalg.norm(drawn, axis=0), 1e-300)
+    return unit
+
+
+def _crowds(sketch: _Sketch, rows: Ints, tolerance: float) -> Iterator[Ints]:
+    """Rows of one group each, two or more, that have a neighbour along the first direction."""
+    rows = rows[np.isfinite(sketch.norm[rows])]
+    rows = rows[np.lexsort((sketch.shadow[rows, 0], sketch.group[rows]))]
+    for crowd in np.split(rows, np.flatnonzero(np.diff(sketch.group[rows])) + 1):
+        if len(crowd) > 1:
+            yield crowd
+
+
+def _follow(sketch: _Sketch, rows: Ints, tolerance: float, vector: Callable[[int], Floats], leader: Ints) -> None:
+    """Set the leader of each row of a crowd, sorted along the first direction, that is near to one kept before."""
+    shadow, norm = sketch.shadow[rows], sketch.norm[rows]
+    # Near-identical payloads differ in norm by the tolerance at most, so this bounds the distance from either side.
+    # Projections are rounded; the slack lets no pair escape for that.
+    reach = norm * (tolerance / (1 - tolerance) + 1e-9)
+    low = np.searchsorted(shadow[:, 0], shadow[:, 0] - reach, "left")
+    high = np.searchsorted(shadow[:, 0], shadow[:, 0] + reach, "right")
+    kept = np.zeros(len(rows), bool)
+    for here in np.argsort(rows):
+        window = np.arange(low[here], high[here])[kept[low[here] : high[here]]]
+        near = window[(np.abs(shadow[window] - shadow[here]) <= reach[here]).all(axis=1)]
+        for other in near[np.argsort(rows[near])]:
+            distance = np.linalg.norm(vector(rows[here]) - vector(rows[other]))
+            if distance <= tolerance * max(norm[here], norm[other]):
+                leader[rows[here]] = rows[other]
+                break
+        else:
+            kept[here] = True

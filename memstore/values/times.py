@@ -1,0 +1,125 @@
+"""Times and durations, exactly: every value becomes the float nearest to its number of seconds, rounded once."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memstore.errors import InvalidValue
+from memstore.values.foreign import is_arraylike, is_flag, is_tensor, number
+from memstore.values.shown import shown
+
+MAX_SECONDS = 1e11
+"""The year 5138. What lies beyond, on either side, is taken for milliseconds or less: as such it is 1973 or later."""
+
+# Units of one second, or seconds of one unit.
+_PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9, "ps": 10**12, "fs": 10**15, "as": 10**18}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "D": 86400, "W": 7 * 86400}
+_SCALES = ((1e17, "nanoseconds", "1e9"), (1e14, "microseconds", "1e6"), (0.0, "milliseconds", "1000"))
+_LONGEST_CALENDAR = 10**6
+"""Years or months from 1970 up to which numpy counts days without an overflow; far beyond MAX_SECONDS."""
+
+
+def check_time(what: str, value: Any) -> float:
+    """Seconds from a number, an aware datetime or a ``datetime64`` of any unit, which is UTC as numpy defines it.
+
+    Any clock will do, a step counter too; but what looks like milliseconds (beyond 1e11) is refused.
+    """
+    if hasattr(value, "as_py"):  # a scalar of pyarrow
+        value = value.as_py()
+    if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0 and value.dtype.kind == "M":
+        return _bounded(what, _instants(what, np.asarray(value).reshape(1))[0])
+    if isinstance(value, datetime.datetime):
+        return _bounded(what, _aware(what, value))
+    seconds = number(value)
+    if seconds is None:
+        raise InvalidValue(f"{what} must be seconds, an aware datetime or a datetime64, got {shown(value)}")
+    return _bounded(what, seconds)
+
+
+def check_times(what: str, values: Any) -> list[float | None]:
+    """Several times, as `check_time` takes each; None stays."""
+    if isinstance(values, np.ndarray) and values.dtype.kind == "M":
+        return [_bounded(what, seconds) for seconds in _instants(what, values)]
+    return [None if value is None else check_time(what, value) for value in values]
+
+
+def is_duration(value: object) -> bool:
+    """Whether it is a length of time with a unit of its own."""
+    return isinstance(value, (datetime.timedelta, np.timedelta64)) or (
+        isinstance(value, np.ndarray) and value.dtype.kind == "m"
+    )
+
+
+def seconds_of(what: str, value: Any) -> Any:
+    """A ``timedelta`` or ``timedelta64`` as seconds; everything else as it is, for `check_float` to judge."""
+    if isinstance(value, datetime.timedelta):
+        if hasattr(value, "to_timedelta64"):  # of pandas, which knows nanoseconds
+            return seconds_of(what, value.to_timedelta64())
+        return value.total_seconds() if value == value else value
+    if is_duration(value) and np.ndim(value) == 0:
+        unit, step = np.datetime_data(value.dtype)
+        if np.isnat(value) or unit in ("generic", "Y", "M"):
+            raise InvalidValue(f"{what} is {shown(value)}, which is no number of seconds; give weeks to attoseconds")
+        return _scaled([int(np.asarray(value).astype(np.int64))], unit, step)[0]
+    return value
+
+
+def _aware(what: str, value: datetime.datetime) -> float:
+    if value != value:
+        raise InvalidValue(f"{what} is NaT, which is no time")
+    if value.tzinfo is None:
+        raise InvalidValue(f"{what} {shown(value)} has no time zone; use datetime.now(timezone.utc) or seconds")
+    if hasattr(value, "to_datetime64"):  # of pandas, which knows nanoseconds
+        return _instants(what, np.asarray(value.to_datetime64()).reshape(1))[0]
+    return value.timestamp()
+
+
+def _instants(what: str, values: npt.NDArray[Any]) -> list[float]:
+    """Seconds since 1970 of an array of ``datetime64``, each rounded once."""
+    unit, step = np.datetime_data(values.dtype)
+    if np.isnat(values).any():
+        raise InvalidValue(f"{what} is NaT, which is no time")
+    if unit == "generic":
+        raise InvalidValue(f"{what} is a datetime64 without a unit; write np.datetime64(..., 's')")
+    if unit in ("Y", "M"):
+        counts = values.astype(np.int64)
+        if np.abs(counts.astype(np.float64)).max(initial=0) * step > _LONGEST_CALENDAR:
+            raise InvalidValue(f"{what} is {shown(values.flat[0])}, beyond the year 5138")
+        values, unit, step = values.astype("datetime64[D]"), "D", 1
+    return _scaled(values.astype(np.int64).ravel().tolist(), unit, step)
+
+
+def _scaled(counts: Sequence[int], unit: str, step: int) -> list[float]:
+    if unit in _SECONDS:
+        return [float(count * step * _SECONDS[unit]) for count in counts]
+    # Python divides ints of any size with one correct rounding.
+    return [count * step / _PER_SECOND[unit] for count in counts]
+
+
+def _bounded(what: str, seconds: int | float) -> float:
+    if not math.isfinite(seconds) if isinstance(seconds, float) else False:
+        raise InvalidValue(f"{what} must be finite, got {seconds!r}")
+    if abs(seconds) > MAX_SECONDS:
+        unit, divisor = next((unit, by) for least, unit, by in _SCALES if abs(seconds) >= least)
+        raise InvalidValue(
+            f"{what} must be seconds, and {shown(seconds)} looks like {unit}: divide by {divisor} "
+            f"(at most {MAX_SECONDS:g} is taken, the year 5138)"
+        )
+    return float(seconds)
+
+
+def is_zoneless(value: object) -> bool:
+    """Whether a foreign column of times, such as a pandas Series, has no time zone."""
+    return (
+        is_arraylike(value)
+        and not is_tensor(value)
+        and not is_flag(value)
+        and str(getattr(value, "dtype", "")).startswith("datetime64")
+        and getattr(getattr(value, "dtype", None), "tz", None) is None
+    )
