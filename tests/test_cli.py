@@ -261,7 +261,6 @@ def test_wrong_usage_does_not_repeat_a_password(tmp_path: Path, monkeypatch: pyt
         ["stats", "run.db", address],
         ["train", address],
         ["train", "--db", "run.db", "--capacity", address],
-        ["experiment", address],
     ):
         result = _run(*words)
         assert result.exit_code == 2 and "hunter2" not in result.output

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import memstore
+from experiments.experiment import EXPERIMENTS
 from memstore.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,8 @@ def test_first_example_is_five_lines() -> None:
 
 def test_console_commands_of_the_readme_exist() -> None:
     commands = set(re.findall(r"memstore (\w+) (?:--db )?\w+\.db", README))
-    assert commands | set(re.findall(r"\$ memstore (experiment) ", README)) == set(main.commands)
+    assert commands == set(main.commands)
+    assert set(re.findall(r"\$ python -m experiments ([\w-]+)", README)) == set(EXPERIMENTS)
 
 
 def test_pictures_of_the_readme_exist() -> None:

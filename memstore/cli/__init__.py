@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,7 +9,6 @@ import click
 from memstore.cli import ask, keep, plot, query, show, stats
 from memstore.cli.common import EXIT_CODES, as_json_option, print_json, reporting
 from memstore.cli.output import CommandLine
-from memstore.experiments.experiment import EXPERIMENTS
 from memstore.storage.address import shown_address
 from memstore.types import EvictionPolicy, ReplayStrategy
 from memstore.version import __version__
@@ -94,36 +92,6 @@ def train(
         print_json({"replay": result and result.to_dict(), "no_replay": baseline.to_dict()})
     else:
         report.print_training(where, result, baseline)
-
-
-@main.command(epilog="Example:  memstore experiment split-digits --quick")
-@click.argument("name", metavar="NAME", type=click.Choice(list(EXPERIMENTS)))
-@click.option("--out", metavar="DIR", help="Where results and report go.  [default: NAME, or NAME-quick]")
-@click.option("--quick", is_flag=True, help="The version of seconds: fewer arms and seeds.")
-@click.option("--seeds", type=int, metavar="N", help="Seeds for each arm.  [default: the experiment's own number]")
-@click.option("--jobs", type=int, default=1, show_default=True, metavar="N", help="Trials at a time.")
-@as_json_option
-@reporting
-def experiment(name: str, out: str | None, quick: bool, seeds: int | None, jobs: int, as_json: bool) -> None:
-    """Repeat an experiment whose outcome is published, through the memory, and print what comes of it. NAME is one of
-
-    \b
-    split-digits       what replay keeps of earlier tasks, and what a crash costs
-    cliffwalk          how many updates prioritized draws save, and their bias
-    imbalanced-digits  what draws do for rare classes, and for wrong labels
-
-    Tables, figures and findings, whether they hold or not, go to DIR as report.txt and report.json, figures also as
-    PNG where matplotlib is installed. Every finished trial is kept: stopped or killed, the same command continues.
-    """
-    from memstore.cli import report
-    from memstore.experiments.experiment import experiment_named
-    from memstore.experiments.report import JSON, TEXT
-    from memstore.experiments.runner import run_experiment
-
-    folder = Path(out or (f"{name}-quick" if quick else name))
-    with report.experiment_progress(folder) as on_progress:
-        run_experiment(experiment_named(name), folder, quick=quick, seeds=seeds, jobs=jobs, on_progress=on_progress)
-    click.echo((folder / (JSON if as_json else TEXT)).read_text(encoding="utf-8"), nl=False)
 
 
 for command in (

@@ -16,7 +16,7 @@ from memstore.cli.common import as_json_option, buffer_option, opened, print_jso
 from memstore.cli.pictures import Floats
 from memstore.cli.text import shown
 from memstore.errors import ConfigError
-from memstore.experiments.experiment import Figure, Series
+from memstore.figures.figure import Figure, Series
 from memstore.queries.records import LossTrend, ReplayShare
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def plot(db: str, buffer: str | None, what: str | None, out: str | None, as_json
 
 def _text(figure: Figure) -> str:
     from memstore.cli.strips import strips
-    from memstore.experiments import text
+    from memstore.figures import text
 
     if figure.kind == "bars":
         return text.figure(_labelled(figure))
@@ -154,7 +154,7 @@ def _png_file(out: str) -> Path:
 
 
 def _write(figures: Sequence[Figure], file: Path) -> None:
-    from memstore.experiments.png import draw_panels
+    from memstore.figures.png import draw_panels
 
     if not figures:
         raise ConfigError(f"there is nothing to draw yet; {str(file)!r} was not written")

@@ -1,10 +1,9 @@
-"""What training and experiments print: progress and results."""
+"""What training prints: progress and results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -14,7 +13,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -24,7 +22,6 @@ from memstore.cli.output import console
 from memstore.cli.text import shown
 
 if TYPE_CHECKING:
-    from memstore.experiments.runner import RunProgress
     from memstore.learner import TrainProgress, TrainResult
 
 
@@ -70,43 +67,6 @@ def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
             )
 
         yield show
-
-
-@contextmanager
-def experiment_progress(folder: Path) -> Iterator[Callable[[RunProgress], None]]:
-    """A progress bar of trials on stderr; yields what to call at the start and after every trial."""
-    out = console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    last: RunProgress | None = None
-
-    def say(what: str) -> None:
-        out.print(f"{folder}: {what}", soft_wrap=True)
-
-    try:
-        # Trials are long and differ: the rate is that of many.
-        with Progress(*columns, console=out, expand=True, speed_estimate_period=1800) as bar:
-            task = bar.add_task("trials", total=None)
-
-            def show(progress: RunProgress) -> None:
-                nonlocal last
-                if last is None and progress.done:
-                    say(f"found {progress.done} of {progress.total} trials; continuing")
-                last = progress
-                name = "trials" if progress.trial is None else f"{progress.trial.arm}, seed {progress.trial.seed}"
-                bar.update(task, description=name, completed=progress.done, total=progress.total)
-
-            yield show
-    except KeyboardInterrupt:
-        if last is not None:
-            say(f"stopped after {last.done} of {last.total} trials; the same command continues")
-        raise
 
 
 def _found(db: str, progress: TrainProgress) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.cli.pictures import Floats
-from memstore.experiments.experiment import Figure, Series
+from memstore.figures.figure import Figure, Series
 
 Dots = NDArray[np.bool_]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from memstore.experiments import tabular
-from memstore.experiments.bias import BATCH, BIAS_ARMS, TRUE_VALUE, biased_value
-from memstore.experiments.cliffwalk import ARMS, EPSILON, CliffwalkExperiment
-from memstore.experiments.experiment import Finding, Trial
-from memstore.experiments.tabular import Cliffwalk, Floats, Transition, updates_to_convergence
+from experiments import tabular
+from experiments.bias import BATCH, BIAS_ARMS, TRUE_VALUE, biased_value
+from experiments.cliffwalk import ARMS, EPSILON, CliffwalkExperiment
+from experiments.experiment import Finding, Trial
+from experiments.tabular import Cliffwalk, Floats, Transition, updates_to_convergence
 
 EXPERIMENT = CliffwalkExperiment()
 

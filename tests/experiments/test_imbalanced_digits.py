@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import memstore
-from memstore.experiments.experiment import Trial
-from memstore.experiments.imbalanced_digits import (
+from experiments.experiment import Trial
+from experiments.imbalanced_digits import (
     ARMS,
     BATCH,
     CLASSES,

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from experiments.experiment import Finding, Report, Trial
+from experiments.report import write_report
 from memstore.errors import InvalidValue
-from memstore.experiments import text
-from memstore.experiments.experiment import Figure, Finding, Report, Series, TableData, Trial
-from memstore.experiments.png import draw
-from memstore.experiments.report import write_report
-from memstore.experiments.text import BAR_WIDTH, PLOT_HEIGHT, PLOT_WIDTH
+from memstore.figures import text
+from memstore.figures.figure import Figure, Series, TableData
+from memstore.figures.png import draw
+from memstore.figures.text import BAR_WIDTH, PLOT_HEIGHT, PLOT_WIDTH
 
 BARS = Figure(
     "bars", "Bars", "", "percent", "bars", (Series("s", ("a", "bb"), (50.0, 100.0), (40.0, 99.0), (60.0, 101.0)),)

@@ -16,11 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 import memstore
-from memstore.cli import main
+from experiments import runner
+from experiments.__main__ import main
+from experiments.experiment import EXPERIMENTS, Finding, Report, Trial, experiment_named
+from experiments.runner import RESULTS, RunProgress, run_experiment
 from memstore.errors import ConfigError, InvalidValue
-from memstore.experiments import runner
-from memstore.experiments.experiment import EXPERIMENTS, Finding, Report, TableData, Trial, experiment_named
-from memstore.experiments.runner import RESULTS, RunProgress, run_experiment
+from memstore.figures.figure import TableData
 
 ROOT = Path(__file__).parents[2]
 
@@ -228,9 +229,10 @@ def test_kill_9_leaves_what_was_finished(toy: Toy, out: Path, straight: Report) 
 
 
 def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "memstore", "experiment", "split-digits", "--quick", "--jobs", "2", "--out", "out"]
+    command = [sys.executable, "-m", "experiments", "split-digits", "--quick", "--jobs", "2", "--out", "out"]
     results = tmp_path / "out" / RESULTS
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    command[-1] = str(results.parent)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         deadline = time.monotonic() + 60
         while not (results.exists() and results.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -245,8 +247,8 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_what_it_wrote(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memstore.experiments.experiment.experiment_named", lambda name: toy)
-    arguments = ["experiment", "cliffwalk", "--seeds", "2", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("experiments.__main__.experiment_named", lambda name: toy)
+    arguments = ["cliffwalk", "--seeds", "2", "--out", str(tmp_path / "out")]
     printed = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert printed.exit_code == 0
     assert printed.stdout == (tmp_path / "out" / "report.txt").read_text(encoding="utf-8")

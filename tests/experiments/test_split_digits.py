@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memstore.experiments.crash import train_until_killed
-from memstore.experiments.experiment import Finding, Report, TableData, Trial
-from memstore.experiments.runner import run_experiment
-from memstore.experiments.split_digits import EXAMPLES, SplitDigitsExperiment
-from memstore.experiments.split_digits_arms import ARMS, EMPTIED, JOINT, REPLAY, RESERVOIR, RESUMED, train_arm
+from experiments.crash import train_until_killed
+from experiments.experiment import Finding, Report, Trial
+from experiments.runner import run_experiment
+from experiments.split_digits import EXAMPLES, SplitDigitsExperiment
+from experiments.split_digits_arms import ARMS, EMPTIED, JOINT, REPLAY, RESERVOIR, RESUMED, train_arm
+from memstore.figures.figure import TableData
 from memstore.learner import load_dataset, training_config
 from memstore.learner.job.data import split_tasks
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
+from experiments.summary import compare, mean_interval
 from memstore.errors import InvalidValue
-from memstore.experiments.summary import compare, mean_interval
 
 
 def test_the_interval_is_students() -> None:

@@ -1,7 +1,7 @@
 """Draws without replacement follow Plackett and Luce: compared, sequence by sequence, with exact enumeration.
 
-``memstore.draws.rejection.draw`` has three ways to finish (rounds of candidates, more rounds without the chosen, one scan); each
-is forced in turn, and all must give the same law.
+``memstore.draws.rejection.draw`` has three ways to finish (rounds of candidates, more rounds without the chosen, one
+scan); each is forced in turn, and all must give the same law.
 """
 
 from __future__ import annotations

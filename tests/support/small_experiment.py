@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memstore.experiments.experiment import Finding, Report, TableData, Trial
+from experiments.experiment import Finding, Report, Trial
+from memstore.figures.figure import TableData
 from tests.support.hostile import TERMINAL
 
 

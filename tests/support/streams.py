@@ -14,7 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from experiments.__main__ import main as experiment
 from memstore.cli import main
+from memstore.cli.output import CommandLine
+
+EVERY_COMMAND = CommandLine(
+    main.name,
+    {**main.commands, "experiment": experiment},
+    params=main.params,
+    epilog=main.epilog,
+    context_settings=main.context_settings,
+    help=main.help,
+    callback=main.callback,
+)
+"""``memstore``, with ``python -m experiments`` as one command more."""
 
 Kind = Literal["file", "full", "closed", "unread"]
 
@@ -88,7 +101,7 @@ def _as_the_interpreter(command: list[str]) -> int:
     """Run the command, print what it raises, and flush; returns the exit code."""
     code = 1
     try:
-        main(command, prog_name="memstore")
+        EVERY_COMMAND(command, prog_name="memstore")
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1
     except BaseException:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from memstore.cli.strips import WIDTH, strips
-from memstore.experiments.experiment import Figure, Series
+from memstore.figures.figure import Figure, Series
 
 X = tuple(float(i) for i in range(101))
 FALLING = tuple(math.exp(-i / 10) for i in range(101))

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 import memstore
-from memstore.experiments.bias import BIAS_ARMS, bias_findings, bias_table, replayed_value
-from memstore.experiments.experiment import Figure, Finding, Report, Series, TableData, Trial
-from memstore.experiments.tabular import (
+from experiments.bias import BIAS_ARMS, bias_findings, bias_table, replayed_value
+from experiments.experiment import Finding, Report, Trial
+from experiments.tabular import (
     CONVERGED,
     MOST_UPDATES,
     Cliffwalk,
@@ -27,6 +27,7 @@ from memstore.experiments.tabular import (
     UniformReplay,
     updates_to_convergence,
 )
+from memstore.figures.figure import Figure, Series, TableData
 
 EPSILON = 1e-4
 ARMS = ("uniform", "proportional", "greedy", "oracle")

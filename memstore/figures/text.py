@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memstore.errors import InvalidValue
-from memstore.experiments.experiment import Figure, Series, TableData
+from memstore.figures.figure import Figure, Series, TableData
 
 BAR_WIDTH = 50
 PLOT_WIDTH, PLOT_HEIGHT = 68, 17

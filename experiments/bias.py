@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 import memstore
-from memstore.experiments.experiment import Finding, TableData
-from memstore.experiments.summary import Interval, mean_interval
+from experiments.experiment import Finding
+from experiments.summary import Interval, mean_interval
+from memstore.figures.figure import TableData
 
 REWARDS = np.array([0.0] * 9 + [10.0])
 TRUE_VALUE = 1.0

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import memstore
-from memstore.experiments.threads import one_thread
+from experiments.threads import one_thread
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.job.train import CHECKPOINT, TrainProgress, run_training
 

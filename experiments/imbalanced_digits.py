@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import memstore
-from memstore.experiments.experiment import Figure, Finding, Report, Series, TableData, Trial
-from memstore.experiments.summary import Interval, compare, mean_interval
+from experiments.experiment import Finding, Report, Trial
+from experiments.summary import Interval, compare, mean_interval
+from memstore.figures.figure import Figure, Series, TableData
 from memstore.learner import MLP, Dataset, load_dataset
 from memstore.learner.job.metrics import accuracy
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from memstore.errors import ConfigError
+from memstore.figures.figure import Figure, TableData
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,50 +29,6 @@ class Trial:
     arm: str
     seed: int
     size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One line of a figure, or its row of bars.
-
-    Attributes
-    ----------
-    label : str
-    x : tuple of str or float
-        Names of the bars, or positions.
-    y : tuple of float
-    low, high : tuple of float
-        Ends of the interval around each y; empty without intervals.
-    """
-
-    label: str
-    x: tuple[str | float, ...]
-    y: tuple[float, ...]
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A figure, for PNG and for text; ``name`` is that of the file."""
-
-    name: str
-    title: str
-    x_label: str
-    y_label: str
-    kind: Literal["bars", "lines"]
-    series: tuple[Series, ...]
-    log_x: bool = False
-    log_y: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TableData:
-    """A table of texts."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +82,9 @@ class Experiment(Protocol):
 
 
 EXPERIMENTS: dict[str, tuple[str, str]] = {
-    "split-digits": ("memstore.experiments.split_digits", "SplitDigitsExperiment"),
-    "cliffwalk": ("memstore.experiments.cliffwalk", "CliffwalkExperiment"),
-    "imbalanced-digits": ("memstore.experiments.imbalanced_digits", "ImbalancedDigitsExperiment"),
+    "split-digits": ("experiments.split_digits", "SplitDigitsExperiment"),
+    "cliffwalk": ("experiments.cliffwalk", "CliffwalkExperiment"),
+    "imbalanced-digits": ("experiments.imbalanced_digits", "ImbalancedDigitsExperiment"),
 }
 """Module and class of each experiment: imported when it is asked for."""
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from memstore.experiments.experiment import Figure, Finding, Report, Series, TableData, Trial
-from memstore.experiments.split_digits_arms import (
+from experiments.experiment import Finding, Report, Trial
+from experiments.split_digits_arms import (
     ARMS,
     BALANCED,
     EMPTIED,
@@ -30,7 +30,8 @@ from memstore.experiments.split_digits_arms import (
     SAME_SAMPLES,
     train_arm,
 )
-from memstore.experiments.summary import Comparison, Interval, compare, mean_interval
+from experiments.summary import Comparison, Interval, compare, mean_interval
+from memstore.figures.figure import Figure, Series, TableData
 from memstore.learner.job.metrics import BACKWARD_TRANSFER_FORMULA, FORGETTING_FORMULA
 
 SEEDS, QUICK_SEEDS = 20, 3

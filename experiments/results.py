@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from experiments.experiment import Trial
 from memstore.errors import ConfigError, InvalidValue
-from memstore.experiments.experiment import Trial
 
 
 class Results:

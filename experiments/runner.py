@@ -17,18 +17,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import memstore
+from experiments.experiment import Experiment, Report, Trial
+from experiments.report import write_report
+from experiments.results import Results
+from experiments.threads import one_thread
 from memstore.config import check_int
-from memstore.experiments.experiment import Experiment, Report, Trial
-from memstore.experiments.report import write_report
-from memstore.experiments.results import Results
-from memstore.experiments.threads import one_thread
 
 Measured = tuple[Trial, dict[str, Any]]
 
 RESULTS = "results.jsonl"
 MEASURING = ("numpy", "scikit-learn", "sqlalchemy")
 REPORTING = ("scipy", "matplotlib", "torch")
-PRESENTATION = {"cli", "report.py", "results.py", "runner.py", "png.py", "text.py"}
+PRESENTATION = {"cli", "figures", "__main__.py", "progress.py", "report.py", "results.py", "runner.py"}
 """Modules and packages that no trial's numbers depend on."""
 
 
@@ -116,12 +116,12 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def code() -> str:
-    """Return a digest of memstore's source, as far as a trial's numbers may depend on it."""
-    package = Path(memstore.__file__).parent
+    """Return a digest of the source of memstore and the experiments, as far as a trial's numbers may depend on it."""
     sha = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        if not PRESENTATION & set(path.relative_to(package).parts):
-            sha.update(path.relative_to(package).as_posix().encode() + b"\n" + path.read_bytes())
+    for package in (Path(memstore.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            if not PRESENTATION & set(path.relative_to(package).parts):
+                sha.update(path.relative_to(package).as_posix().encode() + b"\n" + path.read_bytes())
     return sha.hexdigest()[:16]
 
 

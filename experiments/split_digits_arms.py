@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memstore.experiments.crash import Accuracies, train_until_killed, without_episodes
+from experiments.crash import Accuracies, train_until_killed, without_episodes
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.job.data import load_dataset, split_tasks, stream
 from memstore.learner.job.metrics import accuracy

@@ -10,9 +10,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from memstore.experiments import text
-from memstore.experiments.experiment import Experiment, Finding, Report, Trial
-from memstore.experiments.png import draw
+from experiments.experiment import Experiment, Finding, Report, Trial
+from memstore.figures import text
+from memstore.figures.png import draw
 
 TEXT, JSON = "report.txt", "report.json"
 LINE = 110

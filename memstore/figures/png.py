@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memstore.experiments.experiment import Figure, Series
-from memstore.experiments.text import interval_of, number
+from memstore.figures.figure import Figure, Series
+from memstore.figures.text import interval_of, number
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#b8a800")
 """Okabe and Ito's, which the colour-blind can tell apart."""

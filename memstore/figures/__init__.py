@@ -1,0 +1,1 @@
+"""Figures and tables, drawn as text or as PNG; knows no memory."""
