@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from memstore.draws.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
+from memstore.episodes.eviction import (
+    Eviction,
+    Fifo,
+    LargestDomain,
+    LowestLoss,
+    Refuse,
+    Reservoir,
+    ReservoirLoss,
+)
 from memstore.episodes.log import History
 from memstore.errors import (
     CheckpointNotFound,
@@ -67,11 +76,15 @@ __all__ = [
     "EpisodeNotFound",
     "EpisodeSummary",
     "EpisodicMemory",
+    "Eviction",
     "EvictionPolicy",
+    "Fifo",
     "ForeignTransaction",
     "History",
     "InvalidValue",
+    "LargestDomain",
     "LossTrend",
+    "LowestLoss",
     "Match",
     "MemoryClosed",
     "MemoryEmpty",
@@ -83,11 +96,14 @@ __all__ = [
     "PrioritizedLoss",
     "PrioritizedRecency",
     "Query",
+    "Refuse",
     "ReplayEvent",
     "ReplayMetadata",
     "ReplayShare",
     "ReplayStats",
     "ReplayStrategy",
+    "Reservoir",
+    "ReservoirLoss",
     "Restored",
     "Retention",
     "RetentionPolicy",

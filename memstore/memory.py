@@ -18,6 +18,7 @@ from memstore.draws.strategies import Strategy
 from memstore.episodes import checkpoint
 from memstore.episodes import insert as episodes
 from memstore.episodes import losses as recording
+from memstore.episodes.eviction import Eviction
 from memstore.episodes.inputs import as_losses, check_ids, check_option, invalid_losses, make_offer, refuse_invalid
 from memstore.episodes.log import Group, History
 from memstore.errors import InvalidValue
@@ -234,7 +235,7 @@ class EpisodicMemory(MemoryDrawer):
         capacity: int | None = None,
         strategy: Strategy | str | None = None,
         alpha: float | None = None,
-        eviction: EvictionPolicy | str | None = None,
+        eviction: Eviction | EvictionPolicy | str | None = None,
         max_replays: int | None = None,
         limiter: SamplesPerInsert | Literal["none"] | None = None,
         history: History | Literal["on", "off"] | None = None,

@@ -24,6 +24,7 @@ from memstore.config import (
     check_seconds,
 )
 from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.episodes.eviction import Eviction
 from memstore.episodes.log import History
 from memstore.errors import ConfigError
 from memstore.memory import EpisodicMemory
@@ -47,7 +48,7 @@ def open(
     strategy: Strategy | str | None = None,
     alpha: float | None = None,
     epsilon: float | None = None,
-    eviction: EvictionPolicy | str | None = None,
+    eviction: Eviction | EvictionPolicy | str | None = None,
     max_replays: int | None = None,
     limiter: SamplesPerInsert | None = None,
     history: History | Literal["on", "off"] | None = None,
@@ -80,7 +81,8 @@ def open(
         Exponent of the strategy (see there); 0.6 by default.
     epsilon* : float > 0
         Added to a loss to make a priority, 1e-6 by default; keeps zero losses reachable. Fixed at creation.
-    eviction* : EvictionPolicy or str
+    eviction* : Eviction or str
+        A policy such as ``Reservoir()``, or its name.
         By default what goes with the strategy: ``lowest_loss`` with PrioritizedLoss and Mixed, ``largest_domain`` with
         DomainBalanced, else ``fifo``.
     max_replays* : int

@@ -23,14 +23,10 @@ class ReplayStrategy(enum.StrEnum):
 
 
 class EvictionPolicy(enum.StrEnum):
-    """What leaves when the memory is at capacity.
+    """The eviction policies by name: what leaves when the memory is at capacity.
 
-    ``fifo`` the oldest; ``lowest_loss`` the smallest measured loss (never the newcomer; where nothing is measured, the
-    oldest); ``largest_domain`` the oldest of the domain that holds most; ``reservoir`` keeps a uniform sample of
-    everything ever offered (Vitter 1985, by one random key per episode; after deletions or growth, and until it is full
-    again, newcomers are favoured by a share of 1 / capacity); ``reservoir_loss`` lets the newcomer in with
-    the reservoir's probability and then evicts by loss (a heuristic: the sample is not uniform); ``none`` refuses the
-    newcomer with ``MemoryFull``.
+    Each name stands for a class (``Fifo``, ``LowestLoss``, ``LargestDomain``, ``Reservoir``, ``ReservoirLoss``,
+    ``Refuse`` for ``none``), which says what it does.
     """
 
     FIFO = "fifo"

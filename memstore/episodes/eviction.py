@@ -1,4 +1,4 @@
-"""What leaves at capacity: one small planner per policy.
+"""What leaves at capacity: one small frozen class per policy.
 
 A plan is made before anything is written, and never depends on how the newcomers were cut into batches: ``extend`` of
 n episodes keeps what n single ``add`` calls would keep.
@@ -7,8 +7,9 @@ n episodes keeps what n single ``add`` calls would keep.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,21 +56,203 @@ class Plan:
     reservoir_floor: int | None = None
 
 
+Order = tuple[list[int | None], list[int | None]]
+"""Values of the columns (eviction_group, eviction_key) of some episodes."""
+
+
+class Eviction(ABC):
+    """What leaves when the memory is at capacity; values are immutable and comparable, and stored by name."""
+
+    name: ClassVar[str]
+    always_plans: ClassVar[bool] = False
+    """Whether a newcomer may be turned away while there is room."""
+
+    @abstractmethod
+    def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+        """Decide who leaves so that the newcomers fit."""
+
+    def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
+        """Return the policy's own order for these episodes; None where it needs none."""
+        return [None] * len(newcomers), [None] * len(newcomers)
+
+
+@dataclass(frozen=True)
+class Fifo(Eviction):
+    """The oldest leaves."""
+
+    name: ClassVar[str] = EvictionPolicy.FIFO.value
+
+    def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+        excess = excess_of(snapshot, newcomers)
+        leaving = _first(snapshot, min(excess, snapshot.live))
+        return Plan(leaving, np.arange(len(newcomers)) >= excess - len(leaving))
+
+
+@dataclass(frozen=True)
+class LowestLoss(Eviction):
+    """The smallest measured loss leaves, never the newcomer; where nothing is measured, the oldest."""
+
+    name: ClassVar[str] = EvictionPolicy.LOWEST_LOSS.value
+
+    def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+        return Plan(*_evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_)))
+
+
+@dataclass(frozen=True)
+class LargestDomain(Eviction):
+    """The oldest of the domain that holds most leaves."""
+
+    name: ClassVar[str] = EvictionPolicy.LARGEST_DOMAIN.value
+
+    def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+        strata = snapshot.state.strata
+        counts = np.bincount(strata.domain, weights=strata.count, minlength=len(snapshot.state.domain_names) + 1)
+        evictions = np.zeros(len(counts), np.int64)
+        total = snapshot.live
+        for domain in [None] * max(total - snapshot.settings.capacity, 0) + newcomers.domains.tolist():
+            if domain is not None:
+                counts[domain] += 1
+                total += 1
+            if total > snapshot.settings.capacity:
+                largest = int(counts.argmax())
+                if domain is not None and counts[domain] == counts[largest]:
+                    largest = domain
+                counts[largest] -= 1
+                evictions[largest] += 1
+                total -= 1
+        staying = np.ones(len(newcomers), np.bool_)
+        leaving = [np.empty(0, np.int64)]
+        for domain in np.flatnonzero(evictions).tolist():
+            oldest = _by_key(snapshot, domain, int(evictions[domain]))[0]
+            leaving.append(oldest)
+            staying[np.flatnonzero(newcomers.domains == domain)[: evictions[domain] - len(oldest)]] = False
+        return Plan(np.concatenate(leaving), staying)
+
+    def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
+        return newcomers.domains.tolist(), newcomers.ids.tolist()
+
+
+@dataclass(frozen=True)
+class Reservoir(Eviction):
+    """A uniform sample of everything ever offered stays (Vitter 1985, by one random key per episode).
+
+    After deletions or growth, and until it is full again, newcomers are favoured by a share of 1 / capacity.
+    """
+
+    name: ClassVar[str] = EvictionPolicy.RESERVOIR.value
+    always_plans: ClassVar[bool] = True
+
+    def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+        keys = reservoir_keys(snapshot, newcomers.ids)
+        floor = snapshot.state.counters.reservoir_floor
+        # The floor is the largest key that ever left. Below it a newcomer would have left already, so deletions and
+        # growth open no side door; until the reservoir is full again its chance is (k + 1) / (t + 1) instead of k / t.
+        staying = np.ones(len(newcomers), np.bool_) if floor is None else keys > floor
+        excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
+        if excess <= 0:
+            return Plan(np.empty(0, np.int64), staying, floor)
+        old_ids, old_keys = _by_key(snapshot, 0, excess)
+        ids = np.concatenate([old_ids, newcomers.ids[staying]])
+        all_keys = np.concatenate([old_keys, keys[staying]])
+        out = np.lexsort((ids, all_keys))[:excess]
+        floor = int(all_keys[out].max())
+        leaving = out[out < len(old_ids)]
+        return Plan(old_ids[leaving], staying & ~np.isin(newcomers.ids, ids[out]), floor)
+
+    def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
+        return [0] * len(newcomers), reservoir_keys(snapshot, newcomers.ids).tolist()
+
+
+@dataclass(frozen=True)
+class ReservoirLoss(Eviction):
+    """The newcomer enters with the reservoir's probability; then the smallest measured loss leaves.
+
+    This is a heuristic: the sample is not uniform.
+    """
+
+    name: ClassVar[str] = EvictionPolicy.RESERVOIR_LOSS.value
+
+    def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+        offered = newcomers.ids - first_id(snapshot.state.buffer_id)
+        uniform = reservoir_keys(snapshot, newcomers.ids) / 2.0**63
+        room = max(snapshot.settings.capacity - snapshot.live, 0)
+        lottery = uniform < snapshot.settings.capacity / np.maximum(offered, 1)
+        entering = lottery | (np.arange(len(newcomers)) < room)
+        return Plan(*_evict_easiest(snapshot, newcomers, entering))
+
+
+@dataclass(frozen=True)
+class Refuse(Eviction):
+    """Nothing leaves: newcomers that do not fit are refused with ``MemoryFull``."""
+
+    name: ClassVar[str] = EvictionPolicy.NONE.value
+
+    def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
+        capacity = snapshot.settings.capacity
+        if not len(newcomers):
+            raise ConfigError(
+                f"the buffer holds {snapshot.live} episodes and evicts none: delete some before shrinking it to "
+                f"{capacity}"
+            )
+        raise MemoryFull(
+            f"{len(newcomers)} new episodes do not fit: {snapshot.live} of {capacity} places are taken and the "
+            "eviction policy is 'none'; delete(...) some, configure(capacity=...) or configure(eviction=...)"
+        )
+
+
+_POLICIES: dict[EvictionPolicy, Eviction] = {
+    EvictionPolicy.FIFO: Fifo(),
+    EvictionPolicy.LOWEST_LOSS: LowestLoss(),
+    EvictionPolicy.LARGEST_DOMAIN: LargestDomain(),
+    EvictionPolicy.RESERVOIR: Reservoir(),
+    EvictionPolicy.RESERVOIR_LOSS: ReservoirLoss(),
+    EvictionPolicy.NONE: Refuse(),
+}
+
+
+def as_eviction(value: Eviction | EvictionPolicy | str) -> Eviction:
+    """Return a policy from itself or its name.
+
+    Raises
+    ------
+    ConfigError
+        There is no policy of this name.
+    """
+    if isinstance(value, Eviction):
+        return value
+    if not isinstance(value, str) or value not in _POLICIES:
+        known = ", ".join(policy.value for policy in EvictionPolicy)
+        raise ConfigError(f"unknown eviction policy {shown(value)}; expected one of {known}")
+    return _POLICIES[EvictionPolicy(value)]
+
+
+def default_eviction(strategy_name: str) -> Eviction:
+    """Return the policy that goes with a strategy, as in the origin.
+
+    Only DomainBalanced differs: its policy protects rare domains.
+    """
+    goes_with: dict[str, Eviction] = {
+        "prioritized_loss": LowestLoss(),
+        "mixed": LowestLoss(),
+        "domain_balanced": LargestDomain(),
+    }
+    return goes_with.get(strategy_name, Fifo())
+
+
 def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    """What the buffer's eviction policy decides about these newcomers.
+    """Decide about these newcomers by the buffer's eviction policy.
 
     Raises
     ------
     MemoryFull
         Under policy ``none``, when they do not all fit.
     """
-    policy = EvictionPolicy(snapshot.settings.eviction)
-    excess = snapshot.live + len(newcomers) - snapshot.settings.capacity
+    policy = as_eviction(snapshot.settings.eviction)
     if snapshot.live > snapshot.settings.capacity:
         _refuse_miscounted(snapshot)
-    if excess <= 0 and policy is not EvictionPolicy.RESERVOIR:
+    if excess_of(snapshot, newcomers) <= 0 and not policy.always_plans:
         return Plan(np.empty(0, np.int64), np.ones(len(newcomers), np.bool_))
-    return _PLANNERS[policy](snapshot, newcomers)
+    return policy.plan(snapshot, newcomers)
 
 
 def _refuse_miscounted(snapshot: Snapshot) -> None:
@@ -79,15 +262,14 @@ def _refuse_miscounted(snapshot: Snapshot) -> None:
         raise damaged(f"buffer {snapshot.state.buffer_id}", f"has {found} rows where its strata count {snapshot.live}")
 
 
-def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> tuple[list[int | None], list[int | None]]:
-    """Values of the columns (eviction_group, eviction_key), None where the policy needs no order of its own."""
-    match EvictionPolicy(snapshot.settings.eviction):
-        case EvictionPolicy.RESERVOIR:
-            return [0] * len(newcomers), reservoir_keys(snapshot, newcomers.ids).tolist()
-        case EvictionPolicy.LARGEST_DOMAIN:
-            return newcomers.domains.tolist(), newcomers.ids.tolist()
-        case _:
-            return [None] * len(newcomers), [None] * len(newcomers)
+def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> Order:
+    """Return the order that the buffer's eviction policy gives these episodes."""
+    return as_eviction(snapshot.settings.eviction).order(snapshot, newcomers)
+
+
+def excess_of(snapshot: Snapshot, newcomers: Newcomers) -> int:
+    """Return how many are too many once the newcomers are in."""
+    return snapshot.live + len(newcomers) - snapshot.settings.capacity
 
 
 def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
@@ -103,21 +285,6 @@ def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
     stream = np.random.Philox(key=snapshot.settings.seed, counter=first)
     blocks = stream.random_raw(4 * (last - first + 1))[::4]
     return (blocks[sequence - first] >> np.uint64(1)).astype(np.int64)
-
-
-def _excess(snapshot: Snapshot, newcomers: Newcomers) -> int:
-    return snapshot.live + len(newcomers) - snapshot.settings.capacity
-
-
-def _fifo(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    excess = _excess(snapshot, newcomers)
-    leaving = _first(snapshot, min(excess, snapshot.live))
-    return Plan(leaving, np.arange(len(newcomers)) >= excess - len(leaving))
-
-
-def _lowest_loss(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    leaving, staying = _evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_))
-    return Plan(leaving, staying)
 
 
 def _evict_easiest(
@@ -160,80 +327,6 @@ def _evict_easiest(
     return left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left)
 
 
-def _largest_domain(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    strata = snapshot.state.strata
-    counts = np.bincount(strata.domain, weights=strata.count, minlength=len(snapshot.state.domain_names) + 1)
-    evictions = np.zeros(len(counts), np.int64)
-    total = snapshot.live
-    for domain in [None] * max(total - snapshot.settings.capacity, 0) + newcomers.domains.tolist():
-        if domain is not None:
-            counts[domain] += 1
-            total += 1
-        if total > snapshot.settings.capacity:
-            largest = int(counts.argmax())
-            if domain is not None and counts[domain] == counts[largest]:
-                largest = domain
-            counts[largest] -= 1
-            evictions[largest] += 1
-            total -= 1
-    staying = np.ones(len(newcomers), np.bool_)
-    leaving = [np.empty(0, np.int64)]
-    for domain in np.flatnonzero(evictions).tolist():
-        oldest = _by_key(snapshot, domain, int(evictions[domain]))[0]
-        leaving.append(oldest)
-        staying[np.flatnonzero(newcomers.domains == domain)[: evictions[domain] - len(oldest)]] = False
-    return Plan(np.concatenate(leaving), staying)
-
-
-def _reservoir(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    keys = reservoir_keys(snapshot, newcomers.ids)
-    floor = snapshot.state.counters.reservoir_floor
-    # The floor is the largest key that ever left. Below it a newcomer would have left already, so deletions and growth
-    # open no side door; until the reservoir is full again its chance is (k + 1) / (t + 1) instead of k / t.
-    staying = np.ones(len(newcomers), np.bool_) if floor is None else keys > floor
-    excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
-    if excess <= 0:
-        return Plan(np.empty(0, np.int64), staying, floor)
-    old_ids, old_keys = _by_key(snapshot, 0, excess)
-    ids = np.concatenate([old_ids, newcomers.ids[staying]])
-    all_keys = np.concatenate([old_keys, keys[staying]])
-    out = np.lexsort((ids, all_keys))[:excess]
-    floor = int(all_keys[out].max())
-    leaving = out[out < len(old_ids)]
-    return Plan(old_ids[leaving], staying & ~np.isin(newcomers.ids, ids[out]), floor)
-
-
-def _reservoir_loss(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    offered = newcomers.ids - first_id(snapshot.state.buffer_id)
-    uniform = reservoir_keys(snapshot, newcomers.ids) / 2.0**63
-    room = max(snapshot.settings.capacity - snapshot.live, 0)
-    lottery = uniform < snapshot.settings.capacity / np.maximum(offered, 1)
-    entering = lottery | (np.arange(len(newcomers)) < room)
-    return Plan(*_evict_easiest(snapshot, newcomers, entering))
-
-
-def _none(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    capacity = snapshot.settings.capacity
-    if not len(newcomers):
-        raise ConfigError(
-            f"the buffer holds {snapshot.live} episodes and evicts none: delete some before shrinking it to {capacity}"
-        )
-    raise MemoryFull(
-        f"{len(newcomers)} new episodes do not fit: {snapshot.live} of {capacity} places are taken and the eviction "
-        "policy is 'none'; delete(...) some, configure(capacity=...) or configure(eviction=...)"
-    )
-
-
-_PLANNERS: dict[EvictionPolicy, Callable[[Snapshot, Newcomers], Plan]] = {
-    EvictionPolicy.FIFO: _fifo,
-    EvictionPolicy.LOWEST_LOSS: _lowest_loss,
-    EvictionPolicy.LARGEST_DOMAIN: _largest_domain,
-    EvictionPolicy.RESERVOIR: _reservoir,
-    EvictionPolicy.RESERVOIR_LOSS: _reservoir_loss,
-    EvictionPolicy.NONE: _none,
-}
-
-
 def _first(snapshot: Snapshot, count: int, *, unmeasured: bool = False) -> Ints:
     """The oldest live ids (of the never-measured ones)."""
     if count <= 0:
@@ -259,20 +352,3 @@ def _by_key(snapshot: Snapshot, group: int, count: int) -> tuple[Ints, Ints]:
     )
     rows = snapshot.conn.execute(query.order_by(_m.eviction_key, _m.episode_id).limit(count)).all()
     return np.array([r[0] for r in rows], np.int64), np.array([r[1] for r in rows], np.int64)
-
-
-def as_eviction(value: EvictionPolicy | str) -> EvictionPolicy:
-    """A policy from itself or its name."""
-    known = [policy.value for policy in EvictionPolicy]
-    if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"unknown eviction policy {shown(value)}; expected one of {', '.join(known)}")
-    return EvictionPolicy(value)
-
-
-def default_eviction(strategy_name: str) -> EvictionPolicy:
-    """The policy that goes with a strategy, as in the origin except for DomainBalanced, which protects rare domains."""
-    return {
-        "prioritized_loss": EvictionPolicy.LOWEST_LOSS,
-        "mixed": EvictionPolicy.LOWEST_LOSS,
-        "domain_balanced": EvictionPolicy.LARGEST_DOMAIN,
-    }.get(strategy_name, EvictionPolicy.FIFO)

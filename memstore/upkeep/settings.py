@@ -14,7 +14,7 @@ from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
 from memstore.config import DEFAULT_CAPACITY, DEFAULT_EPSILON, MAX_EPSILON, Settings, check_float, check_int
 from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
-from memstore.episodes.eviction import Newcomers, as_eviction, default_eviction, order_keys, plan
+from memstore.episodes.eviction import Eviction, Newcomers, Reservoir, as_eviction, default_eviction, order_keys, plan
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group, History, as_history, history_of, prune
 from memstore.errors import ConfigError
@@ -53,7 +53,7 @@ def new_settings(
     strategy: Strategy | str | None,
     alpha: float | None,
     epsilon: float | None,
-    eviction: EvictionPolicy | str | None,
+    eviction: Eviction | EvictionPolicy | str | None,
     max_replays: int | None,
     limiter: SamplesPerInsert | None,
     history: History | Literal["on", "off"] | None,
@@ -68,7 +68,7 @@ def new_settings(
         ),
         alpha=chosen.index_alpha,
         strategy=chosen.to_json(),
-        eviction=default_eviction(chosen.name).value,
+        eviction=default_eviction(chosen.name).name,
         max_replays=None,
         limiter=None,
         history=None,
@@ -92,7 +92,7 @@ def changed_settings(
     capacity: int | None,
     strategy: Strategy | str | None,
     alpha: float | None,
-    eviction: EvictionPolicy | str | None,
+    eviction: Eviction | EvictionPolicy | str | None,
     max_replays: int | None,
     limiter: SamplesPerInsert | Literal["none"] | None,
     history: History | Literal["on", "off"] | None,
@@ -110,7 +110,7 @@ def changed_settings(
             chosen = chosen.with_alpha(alpha)
         changes |= {"strategy": chosen.to_json(), "alpha": chosen.index_alpha}
     if eviction is not None:
-        changes["eviction"] = as_eviction(eviction).value
+        changes["eviction"] = as_eviction(eviction).name
     if max_replays is not None:
         limit = check_int("max_replays", max_replays, minimum=0)
         changes["max_replays"] = limit or None
@@ -153,7 +153,7 @@ def reconfigure(snapshot: Snapshot, settings: Settings, group: Group) -> Ints:
 
 def _check_reservoir(snapshot: Snapshot, settings: Settings) -> None:
     gone = snapshot.state.counters.inserted - snapshot.live
-    if settings.eviction == EvictionPolicy.RESERVOIR.value and gone:
+    if settings.eviction == Reservoir.name and gone:
         raise ConfigError(
             f"{gone} episodes have left under {snapshot.settings.eviction!r}, so what is here is no uniform sample of "
             "everything offered and cannot become one: choose 'reservoir' for a new buffer"

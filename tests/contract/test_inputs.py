@@ -372,12 +372,15 @@ def test_nothing_is_created_by_a_refused_open(url: str, existing: Existing, chan
 
 
 def test_enums_and_names_are_the_same(open_memory: OpenMemory) -> None:
-    """``ReplayStrategy`` and ``EvictionPolicy`` members, their values, and strategy objects."""
+    """``ReplayStrategy`` and ``EvictionPolicy`` members, their values, and objects of either kind."""
     memory = open_memory(strategy=ReplayStrategy.UNIFORM, eviction=EvictionPolicy.RESERVOIR)
     memory.extend(rows(3))
     assert memory.stats().strategy == "uniform" and memory.stats().eviction == "reservoir"
     assert memory.sample(1, strategy=ReplayStrategy.MIXED).strategy == "mixed"
     open_memory(strategy="uniform", eviction="reservoir")
+    open_memory(strategy=memstore.Uniform(), eviction=memstore.Reservoir())
+    with pytest.raises(ConfigError, match="created with eviction='reservoir'"):
+        open_memory(eviction=memstore.Fifo())
 
 
 # Names
