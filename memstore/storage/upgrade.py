@@ -216,7 +216,7 @@ def _run_migrations(conn: Connection) -> None:
 
 def _migrations() -> Path:
     # In a wheel they are inside the package; a checkout has them at its top level.
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     packaged = package / "migrations"
     return packaged if (packaged / "env.py").is_file() else package.parent / "migrations"
 
