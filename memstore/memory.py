@@ -1,46 +1,86 @@
-"""``EpisodicMemory``: the one facade. It delegates, and holds no SQL."""
+"""``EpisodicMemory``: the one public class. It delegates, and holds no SQL."""
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import func, select
 
-from memstore.buffer.snapshot import Snapshot
-from memstore.config import check_int, check_name
-from memstore.drawing import MemoryDrawer
-from memstore.draws.strategies import Strategy
+from memstore.buffer.session import Session
+from memstore.buffer.snapshot import Rows, Snapshot
+from memstore.config import check_float, check_int, check_name, check_seconds
+from memstore.draws.batch import Normalize, make_batch
+from memstore.draws.filtered import Drawable
+from memstore.draws.groups import Grouping
+from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.draws.targets import domain_targets
 from memstore.episodes import checkpoint
 from memstore.episodes import insert as episodes
 from memstore.episodes import losses as recording
 from memstore.episodes.eviction import Eviction
-from memstore.episodes.inputs import as_losses, check_ids, check_option, invalid_losses, make_offer, refuse_invalid
+from memstore.episodes.inputs import (
+    as_losses,
+    check_count,
+    check_ids,
+    check_option,
+    check_texts,
+    invalid_losses,
+    make_offer,
+    refuse_invalid,
+)
 from memstore.episodes.log import Group, History
-from memstore.errors import InvalidValue
+from memstore.errors import InvalidValue, MemoryEmpty
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
-from memstore.queries import EVERY, Condition
+from memstore.queries import EVERY, Column, Condition, col, constant_of
 from memstore.queries.parser import as_condition
-from memstore.reader import signature_of, stored_signature
-from memstore.sharing import leases
+from memstore.queries.query import Query
+from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
+from memstore.queries.sql import Over
+from memstore.sharing import leases, limiter
 from memstore.sharing import limiter as limits
 from memstore.sharing.limiter import SamplesPerInsert
 from memstore.sharing.waiting import check_timeout, wait_until
 from memstore.storage.blocks import Block
-from memstore.types import Batch, EvictionPolicy, Retention, RetentionPolicy, UpdateResult
+from memstore.storage.schema import UNMEASURED, first_id, replay_tally
+from memstore.types import (
+    Batch,
+    CheckReport,
+    Episode,
+    EvictionPolicy,
+    Match,
+    ReplayMetadata,
+    ReplayStats,
+    Retention,
+    RetentionPolicy,
+    UpdateResult,
+)
 from memstore.upkeep import removal, retention
 from memstore.upkeep import settings as maintenance
+from memstore.upkeep import stats as health
+from memstore.upkeep.check import check
 from memstore.values.foreign import numpy_payload
 from memstore.values.letting_go import held_until_done
+from memstore.values.shown import shown
 from memstore.values.times import check_time
 
+_t = replay_tally.c
+HARDEST = 100
+"""How many of the hardest episodes ``forgotten`` looks at for each one asked for, before it scans ..."""
+MOST_LOOKED_AT = 1000
+"""... and at most: 1,000 look-ups cost a tenth of a scan of 1M."""
 
-class EpisodicMemory(MemoryDrawer):
+
+class EpisodicMemory:
     """A persistent experience-replay memory; ``memstore.open`` makes one.
 
     Every change is committed when the call returns, unless inside ``transaction()``, and is then visible to every
@@ -56,7 +96,620 @@ class EpisodicMemory(MemoryDrawer):
     was committed as a whole, and the next call works.
     """
 
-    # Adding and removing
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        *,
+        resumed: bool,
+        strategy: Strategy | None = None,
+        consumer: str | None = None,
+    ) -> None:
+        self._session = session
+        self._name = name
+        self._resumed = resumed
+        self._strategy = strategy
+        self._given_consumer = consumer
+
+    @property
+    def name(self) -> str:
+        """Name of the buffer within its database."""
+        return self._name
+
+    @property
+    def url(self) -> str:
+        """Address of the database, its password hidden."""
+        return self._session.database.backend.describe()
+
+    @property
+    def consumer(self) -> str:
+        """Who replays, as the history and the leases name it: as given to ``open``, else this host and process."""
+        return self._given_consumer or f"{socket.gethostname()}:{os.getpid()}"
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the buffer existed before this memory was opened."""
+        return self._resumed
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The generator behind every draw; its state is in every checkpoint."""
+        return self._session.rng
+
+    @property
+    def capacity(self) -> int:
+        """Largest number of live episodes."""
+        return self._session.read(lambda s: s.settings.capacity)
+
+    @property
+    def strategy(self) -> Strategy:
+        """What ``sample`` uses when not told otherwise."""
+        return self._session.read(self._default_strategy)
+
+    @property
+    def signature(self) -> Signature | None:
+        """Fields of the payloads, None until the first add."""
+        return self._session.read(signature_of)
+
+    def __len__(self) -> int:
+        return self._session.read(lambda s: s.live)
+
+    def __contains__(self, episode_id: Any) -> bool:
+        return len(self._session.read(lambda s: s.find(check_ids(episode_id)))) == 1
+
+    def __repr__(self) -> str:
+        return f"<EpisodicMemory {self._name!r} at {self.url}>"
+
+    def get(self, episode_id: int) -> Episode:
+        """The live episode with this id.
+
+        Raises
+        ------
+        EpisodeNotFound
+            When it was never added, was evicted or was deleted.
+        """
+        return self.get_many(episode_id)[0]
+
+    def get_many(self, ids: Any) -> list[Episode]:
+        """Live episodes in the order of the ids, from one snapshot; raises ``EpisodeNotFound`` if one is missing."""
+        wanted = check_ids(ids).tolist()
+        return self._session.read(lambda s: self._episodes(s, wanted))
+
+    def metadata(self, ids: Any) -> list[ReplayMetadata]:
+        """Replay metadata in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
+        wanted = check_ids(ids).tolist()
+        found = self._session.read(lambda s: episodes.read_metadata(s, list(dict.fromkeys(wanted))))
+        return [found[i] for i in wanted]
+
+    def ids_of(self, keys: Sequence[str]) -> list[int | None]:
+        """The ids under which these keys were first added, None where one never was.
+
+        An id stays known when its episode has left.
+        """
+        wanted = check_texts("key", keys)
+        known = self._session.read(lambda s: episodes.known_keys(s, wanted))
+        return [known.get(key) for key in wanted]
+
+    def recall_temporal(
+        self, start: Any, end: Any, *, domain: str | None = None, limit: int | None = None
+    ) -> list[Episode]:
+        """Episodes whose timestamp lies in [start, end], both inclusive, by timestamp, then id."""
+        if domain is not None:
+            check_name("domain", domain)
+        low, high = check_time("start", start), check_time("end", end)
+        most = None if limit is None else check_count(limit)
+        return self._session.read(lambda s: self._episodes(s, episodes.ids_between(s, low, high, domain, most)))
+
+    def recall_by_tags(
+        self, tags: Sequence[str], *, match: Literal["any", "all"] = "any", limit: int | None = None
+    ) -> list[Episode]:
+        """Episodes that carry any, or all, of the tags, oldest first."""
+        wanted = check_texts("tag", tags)
+        if not wanted:
+            raise InvalidValue("tags must be a non-empty sequence of str, got none")
+        check_option("match", match, "any", "all")
+        most = None if limit is None else check_count(limit)
+        return self._session.read(lambda s: self._episodes(s, episodes.ids_tagged(s, wanted, match == "all", most)))
+
+    def recall(self, query: Any, *, on: str, limit: int = 10) -> list[Match]:
+        """The episodes whose field ``on`` is nearest to ``query`` (Euclidean), nearest first.
+
+        Reads every payload once: time is proportional to the buffer, memory is not.
+        """
+        most = check_count(limit)
+
+        def work(snapshot: Snapshot) -> list[Match]:
+            signature = signature_of(snapshot)
+            if signature is None:
+                return []
+            found = episodes.nearest(snapshot, signature, on, query, most)
+            whole = self._episodes(snapshot, [episode_id for episode_id, _ in found])
+            return [Match(episode, distance) for episode, (_, distance) in zip(whole, found, strict=True)]
+
+        return self._session.read(work)
+
+    def stats(self, *, exact: bool = False) -> ReplayStats:
+        """Health of the buffer, in time independent of its size.
+
+        ``exact=True`` scans the losses: quantiles and histogram are then of the losses themselves instead of the
+        strata's half-octave bounds.
+        """
+        return self._session.read(
+            lambda s: health.stats(s, self._name, self._default_strategy(s), self._session.cache.stats(), exact=exact)
+        )
+
+    def check(self) -> CheckReport:
+        """Verify every invariant, reading the whole buffer: positions, bounds, counts, sums, checksums, orphans."""
+        return self._session.read(check)
+
+    def _episodes(self, snapshot: Snapshot, ids: list[int]) -> list[Episode]:
+        signature = signature_of(snapshot)
+        if signature is None:
+            episodes.read_metadata(snapshot, ids)
+            return []
+        keep = not self._session.database.transaction_open
+        return episodes.read(snapshot, ids, signature, self._session.cache, keep=keep)
+
+    def _default_strategy(self, snapshot: Snapshot) -> Strategy:
+        return self._strategy or _stored_strategy(snapshot.settings.strategy)
+
+    def query(self, over: Over = "episodes") -> Query:
+        """A query over the live episodes, or over the events of the ``"history"``.
+
+        See ``memstore.col`` for the columns: ``memory.query().filter(col.loss > 2).order_by(col.loss.descending)``.
+        In the history the columns of an episode itself (level, extra, loss ...) are missing once it has left; its id
+        and domain stay.
+        """
+        check_option("over", over, "episodes", "history")
+        return Query(self._session.read, over)
+
+    def history(
+        self,
+        *,
+        episode: Any = None,
+        domain: str | None = None,
+        consumer: str | None = None,
+        steps: int | tuple[int, int] | None = None,
+        since: Any = None,
+        until: Any = None,
+        limit: int | None = None,
+    ) -> list[ReplayEvent]:
+        """What was replayed, with which loss before and after, and what left and why; in the order of events.
+
+        Events outlive their episode. They are found through indexes by episode, step and time; by domain or consumer
+        alone, the history is scanned, newest first, until ``limit`` events are found.
+
+        Parameters
+        ----------
+        episode : int, or several, optional
+            Episodes, live or not.
+        domain, consumer : str, optional
+        steps : int or (first, last), optional
+            The trainer's steps, both inclusive.
+        since, until : float (seconds) or aware datetime, optional
+            Both inclusive.
+        limit : int, optional
+            At most so many, the newest.
+        """
+        conditions: list[Condition] = []
+        if episode is not None:
+            conditions.append(col.id.in_(check_ids(episode).tolist()))
+        if domain is not None:
+            conditions.append(col.domain == check_name("domain", domain))
+        if consumer is not None:
+            conditions.append(col.consumer == check_name("consumer", consumer))
+        if steps is not None:
+            conditions.append(col.step.between(*_span(steps)))
+        if since is not None:
+            conditions.append(col.at >= check_time("since", since))
+        if until is not None:
+            conditions.append(col.at <= check_time("until", until))
+        query = self.query("history").filter(*conditions)
+        if limit is None:
+            return query.all()
+        newest: list[ReplayEvent] = query.order_by(col.event.descending).limit(check_count(limit)).all()
+        return newest[::-1]
+
+    def hardest(self, n: int = 10) -> list[EpisodeSummary]:
+        """The episodes with the largest losses, largest first; by the index on loss."""
+        return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n)).all()
+
+    def most_replayed(self, n: int = 10) -> list[EpisodeSummary]:
+        """The episodes with the most loss updates, most first; scans the replay metadata (see the README for times)."""
+        found = self.query().filter(col.replay_count > 0).order_by(col.replay_count.descending)
+        return found.limit(check_count(n)).all()
+
+    def never_replayed(self, n: int = 10) -> list[EpisodeSummary]:
+        """The oldest episodes without a loss update; scans the replay metadata until it has found ``n``."""
+        return self.query().filter(col.replay_count == 0).limit(check_count(n)).all()
+
+    def forgotten(self, n: int = 10) -> list[EpisodeSummary]:
+        """The episodes whose loss has risen furthest above its lowest, furthest first.
+
+        None can have risen by more than its loss: the hardest are looked at by the index on loss, and where they do not
+        decide it, the replay metadata is scanned.
+        """
+        risen = self.query().filter(col.rise > 0).order_by(col.rise.descending).limit(check_count(n))
+
+        def work(snapshot: Snapshot) -> list[EpisodeSummary]:
+            here = replace(risen, _read=lambda ask: ask(snapshot))
+            hardest = (
+                here.filter(col.loss.is_known())
+                .order_by(col.loss.descending)
+                .limit(max(n, min(HARDEST * n, MOST_LOOKED_AT)))
+            )
+            rows = replace(hardest, condition=col.loss.is_known()).select(col.id, col.loss, col.rise).arrays()
+            best = np.lexsort((rows["id"], -rows["rise"]))[:n]
+            decided = len(best) == n and rows["rise"][best[-1]] > rows["loss"][-1]
+            if decided:
+                here = replace(here, condition=col.id.in_(rows["id"][best].tolist()) & (col.rise > 0))
+            return here.all()
+
+        return self._session.read(work)
+
+    def loss_trend(self, by: Literal["domain"] | None = "domain", *, points: int = 60) -> list[LossTrend]:
+        """Mean losses in the course of the replays, for each domain, or for all together (``by=None``).
+
+        Every point stands for about the same number of replays. From the tally, which counts every replay in slots of
+        1/256 of the replays so far and is kept when the history is pruned: its size does not grow with the history.
+
+        Parameters
+        ----------
+        by : "domain" or None
+        points : int
+            At most so many for each domain.
+        """
+        _check_by(by)
+        most = check_count(points)
+
+        def work(snapshot: Snapshot) -> list[LossTrend]:
+            query = select(_t.slot, _t.domain_id, _t.replays, _t.loss_sum, _t.last_step, _t.last_at)
+            query = query.where(_t.buffer_id == snapshot.state.buffer_id).order_by(_t.slot, _t.domain_id)
+            rows = snapshot.conn.execute(query).all()
+            if not rows:
+                return []
+            slot, domain_id, replays, losses, step, at = (np.array(column) for column in zip(*rows, strict=True))
+            step = np.array([np.nan if value is None else float(value) for value in step.tolist()])
+            point = (slot - 1) * most // snapshot.state.counters.events
+            codes = domain_id - first_id(snapshot.state.buffer_id) if by else np.zeros(len(slot), np.int64)
+            trends = []
+            for code in np.unique(codes).tolist():
+                own = codes == code
+                found, place = np.unique(point[own], return_inverse=True)
+                count = np.bincount(place, replays[own]).astype(np.int64)
+                trends.append(
+                    LossTrend(
+                        snapshot.state.domain_names[code - 1] if by else None,
+                        _last(step[own], place, len(found)),
+                        _last(at[own], place, len(found)),
+                        count,
+                        np.bincount(place, losses[own]) / count,
+                    )
+                )
+            return trends
+
+        return self._session.read(work)
+
+    def replay_share(self, by: Literal["domain"] = "domain") -> list[ReplayShare]:
+        """What each domain has of the episodes and of the replays, against what the strategy aims at; largest first.
+
+        From the strata and the tally, in time independent of the number of episodes and events.
+        """
+        if by != "domain":
+            raise InvalidValue(f"replay_share is by 'domain', got {shown(by)}")
+
+        def work(snapshot: Snapshot) -> list[ReplayShare]:
+            names, strata = snapshot.state.domain_names, snapshot.state.strata
+            query = select(_t.domain_id, func.sum(_t.replays)).where(_t.buffer_id == snapshot.state.buffer_id)
+            first = first_id(snapshot.state.buffer_id) + 1
+            replays = np.zeros(len(names))
+            for domain_id, count in snapshot.conn.execute(query.group_by(_t.domain_id)):
+                replays[domain_id - first] = count
+            domain, unknown = strata.domain - 1, strata.bucket == UNMEASURED
+            episodes = np.bincount(domain, strata.count, len(names))
+            unmeasured = np.bincount(domain[unknown], strata.count[unknown], len(names))
+            losses = strata.mean_losses(len(names))
+            targets = domain_targets(self._default_strategy(snapshot), snapshot)
+            shares = [
+                ReplayShare(
+                    domain=name,
+                    episodes=int(episodes[i]),
+                    episode_share=float(episodes[i] / max(episodes.sum(), 1)),
+                    unmeasured=int(unmeasured[i]),
+                    mean_loss=float(losses[i]) if episodes[i] > unmeasured[i] else None,
+                    replays=int(replays[i]),
+                    replay_share=float(replays[i] / max(replays.sum(), 1)),
+                    target=None if targets is None else float(targets[i]),
+                )
+                for i, name in enumerate(names)
+            ]
+            return sorted(shares, key=lambda share: (-share.episodes, share.domain))
+
+        return self._session.read(work)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        strategy: Strategy | str | None = None,
+        alpha: float | None = None,
+        beta: float = 0.0,
+        replacement: bool = False,
+        normalize: Normalize = "buffer",
+        exact_probability: bool = False,
+        timeout: float | None = None,
+        where: Condition | str | None = None,
+    ) -> Batch:
+        """Draw episodes from one consistent snapshot, with their payloads.
+
+        Parameters
+        ----------
+        count : int
+            Without replacement, the default, a memory that holds fewer returns them all.
+        strategy, alpha : optional
+            In place of the buffer's, for this call.
+        beta : float
+            Exponent of the importance weights ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4); 0 gives
+            ones. They correct the bias exactly at ``beta=1`` with ``replacement=True``, approximately without.
+        normalize : "buffer" or "batch"
+            What ``p_min`` is taken over. For ``Mixed`` over the buffer it is the share-weighted sum of the components'
+            minima: never above the true one, and equal to it when at most one component is not uniform.
+        exact_probability : bool
+            Compute ``probability`` even where that needs a scan of the buffer.
+        timeout : float, optional
+            Seconds to wait until ``count`` episodes are live, ``math.inf`` for as long as it takes; by default it does
+            not wait. In a buffer with a limiter (``SamplesPerInsert``) that says when to draw, and how many must be
+            live: seconds to wait for its turn, by default as long as it takes.
+        where : Condition or str, optional
+            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``, or as on the
+            command line ``"domain = 'math' and level >= 3"``: the strategy's law among them, and ``probability`` is
+            that under the condition. When fewer than ``count`` pass,
+            all of them, each once. Conditions on domain and loss choose among the strata. Others are tested on the
+            candidates; where few pass, a list of those that do finishes the draw. The process keeps what it reads for
+            that (lists of 8 conditions, some 40 bytes an episode that passes) and brings it up to date from the
+            history. So a condition costs a scan when it is new: in its first draw where fewer than a third pass, else
+            in its second. A condition whose constants change in every draw is new every time; ``col.age`` and
+            ``col.id`` are not: like loss and replay count they are tested without a query. A scan in every draw is what
+            few passing cost where the history is not recorded in full, and for conditions on ``lowest_loss``, ``rise``
+            or ``last_replayed_at``, or on two kinds at once with ``|``. ``probability`` is None where many pass a
+            condition beyond domains, unless ``exact_probability`` asks for a scan.
+            ``normalize="buffer"`` goes by the whole buffer all the same, a constant factor.
+
+        Raises
+        ------
+        MemoryEmpty
+            When there is nothing to draw from, and no ``timeout`` or limiter.
+        WaitTimeout
+            When the time is over.
+        """
+        wanted, where = check_count(count), check_where(where)
+        work = self._draw(wanted, strategy, alpha, beta, replacement, normalize, exact_probability, where)
+        limit = check_timeout(timeout)
+        if timeout is not None:
+            self._check_reachable(wanted)
+        limited = self._session.committed.settings.limiter is not None
+        if limited or timeout is not None:
+            turn = partial(self._charge, wanted) if limited else partial(self._turn, wanted, where)
+            wait_until(self._session, turn, limit, self._standing)
+        try:
+            return self._session.draw(partial(work, Rows.none()))
+        except MemoryEmpty:
+            if limited:
+                self._session.aside(lambda s: limiter.refund(s, wanted))
+            raise
+
+    def sample_groups(
+        self,
+        groups: int,
+        size: int,
+        *,
+        by: Column = col.domain,
+        where: Condition | str | None = None,
+        strategy: Strategy | str = "uniform",
+    ) -> Batch:
+        """Draw whole groups: episodes that share a value, such as the answers to one prompt (GRPO).
+
+        Groups are drawn uniformly, without replacement, among those with at least ``size`` episodes; the episodes of
+        each without replacement, by the strategy's law within the group. Rows come group after group, so that
+        ``batch.loss.reshape(-1, size)`` has a row for each; ``batch.group`` numbers them, ``probability`` is that of
+        the first episode of one group.
+
+        Parameters
+        ----------
+        groups : int
+            When fewer are complete, those.
+        size : int
+            Episodes of each group, exactly.
+        by : Column
+            What never changes of an episode: ``col.domain``, ``col.level``, ``col.key``,
+            ``col.extra["prompt"].text``. Episodes that have no value there belong to no group.
+        where : Condition or str, optional
+            As for ``sample``.
+        strategy : Strategy or str
+            Its probabilities are those in the whole buffer, restricted to the group.
+
+        Raises
+        ------
+        MemoryEmpty
+            When no group is complete.
+        """
+        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
+        chosen = as_strategy(strategy)
+
+        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
+            drawn_from = self._filtered(snapshot, None)
+            found = grouping.draw(drawn_from, rng, chosen, wanted, each)
+            if not len(found.rows):
+                among = "" if where is None else f" where {where!s:.200}"
+                raise MemoryEmpty(
+                    f"{self!r} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
+                )
+            batch = self._batch(drawn_from, chosen, found.rows, 0.0, "batch", exact=False)
+            return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
+
+        return self._session.draw(work)
+
+    def wait(self, *, min_size: int = 1, timeout: float | None = None) -> int:
+        """Wait until so many episodes are live; returns how many there are.
+
+        It ends soon after the commit that brings them, whichever process makes it: PostgreSQL notifies, SQLite's change
+        counter is polled. Nothing is locked meanwhile.
+
+        Parameters
+        ----------
+        min_size : int
+        timeout : float, optional
+            Seconds; by default as long as it takes.
+
+        Raises
+        ------
+        WaitTimeout
+            When the time is over.
+        MemoryClosed
+            When another thread closes the memory.
+        """
+        wanted = check_count(min_size)
+        limit = check_timeout(timeout)
+        self._check_reachable(wanted)
+        return wait_until(self._session, partial(self._turn, wanted), limit, self._standing)
+
+    def lease(
+        self,
+        count: int,
+        timeout: float = 60.0,
+        *,
+        strategy: Strategy | str | None = None,
+        alpha: float | None = None,
+        beta: float = 0.0,
+        normalize: Normalize = "buffer",
+        exact_probability: bool = False,
+        wait: float = 0.0,
+        where: Condition | str | None = None,
+    ) -> Batch:
+        """Draw episodes that no other consumer holds, and hold them: each has one consumer at a time.
+
+        The lease ends with ``update(batch, ...)`` or ``release(batch)``; with neither after ``timeout`` seconds, when
+        the consumer counts as dead and others get the episodes. ``renew(batch)`` asks for more time. Committed on
+        return; the law is that of a draw among the episodes not held. ``sample`` does not look at leases.
+
+        Parameters
+        ----------
+        count : int
+            When fewer are free, those.
+        timeout : float > 0
+            Seconds, by the database's clock: choose several times what a step takes.
+        strategy, alpha, beta, normalize, exact_probability, where
+            As for ``sample``; the probability is that of a draw among all.
+        wait : float
+            Seconds to wait while none is free, ``math.inf`` for as long as it takes.
+
+        Raises
+        ------
+        MemoryEmpty
+            When nothing is free and ``wait`` is 0.
+        WaitTimeout
+            When nothing became free in time.
+        """
+        wanted = check_count(count)
+        seconds = check_seconds("timeout", timeout, exclusive=True)
+        patience = check_timeout(wait)
+        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, check_where(where))
+
+        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
+            now = snapshot.backend.clock(snapshot.conn)
+            batch = draw(leases.held(snapshot, now), snapshot, rng)
+            return leases.grant(snapshot, batch, self.consumer, now + seconds)
+
+        def attempt() -> Batch | None:
+            try:
+                return self._session.draw(work, write=True)
+            except MemoryEmpty:
+                return None
+
+        if not patience:
+            return self._session.draw(work, write=True)
+        return wait_until(self._session, attempt, patience, lambda: f"{self!r} has no episode that is free to lease")
+
+    def release(self, batch: Batch) -> int:
+        """Give leased episodes back unused; returns how many of them this lease still held. Committed on return."""
+        token = _token(batch)
+        return self._session.write(lambda s: leases.release(s, token))
+
+    def renew(self, batch: Batch, timeout: float = 60.0) -> int:
+        """Hold leased episodes for ``timeout`` seconds from now; returns how many this lease still holds.
+
+        Fewer than ``len(batch)`` means that time was over before, and others may have the rest.
+        """
+        token, seconds = _token(batch), check_seconds("timeout", timeout, exclusive=True)
+        return self._session.write(lambda s: leases.renew(s, token, seconds))
+
+    def _draw(
+        self,
+        wanted: int,
+        strategy: Strategy | str | None,
+        alpha: float | None,
+        beta: float,
+        replacement: bool,
+        normalize: Normalize,
+        exact: bool,
+        where: Condition | None,
+    ) -> Callable[[Rows, Snapshot, np.random.Generator], Batch]:
+        """A draw as a function of the rows it must not touch, snapshot and generator; arguments are checked here."""
+        beta = check_float("beta", beta)
+        check_option("normalize", normalize, "buffer", "batch")
+
+        def work(taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
+            snapshot = self._filtered(committed, where)
+            taken = taken.take(snapshot.passing(taken))
+            chosen = self._default_strategy(snapshot) if strategy is None else as_strategy(strategy)
+            if alpha is not None:
+                chosen = chosen.with_alpha(alpha)
+            rows = Rows.none()
+            if snapshot.live > len(taken):
+                rows = chosen.draw(snapshot, rng, wanted, taken, replacement=replacement)
+            if not len(rows):
+                among = "" if where is None else f" where {where!s:.200}"
+                held = f"; {len(taken)} are leased" if len(taken) else "; add some first"
+                raise MemoryEmpty(f"{self!r} holds no episode that {chosen.name} can draw{among}{held}")
+            return self._batch(snapshot, chosen, rows, beta, normalize, exact=exact)
+
+        return work
+
+    def _batch(
+        self,
+        snapshot: Drawable,
+        strategy: Strategy,
+        rows: Rows,
+        beta: float,
+        normalize: Normalize,
+        *,
+        exact: bool,
+    ) -> Batch:
+        signature = signature_of(snapshot)
+        assert signature is not None
+        keep = not self._session.database.transaction_open
+        cache = self._session.cache
+        return make_batch(
+            snapshot, strategy, rows, signature, cache, keep=keep, beta=beta, normalize=normalize, exact=exact
+        )
+
+    def _filtered(self, snapshot: Snapshot, where: Condition | None) -> Drawable:
+        keep = not self._session.database.transaction_open
+        return Drawable.of(snapshot, where, self._session.populations, keep=keep)
+
+    def _turn(self, wanted: int, where: Condition | None = None) -> int | None:
+        live = len(self) if where is None else self.query().filter(where).count()
+        return live if live >= wanted else None
+
+    def _charge(self, count: int) -> int | None:
+        return count if self._session.aside(lambda s: limiter.charge(s, count)) else None
+
+    def _check_reachable(self, wanted: int) -> None:
+        if wanted > (capacity := self.capacity):
+            raise InvalidValue(f"{wanted} episodes can never be there: the capacity is {capacity}")
+
+    def _standing(self) -> str:
+        return self._session.read(lambda s: f"{self!r} holds {s.live} episodes{limiter.standing(s)}")
 
     def add(
         self,
@@ -414,3 +1067,52 @@ class EpisodicMemory(MemoryDrawer):
         from memstore.opening import reopen
 
         reopen(self, state)
+
+
+@lru_cache(maxsize=64)
+def _stored_strategy(text: str) -> Strategy:
+    return strategy_from_json(text)
+
+
+@lru_cache(maxsize=64)
+def stored_signature(text: str | None) -> Signature | None:
+    """The signature stored as this text, read once."""
+    return None if text is None else Signature.from_json(text)
+
+
+def signature_of(snapshot: Snapshot) -> Signature | None:
+    """The buffer's signature, None before the first add."""
+    return stored_signature(snapshot.state.signature)
+
+
+def _span(steps: Any) -> tuple[int, int]:
+    ends = steps if isinstance(steps, (tuple, list)) else (steps, steps)
+    if len(ends) != 2:
+        raise InvalidValue(f"steps must be one step or (first, last), got {shown(steps)}")
+    first, last = (constant_of("steps", "int", end) for end in ends)
+    assert isinstance(first, (int, float)) and isinstance(last, (int, float))
+    if first > last or int(first) != first or int(last) != last:
+        raise InvalidValue(f"steps must be whole numbers (first, last) with first <= last, got {shown(steps)}")
+    return int(first), int(last)
+
+
+def _check_by(by: Any) -> None:
+    if by is not None and not (isinstance(by, str) and by == "domain"):
+        raise InvalidValue(f"by must be 'domain' or None, got {shown(by)}")
+
+
+def _last(values: np.ndarray[Any, np.dtype[np.float64]], place: Any, points: int) -> Any:
+    largest = np.full(points, -np.inf)
+    np.fmax.at(largest, place, values)
+    return np.where(np.isneginf(largest), np.nan, largest)
+
+
+def check_where(where: Condition | str | None) -> Condition | None:
+    """The condition on episodes, from itself or its text; refuse what is none."""
+    return None if where is None else as_condition(where)
+
+
+def _token(batch: Any) -> str:
+    if not isinstance(batch, Batch) or batch.lease is None:
+        raise InvalidValue(f"expected a batch that lease() returned, got {shown(batch)}")
+    return batch.lease
