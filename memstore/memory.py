@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, select
 
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
@@ -22,7 +21,6 @@ from memstore.draws.batch import Normalize, make_batch
 from memstore.draws.filtered import Drawable
 from memstore.draws.groups import Grouping
 from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
-from memstore.draws.targets import domain_targets
 from memstore.episodes import checkpoint
 from memstore.episodes import insert as episodes
 from memstore.episodes import losses as recording
@@ -51,7 +49,6 @@ from memstore.sharing import limiter as limits
 from memstore.sharing.limiter import SamplesPerInsert
 from memstore.sharing.waiting import check_timeout, wait_until
 from memstore.storage.blocks import Block
-from memstore.storage.schema import UNMEASURED, first_id, replay_tally
 from memstore.types import (
     Batch,
     CheckReport,
@@ -64,7 +61,7 @@ from memstore.types import (
     RetentionPolicy,
     UpdateResult,
 )
-from memstore.upkeep import removal, retention
+from memstore.upkeep import removal, retention, trends
 from memstore.upkeep import settings as maintenance
 from memstore.upkeep import stats as health
 from memstore.upkeep.check import check
@@ -72,12 +69,6 @@ from memstore.values.foreign import numpy_payload
 from memstore.values.letting_go import held_until_done
 from memstore.values.shown import shown
 from memstore.values.times import check_time
-
-_t = replay_tally.c
-HARDEST = 100
-"""How many of the hardest episodes ``forgotten`` looks at for each one asked for, before it scans ..."""
-MOST_LOOKED_AT = 1000
-"""... and at most: 1,000 look-ups cost a tenth of a scan of 1M."""
 
 
 class EpisodicMemory:
@@ -329,23 +320,8 @@ class EpisodicMemory:
         None can have risen by more than its loss: the hardest are looked at by the index on loss, and where they do not
         decide it, the replay metadata is scanned.
         """
-        risen = self.query().filter(col.rise > 0).order_by(col.rise.descending).limit(check_count(n))
-
-        def work(snapshot: Snapshot) -> list[EpisodeSummary]:
-            here = replace(risen, _read=lambda ask: ask(snapshot))
-            hardest = (
-                here.filter(col.loss.is_known())
-                .order_by(col.loss.descending)
-                .limit(max(n, min(HARDEST * n, MOST_LOOKED_AT)))
-            )
-            rows = replace(hardest, condition=col.loss.is_known()).select(col.id, col.loss, col.rise).arrays()
-            best = np.lexsort((rows["id"], -rows["rise"]))[:n]
-            decided = len(best) == n and rows["rise"][best[-1]] > rows["loss"][-1]
-            if decided:
-                here = replace(here, condition=col.id.in_(rows["id"][best].tolist()) & (col.rise > 0))
-            return here.all()
-
-        return self._session.read(work)
+        most = check_count(n)
+        return self._session.read(lambda s: trends.forgotten(s, most))
 
     def loss_trend(self, by: Literal["domain"] | None = "domain", *, points: int = 60) -> list[LossTrend]:
         """Mean losses in the course of the replays, for each domain, or for all together (``by=None``).
@@ -362,33 +338,7 @@ class EpisodicMemory:
         _check_by(by)
         most = check_count(points)
 
-        def work(snapshot: Snapshot) -> list[LossTrend]:
-            query = select(_t.slot, _t.domain_id, _t.replays, _t.loss_sum, _t.last_step, _t.last_at)
-            query = query.where(_t.buffer_id == snapshot.state.buffer_id).order_by(_t.slot, _t.domain_id)
-            rows = snapshot.conn.execute(query).all()
-            if not rows:
-                return []
-            slot, domain_id, replays, losses, step, at = (np.array(column) for column in zip(*rows, strict=True))
-            step = np.array([np.nan if value is None else float(value) for value in step.tolist()])
-            point = (slot - 1) * most // snapshot.state.counters.events
-            codes = domain_id - first_id(snapshot.state.buffer_id) if by else np.zeros(len(slot), np.int64)
-            trends = []
-            for code in np.unique(codes).tolist():
-                own = codes == code
-                found, place = np.unique(point[own], return_inverse=True)
-                count = np.bincount(place, replays[own]).astype(np.int64)
-                trends.append(
-                    LossTrend(
-                        snapshot.state.domain_names[code - 1] if by else None,
-                        _last(step[own], place, len(found)),
-                        _last(at[own], place, len(found)),
-                        count,
-                        np.bincount(place, losses[own]) / count,
-                    )
-                )
-            return trends
-
-        return self._session.read(work)
+        return self._session.read(lambda s: trends.loss_trend(s, most, by_domain=by is not None))
 
     def replay_share(self, by: Literal["domain"] = "domain") -> list[ReplayShare]:
         """What each domain has of the episodes and of the replays, against what the strategy aims at; largest first.
@@ -398,34 +348,7 @@ class EpisodicMemory:
         if by != "domain":
             raise InvalidValue(f"replay_share is by 'domain', got {shown(by)}")
 
-        def work(snapshot: Snapshot) -> list[ReplayShare]:
-            names, strata = snapshot.state.domain_names, snapshot.state.strata
-            query = select(_t.domain_id, func.sum(_t.replays)).where(_t.buffer_id == snapshot.state.buffer_id)
-            first = first_id(snapshot.state.buffer_id) + 1
-            replays = np.zeros(len(names))
-            for domain_id, count in snapshot.conn.execute(query.group_by(_t.domain_id)):
-                replays[domain_id - first] = count
-            domain, unknown = strata.domain - 1, strata.bucket == UNMEASURED
-            episodes = np.bincount(domain, strata.count, len(names))
-            unmeasured = np.bincount(domain[unknown], strata.count[unknown], len(names))
-            losses = strata.mean_losses(len(names))
-            targets = domain_targets(self._default_strategy(snapshot), snapshot)
-            shares = [
-                ReplayShare(
-                    domain=name,
-                    episodes=int(episodes[i]),
-                    episode_share=float(episodes[i] / max(episodes.sum(), 1)),
-                    unmeasured=int(unmeasured[i]),
-                    mean_loss=float(losses[i]) if episodes[i] > unmeasured[i] else None,
-                    replays=int(replays[i]),
-                    replay_share=float(replays[i] / max(replays.sum(), 1)),
-                    target=None if targets is None else float(targets[i]),
-                )
-                for i, name in enumerate(names)
-            ]
-            return sorted(shares, key=lambda share: (-share.episodes, share.domain))
-
-        return self._session.read(work)
+        return self._session.read(lambda s: trends.replay_share(s, self._default_strategy(s)))
 
     def sample(
         self,
@@ -1099,12 +1022,6 @@ def _span(steps: Any) -> tuple[int, int]:
 def _check_by(by: Any) -> None:
     if by is not None and not (isinstance(by, str) and by == "domain"):
         raise InvalidValue(f"by must be 'domain' or None, got {shown(by)}")
-
-
-def _last(values: np.ndarray[Any, np.dtype[np.float64]], place: Any, points: int) -> Any:
-    largest = np.full(points, -np.inf)
-    np.fmax.at(largest, place, values)
-    return np.where(np.isneginf(largest), np.nan, largest)
 
 
 def check_where(where: Condition | str | None) -> Condition | None:
