@@ -38,8 +38,8 @@ from memstore.errors import (
     TransactionDead,
     WaitTimeout,
 )
-from memstore.memory import EpisodicMemory
-from memstore.opening import buffers, drop, open
+from memstore.memory import EpisodicMemory, open
+from memstore.opening import buffers, drop
 from memstore.payload.fields import pad
 from memstore.queries import Column, Condition, col
 from memstore.queries.aggregates import count, maximum, mean, minimum, total

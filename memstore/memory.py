@@ -13,10 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import URL
 
-from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.config import check_float, check_int, check_name, check_seconds
+from memstore.config import (
+    DEFAULT_BUSY_TIMEOUT,
+    DEFAULT_CACHE_BYTES,
+    Durability,
+    check_float,
+    check_int,
+    check_name,
+    check_seconds,
+)
 from memstore.draws.batch import Normalize, make_batch
 from memstore.draws.filtered import Drawable
 from memstore.draws.groups import Grouping
@@ -37,6 +45,7 @@ from memstore.episodes.inputs import (
 )
 from memstore.episodes.log import Group, History
 from memstore.errors import InvalidValue, MemoryEmpty
+from memstore.opening import Opened, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
 from memstore.queries import EVERY, Column, Condition, col, constant_of
@@ -87,19 +96,12 @@ class EpisodicMemory:
     was committed as a whole, and the next call works.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        name: str,
-        *,
-        resumed: bool,
-        strategy: Strategy | None = None,
-        consumer: str | None = None,
-    ) -> None:
-        self._session = session
-        self._name = name
-        self._resumed = resumed
-        self._strategy = strategy
+    def __init__(self, opened: Opened, *, consumer: str | None = None) -> None:
+        self._session = opened.session
+        self._populations = opened.populations
+        self._name = opened.name
+        self._resumed = opened.resumed
+        self._strategy = opened.strategy
         self._given_consumer = consumer
 
     @property
@@ -618,7 +620,7 @@ class EpisodicMemory:
 
     def _filtered(self, snapshot: Snapshot, where: Condition | None) -> Drawable:
         keep = not self._session.database.transaction_open
-        return Drawable.of(snapshot, where, self._session.populations, keep=keep)
+        return Drawable.of(snapshot, where, self._populations, keep=keep)
 
     def _turn(self, wanted: int, where: Condition | None = None) -> int | None:
         live = len(self) if where is None else self.query().filter(where).count()
@@ -987,9 +989,111 @@ class EpisodicMemory:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        from memstore.opening import reopen
+        self.__init__(reopen_buffer(state), consumer=state["consumer"])  # type: ignore[misc]
 
-        reopen(self, state)
+
+def open(
+    target: str | os.PathLike[str] | URL,
+    *,
+    buffer: str = "default",
+    capacity: int | None = None,
+    strategy: Strategy | str | None = None,
+    alpha: float | None = None,
+    epsilon: float | None = None,
+    eviction: Eviction | EvictionPolicy | str | None = None,
+    max_replays: int | None = None,
+    limiter: SamplesPerInsert | None = None,
+    history: History | Literal["on", "off"] | None = None,
+    signature: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    durability: Durability = "process",
+    busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
+    consumer: str | None = None,
+    create: bool = True,
+) -> EpisodicMemory:
+    """Open a memory: create it, or resume it where it was left.
+
+    Settings marked * are stored with the buffer: given at creation (defaults below), and on resuming only checked.
+
+    Parameters
+    ----------
+    target : path or URL
+        ``"run7.db"``, ``"sqlite:///run7.db"`` or ``"postgresql://user@host/database"``. A path is made absolute here,
+        once, so the handle means the same file wherever the process goes. ``"file:run7.db?mode=ro"`` only reads,
+        ``?immutable=1`` reads a file that nobody changes; an option that memstore does not honour is refused.
+    buffer : str
+        Which of the database's buffers.
+    capacity* : int
+        Largest number of live episodes, 1,000,000 by default.
+    strategy : Strategy or str
+        What ``sample`` draws by, ``"mixed"`` by default. Stored at creation; given on resuming, it holds for this
+        handle.
+    alpha : float
+        Exponent of the strategy (see there); 0.6 by default.
+    epsilon* : float > 0
+        Added to a loss to make a priority, 1e-6 by default; keeps zero losses reachable. Fixed at creation.
+    eviction* : Eviction or str
+        A policy such as ``Reservoir()``, or its name.
+        By default what goes with the strategy: ``lowest_loss`` with PrioritizedLoss and Mixed, ``largest_domain`` with
+        DomainBalanced, else ``fifo``.
+    max_replays* : int
+        Remove an episode after this many loss updates; never by default.
+    limiter* : SamplesPerInsert
+        Keep draws and adds in step across all processes; none by default.
+    history* : History, "on" or "off"
+        What the replay history records and how long; everything, for ever, by default.
+    signature* : mapping
+        Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``; None is a ragged
+        dimension. Fixed by the first add otherwise.
+    seed : int
+        Of this handle's draws; of the buffer's reservoir, at creation.
+    cache_bytes : int
+        Budget for hot payloads, 256 MiB by default; 0 turns the cache off.
+    durability : "process" or "power"
+        What a commit survives: the death of the process (kill -9), or also power loss (and, on PostgreSQL, a crash of
+        the server). SQLite's ``synchronous``, PostgreSQL's ``synchronous_commit``; neither setting can corrupt.
+    busy_timeout : float
+        Seconds to wait for another process's write lock, or to try again after a conflict or a lost connection.
+    consumer : str
+        Name written into the replay history; host and process number by default.
+    create : bool
+        Whether a missing database or buffer may be made.
+
+    Raises
+    ------
+    ConfigError
+        A setting is invalid, or differs from the stored one.
+    NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
+        The database is not one that this version can open; it was not changed. A file without tables, as a killed
+        creation leaves it, is filled, unless ``create`` is false.
+
+    Warns
+    -----
+    StoreWarning
+        The file lies on a network file system, or has several names (hard links).
+    """
+    if consumer is not None:
+        check_name("consumer", consumer)
+    opened = open_buffer(
+        target,
+        buffer=buffer,
+        capacity=capacity,
+        strategy=strategy,
+        alpha=alpha,
+        epsilon=epsilon,
+        eviction=eviction,
+        max_replays=max_replays,
+        limiter=limiter,
+        history=history,
+        signature=signature,
+        seed=seed,
+        cache_bytes=cache_bytes,
+        durability=durability,
+        busy_timeout=busy_timeout,
+        create=create,
+    )
+    return EpisodicMemory(opened, consumer=consumer)
 
 
 @lru_cache(maxsize=64)

@@ -1,10 +1,11 @@
-"""``open``: create a buffer or resume it."""
+"""Find or create a buffer, and give back a session on it."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,11 +24,11 @@ from memstore.config import (
     check_name,
     check_seconds,
 )
+from memstore.draws.knowledge import Populations
 from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
 from memstore.episodes.eviction import Eviction
 from memstore.episodes.log import History
 from memstore.errors import ConfigError
-from memstore.memory import EpisodicMemory
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import Signature
 from memstore.sharing.limiter import SamplesPerInsert, set_limiter
@@ -40,7 +41,21 @@ from memstore.values.shown import listed, shown
 from memstore.version import __version__
 
 
-def open(
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A buffer that was found or made: a session on it, and what the process will know of its episodes.
+
+    ``strategy`` is what ``open`` was given in place of the stored one.
+    """
+
+    session: Session
+    populations: Populations
+    name: str
+    resumed: bool
+    strategy: Strategy | None
+
+
+def open_buffer(
     target: str | os.PathLike[str] | URL,
     *,
     buffer: str = "default",
@@ -57,73 +72,10 @@ def open(
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     durability: Durability = "process",
     busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
-    consumer: str | None = None,
     create: bool = True,
-) -> EpisodicMemory:
-    """Open a memory: create it, or resume it where it was left.
-
-    Settings marked * are stored with the buffer: given at creation (defaults below), and on resuming only checked.
-
-    Parameters
-    ----------
-    target : path or URL
-        ``"run7.db"``, ``"sqlite:///run7.db"`` or ``"postgresql://user@host/database"``. A path is made absolute here,
-        once, so the handle means the same file wherever the process goes. ``"file:run7.db?mode=ro"`` only reads,
-        ``?immutable=1`` reads a file that nobody changes; an option that memstore does not honour is refused.
-    buffer : str
-        Which of the database's buffers.
-    capacity* : int
-        Largest number of live episodes, 1,000,000 by default.
-    strategy : Strategy or str
-        What ``sample`` draws by, ``"mixed"`` by default. Stored at creation; given on resuming, it holds for this
-        handle.
-    alpha : float
-        Exponent of the strategy (see there); 0.6 by default.
-    epsilon* : float > 0
-        Added to a loss to make a priority, 1e-6 by default; keeps zero losses reachable. Fixed at creation.
-    eviction* : Eviction or str
-        A policy such as ``Reservoir()``, or its name.
-        By default what goes with the strategy: ``lowest_loss`` with PrioritizedLoss and Mixed, ``largest_domain`` with
-        DomainBalanced, else ``fifo``.
-    max_replays* : int
-        Remove an episode after this many loss updates; never by default.
-    limiter* : SamplesPerInsert
-        Keep draws and adds in step across all processes; none by default.
-    history* : History, "on" or "off"
-        What the replay history records and how long; everything, for ever, by default.
-    signature* : mapping
-        Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``; None is a ragged
-        dimension. Fixed by the first add otherwise.
-    seed : int
-        Of this handle's draws; of the buffer's reservoir, at creation.
-    cache_bytes : int
-        Budget for hot payloads, 256 MiB by default; 0 turns the cache off.
-    durability : "process" or "power"
-        What a commit survives: the death of the process (kill -9), or also power loss (and, on PostgreSQL, a crash of
-        the server). SQLite's ``synchronous``, PostgreSQL's ``synchronous_commit``; neither setting can corrupt.
-    busy_timeout : float
-        Seconds to wait for another process's write lock, or to try again after a conflict or a lost connection.
-    consumer : str
-        Name written into the replay history; host and process number by default.
-    create : bool
-        Whether a missing database or buffer may be made.
-
-    Raises
-    ------
-    ConfigError
-        A setting is invalid, or differs from the stored one.
-    NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
-        The database is not one that this version can open; it was not changed. A file without tables, as a killed
-        creation leaves it, is filled, unless ``create`` is false.
-
-    Warns
-    -----
-    StoreWarning
-        The file lies on a network file system, or has several names (hard links).
-    """
+) -> Opened:
+    """Find or create a buffer; parameters and errors as those of ``memstore.open``."""
     check_name("buffer", buffer)
-    if consumer is not None:
-        check_name("consumer", consumer)
     if seed is not None:
         check_int("seed", seed, minimum=0)
     fields = None if signature is None else Signature.from_spec(signature).to_json()
@@ -143,7 +95,8 @@ def open(
         if resumed:
             wanted = {name for name, value in given.items() if value is not None}
             _compare(buffer, settings, state, wanted, fields)
-        session = Session(database, state, np.random.SeedSequence(seed), cache)
+        populations = Populations()
+        session = Session(database, state, np.random.SeedSequence(seed), cache, [populations])
         if fields is not None and state.signature is None:
             # Nothing was added yet: the signature binds from now on, unless another process is faster.
             session.write(lambda s: None if s.state.signature else fix_signature(s, fields))
@@ -152,7 +105,7 @@ def open(
         database.close()
         raise
     override = _override(state, strategy, alpha) if resumed else None
-    return EpisodicMemory(session, buffer, resumed=resumed, strategy=override, consumer=consumer)
+    return Opened(session, populations, buffer, resumed, override)
 
 
 def buffers(target: str | os.PathLike[str] | URL) -> list[str]:
@@ -198,8 +151,8 @@ def drop(target: str | os.PathLike[str] | URL, buffer: str = "default") -> bool:
         database.close()
 
 
-def reopen(memory: EpisodicMemory, state: Mapping[str, Any]) -> None:
-    """Make ``memory`` the handle that was pickled as ``state``, with connections of this process."""
+def reopen_buffer(state: Mapping[str, Any]) -> Opened:
+    """Find the buffer of a handle that was pickled as ``state``, with connections of this process."""
     database = Database(**state["address"])
     try:
         ensure_schema(database, create=False)
@@ -212,9 +165,10 @@ def reopen(memory: EpisodicMemory, state: Mapping[str, Any]) -> None:
         raise
     entropy, spawn_key = state["seeds"]
     seeds = np.random.SeedSequence(entropy, spawn_key=spawn_key)
-    session = Session(database, stored, seeds, PayloadCache(state["cache_bytes"]))
+    populations = Populations()
+    session = Session(database, stored, seeds, PayloadCache(state["cache_bytes"]), [populations])
     strategy = strategy_from_json(state["strategy"]) if state["strategy"] else None
-    EpisodicMemory.__init__(memory, session, state["name"], resumed=True, strategy=strategy, consumer=state["consumer"])
+    return Opened(session, populations, state["name"], True, strategy)
 
 
 def _find_or_create(

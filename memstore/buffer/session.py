@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from sqlalchemy import Connection
 
 from memstore.buffer.facts import refuse_unreadable
 from memstore.buffer.snapshot import Snapshot, State
-from memstore.draws.knowledge import Populations
 from memstore.errors import MemoryClosed, MemstoreError, StoreBusy, StoreCorrupt
 from memstore.payload.cache import PayloadCache
 from memstore.storage.backends import Watch
@@ -44,13 +43,33 @@ class _Open:
     payloads: dict[int, bytes]
 
 
-class Session:
-    """Read and write scopes over a buffer; threads may share it."""
+class Known(Protocol):
+    """What a process knows of what is committed, from one call to the next."""
 
-    def __init__(self, database: Database, state: State, seeds: np.random.SeedSequence, cache: PayloadCache) -> None:
+    def clear(self) -> None:
+        """Forget all: a server may have forgotten commits."""
+
+    def after_fork(self) -> None:
+        """Start anew in a child: another thread of the parent may have been in the middle of a change."""
+
+
+class Session:
+    """Read and write scopes over a buffer; threads may share it.
+
+    ``known`` is cleared when commits may be undone, and starts anew in a fork.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        state: State,
+        seeds: np.random.SeedSequence,
+        cache: PayloadCache,
+        known: Sequence[Known] = (),
+    ) -> None:
         self.database = database
         self.cache = cache
-        self.populations = Populations()
+        self._caches: tuple[Known, ...] = (cache, *known)
         self.committed = state
         self._losses = database.losses
         self._start(seeds)
@@ -239,8 +258,8 @@ class Session:
         # Another thread's transaction is not visible here, nor is its state.
         losses = self.database.losses
         if self._losses != losses:
-            self.cache.clear()
-            self.populations.clear()
+            for cache in self._caches:
+                cache.clear()
             self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
             self._losses = losses
         return self.committed
@@ -253,8 +272,8 @@ class Session:
         self._fork_seeds = self.child_seeds()
 
     def _after_fork(self) -> None:
-        self.cache.after_fork()
-        self.populations.after_fork()
+        for cache in self._caches:
+            cache.after_fork()
         self._start(self._fork_seeds)
 
 

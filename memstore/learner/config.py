@@ -18,7 +18,7 @@ from memstore.learner.models.mlp import MLP, Head
 from memstore.learner.models.optimizer import OptimizerName
 from memstore.learner.scheduler import ConsolidationScheduler, ExampleCount
 from memstore.memory import EpisodicMemory
-from memstore.opening import open as open_memory
+from memstore.memory import open as open_memory
 from memstore.types import EvictionPolicy, ReplayStrategy, RetentionPolicy
 
 Retrieval = Literal["draw", "mir"]

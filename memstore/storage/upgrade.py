@@ -135,26 +135,11 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
     if not (create and backend.may_create) and not backend.exists():
         raise errors.StoreUnavailable(f"{where} does not exist; nothing was created")
 
-    def refuse(version: str | None) -> None:
-        if version is None and not create:
-            # Not NotAMemstore: a file without tables is where every memory begins, and where a killed creation ends.
-            raise errors.StoreUnavailable(f"{where} is empty and holds no memstore; nothing was created")
-        if version is not None and version not in REVISIONS:
-            raise errors.SchemaTooNew(
-                f"{where} has schema revision {version!r}, which memstore {__version__} (schema {HEAD!r}) does "
-                "not know: a newer memstore wrote it; run: pip install -U memstore"
-            )
-        if version is not None and version != HEAD and not upgrade:
-            raise errors.SchemaTooOld(
-                f"{where} has schema revision {version!r} of an older memstore, this one needs {HEAD!r}; stop its "
-                f"users, then run: memstore upgrade {shlex.quote(where)}"
-            )
-
     def migrate(conn: Connection) -> Upgraded:
         backend.lock_schema(conn)
         _refuse_foreign(conn, backend)
         version = schema_version(conn, shared=backend.shared)
-        refuse(version)
+        _refuse_revision(where, version, create=create, upgrade=upgrade)
         if version == HEAD:  # someone else was first
             return Upgraded(HEAD, HEAD)
         copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
@@ -167,20 +152,35 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
     def look(conn: Connection) -> str | None:
         _refuse_foreign(conn, backend)
         version = schema_version(conn, shared=backend.shared)
-        refuse(version)
+        _refuse_revision(where, version, create=create, upgrade=upgrade)
         if version == HEAD:
             _refuse_altered(conn, backend, HEAD)
         return version
 
     version = database.in_read(look)
     if version == HEAD:
-        with suppress(
-            errors.StoreReadOnly
-        ):  # a restored copy may still need preparing; where that is denied it can be read
+        with suppress(errors.StoreReadOnly):  # a restored copy may need preparing; where that is denied it can be read
             database.prepare()
         return Upgraded(HEAD, HEAD)
     database.prepare()
     return database.in_write(migrate)
+
+
+def _refuse_revision(where: str, version: str | None, *, create: bool, upgrade: bool) -> None:
+    """Raise unless this revision, None for no tables, is one to work with, to upgrade or to create."""
+    if version is None and not create:
+        # Not NotAMemstore: a file without tables is where every memory begins, and where a killed creation ends.
+        raise errors.StoreUnavailable(f"{where} is empty and holds no memstore; nothing was created")
+    if version is not None and version not in REVISIONS:
+        raise errors.SchemaTooNew(
+            f"{where} has schema revision {version!r}, which memstore {__version__} (schema {HEAD!r}) does "
+            "not know: a newer memstore wrote it; run: pip install -U memstore"
+        )
+    if version is not None and version != HEAD and not upgrade:
+        raise errors.SchemaTooOld(
+            f"{where} has schema revision {version!r} of an older memstore, this one needs {HEAD!r}; stop its "
+            f"users, then run: memstore upgrade {shlex.quote(where)}"
+        )
 
 
 def _refuse_foreign(conn: Connection, backend: Backend) -> None:

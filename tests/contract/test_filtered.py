@@ -94,10 +94,10 @@ def some(memory: EpisodicMemory) -> list[Any]:
 
 def agrees(warm: EpisodicMemory, cold: EpisodicMemory) -> None:
     """Draw from what was followed and from what is read now: alike, and what a query finds."""
-    cold._session.populations.clear()
+    cold._populations.clear()
     assert passing(warm) == passing(cold) == asked(cold)
     cold.rng.bit_generator.state = warm.rng.bit_generator.state
-    cold._session.populations.clear()
+    cold._populations.clear()
     assert some(warm) == some(cold)
 
 
@@ -326,7 +326,7 @@ def test_labels_of_groups_that_are_gone_are_forgotten(open_memory: OpenMemory) -
         memory.extend(rows(8), extra=[{"prompt": (start + i) // 2} for i in range(8)])
         batch = memory.sample_groups(40, 2, by=PROMPT)
         assert len(batch) == len(memory)
-    (kept,) = memory._session.populations._kept.values()
+    (kept,) = memory._populations._kept.values()
     assert len(kept.labels) <= FORGOTTEN_SHARE * 40 + 4
 
 
@@ -355,7 +355,7 @@ def test_same_seed_same_draws(open_memory: OpenMemory, path: str) -> None:
     copies: list[EpisodicMemory] = []
 
     def forget(memory: EpisodicMemory, _: int) -> EpisodicMemory:
-        memory._session.populations.clear()
+        memory._populations.clear()
         return memory
 
     def pickled(memory: EpisodicMemory, number: int) -> EpisodicMemory:
@@ -423,7 +423,7 @@ def _in_fork(memory: EpisodicMemory) -> tuple[bool, int]:
     same = passing(memory) == asked(memory)
     memory.update(sorted(asked(memory))[:4], loss=7.0)
     memory.delete(sorted(asked(memory))[4:6])
-    return same and passing(memory) == asked(memory), len(memory._session.populations._kept)
+    return same and passing(memory) == asked(memory), len(memory._populations._kept)
 
 
 def test_a_forked_child_begins_anew(open_memory: OpenMemory, reads: Reads) -> None:

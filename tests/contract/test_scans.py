@@ -68,18 +68,18 @@ def test_which_strategies_scan(open_memory: OpenMemory) -> None:
     fill(memory)
     for name, strategy in STRATEGIES.items():
         for beta in (0.0, 0.4):
-            memory._session.populations.clear()
+            memory._populations.clear()
             needs = beta > 0 and name in MIXED - {"mixed"}
             assert scans(memory, strategy, beta=beta) == [int(needs), 0, 0], (name, beta)
             # Where most pass: the list of ids is read the second time.
-            memory._session.populations.clear()
+            memory._populations.clear()
             first = name == "balanced" or (beta > 0 and name in MIXED)
             found = scans(memory, strategy, beta=beta, where=col.level >= 1)
             assert found == ([1, 0, 0] if first else [0, 1, 0]), (name, beta)
-            memory._session.populations.clear()
+            memory._populations.clear()
             assert scans(memory, strategy, beta=beta, where=col.level == 3) == [1, 0, 0], (name, beta)
         for where in (None, col.level >= 1, col.level == 3, col.loss > 0.5, col.replay_count >= 1, col.age <= 60):
-            memory._session.populations.clear()
+            memory._populations.clear()
             options: dict[str, Any] = {"exact_probability": True, "beta": 0.4, "where": where}
             found = scans(memory, strategy, **options)
             assert max(found) <= 1 and found[1:] == [0, 0], (name, str(where), found)
@@ -91,10 +91,10 @@ def test_without_history_a_change_is_a_scan(open_memory: OpenMemory) -> None:
     fill(memory)
     memory.configure(history="off")
     for name in sorted(MIXED - {"mixed"}):
-        memory._session.populations.clear()
+        memory._populations.clear()
         assert scans(memory, STRATEGIES[name], beta=0.4) == [1, 1, 1]
         assert scans(memory, STRATEGIES[name], beta=0.4, changed=False) == [0, 0, 0]
-        memory._session.populations.clear()
+        memory._populations.clear()
         with memory.transaction():  # keeps nothing for the next draw
             assert scans(memory, STRATEGIES[name], beta=0.4, exact_probability=True) == [1, 1, 1]
 

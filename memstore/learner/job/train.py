@@ -20,8 +20,8 @@ from memstore.learner.job.metrics import accuracy, average_accuracy, backward_tr
 from memstore.learner.learner import MemoryOnlineLearner
 from memstore.learner.models.mlp import MLP
 from memstore.memory import EpisodicMemory
+from memstore.memory import open as open_memory
 from memstore.opening import drop
-from memstore.opening import open as open_memory
 
 NEW_PER_STEP = 10
 CHECKPOINT = "train"
