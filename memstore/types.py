@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+from collections.abc import ItemsView, KeysView
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,11 +137,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    # Its length is that of its rows, and its fields are what one would iterate over: the two must not be confused.
+    __iter__ = None
+
     def __getitem__(self, field_name: str) -> Any:
         return self.payload[field_name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.payload)
 
     def take(self, rows: Any) -> Batch:
         """The batch of these rows alone, in their order (indices, or a mask of n).
@@ -157,9 +157,13 @@ class Batch:
             columns[name] = None if values is None else values[chosen]
         return dataclasses.replace(self, payload=_rows(self.payload, chosen), **columns)
 
-    def keys(self) -> Any:
-        """Names of the payload's top-level fields, so that ``dict(batch)`` works."""
+    def keys(self) -> KeysView[str]:
+        """Return the names of the payload's top-level fields; so ``dict(batch)`` works."""
         return self.payload.keys()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return names and values of the payload's top-level fields."""
+        return self.payload.items()
 
 
 def _rows(field: Any, chosen: NDArray[np.int64]) -> Any:

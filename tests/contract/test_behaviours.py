@@ -546,7 +546,11 @@ def test_27_a_loss_update_leaves_the_rest_as_it_was(open_memory: OpenMemory) -> 
     assert (after.extra, after.timestamp) == ({"a": [1, None]}, 12.5)
     assert before.loss is None and after.loss == 0.5 and after.metadata.replay_count == 1
     assert memory.metadata(one) == [after.metadata]
-    assert set(memory.sample(1)) == {"x", "number"}
+    batch = memory.sample(1)
+    assert set(batch.keys()) == set(dict(batch)) == {"x", "number"}
+    assert {name: value is batch[name] for name, value in batch.items()} == {"x": True, "number": True}
+    with pytest.raises(TypeError, match="not iterable"):  # over rows, or over fields?
+        iter(batch)  # type: ignore[call-overload]
 
 
 def test_28_a_dtype_conflict_is_refused(open_memory: OpenMemory) -> None:
