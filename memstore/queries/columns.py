@@ -2,8 +2,8 @@
 
 Conditions on rows, and the constants they compare with.
 
-Conditions are data. They reach a database only through ``predicates``, as bound parameters; their text,
-``str(condition)``, is what ``phrases.parse`` reads.
+Conditions are data. They reach a database only through ``sql``, as bound parameters; their text,
+``str(condition)``, is what ``parser.parse`` reads.
 """
 
 from __future__ import annotations
