@@ -33,6 +33,7 @@ from memstore.queries import (
     conditions_within,
     no_column,
 )
+from memstore.values.shown import shown
 
 T = TypeVar("T")
 
@@ -110,7 +111,7 @@ def as_condition(given: Condition | str, *, over: Literal["episodes", "history"]
         return parse(given, over=over)
     if not isinstance(given, Condition):
         raise InvalidValue(
-            f"expected a condition such as col.loss > 1, or a text such as {EXAMPLE!r}, got {given!r:.80}"
+            f"expected a condition such as col.loss > 1, or a text such as {EXAMPLE!r}, got {shown(given)}"
         )
     for test in conditions_within(given) if over == "episodes" else ():
         if not isinstance(test, HasTag) and test.column.source == "history":
@@ -313,8 +314,8 @@ class _Parser:
 
     def _fail(self, at: int, message: str) -> NoReturn:
         start = max(0, min(at - WINDOW // 2, len(self._text) - WINDOW))
-        shown = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", self._text[start : start + WINDOW])
-        raise InvalidValue(f"{message}\n  {shown}\n  {' ' * (at - start)}^")
+        line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", self._text[start : start + WINDOW])
+        raise InvalidValue(f"{message}\n  {line}\n  {' ' * (at - start)}^")
 
 
 def _unescaped(text: str) -> str:

@@ -1,8 +1,8 @@
 """The tables, as SQLAlchemy Core ``Table`` objects, and the numbering of ids.
 
-No foreign keys: there is one write path (``episodes/insert``, ``buffer/strata``), it removes an episode from every table
-in one transaction, and ``check`` finds what would have been an orphan. Where ``checksum`` is NULL, the row was written
-before schema 0004.
+No foreign keys: there is one write path (``episodes/insert``, ``buffer/strata``), it removes an episode from every
+table in one transaction, and ``check`` finds what would have been an orphan. Where ``checksum`` is NULL, the row was
+written before schema 0004.
 """
 
 from __future__ import annotations

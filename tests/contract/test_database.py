@@ -16,14 +16,14 @@ from memstore.errors import MemstoreError, StoreBusy
 from memstore.storage.address import parse_url
 from memstore.storage.database import Database
 from memstore.storage.schema import domain
-from tests.contract.helpers import OpenMemory, Sql
+from tests.contract.helpers import Damage, OpenMemory, Sql
 
 COUNT = "SELECT count(*) FROM domain"
 
 
 @pytest.fixture
-def database(url: str, open_memory: OpenMemory) -> Iterator[Database]:
-    """Scopes on a database that has tables."""
+def database(url: str, open_memory: OpenMemory, damage: Damage) -> Iterator[Database]:
+    """Scopes on a database that has tables; rows are put there past the buffer, so it is not sound afterwards."""
     open_memory().close()
     found = Database(parse_url(url), busy_timeout=0.5)
     yield found

@@ -121,9 +121,8 @@ def test_who_holds_the_write_lock(open_memory: OpenMemory, url: str) -> None:
         memory.add({"x": 1.0})
         with pytest.raises(memstore.StoreBusy) as caught:
             other.add({"x": 1.0})
-    assert "of this " in str(caught.value)
+    assert "this very process, in thread" in str(caught.value)
     if make_url(url).get_backend_name() == "sqlite" and locks.LOCKS.exists():
-        assert "another connection of this process" in str(caught.value)
         with _another_process(str(make_url(url).database), "BEGIN IMMEDIATE") as pid:
             with pytest.raises(memstore.StoreBusy, match=f"process {pid} ") as caught:
                 other.add({"x": 1.0})

@@ -116,7 +116,7 @@ def test_messages_are_bounded(open_memory: OpenMemory, number: int) -> None:
 
 
 def test_open_names_what_is_wrong_shortly(open_memory: OpenMemory) -> None:
-    wide = {f"field {i}" * 10: ("float32", (3,)) for i in range(4_000)}
+    wide = {f"field {i}" * 5: ("float32", (3,)) for i in range(4_000)}
     memory = open_memory(buffer="wide", signature=wide)
     arguments: dict[str, Any] = {"signature": {**wide, "x": float}, "buffer": "wide"}
     for _ in range(2):
