@@ -77,7 +77,7 @@ from memstore.upkeep.check import check
 from memstore.values.foreign import numpy_payload
 from memstore.values.letting_go import held_until_done
 from memstore.values.shown import shown
-from memstore.values.times import check_time
+from memstore.values.times import check_limit, check_time
 
 
 class EpisodicMemory:
@@ -189,7 +189,7 @@ class EpisodicMemory:
         """Episodes whose timestamp lies in [start, end], both inclusive, by timestamp, then id."""
         if domain is not None:
             check_name("domain", domain)
-        low, high = check_time("start", start), check_time("end", end)
+        low, high = check_limit("start", start), check_limit("end", end)
         most = None if limit is None else check_count(limit)
         return self._session.read(lambda s: self._episodes(s, episodes.ids_between(s, low, high, domain, most)))
 
@@ -294,9 +294,9 @@ class EpisodicMemory:
         if steps is not None:
             conditions.append(col.step.between(*_span(steps)))
         if since is not None:
-            conditions.append(col.at >= check_time("since", since))
+            conditions.append(col.at >= check_limit("since", since))
         if until is not None:
-            conditions.append(col.at <= check_time("until", until))
+            conditions.append(col.at <= check_limit("until", until))
         query = self.query("history").filter(*conditions)
         if limit is None:
             return query.all()

@@ -20,7 +20,7 @@ import numpy as np
 from memstore.errors import InvalidValue
 from memstore.values.foreign import number as number_in
 from memstore.values.shown import shown
-from memstore.values.times import check_time
+from memstore.values.times import check_limit
 
 Kind = Literal["int", "float", "text", "flag"]
 Constant = bool | int | float | str | None
@@ -259,8 +259,8 @@ def constant_of(where: str, kind: Kind, value: object, *, is_time: bool = False)
     InvalidValue
         When it is of another kind, not finite, or no text that a database stores.
     """
-    if is_time:
-        return check_time(where, value)
+    if is_time and not (isinstance(value, float) and math.isinf(value)):
+        return check_limit(where, value)
     if kind == "text":
         return text_constant(where, value)
     plain = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.shape == () else value

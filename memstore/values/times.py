@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,16 +31,33 @@ def check_time(what: str, value: Any) -> float:
 
     Any clock will do, a step counter too; but what looks like milliseconds (beyond 1e11) is refused.
     """
+    return _bounded(what, _seconds(what, value))
+
+
+def check_limit(what: str, value: Any) -> float:
+    """The end of a span to look in: as `check_time`, but of any size, and infinite where the span is open.
+
+    A buffer may hold times that an earlier memstore took, so they must be found; and ``1e18`` is a usual open end.
+    The largest float stands for whatever is beyond it.
+    """
+    seconds = _seconds(what, value)
+    if seconds != seconds:
+        raise InvalidValue(f"{what} must be finite, got {seconds!r}")
+    largest = sys.float_info.max
+    return float(min(max(seconds, -largest), largest))
+
+
+def _seconds(what: str, value: Any) -> int | float:
     if hasattr(value, "as_py"):  # a scalar of pyarrow
         value = value.as_py()
     if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0 and value.dtype.kind == "M":
-        return _bounded(what, _instants(what, np.asarray(value).reshape(1))[0])
+        return _instants(what, np.asarray(value).reshape(1))[0]
     if isinstance(value, datetime.datetime):
-        return _bounded(what, _aware(what, value))
+        return _aware(what, value)
     seconds = number(value)
     if seconds is None:
         raise InvalidValue(f"{what} must be seconds, an aware datetime or a datetime64, got {shown(value)}")
-    return _bounded(what, seconds)
+    return seconds
 
 
 def check_times(what: str, values: Any) -> list[float | None]:

@@ -26,8 +26,9 @@ CREATE FUNCTION take_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-CREATE TRIGGER take_room BEFORE INSERT ON payload FOR EACH ROW EXECUTE FUNCTION take_room();
 """
+FILLING = "CREATE OR REPLACE TRIGGER take_room BEFORE INSERT ON payload FOR EACH ROW EXECUTE FUNCTION take_room()"
+EMPTY = "DROP TRIGGER IF EXISTS take_room ON payload"
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def vanish(url: str, request: pytest.FixtureRequest) -> Callable[[], None]:
 
 
 @pytest.fixture
-def room(url: str, engine: Engine) -> Iterator[Room]:
+def room(url: str, engine: Engine, open_memory: OpenMemory) -> Iterator[Room]:
     """Make the disk full: for so many more pages on SQLite, rows of payload on PostgreSQL, None for plenty.
 
     The one is a limit on the file, for every connection from its next use on; the other a trigger that raises the
@@ -130,7 +131,8 @@ def room(url: str, engine: Engine) -> Iterator[Room]:
     """
     if make_url(url).get_backend_name() == "postgresql":
         _executed(engine, FILLING_DISK, {})
-        yield lambda left: _set_room(engine, PLENTY if left is None else left)
+        yield lambda left: _set_room(engine, left)
+        _set_room(engine, None)  # before the memories are checked, which takes a trigger for damage
         return
     limit = PLENTY
 
@@ -148,5 +150,9 @@ def room(url: str, engine: Engine) -> Iterator[Room]:
         event.remove(Pool, "checkout", apply)
 
 
-def _set_room(engine: Engine, rows: int) -> None:
+def _set_room(engine: Engine, rows: int | None) -> None:
+    if rows is None:
+        _executed(engine, EMPTY, {})
+        return
     _executed(engine, "SELECT setval('room', :rows)", {"rows": rows})
+    _executed(engine, FILLING, {})

@@ -440,7 +440,7 @@ def test_hostile_names_are_data(open_memory: OpenMemory, existing: Existing) -> 
         assert episode.payload["text"] == name
         assert [e.id for e in memory.recall_by_tags([name])] == [one]
         assert [e.id for e in memory.recall_by_tags([name, "all"], match="all")] == [one]
-        assert [e.id for e in memory.recall_temporal(0, 1e11, domain=name)] == [one]
+        assert [e.id for e in memory.recall_temporal(0, 1e12, domain=name)] == [one]
         assert memory.add({"text": "again"}, key=name) == one
         assert memory.sample(5, strategy=DomainBalanced({name: 1.0})).ids.tolist() == [one]
         memory.save_checkpoint(name, {name: name})
@@ -504,7 +504,7 @@ def test_names_that_are_refused(unchanged: EpisodicMemory, open_memory: OpenMemo
 def test_names_that_cannot_exist_are_not_found(unchanged: EpisodicMemory, name: str) -> None:
     """As a filter they match nothing or are refused; no error of the driver comes out."""
     with contextlib.suppress(MemstoreError):
-        assert unchanged.recall_temporal(0, 1e11, domain=name) == []
+        assert unchanged.recall_temporal(0, 1e12, domain=name) == []
     with pytest.raises(MemstoreError):
         unchanged.load_checkpoint(name)
 

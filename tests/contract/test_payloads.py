@@ -187,6 +187,7 @@ def test_large_payloads_for_a_slow_server(open_memory: OpenMemory, damage: Damag
         one = memory.add({"x": np.ones(1_000_000)})
     two = memory.add({"x": np.full(1_000_000, 2.0)})
     assert [episode.payload["x"][-1] for episode in memory.get_many([one, two])] == [1.0, 2.0]
+    damage("DROP TRIGGER slow ON episode")
     assert memory.check().ok
 
 

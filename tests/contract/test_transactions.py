@@ -146,7 +146,7 @@ def test_payloads_read_in_a_failed_block_do_not_reach_the_cache(open_memory: Ope
     for attempt in (
         lambda i: memory.sample(10),
         lambda i: memory.get(i),
-        lambda i: memory.recall_temporal(0, 1e11),
+        lambda i: memory.recall_temporal(0, 1e12),
         lambda i: memory.recall_by_tags(["t"]),
         lambda i: memory.recall(np.zeros(4), on="x"),
         lambda i: None,

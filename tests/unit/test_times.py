@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from memstore.config import check_int, check_seconds
 from memstore.errors import ConfigError, InvalidValue
-from memstore.values.times import check_time, check_times
+from memstore.values.times import check_limit, check_time, check_times
 
 UNITS = {
     "W": Fraction(604800),
@@ -125,6 +126,15 @@ def test_pandas_and_pyarrow() -> None:
 def test_what_is_no_time(value: Any, part: str) -> None:
     with pytest.raises(InvalidValue, match=part):
         check_time("t", value)
+
+
+def test_the_end_of_a_span_may_be_anywhere() -> None:
+    assert check_limit("end", 1e18) == 1e18 and check_limit("end", np.datetime64(1, "D")) == 86400.0
+    assert check_limit("end", float("inf")) == check_limit("end", 10**400) == sys.float_info.max
+    assert check_limit("start", float("-inf")) == -sys.float_info.max
+    for wrong in (float("nan"), "1", True):
+        with pytest.raises(InvalidValue):
+            check_limit("end", wrong)
 
 
 def test_a_clock_of_ones_own_counts_as_it_likes() -> None:
