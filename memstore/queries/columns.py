@@ -259,7 +259,7 @@ def constant_of(where: str, kind: Kind, value: object, *, is_time: bool = False)
     InvalidValue
         When it is of another kind, not finite, or no text that a database stores.
     """
-    if is_time and not (isinstance(value, float) and math.isinf(value)):
+    if is_time:
         return check_limit(where, value)
     if kind == "text":
         return text_constant(where, value)

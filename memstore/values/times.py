@@ -35,13 +35,13 @@ def check_time(what: str, value: Any) -> float:
 
 
 def check_limit(what: str, value: Any) -> float:
-    """The end of a span to look in: as `check_time`, but of any size, and infinite where the span is open.
+    """The end of a span to look in: as `check_time`, but of any size.
 
     A buffer may hold times that an earlier memstore took, so they must be found; and ``1e18`` is a usual open end.
     The largest float stands for whatever is beyond it.
     """
     seconds = _seconds(what, value)
-    if seconds != seconds:
+    if isinstance(seconds, float) and not math.isfinite(seconds):
         raise InvalidValue(f"{what} must be finite, got {seconds!r}")
     largest = sys.float_info.max
     return float(min(max(seconds, -largest), largest))
