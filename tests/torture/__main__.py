@@ -25,6 +25,7 @@ KINDS: dict[str, Kind] = {
     "crash-server": Kind(kills.server_killed, needs_server=True),
     "torn-log": Kind(files.torn_log, share=2.0),
     "flipped-bits": Kind(damage.flipped_bits, share=2.0),
+    "hostile-files": Kind(damage.hostile_files),
     "full-disk": Kind(files.full_disk),
     "interrupt": Kind(interrupts.interrupted),
     "interrupt-on-server": Kind(interrupts.interrupted_on_a_server, needs_server=True),
