@@ -211,7 +211,13 @@ def _chained(ids: Ints, previous: Ints, numbers: Ints) -> Ints:
 
 
 def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
-    """Numbers of the recorded events of these episodes, live or not, oldest first."""
+    """Numbers of the recorded events of these episodes, live or not, oldest first.
+
+    Raises
+    ------
+    StoreCorrupt
+        When an event names one that is not before it: a chain that is followed has an end.
+    """
     backend = snapshot.backend
     heads = select(_m.last_event_id.label("id")).where(backend.one_of(_m.episode_id, episodes))
     ends = select(_v.id).where(backend.one_of(_v.episode_id, episodes), _v.ends.is_not(None))
@@ -223,8 +229,13 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
 
     chain = select(start.c.id, previous(start.c.id).label("previous_id")).cte("chain", recursive=True)
     before = chain.c.previous_id
-    chain = chain.union_all(select(before, previous(before)).where(before.is_not(None)))
-    return list(snapshot.conn.scalars(select(chain.c.id).order_by(chain.c.id)))
+    # Each event once, and only downwards: a damaged chain may be a circle, or lead into others.
+    chain = chain.union(select(before, previous(before)).where(before.is_not(None), before < chain.c.id))
+    rows = snapshot.conn.execute(select(chain.c.id, chain.c.previous_id).order_by(chain.c.id)).all()
+    for number, earlier in rows:
+        if earlier is not None and earlier >= number:
+            raise stored.damaged(f"event {number}", f"names event {earlier} as the one before it")
+    return [number for number, _ in rows]
 
 
 def slot_of(number: int) -> int:

@@ -41,7 +41,7 @@ UNREADABLE = (
 """What reading of damaged data may end in."""
 
 # Memstore and what it calls: Python's own library, and installed packages.
-_KNOWN = (str(Path(__file__).resolve().parent), str(Path(os.__file__).resolve().parent), "<")
+_KNOWN = (str(Path(__file__).resolve().parents[1]), str(Path(os.__file__).resolve().parent), "<")
 _INSTALLED = ("site-packages", "dist-packages")
 
 

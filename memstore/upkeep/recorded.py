@@ -259,8 +259,8 @@ def _log_of(first: int, pages: list[tuple[Any, ...]], groups: list[dict[str, Any
         np.concatenate([page[i] for page in pages]) for i in range(len(pages[0]))
     )
     counts = [group["count"] for group in groups]
-    at = np.repeat(np.array([group["at"] for group in groups], np.float64), counts)
-    replayed = np.repeat(np.array([group["what"] == "replayed" for group in groups], np.bool_), counts)
-    if len(at) != len(episode):
-        at, replayed = np.zeros(len(episode)), np.zeros(len(episode), np.bool_)
+    at, replayed = np.zeros(len(episode)), np.zeros(len(episode), np.bool_)
+    if min(counts, default=0) >= 0 and sum(counts) == len(episode):  # a damaged count may be 1e12
+        at = np.repeat(np.array([group["at"] for group in groups], np.float64), counts)
+        replayed = np.repeat(np.array([group["what"] == "replayed" for group in groups], np.bool_), counts)
     return Log(first, episode, domain, previous, before, after, at, ends != 0, replayed, groups)
