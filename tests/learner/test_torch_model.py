@@ -572,7 +572,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 
 def test_without_torch_the_class_is_there_and_says_what_is_missing() -> None:
     program = (
-        "import sys; from memstore.learner.torch_model import TorchModel; assert 'torch' not in sys.modules\n"
+        "import sys; from memstore.learner.models.torch_model import TorchModel; assert 'torch' not in sys.modules\n"
         "sys.modules['torch'] = None\n"
         "try: TorchModel(None, None)\n"
         "except Exception as error: print(type(error).__name__, error)"
