@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that ``memstore.upgrade`` hands over; ``-x url=...`` for developers."""
+"""Runs migrations on the connection that ``memstore.storage.upgrade`` hands over; ``-x url=...`` for developers."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ buffer = Table(
     Column("high_water", Float),
     Column("reservoir_floor", Count),
     Column("recorded", Count, nullable=False, server_default="0"),
-    # Of what is fixed or configured, and of the counters; see memstore.checksums.
+    # Of what is fixed or configured, and of the counters; see memstore.storage.checksums.
     Column("checksum", Count),
     Column("counters_checksum", Count),
     sqlite_autoincrement=True,

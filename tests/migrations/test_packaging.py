@@ -89,9 +89,9 @@ def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> No
     zipfile.ZipFile(wheel).extractall(site)
     program = tmp_path / "program.py"
     program.write_text(
-        "from memstore import upgrade\n"
-        "from memstore.config import parse_url\n"
-        "from memstore.database import Database\n"
+        "from memstore.storage import upgrade\n"
+        "from memstore.storage.address import parse_url\n"
+        "from memstore.storage.database import Database\n"
         "database = Database(parse_url('run.db'))\n"
         "print(upgrade.__file__)\n"
         "print(upgrade._migrations())\n"
@@ -99,6 +99,6 @@ def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> No
         "database.close()\n"
     )
     output = run("-W", "error", program, cwd=tmp_path, PYTHONPATH=str(site))
-    expected = [str(site / "memstore" / "upgrade.py"), str(site / "memstore" / "migrations"), "True False"]
+    expected = [str(site / "memstore" / "storage" / "upgrade.py"), str(site / "memstore" / "migrations"), "True False"]
     assert output.splitlines() == expected
     assert (tmp_path / "run.db").exists()

@@ -1,4 +1,4 @@
-"""The fingerprints in ``memstore/backends/layout.py``, of a file that the migrations made.
+"""The fingerprints in ``memstore/storage/backends/layout.py``, of a file that the migrations made.
 
 Written anew after a migration by
 
