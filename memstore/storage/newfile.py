@@ -108,6 +108,24 @@ def written_whole(file: Path, like: Path | None = None) -> Iterator[Path]:
             settle_folder(file)
 
 
+def take_free_name(partial: Path, file: Path) -> bool:
+    """Rename a finished file if the name is free; False if it is not.
+
+    It has two names for a moment only, for whoever opens a database of two names is warned.
+    """
+    try:
+        os.link(partial, file)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if os.path.lexists(file):
+            return False
+        partial.rename(file)
+    else:
+        partial.unlink()
+    return True
+
+
 def settle_folder(file: Path) -> None:
     """Let the names in the file's folder survive a loss of power."""
     handle = os.open(file.absolute().parent, os.O_RDONLY)
@@ -152,11 +170,8 @@ def _change_mode(handle: int, path: Path, mode: int) -> None:
 
 
 def _publish(partial: Path, file: Path) -> None:
-    try:
-        os.link(partial, file)
-    except OSError:  # it exists, or a file system without links
+    while not take_free_name(partial, file):
         check_free(file)
-        partial.rename(file)
 
 
 def _sweep(file: Path) -> None:

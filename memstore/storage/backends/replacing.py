@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memstore.errors import NotAMemstore, StoreBusy
-from memstore.storage.newfile import SIDE_FILES, Partial, settle_folder
+from memstore.storage.newfile import SIDE_FILES, Partial, settle_folder, take_free_name
 from memstore.storage.refusals import telling
 from memstore.storage.schema import VERSION_TABLE
 
@@ -86,12 +86,8 @@ def _arrives(new: Partial, file: Path) -> bool:
     _clear(file)
     new.settle()
     settle_folder(file)
-    try:
-        os.link(new.path, file)
-    except FileExistsError:
+    if not take_free_name(new.path, file):
         return False
-    except OSError:  # a file system without links
-        new.path.rename(file)
     settle_folder(file)
     return True
 
