@@ -335,10 +335,11 @@ def killed_at(moment: int, restored: Callable[[], object], modules: tuple[str, .
 
 
 def moments(whole: int) -> list[int]:
+    assert whole, "the modules have moved"
     return sorted({int(n) for n in np.linspace(1, whole, min(MOMENTS, whole))})
 
 
-STEPS = ("backends/replacing.py", "memstore/newfile.py")
+STEPS = ("backends/replacing.py", "storage/newfile.py")
 
 
 @sqlite_only
@@ -415,7 +416,7 @@ def test_killed_at_any_moment_a_server_has_one_or_the_other(
     new = contents(str(copy))
     memstore.backup(url, kept / "old.db")
     old = contents(url)
-    steps = ("memstore/restoring.py", "memstore/copying.py")
+    steps = ("upkeep/restore.py", "upkeep/backup.py")
     restored = functools.partial(memstore.restore, copy, url, force=True)
     whole = killed_at(0, restored, steps)
     for moment in moments(whole)[::2]:
