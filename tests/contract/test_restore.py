@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -362,8 +362,10 @@ def test_killed_at_any_moment_it_is_one_or_the_other(
     for moment in moments(whole):
         target = again(tmp_path / f"at-{moment}")
         killed_at(moment, functools.partial(memstore.restore, copy, target, force=True), STEPS)
-        seen.add(found := size(target))
-        assert found in (650, 50)
+        twice = target.stat().st_nlink > 1  # the old one, killed as the new one was about to take its name
+        with pytest.warns(memstore.StoreWarning, match="one of 2 names") if twice else nullcontext():
+            seen.add(found := size(target))
+        assert found == 650 if twice else found in (650, 50)
         done = memstore.restore(copy, target)
         assert size(target) == 50 and done.replaced is not None and size(done.replaced) == found
         names = {entry.name for entry in target.parent.iterdir()}

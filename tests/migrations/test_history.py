@@ -77,6 +77,7 @@ def write_old(url: str, source: Connection, events: list[dict[str, Any]]) -> Non
         past.setattr(upgrade, "REVISIONS", ("0001", "0002"))
         past.setattr(upgrade, "HEAD", "0002")
         create(url)
+    last = {event["episode_id"]: event["at"] for event in events}
     with connected(url) as conn:
         for name in inspect(conn).get_table_names():
             if name == VERSION_TABLE:
@@ -86,6 +87,8 @@ def write_old(url: str, source: Connection, events: list[dict[str, Any]]) -> Non
             if name != "replay_event":
                 columns = ", ".join(f'"{column.name}"' for column in table.columns)
                 rows = [dict(row) for row in source.execute(text(f"SELECT {columns} FROM {name}")).mappings()]
+            if name == "replay_metadata":
+                rows = [row | {"last_replayed_at": last.get(row["episode_id"])} for row in rows]
             if rows:
                 conn.execute(table.insert(), rows)
 

@@ -8,6 +8,8 @@ The order of the steps makes it whole under ``kill -9``, and the same call ends 
 3. The old file gets a second name, ``run.db.replaced-20261128-114500``.
 4. The new file takes the first name: the one step that counts.
 
+Killed after step 3, the old file has two names until the same call is made again; whoever opens it is warned.
+
 A file that SQLite cannot open cannot be folded. Its log then gets a second name too, before it is removed.
 """
 
