@@ -157,10 +157,8 @@ def learner(options: argparse.Namespace) -> None:
     while agent.step < options.steps:
         done = agent.step / options.steps
         batch = memory.sample(MINIBATCH * MINIBATCHES, beta=0.4 + 0.6 * done, normalize="batch")  # waits for its turn
-        errors = [
-            agent.learn({name: batch[name][rows] for name in batch}, batch.weight[rows], LEARNING_RATE * (1 - done))
-            for rows in np.array_split(np.arange(len(batch)), MINIBATCHES)
-        ]
+        minibatches = (batch.take(rows) for rows in np.array_split(np.arange(len(batch)), MINIBATCHES))
+        errors = [agent.learn(dict(each), each.weight, LEARNING_RATE * (1 - done)) for each in minibatches]
         with memory.transaction():  # both or neither: after a crash, losses and networks are of the same step
             memory.update(batch, loss=np.concatenate(errors), step=agent.step)
             memory.save_checkpoint("learner", asdict(agent))

@@ -248,6 +248,7 @@ def test_hard_links_are_warned_of(path: str, tmp_path: Path, recwarn: pytest.War
         memory.add(row(1))
         memstore.backup(path, tmp_path / "copy.db")  # which uses a link for a moment
         memstore.open(tmp_path / "copy.db").close()
+        memstore.restore(tmp_path / "copy.db", tmp_path / "new.db")  # and so does this
         assert not recwarn.list
     os.link(path, tmp_path / "second.db")
     with pytest.warns(StoreWarning, match="hard links"), memstore.open(path) as memory:
