@@ -30,6 +30,8 @@ pytestmark = [
 FULL = os.environ.get("MEMSTORE_TORTURE") == "full"
 STRIKES = 1000 if FULL else 2
 SIGNALS = 1000 if FULL else 40
+TURNS = 100
+"""Of a loop that is struck within its first 20 ms: it takes many times as long."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -81,7 +83,11 @@ def test_an_interrupt_at_the_very_end_of_a_block(open_memory: OpenMemory, url: s
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_real_signals(open_memory: OpenMemory, kind: type[BaseException]) -> None:
-    """By a timer, anywhere in a loop of calls and blocks."""
+    """By a timer, anywhere in a loop of calls and blocks.
+
+    Python itself swallows an exception in a finalizer or the callback of a weak reference; about 1 signal in 300 comes
+    there, and then the loop ends by itself.
+    """
     memory, other = open_memory(capacity=50), open_memory(busy_timeout=5, buffer="other")
     memory.extend(rows(50), loss=1.0)
     other.extend(rows(5), loss=1.0)
@@ -97,7 +103,7 @@ def test_real_signals(open_memory: OpenMemory, kind: type[BaseException]) -> Non
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.02 * chance.random())
                 try:
-                    while True:
+                    for _ in range(TURNS):
                         memory.add(row(turn), loss=2.0)
                         with memory.transaction():
                             memory.update(memory.sample(8), loss=3.0)
@@ -112,7 +118,7 @@ def test_real_signals(open_memory: OpenMemory, kind: type[BaseException]) -> Non
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert struck == SIGNALS
+    assert struck > 0.9 * SIGNALS
     assert memory.check().ok
 
 
