@@ -8,6 +8,8 @@ import json
 import sqlite3
 import time
 import warnings
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -36,6 +38,7 @@ LARGE = 1 << 20
 
 CACHE_KIB = 64 * 1024
 BACKUP_PAGES = 4096
+LAST_CURSORS = 16
 # Seconds: writes that follow each other faster are not looked at before they begin, which halves the cost for add(1).
 LOOK_AHEAD = 0.001
 
@@ -370,14 +373,38 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 class _Connection(sqlite3.Connection):
     """A connection that gives up its transaction when it is closed.
 
-    SQLite keeps a closed connection, with its locks, for as long as a cursor of it lives, such as in a traceback.
+    SQLite keeps a closed connection, with its locks and its snapshot, for as long as a cursor of it is in the middle of
+    a result, such as one in a traceback. So the last cursors are known (0.4 us a statement), and closed first.
     """
 
     closed = False
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._cursors: deque[weakref.ref[sqlite3.Cursor]] = deque(maxlen=LAST_CURSORS)
+
+    def cursor(self, *arguments: Any) -> Any:
+        """Return a new cursor."""
+        made = super().cursor(*arguments)
+        self._cursors.append(weakref.ref(made))
+        return made
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        """Run a statement by a cursor that is known: Python's own makes one past ``cursor``."""
+        made: sqlite3.Cursor = self.cursor().execute(*arguments)
+        return made
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        """Run a statement for many rows, likewise."""
+        made: sqlite3.Cursor = self.cursor().executemany(*arguments)
+        return made
+
     def close(self) -> None:
         """Roll back and close; as often as one likes."""
         with suppress(sqlite3.ProgrammingError):  # it was closed already
+            for known in self._cursors:
+                if (cursor := known()) is not None:
+                    cursor.close()
             self.rollback()
         self.closed = True
         super().close()
