@@ -364,7 +364,7 @@ def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterat
         rows = snapshot.conn.execute(query.order_by(c.episode_id).limit(CHUNK)).all()
         if not rows:
             return
-        after = rows[-1][0]
+        after = stored.onward(rows[-1][0], after, f"the rows of {payload.name}")
         bad = [episode_id for episode_id, crc, data in rows if checksum(data, episode_id) != crc]
         if bad and damaged is None:
             raise _damaged(snapshot, bad[0])

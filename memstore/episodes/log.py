@@ -295,7 +295,8 @@ def _groups(snapshot: Snapshot, low: int, last: int) -> Iterator[Row[int, int, f
         yield from found
         if len(found) < page:
             return
-        low, page = found[-1][0] + 1, min(4 * page, most_at_once)
+        reached = stored.onward(found[-1][0], low - 1, f"the rows of {event_group.name}")
+        low, page = reached + 1, min(4 * page, most_at_once)
 
 
 def _hashed(ids: Ints) -> Floats:

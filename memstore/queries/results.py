@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.errors import ConfigError, InvalidValue
+from memstore.storage import stored
 
 Kind = Literal["int", "float", "text", "flag", "json"]
 
@@ -144,6 +145,15 @@ class Result:
 
 
 def _array(field: Field, values: list[Any]) -> NDArray[Any]:
+    try:
+        return _converted(field, values)
+    except InvalidValue:
+        raise
+    except (ValueError, TypeError, OverflowError) as exc:
+        raise stored.damaged(f"the column {field.name!r:.80}", f"holds what is no {field.kind}") from exc
+
+
+def _converted(field: Field, values: list[Any]) -> NDArray[Any]:
     if field.kind == "float" or (field.kind == "int" and field.nullable):
         return np.array([np.nan if value is None else value for value in values], np.float64)
     if not field.nullable and field.kind != "json" and None in values:  # numpy would make 'None' or False of it

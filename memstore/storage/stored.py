@@ -52,6 +52,13 @@ def damaged(what: str, why: str, *, episode_id: int | None = None) -> StoreCorru
     )
 
 
+def onward(last: Any, before: Any, what: str) -> Any:
+    """Return the last key of a page, which lies beyond the page before: a damaged index may lead in a circle."""
+    if before is not None and not last > before:
+        raise damaged(what, f"come back to {last!r:.40} after {before!r:.40}")
+    return last
+
+
 def parsed(text: Any, what: str, *, episode_id: int | None = None) -> Any:
     """The value of a stored JSON text."""
     try:

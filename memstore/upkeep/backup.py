@@ -12,6 +12,7 @@ from sqlalchemy import URL, Connection, Table, func, select, tuple_
 
 from memstore.config import DEFAULT_BUSY_TIMEOUT
 from memstore.errors import ConfigError
+from memstore.storage import stored
 from memstore.storage.address import parse_url, shown_url, sqlite_path
 from memstore.storage.backends.base import Backend, Progress
 from memstore.storage.database import Database
@@ -133,7 +134,8 @@ def copy_rows(read: Connection, reader: Backend, written: Connection, writer: Ba
         while rows := _next_rows(read, table, last):
             columns = {name: list(values) for name, values in zip(table.c.keys(), zip(*rows, strict=True), strict=True)}
             writer.insert(written, table, columns)
-            last = [columns[column.name][-1] for column in table.primary_key]
+            reached = [columns[column.name][-1] for column in table.primary_key]
+            last = stored.onward(reached, last, f"the rows of {table.name}")
             done += len(rows)
             told(done, total)
     writer.set_last_buffer(written, max(reader.last_buffer(read), writer.last_buffer(written)))

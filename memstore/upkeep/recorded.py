@@ -108,7 +108,7 @@ class Recorded:
                 stored.whole(group["count"], f"{what}: its count", 1, high - group["id"] + 1)
                 stored.real(group["at"], f"{what}: its time")
             yield page
-            after = page[-1]["id"]
+            after = stored.onward(page[-1]["id"], after, f"the rows of {event_group.name}")
 
     def _group(self, group: dict[str, Any], columns: tuple[Any, ...], start: int) -> Iterator[str]:
         part = {name: values[start : start + group["count"]] for name, values in zip(EVENT, columns, strict=False)}

@@ -13,6 +13,7 @@ from memstore.episodes.insert import remove
 from memstore.episodes.log import Group
 from memstore.queries import Condition
 from memstore.queries.sql import Scope
+from memstore.storage import stored
 
 AT_ONCE = 8192
 """Episodes found and removed together: some MB of what is known of them, whatever their number in all."""
@@ -30,7 +31,7 @@ def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
             yield found
         if len(found) < AT_ONCE:
             return
-        after = int(found[-1])
+        after = stored.onward(int(found[-1]), after, "the episodes that pass")
 
 
 def remove_all(snapshot: Snapshot, parts: Iterable[Ints], group: Group) -> Ints:

@@ -133,7 +133,7 @@ class Seals:
                     self.keys[number] = key
                 if extra is not None and not _is_json(extra, number):
                     unreadable.append(number)
-            after = rows[-1][0]
+            after = stored.onward(rows[-1][0], after, f"the rows of {episode.name}")
         if wrong:
             yield f"{some(wrong)} do not match the checksums of their facts"
         if unreadable:
