@@ -54,7 +54,6 @@ from memstore.queries.query import Query
 from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
 from memstore.queries.sql import Over
 from memstore.sharing import leases, limiter
-from memstore.sharing import limiter as limits
 from memstore.sharing.limiter import SamplesPerInsert
 from memstore.sharing.waiting import check_timeout, wait_until
 from memstore.storage.blocks import Block
@@ -728,7 +727,7 @@ class EpisodicMemory:
         group = Group(now, self.consumer)
 
         def work(snapshot: Snapshot) -> episodes.Inserted:
-            limits.admit_add(snapshot)
+            limiter.admit_add(snapshot)
             stored = signature_of(snapshot)
             if stored is None:
                 maintenance.fix_signature(snapshot, assumed.to_json())
@@ -739,7 +738,7 @@ class EpisodicMemory:
         def attempt() -> episodes.Inserted | None:
             try:
                 return self._session.write(work, lambda result: result.blobs)
-            except limits.OutOfStep:
+            except limiter.OutOfStep:
                 return None
 
         with held_until_done(offer.blobs):

@@ -1,6 +1,4 @@
-"""What can be asked for: the columns of episodes, of their replay metadata, and of their history.
-
-Conditions on rows, and the constants they compare with.
+"""What can be asked for: columns of episodes and of their history, conditions on them, and constants.
 
 Conditions are data. They reach a database only through ``sql``, as bound parameters; their text,
 ``str(condition)``, is what ``parser.parse`` reads.

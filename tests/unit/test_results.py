@@ -10,7 +10,7 @@ import polars
 import pyarrow
 import pytest
 
-from memstore.errors import ConfigError, InvalidValue
+from memstore.errors import ConfigError, InvalidValue, StoreCorrupt
 from memstore.queries.results import Field, Kind, Result
 
 TEXT = "é'\"\U0001f600\n"
@@ -153,3 +153,12 @@ def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatc
     found = result("int", False, [1])
     with pytest.raises(ConfigError, match=f"pip install {package}$"):
         {"pandas": found.to_pandas, "polars": found.to_polars, "pyarrow": found.to_arrow}[package]()
+
+
+@pytest.mark.parametrize(("kind", "nullable"), [("float", False), ("float", True), ("int", False), ("int", True)])
+def test_text_among_numbers_is_damage(kind: Kind, nullable: bool) -> None:
+    """As a flipped bit leaves it in a file."""
+    found = Result((Field("value", kind, nullable),), [(1,), ("?",)])
+    for ask in (found.arrays, lambda: found["value"]):
+        with pytest.raises(StoreCorrupt, match="'value' holds what is no"):
+            ask()
