@@ -10,7 +10,6 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -137,7 +136,6 @@ def guarded(work: Callable[P, T], describe: Callable[[], str]) -> Callable[P, T]
     called from within, comes out as it is.
     """
 
-    @wraps(work)
     def watched(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return work(*args, **kwargs)

@@ -342,6 +342,14 @@ def moments(whole: int) -> list[int]:
 STEPS = ("backends/replacing.py", "storage/newfile.py")
 
 
+def again(state: dict[str, bytes], folder: Path) -> Path:
+    """A database file in a new folder, with its log, as they were once read."""
+    folder.mkdir()
+    for suffix, data in state.items():
+        Path(f"{folder / 'run.db'}{suffix}").write_bytes(data)
+    return folder / "run.db"
+
+
 @sqlite_only
 @pytest.mark.filterwarnings("ignore:.*hard links")  # killed before the last step, the old file has both names
 def test_killed_at_any_moment_it_is_one_or_the_other(
@@ -353,15 +361,9 @@ def test_killed_at_any_moment_it_is_one_or_the_other(
     state = {suffix: Path(f"{file}{suffix}").read_bytes() for suffix in ("", "-wal", "-shm")}
     seen = set()
 
-    def again(folder: Path) -> Path:
-        folder.mkdir()
-        for suffix, data in state.items():
-            Path(f"{folder / 'run.db'}{suffix}").write_bytes(data)
-        return folder / "run.db"
-
-    whole = killed_at(0, lambda: memstore.restore(copy, again(tmp_path / "whole"), force=True), STEPS)
+    whole = killed_at(0, lambda: memstore.restore(copy, again(state, tmp_path / "whole"), force=True), STEPS)
     for moment in moments(whole):
-        target = again(tmp_path / f"at-{moment}")
+        target = again(state, tmp_path / f"at-{moment}")
         killed_at(moment, functools.partial(memstore.restore, copy, target, force=True), STEPS)
         twice = target.stat().st_nlink > 1  # the old one, killed as the new one was about to take its name
         with pytest.warns(memstore.StoreWarning, match="one of 2 names") if twice else nullcontext():
@@ -387,15 +389,9 @@ def test_killed_over_a_damaged_file_it_keeps_the_log(
     head = state[""][:100]
     state[""] = b"damage" * 10 + bytes(40) + state[""][100:]
 
-    def again(folder: Path) -> Path:
-        folder.mkdir()
-        for suffix, data in state.items():
-            Path(f"{folder / 'run.db'}{suffix}").write_bytes(data)
-        return folder / "run.db"
-
-    whole = killed_at(0, lambda: memstore.restore(copy, again(tmp_path / "whole"), force=True), STEPS)
+    whole = killed_at(0, lambda: memstore.restore(copy, again(state, tmp_path / "whole"), force=True), STEPS)
     for moment in moments(whole):
-        target = again(tmp_path / f"at-{moment}")
+        target = again(state, tmp_path / f"at-{moment}")
         killed_at(moment, functools.partial(memstore.restore, copy, target, force=True), STEPS)
         if target.read_bytes()[:6] == b"damage":
             with pytest.raises(memstore.NotAMemstore):
