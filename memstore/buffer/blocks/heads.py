@@ -1,0 +1,174 @@
+"""The table of heads: what is known of every block without its slots, 72 bytes for 120 episodes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memstore.buffer.blocks.opened import Opened
+from memstore.buffer.blocks.slots import SLOTS, Ints
+from memstore.errors import ConfigError, StoreCorrupt
+from memstore.storage.schema import SEQUENCE_BITS
+
+Heads = NDArray[np.void]
+"""Array of ``HEAD``, in the order of names."""
+
+HEAD = np.dtype(
+    [
+        ("name", "<i8"),
+        ("domain", "<i8"),
+        ("first", "<i8"),
+        ("last", "<i8"),
+        ("least", "<f8"),
+        ("largest", "<f8"),
+        ("key", "<i8"),
+        ("stamp", "<i8"),
+        ("put", "<i2"),
+        ("live", "<i2"),
+        ("gaps", "<i2"),
+    ],
+    align=True,
+)
+"""Name and domain; first and last live id; least and largest measured loss; least eviction key; stamp; how many
+episodes were put in since the block was made, how many are live, how many of these were never measured."""
+
+NO_ID = 2**63 - 1
+"""``first`` and ``key`` of a block that has none; ``last`` is -1 then."""
+
+MAX_DOMAIN = 2**23 - 1
+"""A domain and a sequence of 40 bits fit one number of 64, by which blocks are found."""
+
+KeyOf = Callable[[Ints], Ints]
+"""The eviction keys of episodes, a function of their ids alone."""
+
+_stamps = itertools.count(1)
+
+
+def new_stamp() -> int:
+    """Return a number that no content of this process had before. It tells contents apart; nothing drawn depends on it.
+
+    A count for each copy would not do: a transaction that was rolled back and its successor would count alike.
+    """
+    return next(_stamps)
+
+
+def own(heads: Heads, *new: Heads) -> Heads:
+    """Return a copy of the table, with more rows behind it."""
+    # As whole numbers: numpy copies rows of a structured array one by one, 190 us for 8,363 of them, and not 10.
+    return np.concatenate([rows.view(np.int64) for rows in (heads, *new)]).view(HEAD)
+
+
+def head_rows(names: Ints, domains: Ints) -> Heads:
+    """Return heads of empty blocks."""
+    heads = np.zeros(len(names), HEAD)
+    heads["name"], heads["domain"] = names, domains
+    heads["first"], heads["last"], heads["key"] = NO_ID, -1, NO_ID
+    heads["least"], heads["largest"] = np.inf, -np.inf
+    return heads
+
+
+def describe(heads: Heads, opened: Opened) -> None:
+    """Set in ``heads``, which are of these blocks, whatever follows from the content, but for the eviction key."""
+    loss, count = np.ascontiguousarray(opened.slots["loss"]), opened.count
+    rows = opened.grid(loss, np.nan)
+    heads["least"] = np.fmin.reduce(rows, axis=1, initial=np.inf)
+    heads["largest"] = np.fmax.reduce(rows, axis=1, initial=-np.inf)
+    heads["live"] = count
+    missing = np.isnan(loss)
+    heads["gaps"] = np.bincount(opened.ordinal[missing], minlength=len(heads)) if missing.any() else 0
+    some = np.flatnonzero(count > 0)
+    heads["first"], heads["last"] = NO_ID, -1
+    heads["first"][some] = opened.slots["id"][opened.start[some]]
+    heads["last"][some] = opened.slots["id"][opened.start[some] + count[some] - 1]
+    heads["stamp"] = new_stamp()
+
+
+def least_keys(opened: Opened, key_of: KeyOf) -> Ints:
+    """Return the least eviction key in each block."""
+    keys = opened.grid(key_of(np.ascontiguousarray(opened.slots["id"])), NO_ID)
+    least: Ints = np.minimum.reduce(keys, axis=1, initial=NO_ID)
+    return least
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """Blocks by domain, and those of a domain by name: which block an episode stands in, if it is live.
+
+    Names of a domain ascend, so an episode can only be in the last block of its domain whose name is not above its id.
+    """
+
+    keys: Ints
+    order: Ints
+
+    @classmethod
+    def of(cls, heads: Heads) -> Directory:
+        """Make it anew."""
+        keys = _keys(heads["domain"], heads["name"])
+        order = np.argsort(keys, kind="stable")
+        return cls(keys[order], order)
+
+    def extended(self, heads: Heads, old: int) -> Directory:
+        """Return this one with the blocks from place ``old`` on."""
+        keys = _keys(heads["domain"][old:], heads["name"][old:])
+        order = np.argsort(keys)
+        at = np.searchsorted(self.keys, keys[order])
+        return Directory(np.insert(self.keys, at, keys[order]), np.insert(self.order, at, order + old))
+
+    def find(self, domains: Ints, ids: Ints) -> Ints:
+        """Return the place of the only block that may hold each episode; -1 where there is none."""
+        if not len(self.keys):
+            return np.full(len(ids), -1)
+        wanted = _keys(domains, ids)
+        at = np.searchsorted(self.keys, wanted, side="right") - 1
+        there = (at >= 0) & (self.keys[at] >> SEQUENCE_BITS == wanted >> SEQUENCE_BITS)
+        return np.where(there, self.order[at], -1)
+
+    def last(self, domains: Ints) -> Ints:
+        """Return the place of the last block of each domain; -1 where there is none."""
+        return self.find(domains, np.full(len(domains), (1 << SEQUENCE_BITS) - 1))
+
+
+def _keys(domains: Ints, ids: Ints) -> Ints:
+    keys: Ints = (domains << SEQUENCE_BITS) | (ids & ((1 << SEQUENCE_BITS) - 1))
+    return keys
+
+
+def check_newcomers(heads: Heads, ids: Ints, domains: Ints) -> None:
+    """Raise unless these episodes can be appended.
+
+    Raises
+    ------
+    StoreCorrupt
+        Their ids do not ascend, or are not above all that were appended before.
+    ConfigError
+        A domain has a number that no block can have.
+    """
+    known = max(int(heads["name"][-1]), int(heads["last"].max())) if len(heads) else -1
+    if (np.diff(ids, prepend=known) <= 0).any():
+        raise StoreCorrupt(f"episode {ids[0]} cannot follow {known}: ids ascend; run 'memstore check'")
+    if int(domains.max()) > MAX_DOMAIN or int(domains.min()) < 0:
+        raise ConfigError(f"a buffer has at most {MAX_DOMAIN} domains; give related episodes the same domain")
+
+
+def merged_groups(heads: Heads, order: Ints) -> list[list[int]]:
+    """Return places of blocks that are to become one, in the order of their names; empty blocks are in none.
+
+    Of each domain from left to right: a block joins those before it while together they are at most half full.
+    """
+    alive = order[heads["live"][order] > 0]
+    groups: list[list[int]] = []
+    size, domain = 0, -1
+    for place, live, of in zip(
+        alive.tolist(), heads["live"][alive].tolist(), heads["domain"][alive].tolist(), strict=True
+    ):
+        if of == domain and size + live <= SLOTS // 2:
+            groups[-1].append(place)
+            size += live
+        else:
+            groups.append([place])
+            size, domain = live, of
+    return sorted(groups)

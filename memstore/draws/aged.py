@@ -1,0 +1,148 @@
+"""Draws by age, the newer the likelier: ages are proposed, and those whose episode is gone are no candidates.
+
+Ages change with every newcomer, so blocks have no sums of them. An octave of ages is chosen by its size and by the
+weight of its youngest age, an age in it evenly, and accepted by its weight over that one: more than half are, for
+exponents up to 2. Where many episodes have left between others, or few pass a test, keys decide after a few rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.opened import Opened
+from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.views import CHUNK, PLACE_BITS, View
+from memstore.draws.weighted import ROUNDS, SCAN_SHARE, by_keys, choose
+from memstore.testing import count
+
+MOST_PROPOSED = 16
+"""Ages that a round proposes for each episode wanted, at most."""
+
+DomainsOf = Callable[[Ints], Ints]
+"""Domains of episodes, live or not; any number where it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """``age ** -alpha``, age 1 for the id that was given out last.
+
+    Attributes
+    ----------
+    newest : int
+        The id that was given out last, whether its episode is live or not.
+    """
+
+    alpha: float
+    newest: int
+
+    def log2(self, ids: Ints) -> Floats:
+        """Return base-2 logarithms of the weights."""
+        log2: Floats = np.log2((self.newest + 1 - ids).astype(np.float64))
+        log2 *= -self.alpha
+        return log2
+
+    def octaves(self, copy: Copy) -> tuple[Ints, Ints]:
+        """Return the youngest age of each octave that live episodes span, and how many ages it has."""
+        youngest = self.newest + 1 - int(copy.heads["last"].max())
+        oldest = self.newest + 1 - int(copy.heads["first"].min())
+        edges = 2 ** np.arange(oldest.bit_length() + 1, dtype=np.int64)
+        first = np.maximum(edges[:-1], youngest)
+        return first, np.maximum(np.minimum(edges[1:], oldest + 1) - first, 0)
+
+
+def aged(
+    copy: Copy,
+    view: View,
+    ages: Ages,
+    domains_of: DomainsOf,
+    rng: np.random.Generator,
+    wanted: int,
+    *,
+    replacement: bool = False,
+) -> Ints:
+    """Draw places in proportion to the law of ages, among those that the view (without a law) allows."""
+    left = int(view.live.sum())
+    wanted = (wanted if left else 0) if replacement else min(wanted, left)
+    places = np.zeros(0, np.int64)
+    if replacement or wanted * SCAN_SHARE < left:
+        first, size = ages.octaves(copy)
+        for _ in range(ROUNDS):
+            if len(places) == wanted:
+                break
+            count("rounds")
+            number = _proposals(wanted - len(places), int(size.sum()), left)
+            found = _round(copy, view, ages, domains_of, rng, number, first, size)
+            places = np.concatenate([places, found])
+            if not replacement:
+                places = places[np.sort(np.unique(places, return_index=True)[1])]
+            places = places[:wanted]
+    if len(places) == wanted:
+        return places
+    if replacement:
+        return np.concatenate([places, _listed(copy, view, ages, rng, wanted - len(places))])
+    rest = view.without(copy, places) if len(places) else view
+    return np.concatenate([places, by_keys(copy, rest, rng, wanted - len(places), _weigher(copy, rest, ages))])
+
+
+def _proposals(wanted: int, span: int, left: int) -> int:
+    """Return how many ages a round proposes: by whole numbers alone."""
+    return min(wanted * span * 3 // (2 * left), wanted * MOST_PROPOSED) + 16
+
+
+def _round(
+    copy: Copy,
+    view: View,
+    ages: Ages,
+    domains_of: DomainsOf,
+    rng: np.random.Generator,
+    number: int,
+    first: Ints,
+    size: Ints,
+) -> Ints:
+    """Return places of the accepted among so many proposed ages, in the order of the proposals."""
+    with np.errstate(divide="ignore"):
+        mass = np.log2(size) - ages.alpha * np.log2(first)
+    ends = np.cumsum(np.exp2(mass - mass.max()))
+    which, inside, threshold = rng.random((3, number))
+    octave = choose(ends, which * ends[-1])
+    age = first[octave] + np.minimum((inside * size[octave]).astype(np.int64), size[octave] - 1)
+    ids = ages.newest + 1 - age[threshold < np.exp2(-ages.alpha * np.log2(age / first[octave]))]
+    found = copy.locate(ids, domains_of(ids))
+    allowed = view.allowed(found.opened, copy.domains)
+    place = found.place[found.live]
+    if allowed is not None:
+        place = place[allowed[place]]
+    ordinal = found.opened.ordinal[place] if len(place) else place
+    places: Ints = (found.opened.blocks[ordinal] << PLACE_BITS) + place - found.opened.start[ordinal]
+    return places
+
+
+def _weigher(copy: Copy, view: View, ages: Ages) -> Callable[[Opened], Floats]:
+    def weigh(opened: Opened) -> Floats:
+        log2 = ages.log2(opened.slots["id"])
+        allowed = view.allowed(opened, copy.domains)
+        if allowed is not None:
+            log2[~allowed] = -np.inf
+        return log2
+
+    return weigh
+
+
+def _listed(copy: Copy, view: View, ages: Ages, rng: np.random.Generator, wanted: int) -> Ints:
+    """Draw with replacement by one pass over all that may be drawn, 16 bytes for each."""
+    count("listed")
+    weigh, parts, weights = _weigher(copy, view, ages), [], []
+    some = np.flatnonzero(view.live > 0)
+    for start in range(0, len(some), CHUNK):
+        opened = copy.open(some[start : start + CHUNK])
+        slot = np.arange(len(opened.slots)) - opened.start[opened.ordinal]
+        parts.append((opened.blocks[opened.ordinal] << PLACE_BITS) + slot)
+        weights.append(weigh(opened))
+    log2 = np.concatenate(weights)
+    ends = np.cumsum(np.exp2(log2 - log2.max()))
+    listed: Ints = np.concatenate(parts)[choose(ends, rng.random(wanted) * ends[-1])]
+    return listed
