@@ -1,0 +1,1 @@
+"""Blocks, heads and the copy, and the draws from them, against a dict of episodes; no database."""

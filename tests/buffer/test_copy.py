@@ -1,0 +1,227 @@
+"""The copy against a dict, over random programs, on every path to the same content."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.heads import HEAD, MAX_DOMAIN, Heads
+from memstore.buffer.blocks.lottery import reservoir_keys
+from memstore.buffer.blocks.slots import SLOTS, Ints
+from memstore.errors import ConfigError, StoreCorrupt
+from tests.buffer.model import (
+    Model,
+    add,
+    as_ints,
+    batches,
+    check,
+    cold,
+    leave,
+    random_losses,
+    rebuilt,
+    replay,
+    same_heads,
+    slots_of,
+    step,
+)
+
+
+def keys(ids: Ints) -> Ints:
+    return reservoir_keys(7, ids)
+
+
+def state(copy: Copy) -> list[bytes]:
+    """Whatever a copy holds, but for its stamps."""
+    columns = [copy.heads[name].tobytes() for name in HEAD.names or () if name != "stamp"]
+    return [*columns, copy.directory.order.tobytes(), *(content or b"" for content in copy.contents)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_programs_on_small_blocks(seed: int, small_blocks: int) -> None:
+    rng = np.random.default_rng(seed)
+    copy, model = Copy(key_of=keys if seed % 2 else None), Model()
+    for _ in range(150):
+        copy = step(rng, copy, model)
+        check(copy, model)
+        if rng.random() < 0.1:
+            copy = cold(copy)
+        if rng.random() < 0.1:
+            copy = rebuilt(copy)
+
+
+@pytest.mark.parametrize("domains", [1, 400])
+def test_random_programs_on_whole_blocks(domains: int) -> None:
+    rng = np.random.default_rng(domains)
+    copy, model = Copy(), Model()
+    for _ in range(60):
+        copy = step(rng, copy, model, domains, scale=40)
+        check(copy, model)
+
+
+def test_a_copy_is_a_value(small_blocks: int) -> None:
+    """A savepoint is the copy that it began with: whatever happens behind it, it stays as it was."""
+    rng = np.random.default_rng(3)
+    copy, model = Copy(), Model()
+    savepoints = []
+    for _ in range(120):
+        savepoints.append((copy, state(copy), model.copy()))
+        copy = step(rng, copy, model)
+        if rng.random() < 0.25:  # rolled back, by a few steps
+            copy, before, model = savepoints[-int(rng.integers(1, min(len(savepoints), 6) + 1))]
+            model = model.copy()
+            assert state(copy) == before
+        check(copy, model)
+    for old, before, then in savepoints:
+        assert state(old) == before
+        check(old, then)
+
+
+def test_what_newcomers_come_to_does_not_depend_on_batches(small_blocks: int) -> None:
+    rng = np.random.default_rng(1)
+    ids, domains, loss = np.arange(1, 301), rng.integers(1, 6, 300), random_losses(rng, 300)
+    at_once, in_batches = Copy().appended(ids, domains, loss), Copy()
+    for part in batches(rng, 300):
+        in_batches = in_batches.appended(ids[part], domains[part], loss[part])
+    assert state(at_once) == state(in_batches)
+
+
+def test_what_newcomers_come_to_does_not_depend_on_departures(small_blocks: int) -> None:
+    """Which block an episode enters follows from the adds alone, so rows of different moments can be patched."""
+    rng = np.random.default_rng(2)
+    ids, domains, loss = np.arange(1, 301), rng.integers(1, 4, 300), random_losses(rng, 300)
+    late = Copy().appended(ids, domains, loss)
+    gone = rng.random(300) < 0.6
+    late = late.departed(late.locate(ids[gone], domains[gone]))
+    early = Copy()
+    for part in batches(rng, 300):
+        early = early.appended(ids[part], domains[part], loss[part])
+        leaving = part.start + np.flatnonzero(gone[part])
+        early = early.departed(early.locate(ids[leaving], domains[leaving]))
+    assert state(early) == state(late)
+
+
+def test_patches_may_come_twice_and_in_any_order(small_blocks: int) -> None:
+    rng = np.random.default_rng(4)
+    base = Copy().appended(np.arange(1, 61), rng.integers(1, 4, 60), random_losses(rng, 60))
+    slots, domain = slots_of(base)
+    domains = dict(zip(slots["id"].tolist(), domain.tolist(), strict=True))
+    ids = rng.integers(1, 61, 200)
+    of = as_ints(domains[number] for number in ids.tolist())
+    event, count = np.arange(1, 201), np.array([(ids[: at + 1] == ids[at]).sum() for at in range(200)])
+    loss = rng.lognormal(0, 1, 200)
+
+    def after(order: Ints) -> list[bytes]:
+        copy = base
+        for part in batches(np.random.default_rng(int(order[0])), len(order)):
+            chosen = order[part]
+            copy = copy.patched(copy.locate(ids[chosen], of[chosen]), loss[chosen], count[chosen], event[chosen])
+        return state(copy)
+
+    straight = after(np.arange(200))
+    assert straight == after(rng.permutation(200))
+    assert straight == after(rng.permutation(np.repeat(np.arange(200), 2)))
+    assert straight == after(np.concatenate([np.arange(200), np.arange(50, 150)]))
+
+
+def test_a_watermark_is_the_same_as_its_ids(small_blocks: int) -> None:
+    rng = np.random.default_rng(6)
+    ids, domains = np.arange(1, 101), rng.integers(1, 4, 100)
+    copy = Copy(key_of=keys).appended(ids, domains, random_losses(rng, 100))
+    named = ids <= 61
+    assert state(copy.departed_until(61)) == state(copy.departed(copy.locate(ids[named], domains[named])))
+    named &= domains == 2
+    assert state(copy.departed_until(61, 2)) == state(copy.departed(copy.locate(ids[named], domains[named])))
+
+
+def test_an_episode_is_found_in_its_own_domain_only() -> None:
+    copy = Copy().appended(np.arange(1, 9), np.array([1, 2] * 4), np.ones(8))
+    found = copy.locate(np.arange(1, 9), np.array([1] * 8))
+    assert found.live.tolist() == [True, False] * 4
+    assert not copy.locate(np.array([1, 5]), np.array([9, 0])).live.any()
+    assert not Copy().locate(np.array([1, 5]), np.array([1, 1])).live.any()
+
+
+def test_merging_keeps_episodes_and_halves_blocks(small_blocks: int) -> None:
+    copy = Copy().appended(np.arange(1, 37), np.repeat([1, 2], [20, 16]), np.arange(36.0))
+    gone = as_ints(number for number in range(1, 37) if number % 4 != 1)
+    thin = copy.departed(copy.locate(gone, np.where(gone <= 20, 1, 2)))
+    merged = thin.merged()
+    assert merged.heads["name"].tolist() == [1, 9, 17, 21, 29]
+    assert merged.heads["live"].tolist() == [2, 2, 1, 2, 2]
+    assert slots_of(merged)[0].tobytes() == slots_of(thin)[0].tobytes()
+    assert merged.merged() is merged, "nothing is left to be done"
+    again = merged.appended(np.arange(37, 41), np.array([2, 2, 2, 1]), np.ones(4))
+    assert again.heads["name"].tolist() == [1, 9, 17, 21, 29, 39, 40], "merged blocks have room again, others not"
+    emptied = thin.departed_until(20).merged()
+    assert emptied.heads["name"].tolist() == [21, 29]
+    assert len(emptied.departed_until(99).merged()) == 0
+
+
+def test_a_domain_fills_one_block_after_the_other() -> None:
+    copy = Copy().appended(np.arange(1, 3 * SLOTS + 2), np.ones(3 * SLOTS + 1, np.int64), np.ones(3 * SLOTS + 1))
+    assert copy.heads["live"].tolist() == [SLOTS, SLOTS, SLOTS, 1]
+    assert copy.heads["name"].tolist() == [1, 1 + SLOTS, 1 + 2 * SLOTS, 1 + 3 * SLOTS]
+
+
+def test_newcomers_that_cannot_be_are_refused() -> None:
+    copy = Copy().appended(np.array([5, 6]), np.array([1, 1]), np.ones(2))
+    for ids in ([6, 7], [7, 7], [8, 7], [1, 9]):
+        with pytest.raises(StoreCorrupt, match="ids ascend"):
+            copy.appended(np.array(ids), np.array([1, 1]), np.ones(2))
+    for domain in (MAX_DOMAIN + 1, -1):
+        with pytest.raises(ConfigError):
+            copy.appended(np.array([7]), np.array([domain]), np.ones(1))
+    assert copy.appended(np.array([7]), np.array([MAX_DOMAIN]), np.ones(1)).live == 3
+    assert copy.appended(as_ints([]), as_ints([]), np.zeros(0)) is copy
+
+
+def test_what_was_found_in_another_copy_changes_nothing() -> None:
+    copy = Copy().appended(np.array([1]), np.array([1]), np.ones(1))
+    found = copy.locate(np.array([1]), np.array([1]))
+    later = copy.patched(found, np.array([2.0]), np.array([1]), np.array([1]))
+    with pytest.raises(AssertionError, match="another copy"):
+        later.patched(found, np.array([3.0]), np.array([2]), np.array([2]))
+    with pytest.raises(AssertionError, match="another copy"):
+        later.departed(found)
+
+
+def test_contents_that_do_not_agree_with_their_heads_are_damage(small_blocks: int) -> None:
+    rng = np.random.default_rng(8)
+    copy, model = Copy(), Model()
+    copy = replay(rng, add(rng, copy, model, 40, 2), model, 30)
+    other = leave(rng, copy, model, 9)
+    for wrong in (lambda heads: [b""] * len(heads), lambda heads: [], lambda heads: cold(other).fetch(heads)):
+        with pytest.raises(StoreCorrupt, match="does not agree with its head"):
+            cold(copy).reading(wrong).open(np.arange(len(copy)))
+    with pytest.raises(StoreCorrupt, match="not in memory"):
+        Copy(copy.heads, [None] * len(copy), copy.directory).open(np.arange(2))
+
+
+def test_contents_are_read_once_and_only_where_needed(small_blocks: int) -> None:
+    rng = np.random.default_rng(9)
+    whole = add(rng, Copy(), Model(), 200, 3)
+    copy = cold(whole)
+    read: list[int] = []
+    fetch = copy.fetch
+
+    def fetching(heads: Heads) -> list[bytes]:
+        read.extend(heads["name"].tolist())
+        return fetch(heads)
+
+    copy = copy.reading(fetching)
+    for _ in range(2):
+        copy.open(np.array([1, 5, 7]))
+    copy.open(np.array([5, 8]))
+    assert read == copy.heads["name"][[1, 5, 7, 8]].tolist()
+    assert same_heads(copy.heads, whole.heads)
+
+
+def test_keys_are_those_of_the_generator() -> None:
+    sequence = np.concatenate([np.arange(1, 50), [2**20, 2**33 + 5, 2**40]])
+    for seed in (0, 1, 2**62, 2**100 + 17):
+        expected = [
+            int(np.random.Philox(key=seed, counter=number).random_raw(1)[0] >> np.uint64(1))
+            for number in sequence.tolist()
+        ]
+        assert reservoir_keys(seed, sequence).tolist() == expected
