@@ -68,7 +68,7 @@ def aged(
     left = int(view.live.sum())
     wanted = (wanted if left else 0) if replacement else min(wanted, left)
     places = np.zeros(0, np.int64)
-    if replacement or wanted * SCAN_SHARE < left:
+    if wanted and (replacement or wanted * SCAN_SHARE < left):
         first, size = ages.octaves(copy)
         for _ in range(ROUNDS):
             if len(places) == wanted:

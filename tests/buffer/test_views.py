@@ -1,0 +1,309 @@
+"""Sums of views are those of the contents, bit for bit, on every path; so what is drawn is the same on each of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memstore.buffer.blocks import copy as copies
+from memstore.buffer.blocks.copy import Copy, Found
+from memstore.buffer.blocks.opened import cut
+from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.views import KEPT, PLACE_BITS, View, Views
+from memstore.buffer.blocks.weights import Law, steps_of, unit_of
+from memstore.draws.aged import Ages, aged
+from memstore.draws.even import balanced, domain_counts, uniform
+from memstore.draws.weighted import Masses, drawn, weighted
+from tests.buffer import test_copy
+from tests.buffer.model import Model, cold, rebuilt, step
+
+EPSILON = 1e-6
+OWN = Law(0.6, EPSILON)
+STEEP = Law(50.0, EPSILON)
+TOP = 1e308
+
+
+@dataclass(frozen=True)
+class LossAbove:
+    """Measured, and above a limit."""
+
+    limit: float
+
+    def passing(self, slots: Slots, domains: Ints) -> Flags:
+        above: Flags = slots["loss"] > self.limit
+        return above
+
+
+@dataclass(frozen=True)
+class OfDomain:
+    """Of one domain, measured or not."""
+
+    domain: int
+
+    def passing(self, slots: Slots, domains: Ints) -> Flags:
+        of_it: Flags = domains == self.domain
+        return of_it
+
+
+KINDS = [
+    (OWN, None),
+    (STEEP, None),
+    (Law(0.0, EPSILON), None),
+    (OWN, LossAbove(1.0)),
+    (Law(1.0, EPSILON), OfDomain(2)),
+    (None, None),
+    (None, OfDomain(1)),
+]
+
+
+def numbers(view: View) -> list[bytes]:
+    """All that is drawn from."""
+    return [getattr(view, name).tobytes() for name in ("name", "live", "gaps", "sums", "unit")]
+
+
+def steps(view: View, copy: Copy) -> bytes:
+    """The steps of blocks that may be chosen; others are never asked for."""
+    blocks = np.flatnonzero(view.sums > 0)
+    return view.steps_in(copy, blocks)[0].tobytes() if len(blocks) and view.law is not None else b""
+
+
+def everything_drawn(copy: Copy, views: Views, model: Model, seed: int) -> list[Any]:
+    """Ids and probabilities of all kinds of draws, and what is left of the generator."""
+    rng, out = np.random.default_rng(seed), []
+    for law, test in KINDS:
+        view = views.get(copy, law, test)
+        for replacement in (False, True):
+            if law is not None:
+                places = weighted(copy, view, TOP, rng, 7, replacement=replacement)
+                out += [Masses.of(view, TOP).ends.tobytes(), Masses.of(view, TOP).total]
+            else:
+                places = uniform(copy, view, rng, 7, replacement=replacement)
+                shares = np.ones(len(domain_counts(copy, view)[0]))
+                out.append(drawn(copy, balanced(copy, view, rng, 5, shares, replacement=replacement)).slots.tobytes())
+                ages = Ages(1.0, model.inserted)
+                found = aged(copy, view, ages, model.domains_of, rng, 5, replacement=replacement)
+                out.append(drawn(copy, found).slots.tobytes())
+            out += [drawn(copy, places).slots.tobytes(), drawn(copy, places).domains.tobytes()]
+    return [*out, str(rng.bit_generator.state)]
+
+
+def follow(seed: int, length: int = 60) -> None:
+    """Run a program, some of it rolled back, with views that are kept; compare them with views of the same content."""
+    rng = np.random.default_rng(seed)
+    copy, model, views = Copy(), Model(), Views(OWN)
+    savepoints: list[tuple[Copy, Model]] = []
+    for turn in range(length):
+        savepoints = [*savepoints[-5:], (copy, model.copy())]
+        copy = step(rng, copy, model, scale=3)
+        other, fresh = rebuilt(copy), Views(OWN)
+        for law, test in KINDS[: 3 if turn % 2 else None]:
+            kept, new = views.get(copy, law, test), fresh.get(other, law, test)
+            assert numbers(kept) == numbers(new), "the numbers are those of the contents"
+            assert steps(kept, copy) == steps(new, other)
+        if model.live:
+            expected = everything_drawn(other, fresh, model, turn)
+            assert everything_drawn(copy, views, model, turn) == expected
+            if turn % 4 == 0:
+                assert everything_drawn(cold(copy), Views(OWN), model, turn) == expected
+        if rng.random() < 0.3:
+            copy, model = savepoints[int(rng.integers(0, len(savepoints)))]
+            model = model.copy()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_and_draws_are_those_of_the_contents(seed: int, small_blocks: int) -> None:
+    follow(seed)
+
+
+def test_sums_are_those_of_the_contents_in_whole_blocks() -> None:
+    follow(99, 25)
+
+
+def test_how_many_views_are_kept_changes_nothing(small_blocks: int) -> None:
+    rng = np.random.default_rng(7)
+    copy, model, views = Copy(), Model(), Views(OWN)
+    for _ in range(30):
+        copy = step(rng, copy, model, scale=3)
+        for alpha in range(KEPT + 3):
+            law = Law(alpha / 4, EPSILON)
+            assert numbers(views.get(copy, law)) == numbers(View.of(copy, law, None))
+    assert len(views._kept) == KEPT
+
+
+def test_stored_sums_stand_for_contents(small_blocks: int) -> None:
+    """A process that opens the buffer draws by sums beside the heads, and reads only the blocks that it draws from."""
+    rng = np.random.default_rng(8)
+    copy, model = Copy(), Model()
+    for _ in range(40):
+        copy = step(rng, copy, model, scale=3)
+    whole = View.of(copy, OWN, None)
+    opened, views = cold(copy), Views(OWN)
+    views.put(View.stored(opened, OWN, whole.sums, whole.unit))
+    assert views.get(opened, OWN).sums is whole.sums
+    assert opened.contents == [None] * len(opened)
+    for seed in range(20):
+        places = weighted(opened, views.get(opened, OWN), TOP, np.random.default_rng(seed), 3)
+        assert places.tolist() == weighted(copy, whole, TOP, np.random.default_rng(seed), 3).tolist()
+    assert everything_drawn(opened, views, model, 5) == everything_drawn(copy, Views(OWN), model, 5)
+
+
+def test_excluded_episodes_are_as_if_they_had_left(small_blocks: int) -> None:
+    rng = np.random.default_rng(9)
+    copy, model = Copy(), Model()
+    for _ in range(40):
+        copy = step(rng, copy, model, scale=4)
+    out = np.array(sorted(model.live)[::3], np.int64)
+    found = copy.locate(out, model.domains_of(out))
+    ordinal = found.opened.ordinal[found.place]
+    places = (found.opened.blocks[ordinal] << PLACE_BITS) + found.place - found.opened.start[ordinal]
+    assert drawn(copy, places).slots["id"].tolist() == out.tolist()
+    left = copy.departed(found)
+    for law, test in KINDS:
+        view, expected = View.of(copy, law, test).without(copy, places), View.of(left, law, test)
+        assert numbers(view) == numbers(expected)
+        twice = View.of(copy, law, test).without(copy, places[::2]).without(copy, places[1::2])
+        assert numbers(twice) == numbers(expected)
+
+
+def test_holes_and_zeros_change_no_bit() -> None:
+    """Sequential sums do not notice zeros in between, so neither departures nor padding do. Pairwise sums would."""
+    rng = np.random.default_rng(10)
+    pairwise = 0
+    for _ in range(300):
+        log2 = 0.6 * rng.normal(0, 3, int(rng.integers(1, 100)))
+        holes = np.full(120, -np.inf)
+        holes[np.sort(rng.choice(120, len(log2), replace=False))] = log2
+        dense, sparse = steps_of(log2[None])[0][0, -1], steps_of(holes[None])[0][0, -1]
+        assert dense == sparse
+        pairwise += np.exp2(log2).sum() != np.exp2(holes).sum()
+    assert pairwise > 30, "else this test would tell nothing"
+
+
+def test_weights_do_not_depend_on_their_neighbours() -> None:
+    """numpy computes many logarithms at once: a weight must be the same alone, and at any place of any length."""
+    loss = np.exp(np.random.default_rng(11).normal(0, 30, 700))
+    for law in (OWN, STEEP, Law(1.0, 1e-300)):
+        whole = law.log2(loss)
+        powers = np.exp2(whole % 300)
+        for start, length in itertools.product(range(17), (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33)):
+            part = slice(start, start + length)
+            assert law.log2(loss[part]).tobytes() == whole[part].tobytes()
+            assert np.exp2((whole % 300)[part]).tobytes() == powers[part].tobytes()
+        slots = np.zeros(700, [("id", "<i8"), ("loss", "<f8"), ("more", "<i8", 2)])
+        slots["loss"] = loss
+        assert law.log2(slots["loss"]).tobytes() == whole.tobytes()
+
+
+def test_units_are_powers_of_two_that_follow_from_the_largest_weight() -> None:
+    log2 = np.array([-53_700.0, -1000.0, -256.5, -256.0, -1.0, 0.0, 255.9, 256.0, 51_200.0, -np.inf])
+    assert unit_of(log2).tolist() == [-53_760, -1024, -512, 0, 0, 0, 0, 512, 51_200, 0]
+    for value in log2[:-1].tolist():
+        steps, unit = steps_of(np.full((1, 120), value))
+        assert np.isfinite(steps).all() and steps[0, 0] >= 2.0**-256
+        assert math.isclose(unit[0] + np.log2(steps[0, -1]), value + math.log2(120), rel_tol=1e-14)
+
+
+# Mutations: each is a tempting way to do it, and each is caught by the tests above.
+
+
+def sums_by_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add to the sum what has changed."""
+    honest = View._compute_chunk
+
+    def compute(self: View, copy: Copy, opened: Any) -> None:
+        before = self.sums[opened.blocks].copy()
+        honest(self, copy, opened)
+        self.sums[opened.blocks] = before + (self.sums[opened.blocks] - before)
+
+    monkeypatch.setattr(View, "_compute_chunk", compute)
+
+
+def sums_pairwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sum up in the order that numpy likes, of slots with the places of the departed left empty."""
+    honest = View._compute_chunk
+
+    def compute(self: View, copy: Copy, opened: Any) -> None:
+        honest(self, copy, opened)
+        if self.law is not None:
+            log2 = self.log2_weights(opened, copy.domains, -np.inf)
+            holes = opened.grid(log2, -np.inf)
+            # As many empty places as there were changes of the block before.
+            holes = np.pad(holes, ((0, 0), (int(self.stamp.sum() % 5), 0)), constant_values=-np.inf)
+            self.sums[opened.blocks] = np.exp2(holes - self.unit[opened.blocks][:, None]).sum(axis=1)
+
+    monkeypatch.setattr(View, "_compute_chunk", compute)
+
+
+def stamps_that_count_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Number the contents of a block instead of all contents: a cache without tokens."""
+    honest = Copy._set
+
+    def set_(self: Copy, blocks: Ints, contents: Any, **words: bool) -> Copy:
+        before = self.heads["stamp"][blocks]
+        honest(self, blocks, contents, **words)
+        self.heads["stamp"][blocks] = before + 1
+        return self
+
+    monkeypatch.setattr(Copy, "_set", set_)
+
+
+def departures_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the stamps as they are when episodes depart."""
+    honest = Copy._kept
+
+    def kept(self: Copy, opened: Any, stays: Flags) -> Copy:
+        left = honest(self, opened, stays)
+        left.heads["stamp"][opened.blocks] = self.heads["stamp"][opened.blocks]
+        return left
+
+    monkeypatch.setattr(Copy, "_kept", kept)
+
+
+def counts_relative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add one for each event in place of taking the count that it names."""
+    honest = Copy.patched
+
+    def patched(self: Copy, found: Found, loss: Floats, count: Ints, event: Ints) -> Copy:
+        again = honest(self, found, loss, count, event)
+        slots = again.open(found.opened.blocks).writable()
+        slots["count"][found.place[found.live]] = found.slots["count"] + 1
+        return again._set(found.opened.blocks, cut(slots, found.opened.count), same_ids=True)
+
+    monkeypatch.setattr(Copy, "patched", patched)
+
+
+def state_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change the tables that a savepoint still has."""
+    monkeypatch.setattr(copies, "own", lambda rows, *new: rows if not new else np.concatenate([rows, *new]))
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        sums_by_difference,
+        sums_pairwise,
+        stamps_that_count_changes,
+        departures_not_noticed,
+        state_changed_in_place,
+    ],
+    ids=lambda mutate: mutate.__name__,
+)
+def test_mutations_are_caught(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, small_blocks: int
+) -> None:
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError):
+        for seed in range(6):
+            follow(seed)
+
+
+def test_relative_counts_are_caught(monkeypatch: pytest.MonkeyPatch, small_blocks: int) -> None:
+    counts_relative(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_copy.test_patches_may_come_twice_and_in_any_order(small_blocks)
