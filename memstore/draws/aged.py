@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.opened import Opened
+from memstore.buffer.blocks.copy import CHUNK, PLACE_BITS, Copy
+from memstore.buffer.blocks.pages import Opened
 from memstore.buffer.blocks.slots import Floats, Ints
-from memstore.buffer.blocks.views import CHUNK, PLACE_BITS, View
+from memstore.buffer.blocks.views import View
 from memstore.draws.weighted import ROUNDS, SCAN_SHARE, by_keys, choose
 from memstore.testing import count
 
@@ -111,22 +111,21 @@ def _round(
     octave = choose(ends, which * ends[-1])
     age = first[octave] + np.minimum((inside * size[octave]).astype(np.int64), size[octave] - 1)
     ids = ages.newest + 1 - age[threshold < np.exp2(-ages.alpha * np.log2(age / first[octave]))]
-    found = copy.locate(ids, domains_of(ids))
-    allowed = view.allowed(found.opened, copy.domains)
-    place = found.place[found.live]
-    if allowed is not None:
-        place = place[allowed[place]]
-    ordinal = found.opened.ordinal[place] if len(place) else place
-    places: Ints = (found.opened.blocks[ordinal] << PLACE_BITS) + place - found.opened.start[ordinal]
-    return places
+    places = copy.locate(ids, domains_of(ids)).places
+    places = places[places >= 0]
+    if view.test is None and not len(view.excluded):
+        return places
+    blocks, ordinal = np.unique(places >> PLACE_BITS, return_inverse=True)
+    allowed = view.allowed(copy.open(blocks), copy.domains)
+    passing: Ints = places[allowed[ordinal, places & ((1 << PLACE_BITS) - 1)]]
+    return passing
 
 
 def _weigher(copy: Copy, view: View, ages: Ages) -> Callable[[Opened], Floats]:
     def weigh(opened: Opened) -> Floats:
-        log2 = ages.log2(opened.slots["id"])
         allowed = view.allowed(opened, copy.domains)
-        if allowed is not None:
-            log2[~allowed] = -np.inf
+        log2 = np.full(allowed.shape, -np.inf)
+        log2[allowed] = ages.log2(opened.ids[allowed])
         return log2
 
     return weigh
@@ -139,10 +138,11 @@ def _listed(copy: Copy, view: View, ages: Ages, rng: np.random.Generator, wanted
     some = np.flatnonzero(view.live > 0)
     for start in range(0, len(some), CHUNK):
         opened = copy.open(some[start : start + CHUNK])
-        slot = np.arange(len(opened.slots)) - opened.start[opened.ordinal]
-        parts.append((opened.blocks[opened.ordinal] << PLACE_BITS) + slot)
-        weights.append(weigh(opened))
-    log2 = np.concatenate(weights)
-    ends = np.cumsum(np.exp2(log2 - log2.max()))
+        log2 = weigh(opened)
+        row, slot = np.nonzero(log2 > -np.inf)
+        parts.append((opened.blocks[row] << PLACE_BITS) + slot)
+        weights.append(log2[row, slot])
+    every = np.concatenate(weights)
+    ends = np.cumsum(np.exp2(every - every.max()))
     listed: Ints = np.concatenate(parts)[choose(ends, rng.random(wanted) * ends[-1])]
     return listed

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.copy import PLACE_BITS, Copy
 from memstore.buffer.blocks.slots import Floats, Ints
-from memstore.buffer.blocks.views import PLACE_BITS, View
+from memstore.buffer.blocks.views import View
 from memstore.draws.arithmetic import spread
+from memstore.draws.weighted import nth
 
 
 def uniform(copy: Copy, view: View, rng: np.random.Generator, wanted: int, *, replacement: bool = False) -> Ints:
@@ -67,7 +68,4 @@ def _at(copy: Copy, view: View, order: Ints, rank: Ints) -> Ints:
     if view.test is None and not len(view.excluded):
         return (block << PLACE_BITS) + rest
     blocks, ordinal = np.unique(block, return_inverse=True)
-    opened = copy.open(blocks)
-    allowed = view.allowed(opened, copy.domains)
-    assert allowed is not None
-    return (block << PLACE_BITS) + opened.nth(allowed, ordinal, rest)
+    return (block << PLACE_BITS) + nth(view.allowed(copy.open(blocks), copy.domains), ordinal, rest)

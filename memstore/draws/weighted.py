@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.opened import Opened, reached
-from memstore.buffer.blocks.slots import SLOT, Floats, Ints, Slots
-from memstore.buffer.blocks.views import CHUNK, PLACE_BITS, View
+from memstore.buffer.blocks.copy import CHUNK, PLACE_BITS, Copy
+from memstore.buffer.blocks.pages import Opened, reached
+from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.views import View
 from memstore.buffer.blocks.weights import in_largest_unit
 from memstore.testing import count
 
@@ -27,7 +27,7 @@ SCAN_SHARE = 4
 """A draw of more than one in this many episodes goes by keys at once: the pass costs no more than the draw."""
 
 Weigh = Callable[[Opened], Floats]
-"""Base-2 logarithms of the weights of all slots, -inf for what may not be drawn."""
+"""Base-2 logarithms of the weights in all cells, -inf for what may not be drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +86,7 @@ class Masses:
 
 def drawn(copy: Copy, places: Ints) -> Drawn:
     """Read what stands at these places."""
-    blocks, slots = places >> PLACE_BITS, places & ((1 << PLACE_BITS) - 1)
-    copy.open(np.unique(blocks[[copy.contents[block] is None for block in blocks.tolist()]]))
-    size = SLOT.itemsize
-    starts = (slots * size).tolist()
-    found = [copy.contents[block] or b"" for block in blocks.tolist()]
-    raw = b"".join([content[at : at + size] for content, at in zip(found, starts, strict=True)])
-    return Drawn(places, np.frombuffer(raw, SLOT), copy.domains[blocks])
+    return Drawn(places, copy.read(places), copy.domains[places >> PLACE_BITS])
 
 
 def weighted(
@@ -165,13 +159,11 @@ def choose(ends: Floats, target: Floats) -> Ints:
 
 def _slots(copy: Copy, view: View, block: Ints, inside: Floats) -> Ints:
     """Choose a slot of each block in proportion to weight."""
-    blocks, ordinal = np.unique(block, return_inverse=True)
-    steps, number = view.steps_in(copy, blocks)
-    ends = np.cumsum(number)
-    total = steps[ends - 1][ordinal]
+    steps, start, number = view.steps_in(copy, block)
+    total = steps[start + number - 1]
     # Below the total: the slot is one whose step is above the target, so it has a weight.
     target = np.minimum(inside * total, np.nextafter(total, 0.0))
-    return reached(steps, (ends - number)[ordinal], number[ordinal], target)
+    return reached(steps, start, number, target)
 
 
 def _unmeasured(copy: Copy, view: View, ends: Ints, inside: Floats) -> Ints:
@@ -181,12 +173,16 @@ def _unmeasured(copy: Copy, view: View, ends: Ints, inside: Floats) -> Ints:
     block = np.searchsorted(ends, rank, side="right")
     blocks, ordinal = np.unique(block, return_inverse=True)
     opened = copy.open(blocks)
-    flags = np.isnan(opened.slots["loss"])
-    allowed = view.allowed(opened, copy.domains)
-    if allowed is not None:
-        flags &= allowed
-    places: Ints = (block << PLACE_BITS) + opened.nth(flags, ordinal, rank - (ends - view.gaps)[block])
-    return places
+    flags = view.allowed(opened, copy.domains) & np.isnan(opened.loss)
+    return (block << PLACE_BITS) + nth(flags, ordinal, rank - (ends - view.gaps)[block])
+
+
+def nth(flags: Flags, row: Ints, rank: Ints) -> Ints:
+    """Return the column of the ``rank``-th flag that is set, counted from 0, in each of these rows."""
+    _, columns = np.nonzero(flags)
+    count = flags.sum(axis=1)
+    found: Ints = columns[(np.cumsum(count) - count)[row] + rank]
+    return found
 
 
 def by_keys(copy: Copy, view: View, rng: np.random.Generator, wanted: int, weigh: Weigh) -> Ints:
@@ -201,13 +197,11 @@ def by_keys(copy: Copy, view: View, rng: np.random.Generator, wanted: int, weigh
     for start in range(0, len(some), CHUNK):
         opened = copy.open(some[start : start + CHUNK])
         log2 = weigh(opened)
-        possible = np.flatnonzero(log2 > -np.inf)
+        row, slot = np.nonzero(log2 > -np.inf)
         # The ziggurat may return zero, once in 2**53.
-        clocks = np.maximum(rng.exponential(size=len(possible)), np.finfo(np.float64).tiny)
-        ordinal = opened.ordinal[possible]
-        at = (opened.blocks[ordinal] << PLACE_BITS) + possible - opened.start[ordinal]
-        best = np.concatenate([best, np.log2(clocks) - log2[possible]])
-        places = np.concatenate([places, at])
+        clocks = np.maximum(rng.exponential(size=len(row)), np.finfo(np.float64).tiny)
+        best = np.concatenate([best, np.log2(clocks) - log2[row, slot]])
+        places = np.concatenate([places, (opened.blocks[row] << PLACE_BITS) + slot])
         if len(best) > wanted:
             kept = np.argpartition(best, wanted - 1)[:wanted]
             best, places = best[kept], places[kept]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from memstore.buffer.blocks import copy, heads
+from memstore.buffer.blocks import copy, heads, pages, views
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Four episodes a block."""
-    monkeypatch.setattr(copy, "SLOTS", 4)
-    monkeypatch.setattr(heads, "SLOTS", 4)
+    for module in (copy, heads, pages, views):
+        monkeypatch.setattr(module, "SLOTS", 4)
+    monkeypatch.setattr(pages, "SPARE", 3)
     return 4

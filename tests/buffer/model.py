@@ -10,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.heads import HEAD, Directory, Heads, describe, head_rows, least_keys
-from memstore.buffer.blocks.opened import Opened
-from memstore.buffer.blocks.slots import SLOT, Ints, Slots, sealed, unsealed
+from memstore.buffer.blocks.heads import HEAD, Directory, Heads, describe, head_rows, least_keys, own
+from memstore.buffer.blocks.pages import opened
+from memstore.buffer.blocks.slots import Ints, Slots, sealed, unsealed
+from memstore.buffer.blocks.weights import Law
 
 TOKEN = 2**64 - 3
+
+OWN = Law(0.6, 1e-6)
+"""The law of the copies here, if nothing else is said."""
 
 
 @dataclass
@@ -141,39 +145,42 @@ def step(rng: np.random.Generator, copy: Copy, model: Model, domains: int = 3, s
 
 def slots_of(copy: Copy) -> tuple[Slots, Ints]:
     """All slots in the order of blocks, and the domain of each."""
-    opened = copy.open(np.arange(len(copy)))
-    return opened.slots, copy.domains[opened.ordinal]
+    found = copy.open(np.arange(len(copy)))
+    return found.slots, copy.domains[found.ordinal]
 
 
 def rebuilt(copy: Copy) -> Copy:
     """The same blocks from what is stored of them, with heads made anew from the contents."""
+    stored = cold(copy)
     heads = head_rows(copy.heads["name"], copy.heads["domain"])
     heads["put"] = copy.heads["put"]
-    contents = stored_and_read(copy)
-    opened = Opened.of(np.arange(len(copy)), contents)
-    describe(heads, opened)
+    found = opened(np.arange(len(copy)), stored.fetch(copy.heads))
+    again = Copy.of(copy.pages.law, fetch=stored.fetch, key_of=copy.key_of)
+    describe(heads, found, again.pages)
     if copy.key_of is not None:
-        heads["key"] = least_keys(opened, copy.key_of)
-    return Copy(heads, [*contents], Directory.of(heads), key_of=copy.key_of)
-
-
-def stored_and_read(copy: Copy) -> list[bytes]:
-    """All contents, through their stored form."""
-    names, domains = copy.heads["name"], copy.domains
-    copy.open(np.arange(len(copy)))
-    contents = [content or b"" for content in copy.contents]
-    parts = zip(contents, names.tolist(), domains.tolist(), strict=True)
-    return unsealed([sealed(*part, TOKEN) for part in parts], names, domains, [TOKEN] * len(copy))
+        heads["key"] = least_keys(found, copy.key_of)
+    again = replace(again, heads=heads, page=np.full(len(heads), -1), directory=Directory.of(heads))
+    again.open(np.arange(len(again)))
+    return again
 
 
 def cold(copy: Copy) -> Copy:
-    """The same copy with nothing in memory: every content is read when it is needed."""
-    stored = dict(zip(copy.heads["name"].tolist(), stored_and_read(copy), strict=True))
+    """The same copy with nothing in memory: every content is read when it is needed, from its stored form."""
+    names, domains = copy.heads["name"], copy.domains
+    contents = copy.open(np.arange(len(copy))).contents()
+    parts = zip(contents, names.tolist(), domains.tolist(), strict=True)
+    read = unsealed([sealed(*part, TOKEN) for part in parts], names, domains, [TOKEN] * len(copy))
+    stored = dict(zip(names.tolist(), read, strict=True))
 
     def fetch(heads: Heads) -> list[bytes]:
         return [stored[name] for name in heads["name"].tolist()]
 
-    return replace(copy, contents=[None] * len(copy), fetch=fetch)
+    return Copy.of(copy.pages.law, own(copy.heads), fetch=fetch, key_of=copy.key_of)
+
+
+def in_memory(copy: Copy) -> int:
+    """How many contents are in memory."""
+    return int((copy.page >= 0).sum())
 
 
 def same_heads(one: Heads, other: Heads) -> bool:
@@ -184,10 +191,13 @@ def same_heads(one: Heads, other: Heads) -> bool:
 def check(copy: Copy, model: Model) -> None:
     """The copy holds what the model holds, and each head and place is what follows from the contents."""
     slots, domains = slots_of(copy)
-    expected = np.array([(number, e.loss, e.count, e.event) for number, e in sorted(model.live.items())], SLOT)
-    order = np.argsort(slots["id"])
-    assert slots[order].tobytes() == expected.tobytes()
-    assert domains[order].tolist() == [model.live[number].domain for number in sorted(model.live)]
+    live = sorted(model.live.items())
+    order = np.argsort(slots.ids)
+    assert slots.ids[order].tolist() == [number for number, _ in live]
+    assert slots.loss[order].tobytes() == np.array([e.loss for _, e in live], np.float64).tobytes()
+    assert slots.count[order].tolist() == [e.count for _, e in live]
+    assert slots.event[order].tolist() == [e.event for _, e in live]
+    assert domains[order].tolist() == [e.domain for _, e in live]
     assert copy.live == len(model.live)
     heads = copy.heads
     assert (np.diff(heads["name"]) > 0).all()
@@ -198,7 +208,7 @@ def check(copy: Copy, model: Model) -> None:
     ids = np.arange(1, model.inserted + 2)
     found = copy.locate(ids, model.domains_of(ids))
     assert ids[found.live].tolist() == sorted(model.live)
-    assert found.slots["id"].tolist() == sorted(model.live)
+    assert found.slots.ids.tolist() == sorted(model.live)
 
 
 def batches(rng: np.random.Generator, count: int) -> Iterator[slice]:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.copy import PLACE_BITS, Copy
 from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
-from memstore.buffer.blocks.views import PLACE_BITS, View, Views
+from memstore.buffer.blocks.views import View, Views
 from memstore.buffer.blocks.weights import Law
 from memstore.draws import weighted as module
 from memstore.draws.aged import Ages, aged
 from memstore.draws.even import balanced, domain_counts, uniform
 from memstore.draws.weighted import Masses, drawn, weighted
 from memstore.testing import Counts, counting
-from tests.buffer.model import law_of
+from tests.buffer.model import OWN, law_of, slots_of
 from tests.statistics.laws import (
     LawViolatedError,
     must_follow,
@@ -50,7 +50,7 @@ class Above:
     limit: float
 
     def passing(self, slots: Slots, domains: Ints) -> Flags:
-        above: Flags = slots["loss"] > self.limit
+        above: Flags = slots.loss > self.limit
         return above
 
 
@@ -58,7 +58,7 @@ def copy_of(loss: Floats, domains: int = 3) -> Copy:
     """Episodes 1, 2, ... of domains in turn. The measured ones came with a loss of 1e12, and were replayed down."""
     ids = np.arange(1, len(loss) + 1)
     domain = (ids - 1) % domains + 1
-    copy = Copy().appended(ids, domain, np.where(np.isnan(loss), np.nan, 1e12))
+    copy = Copy.of(OWN).appended(ids, domain, np.where(np.isnan(loss), np.nan, 1e12))
     measured = np.flatnonzero(~np.isnan(loss))
     one = np.ones(len(measured), np.int64)
     return copy.patched(copy.locate(ids[measured], domain[measured]), loss[measured], one, one)
@@ -78,10 +78,11 @@ def stated(copy: Copy, view: View, top: float) -> dict[int, float]:
     law = {}
     blocks = np.diff(masses.ends, prepend=0.0)
     for block in range(len(copy)):
-        opened = copy.open(np.array([block]))
-        steps = view.steps_in(copy, np.array([block]))[0]
+        slots = copy.open(np.array([block])).slots
+        steps, start, count = view.steps_in(copy, np.array([block]))
+        steps = steps[start[0] : start[0] + count[0]]
         inside = np.diff(steps, prepend=0.0)
-        for number, loss, step in zip(opened.slots["id"].tolist(), opened.slots["loss"].tolist(), inside, strict=True):
+        for number, loss, step in zip(slots.ids.tolist(), slots.loss.tolist(), inside.tolist(), strict=True):
             measured = blocks[block] / masses.total * step / steps[-1] if step else 0.0
             law[number] = masses.gap_weight / masses.total if math.isnan(loss) else float(measured)
     return law
@@ -91,7 +92,7 @@ def stated(copy: Copy, view: View, top: float) -> dict[int, float]:
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_numbers_state_the_law(name: str, alpha: float, small_blocks: int) -> None:
     copy, top = copy_of(LOSSES[name]), TOPS[name]
-    view = View.of(copy, Law(alpha, EPSILON), None, keeps_steps=True)
+    view = View.of(copy, Law(alpha, EPSILON))
     log2 = weights(LOSSES[name], alpha, top)
     expected, law = law_of(log2), stated(copy, view, top)
     assert math.isclose(sum(law.values()), 1.0, rel_tol=1e-14)
@@ -108,7 +109,7 @@ def test_first_draws_follow_the_law(name: str, alpha: float, small_blocks: int) 
     copy, top = copy_of(LOSSES[name]), TOPS[name]
     view = View.of(copy, Law(alpha, EPSILON), None)
     places = weighted(copy, view, top, np.random.default_rng(1), 60_000, replacement=True)
-    counts = np.bincount(drawn(copy, places).slots["id"] - 1, minlength=12)
+    counts = np.bincount(drawn(copy, places).slots.ids - 1, minlength=12)
     law = np.array(list(law_of(weights(LOSSES[name], alpha, top)).values()))
     must_follow(counts, law)
     must_refute(counts, share(law**1.1))
@@ -117,13 +118,8 @@ def test_first_draws_follow_the_law(name: str, alpha: float, small_blocks: int) 
 
 
 def test_sums_without_the_never_measured_are_caught(monkeypatch: pytest.MonkeyPatch, small_blocks: int) -> None:
-    honest = View._compute_chunk
-
-    def compute(self: View, copy: Copy, opened: Any) -> None:
-        honest(self, copy, opened)
-        self.gaps[:] = 0
-
-    monkeypatch.setattr(View, "_compute_chunk", compute)
+    honest = Masses.of
+    monkeypatch.setattr(Masses, "of", lambda view, top: replace(honest(view, top), gap_weight=0.0))
     with pytest.raises(LawViolatedError):
         test_first_draws_follow_the_law("mixed", 0.6, small_blocks)
 
@@ -133,7 +129,7 @@ def pairs(draw: Callable[[np.random.Generator], Ints], copy: Copy, number: int, 
     rng = np.random.default_rng(2)
     places = [draw(rng) for _ in range(number)]
     assert {len(of) for of in places} == {size}
-    ids = drawn(copy, np.concatenate(places)).slots["id"] - 1
+    ids = drawn(copy, np.concatenate(places)).slots.ids - 1
     return [tuple(row) for row in ids.reshape(-1, size).tolist()]
 
 
@@ -162,10 +158,9 @@ def test_draws_behind_a_test_and_without_the_excluded(small_blocks: int) -> None
     loss = np.concatenate([MIXED, HEAVY, TAIL])
     copy = copy_of(loss)
     chosen = [number for number, value in enumerate(loss.tolist()) if value > 0.9 and number not in (16, 17, 30)]
-    views = Views(Law(0.6, EPSILON))
-    out = copy.locate(np.array([17, 18, 31]), np.array([17, 18, 31]) - (np.array([17, 18, 31]) - 1) // 3 * 3)
-    ordinal = out.opened.ordinal[out.place]
-    places = (out.opened.blocks[ordinal] << PLACE_BITS) + out.place - out.opened.start[ordinal]
+    views = Views()
+    ids = np.array([17, 18, 31])
+    places = copy.locate(ids, (ids - 1) % 3 + 1).places
     view = views.get(copy, Law(1.0, EPSILON), Above(0.9)).without(copy, places)
     weight = loss[chosen] + EPSILON
     seen = pairs(lambda rng: weighted(copy, view, 1.0, rng, 2), copy, 4000)
@@ -173,13 +168,13 @@ def test_draws_behind_a_test_and_without_the_excluded(small_blocks: int) -> None
     must_follow(*tally(seen, law))
     even = views.get(copy, None, Above(0.9)).without(copy, places)
     places = uniform(copy, even, np.random.default_rng(3), 9000, replacement=True)
-    ids = Counter((drawn(copy, places).slots["id"] - 1).tolist())
-    must_follow(np.array([ids[number] for number in chosen]), np.full(len(chosen), 1 / len(chosen)))
-    assert set(ids) == set(chosen)
+    seen_evenly = Counter((drawn(copy, places).slots.ids - 1).tolist())
+    must_follow(np.array([seen_evenly[number] for number in chosen]), np.full(len(chosen), 1 / len(chosen)))
+    assert set(seen_evenly) == set(chosen)
     everyone = uniform(copy, even, np.random.default_rng(3), 99)
-    assert sorted((drawn(copy, everyone).slots["id"] - 1).tolist()) == chosen
+    assert sorted((drawn(copy, everyone).slots.ids - 1).tolist()) == chosen
     everyone = weighted(copy, view, 1.0, np.random.default_rng(3), 99)
-    assert sorted((drawn(copy, everyone).slots["id"] - 1).tolist()) == chosen
+    assert sorted((drawn(copy, everyone).slots.ids - 1).tolist()) == chosen
 
 
 def test_heavier_by_far_comes_first_at_any_size(small_blocks: int) -> None:
@@ -190,7 +185,7 @@ def test_heavier_by_far_comes_first_at_any_size(small_blocks: int) -> None:
     view = View.of(copy, Law(50.0, 1e-300), None)
     for wanted in (3, 9, 40):
         places = weighted(copy, view, 1.0, rng, wanted)
-        assert drawn(copy, places).slots["loss"].tolist() == sorted(loss.tolist(), reverse=True)[:wanted]
+        assert drawn(copy, places).slots.loss.tolist() == sorted(loss.tolist(), reverse=True)[:wanted]
 
 
 def test_every_episode_is_drawn_once_where_more_are_wanted() -> None:
@@ -206,8 +201,8 @@ def test_every_episode_is_drawn_once_where_more_are_wanted() -> None:
 def test_nothing_is_drawn_from_nothing(small_blocks: int) -> None:
     rng = np.random.default_rng(6)
     empty = copy_of(MIXED).departed_until(99)
-    for copy in (Copy(), empty, empty.merged()):
-        plain, even = View.of(copy, Law(0.6, EPSILON), None), View.of(copy, None, None)
+    for copy in (Copy.of(OWN), empty, empty.merged()):
+        plain, even = View.of(copy, Law(0.6, EPSILON)), View.of(copy, None, None)
         for replacement in (False, True):
             assert not len(weighted(copy, plain, 1.0, rng, 5, replacement=replacement))
             assert not len(uniform(copy, even, rng, 5, replacement=replacement))
@@ -222,9 +217,9 @@ def test_nothing_is_drawn_from_nothing(small_blocks: int) -> None:
 
 def test_uniform_draws_are_uniform(small_blocks: int) -> None:
     copy = copy_of(np.ones(40)).departed_until(3, 1).departed_until(8, 2)
-    live = np.sort(copy.open(np.arange(len(copy))).slots["id"])
+    live = np.sort(slots_of(copy)[0].ids)
     view, rng = View.of(copy, None, None), np.random.default_rng(7)
-    drawn_ids = [drawn(copy, uniform(copy, view, rng, 5)).slots["id"] for _ in range(2000)]
+    drawn_ids = [drawn(copy, uniform(copy, view, rng, 5)).slots.ids for _ in range(2000)]
     assert {len(set(ids.tolist())) for ids in drawn_ids} == {5}
     counts = np.bincount(np.searchsorted(live, np.concatenate(drawn_ids)), minlength=len(live))
     assert subsets_p_value(counts, np.full(2000, 5)) > 1e-6
@@ -242,8 +237,8 @@ def test_quotas_are_those_of_the_domains(replacement: bool, small_blocks: int) -
         found = drawn(copy, balanced(copy, view, rng, 8, np.array([2.0, 1.0, 1.0]), replacement=replacement))
         assert sorted(Counter(found.domains.tolist()).items()) == [(1, 4), (2, 2), (3, 2)]
         by_domain.update(found.domains.tolist())
-        counts.update(found.slots["id"].tolist())
-        assert replacement or len(set(found.slots["id"].tolist())) == 8
+        counts.update(found.slots.ids.tolist())
+        assert replacement or len(set(found.slots.ids.tolist())) == 8
     ones = np.array([counts[number] for number in range(1, 61, 3)])
     if replacement:
         must_follow(ones, np.full(20, 1 / 20))
@@ -262,15 +257,15 @@ def test_draws_by_age_follow_the_law(alpha: float, holes: bool, small_blocks: in
     if holes:
         gone = ids[ids % 7 > 1]
         copy = copy.departed(copy.locate(gone, (gone - 1) % 3 + 1))
-    live = np.sort(copy.open(np.arange(len(copy))).slots["id"])
+    live = np.sort(slots_of(copy)[0].ids)
     view, rng, ages = View.of(copy, None, None), np.random.default_rng(9), Ages(alpha, 43)
 
     def draw(rng: np.random.Generator, wanted: int, replacement: bool) -> Ints:
         return aged(copy, view, ages, lambda of: (of - 1) % 3 + 1, rng, wanted, replacement=replacement)
 
-    weight = (44.0 - live) ** -alpha
+    weight: Floats = (44.0 - live.astype(np.float64)) ** -alpha
     places = draw(rng, 30_000, True)
-    counts = np.bincount(np.searchsorted(live, drawn(copy, places).slots["id"]), minlength=len(live))
+    counts = np.bincount(np.searchsorted(live, drawn(copy, places).slots.ids), minlength=len(live))
     must_follow(counts, share(weight))
     must_refute(counts, share(weight * (44.0 - live) ** -0.1))
     seen = pairs(lambda rng: draw(rng, 2, False), copy, 1500)
@@ -284,14 +279,14 @@ def test_draws_by_age_behind_a_test(small_blocks: int) -> None:
     live = np.arange(2, 241, 4)
     for replacement in (False, True):
         places = aged(copy, view, Ages(1.0, 240), lambda of: (of - 1) % 3 + 1, rng, 12, replacement=replacement)
-        assert set(drawn(copy, places).slots["loss"].tolist()) == {5.0}
+        assert set(drawn(copy, places).slots.loss.tolist()) == {5.0}
     places = aged(copy, view, Ages(1.0, 240), lambda of: (of - 1) % 3 + 1, rng, 20_000, replacement=True)
-    counts = np.bincount(np.searchsorted(live, drawn(copy, places).slots["id"]), minlength=60)
+    counts = np.bincount(np.searchsorted(live, drawn(copy, places).slots.ids), minlength=60)
     must_follow(counts, share(1.0 / (241 - live)))
 
 
 def large(loss: Floats) -> Copy:
-    return Copy().appended(np.arange(1, len(loss) + 1), np.arange(len(loss)) % 10 + 1, loss)
+    return Copy.of(OWN).appended(np.arange(1, len(loss) + 1), np.arange(len(loss)) % 10 + 1, loss)
 
 
 def spiked() -> Copy:
@@ -354,9 +349,9 @@ def test_work_is_bounded_where_weights_differ_beyond_measure() -> None:
     with counting() as counts:
         places = weighted(copy, view, 1.0, np.random.default_rng(0), 256)
     assert counts == Counts(rounds=module.ROUNDS, listed=1)
-    found = drawn(copy, places).slots["loss"]
+    found = drawn(copy, places).slots.loss
     assert len(set(places.tolist())) == 256
-    assert np.median(found) > np.quantile(log_normal(3.0).open(np.arange(len(copy))).slots["loss"], 0.99)
+    assert np.median(found) > np.quantile(slots_of(copy)[0].loss, 0.99)
 
 
 class Recorder:
@@ -379,9 +374,9 @@ def test_the_use_of_random_numbers_follows_from_whole_numbers() -> None:
     asked = []
     for copy in (log_normal(0.1), log_normal(0.5), large(np.full(20_000, NAN)), large(np.ones(20_000))):
         rng: Any = Recorder(3)
-        weighted(copy, View.of(copy, Law(0.6, EPSILON), None), 7.0, rng, 64)
-        weighted(copy, View.of(copy, Law(0.6, EPSILON), None), 7.0, rng, 64, replacement=True)
-        weighted(copy, View.of(copy, Law(0.6, EPSILON), None), 7.0, rng, 6000)
+        weighted(copy, View.of(copy, Law(0.6, EPSILON)), 7.0, rng, 64)
+        weighted(copy, View.of(copy, Law(0.6, EPSILON)), 7.0, rng, 64, replacement=True)
+        weighted(copy, View.of(copy, Law(0.6, EPSILON)), 7.0, rng, 6000)
         uniform(copy, View.of(copy, None, None), rng, 64)
         aged(copy, View.of(copy, None, None), Ages(1.0, 20_000), lambda ids: (ids - 1) % 10 + 1, rng, 64)
         asked.append(rng.asked)

@@ -13,7 +13,7 @@ from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.lottery import reservoir_keys
 from memstore.buffer.blocks.order import First, oldest, oldest_unmeasured, smallest_keys, smallest_losses
 from memstore.buffer.blocks.slots import Ints
-from tests.buffer.model import Model, cold, step
+from tests.buffer.model import OWN, Model, cold, in_memory, slots_of, step
 
 COUNTS = (0, 1, 2, 3, 7, 20, 10_000)
 
@@ -44,7 +44,7 @@ def check_order(copy: Copy, model: Model, count: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_orders_are_those_of_a_sort(seed: int, small_blocks: int) -> None:
     rng = np.random.default_rng(seed)
-    copy, model = Copy(key_of=keys), Model()
+    copy, model = Copy.of(OWN, key_of=keys), Model()
     for _ in range(60):
         copy = step(rng, copy, model)
         for count in COUNTS:
@@ -54,7 +54,7 @@ def test_orders_are_those_of_a_sort(seed: int, small_blocks: int) -> None:
 def grown(loss: Callable[[np.random.Generator, int], np.ndarray[tuple[int], np.dtype[np.float64]]]) -> Copy:
     rng = np.random.default_rng(5)
     count = 60_000
-    return Copy(key_of=keys).appended(np.arange(1, count + 1), rng.integers(1, 11, count), loss(rng, count))
+    return Copy.of(OWN, key_of=keys).appended(np.arange(1, count + 1), rng.integers(1, 11, count), loss(rng, count))
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,14 @@ def test_keys_open_few_blocks_too() -> None:
     def key_of(ids: Ints) -> Ints:
         return reservoir_keys(11, ids)
 
-    copy = cold(Copy(key_of=key_of).appended(*columns(whole)))
+    copy = cold(Copy.of(OWN, key_of=key_of).appended(*columns(whole)))
     found = smallest_keys(copy, 32, key_of)
     every = key_of(np.arange(1, 60_001))
     assert found.ids.tolist() == (np.argsort(every)[:32] + 1).tolist()
-    assert sum(content is not None for content in copy.contents) <= 32
+    assert in_memory(copy) <= 32
 
 
 def columns(copy: Copy) -> tuple[Ints, Ints, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    opened = copy.open(np.arange(len(copy)))
-    order = np.argsort(opened.slots["id"])
-    return opened.slots["id"][order], copy.domains[opened.ordinal][order], opened.slots["loss"][order]
+    slots, domains = slots_of(copy)
+    order = np.argsort(slots.ids)
+    return slots.ids[order], domains[order], slots.loss[order]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memstore.buffer.blocks.slots import SLOT, SLOTS, new_slots, sealed, unsealed
+from memstore.buffer.blocks.slots import COUNT, EVENT, ID, LOSS, SLOTS, canonical, sealed, unsealed
 from memstore.errors import StoreCorrupt
 from tests.buffer.model import TOKEN, random_losses
 
@@ -17,9 +17,11 @@ NAME, DOMAIN = 2**41 + 17, 3
 
 
 def content(count: int = 5) -> bytes:
-    slots = new_slots(NAME + np.arange(count) * 3, random_losses(np.random.default_rng(count), count))
-    slots["count"], slots["event"] = np.arange(count), np.arange(count) * 1000
-    return slots.tobytes()
+    columns = np.zeros((4, count), np.int64)
+    columns[ID] = NAME + np.arange(count) * 3
+    columns[LOSS] = canonical(random_losses(np.random.default_rng(count), count))
+    columns[COUNT], columns[EVENT] = np.arange(count), np.arange(count) * 1000
+    return columns.tobytes()
 
 
 def read(stored: Any, name: int = NAME, domain: int = DOMAIN, token: int = TOKEN) -> bytes:
@@ -83,29 +85,29 @@ def test_what_is_no_bytes_is_damage(stored: Any) -> None:
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        ("id", 0),
-        ("id", -5),
-        ("id", NAME - 1),
-        ("id", NAME),
-        ("id", NAME + 100),
-        ("id", 2**53),
-        ("id", 2**63 - 1),
-        ("loss", -1.0),
-        ("loss", -0.0),
-        ("loss", np.inf),
-        ("loss", -np.inf),
-        ("loss", -np.nan),
-        ("loss", np.uint64(0x7FF0000000000001).view(np.float64)),
-        ("loss", np.uint64(0x7FF8000000000001).view(np.float64)),
-        ("count", -1),
-        ("event", -(2**63)),
+        (ID, 0),
+        (ID, -5),
+        (ID, NAME - 1),
+        (ID, NAME),
+        (ID, NAME + 100),
+        (ID, 2**53),
+        (ID, 2**63 - 1),
+        (LOSS, -1.0),
+        (LOSS, -0.0),
+        (LOSS, np.inf),
+        (LOSS, -np.inf),
+        (LOSS, -np.nan),
+        (LOSS, np.uint64(0x7FF0000000000001).view(np.float64)),
+        (LOSS, np.uint64(0x7FF8000000000001).view(np.float64)),
+        (COUNT, -1),
+        (EVENT, -(2**63)),
     ],
 )
-def test_a_right_checksum_of_what_cannot_be_is_damage(column: str, value: Any) -> None:
-    slots = np.frombuffer(bytearray(content()), SLOT)
-    slots[column].view(np.uint64)[2] = np.array(value, slots[column].dtype).view(np.uint64)
+def test_a_right_checksum_of_what_cannot_be_is_damage(column: int, value: Any) -> None:
+    columns = np.frombuffer(bytearray(content()), np.int64).reshape(4, -1)
+    columns[column, 2] = np.array(value, np.float64 if column == LOSS else np.int64).view(np.int64)
     with pytest.raises(StoreCorrupt, match=f"block {NAME} holds an episode"):
-        read(with_checksum(slots.tobytes()))
+        read(with_checksum(columns.tobytes()))
 
 
 def test_random_bytes_are_damage() -> None:

@@ -1,4 +1,4 @@
-"""The table of heads: what is known of every block without its slots, 72 bytes for 120 episodes."""
+"""The table of heads: what is known of every block without its slots, 88 bytes for 120 episodes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.buffer.blocks.opened import Opened
-from memstore.buffer.blocks.slots import SLOTS, Ints
+from memstore.buffer.blocks.pages import Opened, Pages
+from memstore.buffer.blocks.slots import NO_ID, SLOTS, Floats, Ints
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.storage.schema import SEQUENCE_BITS
 
@@ -25,19 +25,20 @@ HEAD = np.dtype(
         ("last", "<i8"),
         ("least", "<f8"),
         ("largest", "<f8"),
+        ("sum", "<f8"),
         ("key", "<i8"),
         ("stamp", "<i8"),
+        ("unit", "<i4"),
         ("put", "<i2"),
         ("live", "<i2"),
         ("gaps", "<i2"),
     ],
     align=True,
 )
-"""Name and domain; first and last live id; least and largest measured loss; least eviction key; stamp; how many
-episodes were put in since the block was made, how many are live, how many of these were never measured."""
-
-NO_ID = 2**63 - 1
-"""``first`` and ``key`` of a block that has none; ``last`` is -1 then."""
+"""Name and domain; first and last live id (``NO_ID`` and -1 of an empty block); least and largest measured loss (inf
+and -inf where there is none); sum of the weights of the measured ones, in units of ``2 ** unit``; least eviction key
+(``NO_ID`` where there is none); stamp; how many episodes were put in since the block was made, how many are live, how
+many of these were never measured."""
 
 MAX_DOMAIN = 2**23 - 1
 """A domain and a sequence of 40 bits fit one number of 64, by which blocks are found."""
@@ -71,25 +72,32 @@ def head_rows(names: Ints, domains: Ints) -> Heads:
     return heads
 
 
-def describe(heads: Heads, opened: Opened) -> None:
-    """Set in ``heads``, which are of these blocks, whatever follows from the content, but for the eviction key."""
-    loss, count = np.ascontiguousarray(opened.slots["loss"]), opened.count
-    rows = opened.grid(loss, np.nan)
-    heads["least"] = np.fmin.reduce(rows, axis=1, initial=np.inf)
-    heads["largest"] = np.fmax.reduce(rows, axis=1, initial=-np.inf)
+def describe(heads: Heads, blocks: Opened, law: Pages) -> Floats:
+    """Set in ``heads``, which are of these blocks, whatever follows from the content, but for the eviction key.
+
+    Returns
+    -------
+    array, shape (blocks, slots)
+        The cumulative weights behind the sums.
+    """
+    loss, count = blocks.loss, blocks.count
+    heads["least"] = np.fmin.reduce(loss, axis=1, initial=np.inf)
+    heads["largest"] = np.fmax.reduce(loss, axis=1, initial=-np.inf)
     heads["live"] = count
-    missing = np.isnan(loss)
-    heads["gaps"] = np.bincount(opened.ordinal[missing], minlength=len(heads)) if missing.any() else 0
-    some = np.flatnonzero(count > 0)
-    heads["first"], heads["last"] = NO_ID, -1
-    heads["first"][some] = opened.slots["id"][opened.start[some]]
-    heads["last"][some] = opened.slots["id"][opened.start[some] + count[some] - 1]
+    heads["gaps"] = count - (loss >= 0).sum(axis=1)
+    some = count > 0
+    heads["first"] = np.where(some, blocks.ids[:, 0], NO_ID)
+    heads["last"] = np.where(some, blocks.ids[np.arange(len(blocks)), np.maximum(count, 1) - 1], -1)
     heads["stamp"] = new_stamp()
+    steps, heads["unit"] = law.weigh(loss)
+    heads["sum"] = steps[:, -1]
+    return steps
 
 
-def least_keys(opened: Opened, key_of: KeyOf) -> Ints:
+def least_keys(blocks: Opened, key_of: KeyOf) -> Ints:
     """Return the least eviction key in each block."""
-    keys = opened.grid(key_of(np.ascontiguousarray(opened.slots["id"])), NO_ID)
+    keys = np.full(blocks.used.shape, NO_ID)
+    keys[blocks.used] = key_of(blocks.ids[blocks.used])
     least: Ints = np.minimum.reduce(keys, axis=1, initial=NO_ID)
     return least
 

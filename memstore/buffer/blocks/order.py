@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import KeyOf
-from memstore.buffer.blocks.opened import Opened
-from memstore.buffer.blocks.slots import Flags, Floats, Ints
+from memstore.buffer.blocks.pages import Opened
+from memstore.buffer.blocks.slots import Flags, Ints
 
 Values = NDArray[np.int64] | NDArray[np.float64]
 
@@ -34,14 +34,14 @@ def oldest(copy: Copy, count: int, domain: int | None = None) -> First:
     among = copy.heads["live"] > 0
     if domain is not None:
         among &= copy.domains == domain
-    return _first(copy, count, copy.heads["first"], among, lambda opened: (opened.slots["id"], None))
+    return _first(copy, count, copy.heads["first"], among, lambda opened: (opened.ids, opened.used))
 
 
 def oldest_unmeasured(copy: Copy, count: int) -> First:
     """Return the never measured episodes with the smallest ids, smallest first."""
 
     def values(opened: Opened) -> tuple[Values, Flags]:
-        return opened.slots["id"], np.isnan(opened.slots["loss"])
+        return opened.ids, opened.used & np.isnan(opened.loss)
 
     return _first(copy, count, copy.heads["first"], copy.heads["gaps"] > 0, values)
 
@@ -50,8 +50,8 @@ def smallest_losses(copy: Copy, count: int) -> First:
     """Return the measured episodes with the smallest losses, smallest first; of equal ones the older first."""
 
     def values(opened: Opened) -> tuple[Values, Flags]:
-        loss: Floats = opened.slots["loss"]
-        return loss, ~np.isnan(loss)
+        loss = opened.loss
+        return loss, loss >= 0
 
     return _first(copy, count, copy.heads["least"], copy.heads["live"] > copy.heads["gaps"], values)
 
@@ -59,8 +59,10 @@ def smallest_losses(copy: Copy, count: int) -> First:
 def smallest_keys(copy: Copy, count: int, key_of: KeyOf) -> First:
     """Return the episodes with the smallest eviction keys, smallest first; of equal ones the older first."""
 
-    def values(opened: Opened) -> tuple[Values, None]:
-        return key_of(np.ascontiguousarray(opened.slots["id"])), None
+    def values(opened: Opened) -> tuple[Values, Flags]:
+        keys = opened.ids.copy()
+        keys[opened.used] = key_of(keys[opened.used])
+        return keys, opened.used
 
     return _first(copy, count, copy.heads["key"], copy.heads["live"] > 0, values)
 
@@ -70,7 +72,7 @@ def _first(
     count: int,
     bounds: Values,
     among: Flags,
-    values_of: Callable[[Opened], tuple[Values, Flags | None]],
+    values_of: Callable[[Opened], tuple[Values, Flags]],
 ) -> First:
     """Return the ``count`` first by value, then id, in these blocks."""
     blocks = np.flatnonzero(among)
@@ -107,12 +109,8 @@ def _least(bound: Values, oldest_id: Ints, count: int) -> Ints:
     return np.sort(np.concatenate([below, equal]))
 
 
-def _opened(
-    copy: Copy, blocks: Ints, values_of: Callable[[Opened], tuple[Values, Flags | None]]
-) -> tuple[Ints, Ints, Values]:
+def _opened(copy: Copy, blocks: Ints, values_of: Callable[[Opened], tuple[Values, Flags]]) -> tuple[Ints, Ints, Values]:
     opened = copy.open(np.sort(blocks))
     values, flags = values_of(opened)
-    ids, domains = opened.slots["id"], copy.domains[opened.blocks][opened.ordinal]
-    if flags is None:
-        return ids, domains, values
-    return ids[flags], domains[flags], values[flags]
+    block, _ = np.nonzero(flags)
+    return opened.ids[flags], copy.domains[opened.blocks[block]], values[flags]

@@ -1,7 +1,7 @@
 """What a block holds: a slot for each live episode, in id order; and its bytes as they are stored.
 
-The content of a block is its slots, one after the other, with no hole and nothing behind them. So the same episodes are
-the same bytes, on whatever way they came there. What is stored is a checksum and the content.
+The content of a block is its ids, then its losses, counts and last events, with no hole and nothing behind them. So the
+same episodes are the same bytes, on whatever way they came there. What is stored is a checksum and the content.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,44 @@ from memstore.storage.stored import damaged
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-Slots = NDArray[np.void]
-"""Array of ``SLOT``."""
 
 SLOTS = 120
 """Most episodes of a block: 3,844 bytes are stored then, which fit a page of 4,096 with the rest of the row."""
 
-SLOT = np.dtype([("id", "<i8"), ("loss", "<f8"), ("count", "<i8"), ("event", "<i8")])
-"""Episode, its loss (NaN where never measured), how often it was replayed, number of its last event (0 for none)."""
+ID, LOSS, COUNT, EVENT = range(4)
+COLUMNS = 4
+"""Columns of a slot: the episode, its loss (NaN where never measured; as the bits of a float), how often it was
+replayed, the number of its last event (0 for none)."""
+
+SLOT_BYTES = 8 * COLUMNS
+
+NO_ID = 2**63 - 1
+"""Above every id: it stands behind the ids of a block that is not full."""
 
 LARGEST_ID = 2**53
 
-_CANONICAL_NAN = 0x7FF8000000000000
+_CANONICAL_NAN = int(np.array(np.nan).view(np.int64))
 _CRC = struct.Struct("<I")
 _IDENTITY = struct.Struct("<qqQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Some slots, as columns of equal length."""
+
+    ids: Ints
+    loss: Floats
+    count: Ints
+    event: Ints
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, columns: Ints) -> Slots:
+        """Take apart an array with a row for each column."""
+        ids, loss, count, event = columns
+        return cls(ids, loss.view(np.float64), count, event)
 
 
 def sealed(content: bytes, name: int, domain: int, token: int) -> bytes:
@@ -49,7 +74,8 @@ def unsealed(stored: Sequence[Any], names: Ints, domains: Ints, tokens: Sequence
     StoreCorrupt
         One is not what ``sealed`` made for this block, or holds what no block can hold.
     """
-    contents = [_content(*block) for block in zip(stored, names.tolist(), domains.tolist(), list(tokens), strict=True)]
+    blocks = zip(stored, names.tolist(), domains.tolist(), list(tokens), strict=True)
+    contents = [_content(*block) for block in blocks]
     _check(contents, names)
     return contents
 
@@ -58,7 +84,7 @@ def _content(stored: Any, name: int, domain: int, token: int) -> bytes:
     if type(stored) is not bytes:
         raise _damaged(name, f"is no bytes, but {type(stored).__name__}")
     content = stored[_CRC.size :]
-    if len(stored) < _CRC.size or len(content) % SLOT.itemsize or len(content) > SLOTS * SLOT.itemsize:
+    if len(stored) < _CRC.size or len(content) % SLOT_BYTES or len(content) > SLOTS * SLOT_BYTES:
         raise _damaged(name, f"has {len(stored)} bytes, which is no number of slots")
     if _CRC.unpack_from(stored)[0] != _checksum(content, name, domain, token):
         raise _damaged(name, "does not match its checksum")
@@ -72,16 +98,15 @@ def _checksum(content: bytes, name: int, domain: int, token: int) -> int:
 
 def _check(contents: list[bytes], names: Ints) -> None:
     """Raise ``StoreCorrupt`` unless every slot can be: checksums protect from nobody who can compute them."""
-    slots = np.frombuffer(b"".join(contents), SLOT)
-    if not len(slots):
+    count = np.array([len(content) // SLOT_BYTES for content in contents], np.int64)
+    if not count.sum():
         return
-    count = np.array([len(content) // SLOT.itemsize for content in contents], np.int64)
-    block = np.repeat(np.arange(len(count)), count)
-    ids, loss = slots["id"], slots["loss"]
-    possible = (ids >= names[block]) & (ids < LARGEST_ID) & (slots["count"] >= 0) & (slots["event"] >= 0)
+    columns = np.concatenate([columns_of(content) for content in contents], axis=1)
+    slots, block = Slots.of(columns), np.repeat(np.arange(len(count)), count)
+    ids, loss = slots.ids, slots.loss
+    possible = (ids >= names[block]) & (ids < LARGEST_ID) & (slots.count >= 0) & (slots.event >= 0)
     possible[1:] &= (ids[1:] > ids[:-1]) | (block[1:] != block[:-1])
-    measured = np.isfinite(loss) & ~np.signbit(loss)
-    possible &= measured | (loss.view(np.uint64) == _CANONICAL_NAN)
+    possible &= (np.isfinite(loss) & ~np.signbit(loss)) | (columns[LOSS] == _CANONICAL_NAN)
     if not possible.all():
         bad = int(np.flatnonzero(~possible)[0])
         raise _damaged(int(names[block[bad]]), f"holds an episode {ids[bad]} that cannot be as it is stored")
@@ -91,14 +116,12 @@ def _damaged(name: int, why: str) -> StoreCorrupt:
     return damaged(f"block {name}", why)
 
 
-def new_slots(ids: Ints, loss: Floats) -> Slots:
-    """Return slots of episodes that were never replayed."""
-    slots = np.zeros(len(ids), SLOT)
-    slots["id"] = ids
-    slots["loss"] = canonical(loss)
-    return slots
+def columns_of(content: bytes) -> Ints:
+    """Return the columns of a content, a row for each."""
+    return np.frombuffer(content, "<i8").reshape(COLUMNS, -1).astype(np.int64, copy=False)
 
 
-def canonical(loss: Floats) -> Floats:
-    """Return the losses with one kind of NaN, and zeros without a sign: equal losses must be equal bits."""
-    return np.where(np.isnan(loss), np.nan, loss + 0.0)
+def canonical(loss: Floats) -> Ints:
+    """Return the bits of losses, with one kind of NaN, and zeros without a sign: equal losses must be equal bits."""
+    bits: Ints = np.where(np.isnan(loss), np.nan, loss + 0.0).view(np.int64)
+    return bits

@@ -1,8 +1,9 @@
 """Views: for a law and a test, one sum a block, computed from contents and kept current with them.
 
-The buffer's own alpha is a view like any other; it is just always there. A view notices what changed by the stamps of
-the blocks, computes the sums of those anew from their whole content, and never adds to a sum or subtracts from it. So
-its numbers are a function of the contents, whatever happened in between, and whether the view was there or not.
+The sums of the buffer's own law stand in the heads. For another alpha, and for a condition, a view has some of its own.
+It notices by stamps which blocks have changed, computes the sums of those anew from their whole content, and never adds
+to a sum or subtracts from it. So its numbers are a function of the contents, whatever happened in between, and whether
+the view was there or not.
 """
 
 from __future__ import annotations
@@ -14,20 +15,14 @@ from typing import Protocol
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.copy import CHUNK, PLACE_BITS, Copy
 from memstore.buffer.blocks.heads import Heads
-from memstore.buffer.blocks.opened import Opened, cut
-from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.pages import Opened
+from memstore.buffer.blocks.slots import SLOTS, Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.weights import Law, steps_of
 
-CHUNK = 512
-"""Blocks that are opened at once where all are: 2 MB, and 5 MB of what is computed from them."""
-
 KEPT = 8
-"""Views that are kept besides the buffer's own, those used last."""
-
-PLACE_BITS = 7
-"""The place of an episode is that of its block, shifted by this, plus its slot."""
+"""Views that are kept, those used last."""
 
 
 class Test(Protocol):
@@ -42,7 +37,7 @@ class View:
     """What may be drawn of each block of a copy: how many, how many of them never measured, and the sum of the rest.
 
     ``live`` counts what passes the test and is not excluded, ``gaps`` the never measured ones of these. Without a law
-    there are no sums. ``steps`` are the cumulative sums behind ``sums``, as bytes, None where they are not kept.
+    there are no sums.
     """
 
     law: Law | None
@@ -54,27 +49,15 @@ class View:
     gaps: Ints
     sums: Floats
     unit: Ints
-    steps: list[bytes | None]
-    keeps_steps: bool
 
     @classmethod
-    def of(cls, copy: Copy, law: Law | None, test: Test | None, *, keeps_steps: bool = False) -> View:
-        """Compute a view from all contents."""
-        none, zero = np.zeros(0, np.int64), np.zeros(0)
-        return cls(law, test, none, none, none, none, none, zero, none, [], keeps_steps).current(copy)
-
-    @classmethod
-    def stored(cls, copy: Copy, law: Law, sums: Floats, unit: Ints) -> View:
-        """Return the view of all episodes whose sums were stored beside the heads of this copy; nothing is opened."""
+    def of(cls, copy: Copy, law: Law | None, test: Test | None = None) -> View:
+        """Return the view of a copy: by its heads where they tell, else computed from all contents."""
         heads, none = copy.heads, np.zeros(0, np.int64)
-        counts = heads["live"].astype(np.int64), heads["gaps"].astype(np.int64)
-        steps: list[bytes | None] = [None] * len(copy)
-        return cls(law, None, none, heads["name"].copy(), heads["stamp"].copy(), *counts, sums, unit, steps, True)
-
-    @property
-    def key(self) -> tuple[Law | None, Test | None]:
-        """What tells a view from others."""
-        return self.law, self.test
+        if test is None and law in (None, copy.pages.law):
+            live, gaps, unit = (heads[name].astype(np.int64) for name in ("live", "gaps", "unit"))
+            return cls(law, None, none, heads["name"], heads["stamp"], live, gaps, heads["sum"], unit)
+        return cls(law, test, none, none, none, none, none, np.zeros(0), none).current(copy)
 
     def current(self, copy: Copy) -> View:
         """Return the view of this copy: what is known stays where the stamps are the same."""
@@ -83,71 +66,53 @@ class View:
         stale = np.flatnonzero(moved.stamp != heads["stamp"])
         if not len(stale):
             return moved
-        fresh = replace(
-            moved,
-            stamp=heads["stamp"].copy(),
-            live=moved.live.copy(),
-            gaps=moved.gaps.copy(),
-            sums=moved.sums.copy(),
-            unit=moved.unit.copy(),
-            steps=moved.steps.copy() if moved.keeps_steps else [],
-        )
-        fresh._compute(copy, stale)
+        fresh = replace(moved._own(), stamp=heads["stamp"].copy())
+        for start in range(0, len(stale), CHUNK):
+            fresh._compute(copy, stale[start : start + CHUNK])
         return fresh
 
     def without(self, copy: Copy, places: Ints) -> View:
         """Return the view in which these episodes of its copy have the weight 0 too: for a draw, or for leases."""
-        excluded = np.union1d(self.excluded, places)
-        fresh = replace(
-            self,
-            excluded=excluded,
-            live=self.live.copy(),
-            gaps=self.gaps.copy(),
-            sums=self.sums.copy(),
-            unit=self.unit.copy(),
-            steps=self.steps.copy(),
-        )
-        fresh._compute(copy, np.unique(places >> PLACE_BITS))
+        fresh = replace(self._own(), excluded=np.union1d(self.excluded, places))
+        blocks = np.unique(places >> PLACE_BITS)
+        for start in range(0, len(blocks), CHUNK):
+            fresh._compute(copy, blocks[start : start + CHUNK])
         return fresh
 
-    def allowed(self, opened: Opened, domains: Ints) -> Flags | None:
-        """Return which slots may be drawn; None for all."""
-        allowed = None
+    def allowed(self, blocks: Opened, domains: Ints) -> Flags:
+        """Return which cells may be drawn."""
+        allowed = blocks.used
         if self.test is not None:
-            allowed = self.test.passing(opened.slots, domains[opened.blocks][opened.ordinal])
-        if len(self.excluded):
-            slot = np.arange(len(opened.slots)) - opened.start[opened.ordinal]
-            place = (opened.blocks[opened.ordinal] << PLACE_BITS) + slot
-            outside = ~np.isin(place, self.excluded)
-            allowed = outside if allowed is None else allowed & outside
+            slots = blocks.slots
+            allowed[allowed] = self.test.passing(slots, domains[blocks.blocks][blocks.ordinal])
+        row = np.searchsorted(blocks.blocks, self.excluded >> PLACE_BITS)
+        inside = np.flatnonzero(row < len(blocks))
+        inside = inside[blocks.blocks[row[inside]] == self.excluded[inside] >> PLACE_BITS]
+        allowed[row[inside], self.excluded[inside] & ((1 << PLACE_BITS) - 1)] = False
         return allowed
 
-    def log2_weights(self, opened: Opened, domains: Ints, unmeasured: float) -> Floats:
-        """Return logarithms of the weights of all slots, -inf for what may not be drawn."""
-        loss = opened.slots["loss"]
-        log2 = np.zeros(len(loss)) if self.law is None else self.law.log2(loss)
-        log2[np.isnan(loss)] = unmeasured
-        allowed = self.allowed(opened, domains)
-        if allowed is not None:
-            log2[~allowed] = -np.inf
+    def log2_weights(self, blocks: Opened, domains: Ints, unmeasured: float) -> Floats:
+        """Return logarithms of the weights in all cells, -inf for what may not be drawn."""
+        assert self.law is not None
+        log2 = self.law.log2(blocks.loss)
+        log2[np.isnan(log2)] = unmeasured
+        log2[~self.allowed(blocks, domains)] = -np.inf
         return log2
 
-    def steps_in(self, copy: Copy, blocks: Ints) -> tuple[Floats, Ints]:
-        """Return the steps of these blocks, one after the other, and how many each one has."""
-        if not self.keeps_steps:
-            return self._steps(copy.open(blocks), copy.domains)
-        known = [self.steps[place] for place in blocks.tolist()]
-        if None in known:
-            missing = blocks[[steps is None for steps in known]]
-            for place, steps in zip(missing.tolist(), cut(*self._steps(copy.open(missing), copy.domains)), strict=True):
-                self.steps[place] = steps
-            known = [self.steps[place] for place in blocks.tolist()]
-        count: Ints = copy.heads["live"][blocks].astype(np.int64)
-        return np.frombuffer(b"".join(known)), count
+    def steps_in(self, copy: Copy, block: Ints) -> tuple[Floats, Ints, Ints]:
+        """Return where cumulative weights of these blocks stand: an array, and for each its beginning and length."""
+        count: Ints = copy.heads["live"][block].astype(np.int64)
+        if self.test is None and self.law == copy.pages.law and not len(self.excluded):
+            pages = copy.paged(block)
+            return copy.pages.steps.reshape(-1), pages * SLOTS, count
+        blocks, ordinal = np.unique(block, return_inverse=True)
+        steps, _ = steps_of(self.log2_weights(copy.open(blocks), copy.domains, -np.inf))
+        return steps.reshape(-1), ordinal * SLOTS, count
 
-    def _steps(self, opened: Opened, domains: Ints) -> tuple[Floats, Ints]:
-        steps, _ = steps_of(opened.grid(self.log2_weights(opened, domains, -np.inf), -np.inf))
-        return opened.ungrid(steps), opened.count
+    def _own(self) -> View:
+        """Return a view with arrays of its own."""
+        live, gaps, unit = (array.copy() for array in (self.live, self.gaps, self.unit))
+        return replace(self, live=live, gaps=gaps, sums=self.sums.copy(), unit=unit)
 
     def _rearranged(self, heads: Heads) -> View:
         """Bring the numbers to where their blocks stand now; those of new blocks are zero, with a stamp of nothing."""
@@ -161,77 +126,53 @@ class View:
             np.append(values, fill)[source]
             for values, fill in ((self.stamp, -1), (self.live, 0), (self.gaps, 0), (self.unit, 0))
         )
-        steps = [*self.steps, None]
-        return replace(
-            self,
-            name=names.copy(),
-            stamp=stamp,
-            live=live,
-            gaps=gaps,
-            sums=np.append(self.sums, 0.0)[source],
-            unit=unit,
-            steps=[steps[at] for at in source.tolist()] if self.keeps_steps else [],
-        )
+        sums = np.append(self.sums, 0.0)[source]
+        return replace(self, name=names.copy(), stamp=stamp, live=live, gaps=gaps, sums=sums, unit=unit)
 
     def _compute(self, copy: Copy, blocks: Ints) -> None:
         """Set the numbers of these blocks, in arrays that nobody else has."""
         if self.law is None and self.test is None:
-            gone = np.bincount(self.excluded >> PLACE_BITS, minlength=len(copy)) if len(self.excluded) else 0
-            self.live[:] = copy.heads["live"] - gone
+            gone = np.bincount(self.excluded >> PLACE_BITS, minlength=len(copy))
+            self.live[blocks] = (copy.heads["live"] - gone)[blocks]
             return
-        for start in range(0, len(blocks), CHUNK):
-            self._compute_chunk(copy, copy.open(blocks[start : start + CHUNK]))
-
-    def _compute_chunk(self, copy: Copy, opened: Opened) -> None:
+        opened = copy.open(blocks)
+        if self.law is None:
+            self.live[blocks] = self.allowed(opened, copy.domains).sum(axis=1)
+            return
         log2 = self.log2_weights(opened, copy.domains, np.nan)
         missing = np.isnan(log2)
-        if self.test is None and not len(self.excluded):
-            self.live[opened.blocks], self.gaps[opened.blocks] = opened.count, copy.heads["gaps"][opened.blocks]
-        else:
-            self.live[opened.blocks] = np.bincount(opened.ordinal[log2 != -np.inf], minlength=len(opened))
-            self.gaps[opened.blocks] = np.bincount(opened.ordinal[missing], minlength=len(opened))
-        if self.law is None:
-            return
+        self.gaps[blocks] = missing.sum(axis=1)
+        self.live[blocks] = (log2 != -np.inf).sum(axis=1)
         log2[missing] = -np.inf
-        steps, unit = steps_of(opened.grid(log2, -np.inf))
-        self.sums[opened.blocks] = steps[:, -1] if steps.shape[1] else 0.0
-        self.unit[opened.blocks] = unit
-        if self.keeps_steps:
-            for place, content in zip(opened.blocks.tolist(), cut(opened.ungrid(steps), opened.count), strict=True):
-                self.steps[place] = content
+        steps, self.unit[blocks] = steps_of(log2)
+        self.sums[blocks] = steps[:, -1]
 
 
 class Views:
-    """The views of a process of one buffer: the buffer's own, and a few others, those used last.
+    """The views of a process of one buffer that heads do not tell, those used last.
 
     Which ones are there changes how long a draw takes, and nothing of what is drawn. A view that was computed in a
     transaction that is rolled back does no harm: no block of another content has its stamps.
     """
 
-    def __init__(self, law: Law) -> None:
-        self.law = law
+    def __init__(self) -> None:
         self._kept: OrderedDict[tuple[Law | None, Test | None], View] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, copy: Copy, law: Law | None = None, test: Test | None = None) -> View:
         """Return the view of this copy."""
+        if test is None and law in (None, copy.pages.law):
+            return View.of(copy, law)
         key = (law, test)
         with self._lock:
             known = self._kept.get(key)
-        own = key == (self.law, None)
-        view = View.of(copy, law, test, keeps_steps=own) if known is None else known.current(copy)
+        view = View.of(copy, law, test) if known is None else known.current(copy)
         with self._lock:
             self._kept[key] = view
             self._kept.move_to_end(key)
-            others = [other for other in self._kept if other != (self.law, None)]
-            for other in others[:-KEPT]:
-                del self._kept[other]
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
         return view
-
-    def put(self, view: View) -> None:
-        """Take over a view that was made in another way."""
-        with self._lock:
-            self._kept[view.key] = view
 
     def clear(self) -> None:
         """Forget all."""

@@ -19,7 +19,6 @@ UNIT = 512
 sum of 2**40 of them is far from the largest float, and a weight too small to be a normal number is below ``2 ** -760``
 of the largest."""
 
-
 FAR = -4096
 """A unit so far below the largest one makes zero of every sum."""
 

@@ -1,0 +1,194 @@
+"""Contents in memory: a page for each block, in a few large arrays that all copies of a buffer share.
+
+A page is written once, for a new content of a block, and not again while any copy refers to it. So older copies stay as
+they are, and one write costs the pages of the blocks that it changes. Which pages are free is found by looking at all
+copies that are alive, when there is no free page left: at 1M episodes every few writes, in 60 us.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakSet
+
+import numpy as np
+
+from memstore.buffer.blocks.slots import (
+    COLUMNS,
+    COUNT,
+    EVENT,
+    ID,
+    LOSS,
+    NO_ID,
+    SLOTS,
+    Flags,
+    Floats,
+    Ints,
+    Slots,
+    canonical,
+    columns_of,
+)
+from memstore.buffer.blocks.weights import Law, steps_of
+
+SPARE = 512
+"""Pages that are free at least, after there was none, besides one in eight."""
+
+
+class User(Protocol):
+    """A copy: it refers to pages."""
+
+    @property
+    def page(self) -> Ints:
+        """Page of each block, -1 where its content is not in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Contents of blocks: their places in the copy (ascending, each once), their slots, and how many each has.
+
+    Attributes
+    ----------
+    columns : array, shape (blocks, COLUMNS, SLOTS)
+        What is behind the slots of a block is ``empty``.
+    """
+
+    blocks: Ints
+    count: Ints
+    columns: Ints
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def ids(self) -> Ints:
+        """Ids, a row for each block, ``NO_ID`` behind them."""
+        return self.columns[:, ID]
+
+    @property
+    def loss(self) -> Floats:
+        """Losses, a row for each block, NaN behind them; in an array of their own."""
+        return np.ascontiguousarray(self.columns[:, LOSS]).view(np.float64)
+
+    @property
+    def used(self) -> Flags:
+        """Which cells are slots."""
+        return np.arange(self.columns.shape[2]) < self.count[:, None]
+
+    @property
+    def slots(self) -> Slots:
+        """All slots, block after block."""
+        return Slots.of(self.columns.transpose(1, 0, 2)[:, self.used])
+
+    @property
+    def ordinal(self) -> Ints:
+        """Which of these blocks each of ``slots`` is of."""
+        return np.repeat(np.arange(len(self.blocks)), self.count)
+
+    def contents(self) -> list[bytes]:
+        """Return the content of each block."""
+        columns = self.columns.astype("<i8", copy=False)
+        return [rows[:, :count].tobytes() for rows, count in zip(columns, self.count.tolist(), strict=True)]
+
+
+def empty(blocks: int) -> Ints:
+    """Return the columns of empty blocks."""
+    columns = np.zeros((blocks, COLUMNS, SLOTS), np.int64)
+    columns[:, ID] = NO_ID
+    columns[:, LOSS] = canonical(np.full(1, np.nan))
+    return columns
+
+
+def opened(blocks: Ints, contents: Sequence[bytes]) -> Opened:
+    """Return blocks that hold these contents."""
+    columns, count = empty(len(blocks)), np.zeros(len(blocks), np.int64)
+    for at, content in enumerate(contents):
+        rows = columns_of(content)
+        count[at] = rows.shape[1]
+        columns[at, :, : count[at]] = rows
+    return Opened(blocks, count, columns)
+
+
+def compacted(blocks: Opened, stays: Flags) -> Opened:
+    """Return the blocks with only those slots that stay."""
+    count = stays.sum(axis=1)
+    fewer = Opened(blocks.blocks, count, empty(len(blocks)))
+    into = fewer.used
+    for column in (ID, LOSS, COUNT, EVENT):
+        fewer.columns[:, column][into] = blocks.columns[:, column][stays]
+    return fewer
+
+
+class Pages:
+    """The pages, and for each the cumulative weights of its slots by one law, the buffer's own.
+
+    Safe for threads: a copy's own tables are not, but no two threads change the same copy.
+    """
+
+    def __init__(self, law: Law) -> None:
+        self.law = law
+        self.columns = empty(0)
+        self.steps: Floats = np.zeros((0, SLOTS))
+        self._free = np.zeros(0, np.int64)
+        self._users: WeakSet[User] = WeakSet()
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pages, free ones included."""
+        return self.columns.nbytes + self.steps.nbytes
+
+    def register(self, user: User) -> None:
+        """Keep the pages that this copy refers to, as long as it lives."""
+        with self._lock:
+            self._users.add(user)
+
+    def weigh(self, loss: Floats) -> tuple[Floats, Ints]:
+        """Return the steps and units of blocks with these losses by the buffer's law."""
+        log2 = self.law.log2(loss)
+        log2[np.isnan(log2)] = -np.inf
+        return steps_of(log2)
+
+    def write(self, user: User, blocks: Ints, columns: Ints, steps: Floats) -> None:
+        """Give these blocks of a registered copy pages of their own with this content."""
+        with self._lock:
+            pages = self._taken(len(blocks))
+            self.columns[pages] = columns
+            self.steps[pages] = steps
+            user.page[blocks] = pages
+
+    def _taken(self, count: int) -> Ints:
+        if len(self._free) < count:
+            self._free = self._unused()
+            if len(self._free) < count + SPARE + len(self.columns) // 8:
+                self._grow(count + SPARE + len(self.columns) // 4)
+        taken, self._free = np.split(self._free, [count])
+        return taken
+
+    def _unused(self) -> Ints:
+        used = np.zeros(len(self.columns), np.bool_)
+        for user in self._users:
+            used[user.page[user.page >= 0]] = True
+        return np.flatnonzero(~used)
+
+    def _grow(self, count: int) -> None:
+        # Whoever reads the old arrays at this moment finds there what a page held, and holds.
+        self._free = np.concatenate([self._free, np.arange(count) + len(self.columns)])
+        self.columns = np.concatenate([self.columns, empty(count)])
+        self.steps = np.concatenate([self.steps, np.zeros((count, SLOTS))])
+
+
+def reached(values: Ints | Floats, start: Ints, count: Ints, target: Ints | Floats) -> Ints:
+    """Return how many of the ``count`` values from ``start`` on, which ascend, are at most ``target``.
+
+    A binary search in each segment, all of them at once.
+    """
+    found = np.zeros(len(target), np.int64)
+    step = 1 << int(count.max(initial=0)).bit_length() >> 1
+    while step:
+        tried = found + step
+        place = start + np.minimum(tried, np.maximum(count, 1)) - 1
+        found = np.where((tried <= count) & (values[place] <= target), tried, found)
+        step >>= 1
+    return found
