@@ -24,7 +24,7 @@ from memstore.buffer.blocks.heads import (
     merged_groups,
     own,
 )
-from memstore.buffer.blocks.pages import Opened, Pages, compacted, empty, opened, reached
+from memstore.buffer.blocks.pages import EMPTY, Opened, Pages, compacted, empty, opened, reached
 from memstore.buffer.blocks.slots import (
     COLUMNS,
     COUNT,
@@ -268,11 +268,8 @@ class Copy:
         if new is None or not len(new):
             return replace(self, heads=own(self.heads), page=self.page.copy())
         heads = own(self.heads, new)
-        page = np.concatenate([self.page, np.full(len(new), -1)])
-        grown = replace(self, heads=heads, page=page, directory=self.directory.extended(heads, len(self)))
-        added = np.arange(len(self), len(heads))
-        grown.pages.write(grown, added, empty(len(new)), np.zeros((len(new), SLOTS)))
-        return grown
+        page = np.concatenate([self.page, np.full(len(new), EMPTY)])
+        return replace(self, heads=heads, page=page, directory=self.directory.extended(heads, len(self)))
 
     def _set(self, blocks: Opened, *, same_ids: bool = False) -> Copy:
         """Let these blocks hold this, in a copy whose tables nobody else has."""

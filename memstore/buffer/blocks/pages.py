@@ -32,8 +32,11 @@ from memstore.buffer.blocks.slots import (
 )
 from memstore.buffer.blocks.weights import Law, steps_of
 
-SPARE = 512
-"""Pages that are free at least, after there was none, besides one in eight."""
+EMPTY = 0
+"""The page of all blocks that nothing was put into yet."""
+
+SPARE = 256
+"""Free pages that there are to be, besides one for each eight that are used, when there was none left."""
 
 
 class User(Protocol):
@@ -128,8 +131,8 @@ class Pages:
 
     def __init__(self, law: Law) -> None:
         self.law = law
-        self.columns = empty(0)
-        self.steps: Floats = np.zeros((0, SLOTS))
+        self.columns = empty(1)
+        self.steps: Floats = np.zeros((1, SLOTS))
         self._free = np.zeros(0, np.int64)
         self._users: WeakSet[User] = WeakSet()
         self._lock = threading.Lock()
@@ -161,13 +164,15 @@ class Pages:
     def _taken(self, count: int) -> Ints:
         if len(self._free) < count:
             self._free = self._unused()
-            if len(self._free) < count + SPARE + len(self.columns) // 8:
-                self._grow(count + SPARE + len(self.columns) // 4)
+            wanted = count + SPARE + (len(self.columns) - len(self._free)) // 8
+            if len(self._free) < max(count, wanted // 2):
+                self._grow(wanted - len(self._free))
         taken, self._free = np.split(self._free, [count])
         return taken
 
     def _unused(self) -> Ints:
         used = np.zeros(len(self.columns), np.bool_)
+        used[EMPTY] = True
         for user in self._users:
             used[user.page[user.page >= 0]] = True
         return np.flatnonzero(~used)
