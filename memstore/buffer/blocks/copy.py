@@ -145,7 +145,24 @@ class Copy:
         if pages.min(initial=0) < 0:
             self._read(np.unique(blocks[pages < 0]))
             pages = self.page[blocks]
+        self.pages.used(pages)
         return pages
+
+    def forgotten(self, most: int) -> Copy:
+        """Return this copy with only so many contents in memory, those used last; others are read when needed."""
+        known = np.flatnonzero(self.page >= 0)
+        if len(known) <= most:
+            return self
+        page = self.page.copy()
+        page[known[~self.pages.used_last(page[known], most)]] = -1
+        return replace(self, page=page)
+
+    def reweighed(self, law: Law) -> Copy:
+        """Return this copy with sums by another law; it reads all contents."""
+        other = replace(self, heads=own(self.heads), page=np.full(len(self), -1), pages=Pages(law))
+        for start in range(0, len(self), CHUNK):
+            other._set(self.open(np.arange(start, min(start + CHUNK, len(self)))), same_ids=True)
+        return other
 
     def open(self, blocks: Ints) -> Opened:
         """Return the contents of these blocks (ascending, each once), in arrays of their own."""

@@ -133,6 +133,8 @@ class Pages:
         self.law = law
         self.columns = empty(1)
         self.steps: Floats = np.zeros((1, SLOTS))
+        self._used_at = np.zeros(1, np.int64)
+        self._clock = 0
         self._free = np.zeros(0, np.int64)
         self._users: WeakSet[User] = WeakSet()
         self._lock = threading.Lock()
@@ -147,6 +149,17 @@ class Pages:
         with self._lock:
             self._users.add(user)
 
+    def used(self, pages: Ints) -> None:
+        """Note that these are used now."""
+        self._clock += 1
+        self._used_at[pages] = self._clock
+
+    def used_last(self, pages: Ints, most: int) -> Flags:
+        """Return which ones of these are the ``most`` that were used last."""
+        last = np.zeros(len(pages), np.bool_)
+        last[np.argsort(-self._used_at[pages], kind="stable")[:most]] = True
+        return last
+
     def weigh(self, loss: Floats) -> tuple[Floats, Ints]:
         """Return the steps and units of blocks with these losses by the buffer's law."""
         log2 = self.law.log2(loss)
@@ -159,6 +172,7 @@ class Pages:
             pages = self._taken(len(blocks))
             self.columns[pages] = columns
             self.steps[pages] = steps
+            self.used(pages)
             user.page[blocks] = pages
 
     def _taken(self, count: int) -> Ints:
@@ -182,6 +196,7 @@ class Pages:
         self._free = np.concatenate([self._free, np.arange(count) + len(self.columns)])
         self.columns = np.concatenate([self.columns, empty(count)])
         self.steps = np.concatenate([self.steps, np.zeros((count, SLOTS))])
+        self._used_at = np.concatenate([self._used_at, np.zeros(count, np.int64)])
 
 
 def reached(values: Ints | Floats, start: Ints, count: Ints, target: Ints | Floats) -> Ints:
