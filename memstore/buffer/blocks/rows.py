@@ -1,0 +1,194 @@
+"""Heads and blocks in the database: read, fetched by their names, and written where a copy has changed.
+
+A function here takes a connection and never commits. The caller holds the buffer's lock to write, and reads in one
+snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, select
+
+from memstore.buffer.blocks.copy import Copy, Fetch
+from memstore.buffer.blocks.heads import MAX_DOMAIN, Heads, head_rows, new_stamp
+from memstore.buffer.blocks.slots import NO_ID, SLOTS, Flags, Floats, Ints, sealed, unsealed
+from memstore.buffer.blocks.weights import UNIT
+from memstore.storage import checksums, stored
+from memstore.storage.backends import Backend
+from memstore.storage.next_schema import block, head
+from memstore.storage.schema import first_id, id_range
+
+NUMBERS = {
+    "id": "name",
+    "domain_id": "domain",
+    "first_id": "first",
+    "last_id": "last",
+    "unit": "unit",
+    "eviction_key": "key",
+    "put": "put",
+    "live": "live",
+    "unmeasured": "gaps",
+}
+"""Columns of whole numbers, and what a head calls them."""
+
+REALS = {"least_loss": "least", "largest_loss": "largest", "weight_sum": "sum"}
+"""Columns of other numbers, and what a head calls them."""
+
+COLUMNS = (*NUMBERS, *REALS, "revision", "token", "checksum")
+
+ABSENT = {"first_id": NO_ID, "last_id": -1, "eviction_key": NO_ID, "least_loss": np.inf, "largest_loss": -np.inf}
+"""What a head has where its row has NULL."""
+
+LARGEST_UNIT = 2**17
+"""Above every unit: with alpha 50 they reach 51,200 and -53,760."""
+
+
+def read_heads(conn: Connection, backend: Backend, buffer_id: int, *, after: int = -1) -> Heads:
+    """Return the heads of a buffer that were written after this revision, in the order of their names.
+
+    Raises
+    ------
+    StoreCorrupt
+        One does not match its checksum, or cannot be.
+    """
+    query = select(*(head.c[name] for name in COLUMNS)).order_by(head.c.id)
+    if after < 0:
+        query = query.where(head.c.id.between(*id_range(buffer_id)))
+    else:
+        query = query.where(head.c.buffer_id == buffer_id, head.c.revision > after)
+    return _heads(buffer_id, backend.fetch(conn, query))
+
+
+def fetching(conn: Connection, backend: Backend) -> Fetch:
+    """Return a way to read contents in the snapshot of this connection."""
+
+    def fetch(heads: Heads) -> list[bytes]:
+        names: Ints = heads["name"]
+        found = backend.select(conn, block, ("id", "token", "data"), "id", names.tolist())
+        rows = {row[0]: row[1:] for row in found}
+        missing = [name for name in names.tolist() if name not in rows]
+        if missing:
+            raise stored.damaged(f"block {missing[0]}", "has a head and no content")
+        tokens = [
+            _unsigned(stored.whole(rows[name][0], f"block {name}: its token", -(2**63))) for name in names.tolist()
+        ]
+        return unsealed([rows[name][1] for name in names.tolist()], names, heads["domain"], tokens)
+
+    return fetch
+
+
+def write_changes(
+    conn: Connection, backend: Backend, buffer_id: int, before: Copy, after: Copy, revision: int, token: int
+) -> None:
+    """Write what distinguishes a copy from the one that is stored.
+
+    Parameters
+    ----------
+    before, after : Copy
+        The copy that the rows are, and the one that they are to be.
+    revision, token : int
+        Of this write: the number of the buffer's row, and 64 random bits.
+    """
+    names = after.heads["name"]
+    at = np.searchsorted(before.heads["name"], names)
+    known = np.zeros(len(names), np.bool_)
+    inside = at < len(before)
+    known[inside] = before.heads["name"][at[inside]] == names[inside]
+    changed = known.copy()
+    changed[known] = before.heads["stamp"][at[known]] != after.heads["stamp"][known]
+    for which, write in ((changed, _update), (~known, _insert)):
+        if which.any():
+            write(conn, backend, *_written(buffer_id, after, np.flatnonzero(which), revision, token))
+    gone = np.setdiff1d(before.heads["name"], names).tolist()
+    if gone:
+        for table in (head, block):
+            backend.delete(conn, table, "id", gone)
+
+
+def _insert(conn: Connection, backend: Backend, heads: dict[str, list[Any]], blocks: dict[str, list[Any]]) -> None:
+    backend.insert(conn, head, heads)
+    backend.insert(conn, block, blocks)
+
+
+def _update(conn: Connection, backend: Backend, heads: dict[str, list[Any]], blocks: dict[str, list[Any]]) -> None:
+    backend.update(conn, head, "id", heads)
+    backend.update(conn, block, "id", blocks)
+
+
+def _written(
+    buffer_id: int, copy: Copy, places: Ints, revision: int, token: int
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Return the columns of these blocks' rows."""
+    rows, signed = copy.heads[places], int(np.array(token, np.uint64).view(np.int64))
+    count = len(places)
+    columns: dict[str, list[Any]] = {}
+    for name, field in (NUMBERS | REALS).items():
+        values: Any = rows[field] + first_id(buffer_id) if name == "domain_id" else rows[field]
+        none = ABSENT.get(name)
+        columns[name] = [None if value == none else value for value in values.tolist()]
+    columns["buffer_id"], columns["revision"], columns["token"] = (
+        [buffer_id] * count,
+        [revision] * count,
+        [signed] * count,
+    )
+    columns["checksum"] = _checksums(rows, np.full(count, revision), np.full(count, signed)).tolist()
+    contents = copy.open(places).contents()
+    parts = zip(contents, rows["name"].tolist(), rows["domain"].tolist(), strict=True)
+    data = [sealed(*part, token) for part in parts]
+    return columns, {"id": columns["id"], "token": [signed] * count, "data": data}
+
+
+def _heads(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Heads:
+    columns = dict(zip(COLUMNS, zip(*rows, strict=True) if rows else [()] * len(COLUMNS), strict=True))
+    where = f"table {head.name}"
+    wholes, reals = {}, {}
+    for name in NUMBERS:
+        none = ABSENT.get(name)
+        wholes[name] = stored.wholes(columns[name], where, unknown=None if none is None else int(none))
+    for name in REALS:
+        values = stored.reals(columns[name], where, nullable=name in ABSENT)
+        reals[name] = np.where(np.isnan(values), ABSENT[name], values) if name in ABSENT else values
+    wholes["domain_id"] = wholes["domain_id"] - first_id(buffer_id)
+    _refuse(buffer_id, wholes, reals)
+    heads = head_rows(wholes["id"], wholes["domain_id"])
+    for names, read in ((NUMBERS, wholes), (REALS, reals)):
+        for name, field in names.items():
+            heads[field] = read[name]
+    heads["stamp"] = new_stamp()
+    revision, token, expected = (stored.wholes(columns[name], where) for name in ("revision", "token", "checksum"))
+    unlike = _checksums(heads, revision, token) != expected
+    if unlike.any():
+        raise stored.damaged(f"head {wholes['id'][unlike][0]}", "does not match its checksum")
+    return heads
+
+
+def _refuse(buffer_id: int, wholes: dict[str, Ints], reals: dict[str, Floats]) -> None:
+    """Raise ``StoreCorrupt`` for heads that cannot be: they decide what is reserved, opened and drawn."""
+    low, high = id_range(buffer_id)
+    name, first, last = wholes["id"], wholes["first_id"], wholes["last_id"]
+    put, live, gaps = wholes["put"], wholes["live"], wholes["unmeasured"]
+    measured, some = live > gaps, live > 0
+    least, largest, total = reals["least_loss"], reals["largest_loss"], reals["weight_sum"]
+    possible: Flags = (name >= low) & (name <= high) & (np.diff(name, prepend=low - 1) > 0)
+    possible &= (wholes["domain_id"] >= 0) & (wholes["domain_id"] <= MAX_DOMAIN)
+    possible &= (gaps >= 0) & (live >= gaps) & (put >= live) & (put <= SLOTS)
+    possible &= (wholes["unit"] % UNIT == 0) & (np.abs(wholes["unit"]) < LARGEST_UNIT)
+    possible &= np.where(some, (first >= name) & (last >= first) & (last <= high), (first == NO_ID) & (last == -1))
+    possible &= np.where(measured, (least >= 0) & (largest >= least) & (largest < np.inf), least > largest)
+    possible &= np.where(measured, (total > 0) & (total < np.inf), total == 0)
+    if not possible.all():
+        raise stored.damaged(f"head {name[~possible][0]}", "cannot be as it is stored")
+
+
+def _checksums(heads: Heads, revision: Ints, token: Ints) -> Ints:
+    numbers = [heads[field].astype(np.int64) for field in NUMBERS.values()]
+    return checksums.of_columns(
+        *numbers, *(np.ascontiguousarray(heads[field]) for field in REALS.values()), revision, token
+    )
+
+
+def _unsigned(token: int) -> int:
+    return token & 0xFFFFFFFFFFFFFFFF

@@ -1,0 +1,257 @@
+"""Heads and blocks in real databases: what is written comes back, and what was altered is ``StoreCorrupt``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import Connection, text
+
+from memstore.buffer.blocks import rows as module
+from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.heads import Heads
+from memstore.buffer.blocks.lottery import reservoir_keys
+from memstore.buffer.blocks.rows import fetching, read_heads, write_changes
+from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.blocks.views import Views
+from memstore.draws.weighted import weighted
+from memstore.errors import StoreCorrupt
+from memstore.storage.address import parse_url
+from memstore.storage.database import Database
+from memstore.storage.next_schema import block, head, next_metadata
+from memstore.storage.schema import first_id
+from memstore.storage.upgrade import ensure_schema
+from tests.buffer.model import OWN, Model, add, in_memory, same_heads, step
+
+BUFFER = 3
+REVISION = Path(__file__).parents[2] / "migrations" / "next" / "0005_blocks.py"
+
+
+def keys(ids: Ints) -> Ints:
+    return reservoir_keys(7, ids - first_id(BUFFER))
+
+
+def upgrade(conn: Connection) -> None:
+    """Make the tables as the revision will."""
+    spec = importlib.util.spec_from_file_location("revision", REVISION)
+    assert spec is not None and spec.loader is not None
+    revision = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(revision)
+    with Operations.context(MigrationContext.configure(conn)):
+        revision.upgrade()
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    """A database with today's tables and those of blocks."""
+    database = Database(parse_url(url))
+    ensure_schema(database)
+    database.in_write(upgrade)
+    yield database
+    database.close()
+
+
+class Stored:
+    """A copy and what is stored of it; every write has a revision and a token."""
+
+    def __init__(self, database: Database, buffer_id: int = BUFFER) -> None:
+        self.database, self.buffer_id = database, buffer_id
+        self.copy = Copy.of(OWN, key_of=keys)
+        self.revision = 0
+        self.rng = np.random.default_rng(buffer_id)
+
+    def write(self, after: Copy, fail: bool = False) -> None:
+        """Make the rows those of this copy."""
+        token = int(self.rng.integers(0, 2**64, dtype=np.uint64))
+
+        def work(conn: Connection) -> None:
+            backend = self.database.backend
+            write_changes(conn, backend, self.buffer_id, self.copy, after, self.revision + 1, token)
+            if fail:
+                raise ZeroDivisionError
+
+        self.database.in_write(work)
+        self.copy, self.revision = after, self.revision + 1
+
+    def read(self, conn: Connection) -> Copy:
+        """The copy of a process that has just opened the buffer."""
+        backend = self.database.backend
+        return Copy.of(
+            OWN, read_heads(conn, backend, self.buffer_id), fetch=fetching(conn, backend), key_of=self.copy.key_of
+        )
+
+    def check(self) -> None:
+        """What is stored is the copy, bit for bit, and draws alike."""
+
+        def work(conn: Connection) -> None:
+            opened = self.read(conn)
+            assert same_heads(opened.heads, self.copy.heads)
+            assert in_memory(opened) == 0
+            for alpha in (OWN, None):
+                if alpha is not None and self.copy.live:
+                    one, other = (
+                        weighted(of, Views().get(of, alpha), 5.0, np.random.default_rng(1), 4)
+                        for of in (opened, self.copy)
+                    )
+                    assert one.tolist() == other.tolist()
+            every = np.arange(len(opened))
+            assert opened.open(every).contents() == self.copy.open(every).contents()
+
+        self.database.in_read(work)
+
+
+def shifted(model: Model, buffer_id: int) -> Model:
+    """A model whose ids are those of a buffer."""
+    model.inserted = first_id(buffer_id)
+    return model
+
+
+def test_the_revision_makes_the_tables(database: Database) -> None:
+    def ours(_object: Any, name: str | None, kind: str, _reflected: bool, _compared: Any) -> bool:
+        return kind != "table" or name in next_metadata.tables
+
+    def work(conn: Connection) -> list[Any]:
+        options = {"compare_type": True, "include_object": ours}
+        differences: list[Any] = compare_metadata(MigrationContext.configure(conn, opts=options), next_metadata)
+        return differences
+
+    assert database.in_read(work) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_is_stored_is_the_copy(seed: int, database: Database, small_blocks: int) -> None:
+    rng = np.random.default_rng(seed)
+    stored, other = Stored(database), Stored(database, 1)
+    model, second = shifted(Model(), BUFFER), Model()
+    for turn in range(25):
+        stored.write(step(rng, stored.copy, model, scale=2))
+        if turn % 5 == 0:
+            other.write(step(rng, other.copy, second))
+        stored.check()
+    other.check()
+
+
+def test_a_write_that_fails_leaves_all_as_it_was(database: Database, small_blocks: int) -> None:
+    rng = np.random.default_rng(3)
+    stored, model = Stored(database), shifted(Model(), BUFFER)
+    for _ in range(8):
+        stored.write(step(rng, stored.copy, model, scale=2))
+    for _ in range(4):
+        after = step(rng, stored.copy, model.copy(), scale=2)
+        with pytest.raises(ZeroDivisionError):
+            stored.write(after, fail=True)
+        stored.check()
+
+
+def test_another_process_reads_what_has_changed(database: Database, small_blocks: int) -> None:
+    rng = np.random.default_rng(4)
+    stored, model = Stored(database), shifted(Model(), BUFFER)
+    stored.write(add(rng, stored.copy, model, 60, 3))
+    before, revision = stored.copy, stored.revision
+    ids = np.array(sorted(model.live))[[3, 4, 40]]
+    found = before.locate(ids, model.domains_of(ids))
+    one = np.ones(3, np.int64)
+    stored.write(before.patched(found, np.full(3, 7.5), one, one))
+    stored.write(add(rng, stored.copy, model, 9, 3))
+
+    def work(conn: Connection) -> Heads:
+        assert not len(read_heads(conn, database.backend, BUFFER, after=stored.revision))
+        assert not len(read_heads(conn, database.backend, BUFFER + 1))
+        return read_heads(conn, database.backend, BUFFER, after=revision)
+
+    news = database.in_read(work)
+    changed = stored.copy.heads["stamp"] != np.append(before.heads["stamp"], np.zeros(99))[: len(stored.copy)]
+    assert same_heads(news, stored.copy.heads[changed])
+    assert 0 < len(news) < len(stored.copy)
+
+
+def filled(database: Database) -> Stored:
+    rng = np.random.default_rng(5)
+    stored, model = Stored(database), shifted(Model(), BUFFER)
+    for _ in range(3):
+        stored.write(add(rng, stored.copy, model, 20, 3))
+    return stored
+
+
+DAMAGE = [
+    *(("head", name, "+ 1") for name in (*module.NUMBERS, "revision", "token", "checksum") if name != "id"),
+    *(("head", name, "* 0.5 + 0.001") for name in module.REALS),
+    ("block", "token", "+ 1"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: f"{damage[0]}.{damage[1]}")
+def test_every_column_is_guarded(damage: tuple[str, str, str], database: Database, small_blocks: int) -> None:
+    table, column, change = damage
+    stored = filled(database)
+    name = int(stored.copy.heads["name"][2])
+
+    def alter(conn: Connection) -> None:
+        value = f"coalesce({column}, 0) {change}"
+        conn.execute(text(f"UPDATE {table} SET {column} = {value} WHERE id = :id"), {"id": name})
+
+    def read(conn: Connection) -> None:
+        opened = stored.read(conn)
+        opened.open(np.arange(len(opened)))
+
+    database.in_write(alter)
+    with pytest.raises(StoreCorrupt, match=rf"(head|block) {name}"):
+        database.in_read(read)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM block WHERE id = :id",
+        "UPDATE block SET data = (SELECT data FROM block AS other WHERE other.id = :other) WHERE id = :id",
+        "UPDATE block SET data = :short WHERE id = :id",
+        "UPDATE head SET least_loss = NULL, largest_loss = NULL WHERE id = :id",
+        "UPDATE head SET live = 0, unmeasured = 0 WHERE id = :id",
+        "UPDATE head SET unit = 513 WHERE id = :id",
+        "UPDATE head SET weight_sum = -1 WHERE id = :id",
+    ],
+)
+def test_rows_that_cannot_be_are_damage(statement: str, database: Database, small_blocks: int) -> None:
+    stored = filled(database)
+    name, other = stored.copy.heads["name"][[2, 3]].tolist()
+    values = {"id": name, "other": other, "short": b"abcdefgh"}
+    named = {key: value for key, value in values.items() if f":{key}" in statement}
+    database.in_write(lambda conn: conn.execute(text(statement), named))
+
+    def read(conn: Connection) -> None:
+        opened = stored.read(conn)
+        opened.open(np.arange(len(opened)))
+
+    with pytest.raises(StoreCorrupt, match=rf"(head|block) {name}"):
+        database.in_read(read)
+
+
+def test_contents_are_found_by_their_index(database: Database, small_blocks: int) -> None:
+    """Each draw reads the blocks that it needs by look-ups, also when nothing is kept in memory."""
+    stored = filled(database)
+    if database.backend.shared:
+        return  # the plan of a server for a table of 20 rows says nothing; the statement is that of every look-up
+
+    def work(conn: Connection) -> list[str]:
+        statement = "SELECT t.id FROM json_each('[1, 2]') AS j CROSS JOIN block AS t ON t.id = j.value"
+        return [str(row[-1]) for row in conn.execute(text(f"EXPLAIN QUERY PLAN {statement}"))]
+
+    plan = database.in_read(work)
+    assert any("SEARCH t USING" in line and "PRIMARY KEY" in line for line in plan), plan
+    assert len(stored.copy) > 10
+
+
+def test_whole_blocks_are_stored_and_read(database: Database) -> None:
+    rng = np.random.default_rng(6)
+    stored, model = Stored(database), shifted(Model(), BUFFER)
+    stored.write(add(rng, stored.copy, model, 3000, 2))
+    assert stored.copy.heads["live"].max() == 120
+    stored.check()
+    assert head.name != block.name
