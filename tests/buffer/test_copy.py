@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -243,7 +245,47 @@ def test_memory_does_not_grow_where_contents_are_forgotten(small_blocks: int) ->
         copy.open(np.sort(rng.choice(len(copy), 8, replace=False)))
         copy = copy.forgotten(16)
     assert len(copy) > 1000
-    assert len(copy.pages.columns) < 60
+    assert len(copy.pages) < 60
+
+
+def test_readers_of_old_copies_are_not_disturbed(small_blocks: int) -> None:
+    """Threads read copies of every age while others are made and dropped: what they read never changes."""
+    rng = np.random.default_rng(16)
+    copy, model = add(rng, Copy.of(OWN), Model(), 300, 3), Model()
+    model.inserted = 300
+    current = [copy]
+    done, failed = threading.Event(), list[str]()
+
+    def read(seed: int) -> None:
+        own = np.random.default_rng(seed)
+        while not done.is_set():
+            mine = current[0]
+            blocks = np.sort(own.choice(len(mine), 10, replace=False))
+            sums = mine.heads["sum"][blocks].tolist()
+            for _ in range(5):
+                steps, start, count = View.of(mine, OWN).steps_in(mine, blocks)
+                found = [
+                    float(steps[a + n - 1]) if n else 0.0 for a, n in zip(start.tolist(), count.tolist(), strict=True)
+                ]
+                loss = np.nanmin(np.where(mine.open(blocks).used, mine.open(blocks).loss, np.inf), axis=1)
+                if found != sums or loss.tolist() != mine.heads["least"][blocks].tolist():
+                    failed.append("what a copy held has changed")
+                    return
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    slots, domains = slots_of(copy)
+    for event in range(1, 600):
+        chosen = rng.choice(300, 40, replace=False)
+        found = current[0].locate(slots.ids[chosen], domains[chosen])
+        whole = np.full(40, event)
+        current[0] = current[0].patched(found, rng.lognormal(0, 1, 40), whole, whole)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert len(copy.pages) < 2000
 
 
 def test_another_law_weighs_all_anew(small_blocks: int) -> None:

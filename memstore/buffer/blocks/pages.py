@@ -123,21 +123,51 @@ def compacted(blocks: Opened, stays: Flags) -> Opened:
     return fewer
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """All pages: their slots, the cumulative weights of these, and when each page was used last."""
+
+    columns: Ints
+    steps: Floats
+    used_at: Ints
+
+    @classmethod
+    def of(cls, pages: int) -> _Arrays:
+        return cls(empty(pages), np.zeros((pages, SLOTS)), np.zeros(pages, np.int64))
+
+    def extended(self, pages: int) -> _Arrays:
+        more = _Arrays.of(pages)
+        columns, used_at = np.concatenate([self.columns, more.columns]), np.concatenate([self.used_at, more.used_at])
+        return _Arrays(columns, np.concatenate([self.steps, more.steps]), used_at)
+
+
 class Pages:
     """The pages, and for each the cumulative weights of its slots by one law, the buffer's own.
 
-    Safe for threads: a copy's own tables are not, but no two threads change the same copy.
+    Safe for threads, and wherever an interrupt strikes: a page that was taken in vain is found among the free again.
+    The tables of a copy are not safe, but no two threads change the same copy.
     """
 
     def __init__(self, law: Law) -> None:
         self.law = law
-        self.columns = empty(1)
-        self.steps: Floats = np.zeros((1, SLOTS))
-        self._used_at = np.zeros(1, np.int64)
+        self._arrays = _Arrays.of(1)  # one reference: whoever reads it has arrays of the same length
         self._clock = 0
         self._free = np.zeros(0, np.int64)
         self._users: WeakSet[User] = WeakSet()
         self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._arrays.columns)
+
+    @property
+    def columns(self) -> Ints:
+        """Slots, shape (pages, COLUMNS, SLOTS)."""
+        return self._arrays.columns
+
+    @property
+    def steps(self) -> Floats:
+        """Cumulative weights, shape (pages, SLOTS)."""
+        return self._arrays.steps
 
     @property
     def size(self) -> int:
@@ -152,12 +182,12 @@ class Pages:
     def used(self, pages: Ints) -> None:
         """Note that these are used now."""
         self._clock += 1
-        self._used_at[pages] = self._clock
+        self._arrays.used_at[pages] = self._clock
 
     def used_last(self, pages: Ints, most: int) -> Flags:
         """Return which ones of these are the ``most`` that were used last."""
         last = np.zeros(len(pages), np.bool_)
-        last[np.argsort(-self._used_at[pages], kind="stable")[:most]] = True
+        last[np.argsort(-self._arrays.used_at[pages], kind="stable")[:most]] = True
         return last
 
     def weigh(self, loss: Floats) -> tuple[Floats, Ints]:
@@ -178,25 +208,20 @@ class Pages:
     def _taken(self, count: int) -> Ints:
         if len(self._free) < count:
             self._free = self._unused()
-            wanted = count + SPARE + (len(self.columns) - len(self._free)) // 8
+            wanted = count + SPARE + (len(self) - len(self._free)) // 8
             if len(self._free) < max(count, wanted // 2):
-                self._grow(wanted - len(self._free))
+                # Whoever reads the old arrays at this moment finds there what its pages hold.
+                self._arrays = self._arrays.extended(wanted - len(self._free))
+                self._free = self._unused()
         taken, self._free = np.split(self._free, [count])
         return taken
 
     def _unused(self) -> Ints:
-        used = np.zeros(len(self.columns), np.bool_)
+        used = np.zeros(len(self), np.bool_)
         used[EMPTY] = True
         for user in self._users:
             used[user.page[user.page >= 0]] = True
         return np.flatnonzero(~used)
-
-    def _grow(self, count: int) -> None:
-        # Whoever reads the old arrays at this moment finds there what a page held, and holds.
-        self._free = np.concatenate([self._free, np.arange(count) + len(self.columns)])
-        self.columns = np.concatenate([self.columns, empty(count)])
-        self.steps = np.concatenate([self.steps, np.zeros((count, SLOTS))])
-        self._used_at = np.concatenate([self._used_at, np.zeros(count, np.int64)])
 
 
 def reached(values: Ints | Floats, start: Ints, count: Ints, target: Ints | Floats) -> Ints:
