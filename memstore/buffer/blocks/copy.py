@@ -38,6 +38,7 @@ from memstore.buffer.blocks.slots import (
     Ints,
     Slots,
     canonical,
+    distinct,
 )
 from memstore.buffer.blocks.weights import Law
 from memstore.storage.stored import damaged
@@ -143,7 +144,7 @@ class Copy:
         """
         pages = self.page[blocks]
         if pages.min(initial=0) < 0:
-            self._read(np.unique(blocks[pages < 0]))
+            self._read(distinct(blocks[pages < 0]))
             pages = self.page[blocks]
         self.pages.used(pages)
         return pages

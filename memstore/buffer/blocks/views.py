@@ -18,7 +18,7 @@ import numpy as np
 from memstore.buffer.blocks.copy import CHUNK, PLACE_BITS, Copy
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.pages import Opened
-from memstore.buffer.blocks.slots import SLOTS, Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.slots import SLOTS, Flags, Floats, Ints, Slots, distinct
 from memstore.buffer.blocks.weights import Law, steps_of
 
 KEPT = 8
@@ -73,8 +73,8 @@ class View:
 
     def without(self, copy: Copy, places: Ints) -> View:
         """Return the view in which these episodes of its copy have the weight 0 too: for a draw, or for leases."""
-        fresh = replace(self._own(), excluded=np.union1d(self.excluded, places))
-        blocks = np.unique(places >> PLACE_BITS)
+        fresh = replace(self._own(), excluded=distinct(np.concatenate([self.excluded, places])))
+        blocks = distinct(places >> PLACE_BITS)
         for start in range(0, len(blocks), CHUNK):
             fresh._compute(copy, blocks[start : start + CHUNK])
         return fresh
