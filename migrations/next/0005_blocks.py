@@ -1,4 +1,4 @@
-"""Blocks and their heads. A sketch: it stands outside of ``versions`` until the library uses them.
+"""Blocks, each with its head. A sketch: it stands outside of ``versions`` until the library uses them.
 
 Revision ID: 0005
 Revises: 0004
@@ -22,7 +22,7 @@ Double: sa.types.TypeEngine[float] = sa.Double().with_variant(REAL(), "sqlite")
 
 def upgrade() -> None:
     op.create_table(
-        "head",
+        "block",
         sa.Column("id", Int64, autoincrement=False),
         sa.Column("buffer_id", Int64, nullable=False),
         sa.Column("domain_id", Int64, nullable=False),
@@ -39,23 +39,16 @@ def upgrade() -> None:
         sa.Column("revision", Int64, nullable=False),
         sa.Column("token", Int64, nullable=False),
         sa.Column("checksum", Int64, nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_head"),
-        sqlite_strict=True,
-    )
-    op.create_index(
-        "ix_head_buffer_id_revision",
-        "head",
-        ["buffer_id", "revision"],
-        postgresql_using="brin",
-        postgresql_with={"pages_per_range": 4, "autosummarize": "on"},
-    )
-    op.create_table(
-        "block",
-        sa.Column("id", Int64, autoincrement=False),
-        sa.Column("token", Int64, nullable=False),
         sa.Column("data", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_block"),
         sqlite_strict=True,
+    )
+    op.create_index(
+        "ix_block_buffer_id_revision",
+        "block",
+        ["buffer_id", "revision"],
+        postgresql_using="brin",
+        postgresql_with={"pages_per_range": 4, "autosummarize": "on"},
     )
     if op.get_context().dialect.name == "postgresql":
         op.execute("ALTER TABLE block ALTER COLUMN data SET STORAGE PLAIN")

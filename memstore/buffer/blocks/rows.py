@@ -1,4 +1,4 @@
-"""Heads and blocks in the database: read, fetched by their names, and written where a copy has changed.
+"""Blocks in the database: heads are read, contents fetched by name, and rows written where a copy has changed.
 
 A function here takes a connection and never commits. The caller holds the buffer's lock to write, and reads in one
 snapshot.
@@ -18,7 +18,7 @@ from memstore.buffer.blocks.slots import NO_ID, SLOTS, Flags, Floats, Ints, seal
 from memstore.buffer.blocks.weights import UNIT
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
-from memstore.storage.next_schema import block, head
+from memstore.storage.next_schema import block
 from memstore.storage.schema import first_id, id_range
 
 NUMBERS = {
@@ -54,11 +54,11 @@ def read_heads(conn: Connection, backend: Backend, buffer_id: int, *, after: int
     StoreCorrupt
         One does not match its checksum, or cannot be.
     """
-    query = select(*(head.c[name] for name in COLUMNS)).order_by(head.c.id)
+    query = select(*(block.c[name] for name in COLUMNS)).order_by(block.c.id)
     if after < 0:
-        query = query.where(head.c.id.between(*id_range(buffer_id)))
+        query = query.where(block.c.id.between(*id_range(buffer_id)))
     else:
-        query = query.where(head.c.buffer_id == buffer_id, head.c.revision > after)
+        query = query.where(block.c.buffer_id == buffer_id, block.c.revision > after)
     return _heads(buffer_id, backend.fetch(conn, query))
 
 
@@ -71,7 +71,7 @@ def fetching(conn: Connection, backend: Backend) -> Fetch:
         rows = {row[0]: row[1:] for row in found}
         missing = [name for name in names.tolist() if name not in rows]
         if missing:
-            raise stored.damaged(f"block {missing[0]}", "has a head and no content")
+            raise stored.damaged(f"block {missing[0]}", "was read a moment ago, and is gone")
         tokens = [
             _unsigned(stored.whole(rows[name][0], f"block {name}: its token", -(2**63))) for name in names.tolist()
         ]
@@ -95,13 +95,14 @@ def write_changes(
     old, new = before.heads, after.heads
     known, at = _among(new["name"], old["name"])
     changed = known & (old["stamp"][at] != new["stamp"] if len(old) else known)
-    for which, write in ((changed, _update), (~known, _insert)):
-        if which.any():
-            write(conn, backend, *_written(buffer_id, after, np.flatnonzero(which), revision, token))
+    if changed.any():
+        columns = _written(buffer_id, after, np.flatnonzero(changed), revision, token)
+        backend.update(conn, block, "id", columns)
+    if not known.all():
+        backend.insert(conn, block, _written(buffer_id, after, np.flatnonzero(~known), revision, token))
     stays, _ = _among(old["name"], new["name"])
     if not stays.all():
-        for table in (head, block):
-            backend.delete(conn, table, "id", old["name"][~stays].tolist())
+        backend.delete(conn, block, "id", old["name"][~stays].tolist())
 
 
 def _among(names: Ints, others: Ints) -> tuple[Flags, Ints]:
@@ -111,19 +112,7 @@ def _among(names: Ints, others: Ints) -> tuple[Flags, Ints]:
     return (others[at] == names if len(others) else np.zeros(len(names), np.bool_)), at
 
 
-def _insert(conn: Connection, backend: Backend, heads: dict[str, list[Any]], blocks: dict[str, list[Any]]) -> None:
-    backend.insert(conn, head, heads)
-    backend.insert(conn, block, blocks)
-
-
-def _update(conn: Connection, backend: Backend, heads: dict[str, list[Any]], blocks: dict[str, list[Any]]) -> None:
-    backend.update(conn, head, "id", heads)
-    backend.update(conn, block, "id", blocks)
-
-
-def _written(
-    buffer_id: int, copy: Copy, places: Ints, revision: int, token: int
-) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+def _written(buffer_id: int, copy: Copy, places: Ints, revision: int, token: int) -> dict[str, list[Any]]:
     """Return the columns of these blocks' rows."""
     rows, signed = copy.heads[places], int(np.array(token, np.uint64).view(np.int64))
     count = len(places)
@@ -132,21 +121,17 @@ def _written(
         values: Any = rows[field] + first_id(buffer_id) if name == "domain_id" else rows[field]
         none = ABSENT.get(name)
         columns[name] = [None if value == none else value for value in values.tolist()]
-    columns["buffer_id"], columns["revision"], columns["token"] = (
-        [buffer_id] * count,
-        [revision] * count,
-        [signed] * count,
-    )
+    given = {"buffer_id": buffer_id, "revision": revision, "token": signed}
+    columns |= {name: [value] * count for name, value in given.items()}
     columns["checksum"] = _checksums(rows, np.full(count, revision), np.full(count, signed)).tolist()
-    contents = copy.open(places).contents()
-    parts = zip(contents, rows["name"].tolist(), rows["domain"].tolist(), strict=True)
-    data = [sealed(*part, token) for part in parts]
-    return columns, {"id": columns["id"], "token": [signed] * count, "data": data}
+    parts = zip(copy.open(places).contents(), rows["name"].tolist(), rows["domain"].tolist(), strict=True)
+    columns["data"] = [sealed(*part, token) for part in parts]
+    return columns
 
 
 def _heads(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Heads:
     columns = dict(zip(COLUMNS, zip(*rows, strict=True) if rows else [()] * len(COLUMNS), strict=True))
-    where = f"table {head.name}"
+    where = f"table {block.name}"
     wholes, reals = {}, {}
     for name in NUMBERS:
         none = ABSENT.get(name)
@@ -164,7 +149,7 @@ def _heads(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Heads:
     revision, token, expected = (stored.wholes(columns[name], where) for name in ("revision", "token", "checksum"))
     unlike = _checksums(heads, revision, token) != expected
     if unlike.any():
-        raise stored.damaged(f"head {wholes['id'][unlike][0]}", "does not match its checksum")
+        raise stored.damaged(f"block {wholes['id'][unlike][0]}", "has a head that does not match its checksum")
     return heads
 
 
@@ -183,7 +168,7 @@ def _refuse(buffer_id: int, wholes: dict[str, Ints], reals: dict[str, Floats]) -
     possible &= np.where(measured, (least >= 0) & (largest >= least) & (largest < np.inf), least > largest)
     possible &= np.where(measured, (total > 0) & (total < np.inf), total == 0)
     if not possible.all():
-        raise stored.damaged(f"head {name[~possible][0]}", "cannot be as it is stored")
+        raise stored.damaged(f"block {name[~possible][0]}", "has a head that cannot be as it is stored")
 
 
 def _checksums(heads: Heads, revision: Ints, token: Ints) -> Ints:
