@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import CHUNK, PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import PLACE_BITS, Copy
 from memstore.buffer.blocks.pages import Opened
 from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.blocks.views import View
@@ -135,9 +135,7 @@ def _listed(copy: Copy, view: View, ages: Ages, rng: np.random.Generator, wanted
     """Draw with replacement by one pass over all that may be drawn, 16 bytes for each."""
     count("listed")
     weigh, parts, weights = _weigher(copy, view, ages), [], []
-    some = np.flatnonzero(view.live > 0)
-    for start in range(0, len(some), CHUNK):
-        opened = copy.open(some[start : start + CHUNK])
+    for opened in copy.chunks(np.flatnonzero(view.live > 0)):
         log2 = weigh(opened)
         row, slot = np.nonzero(log2 > -np.inf)
         parts.append((opened.blocks[row] << PLACE_BITS) + slot)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import CHUNK, PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import PLACE_BITS, Copy
 from memstore.buffer.blocks.pages import Opened, reached
 from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.views import View
@@ -201,9 +201,7 @@ def by_keys(copy: Copy, view: View, rng: np.random.Generator, wanted: int, weigh
     """
     count("listed")
     best, places = np.zeros(0), np.zeros(0, np.int64)
-    some = np.flatnonzero(view.live > 0)
-    for start in range(0, len(some), CHUNK):
-        opened = copy.open(some[start : start + CHUNK])
+    for opened in copy.chunks(np.flatnonzero(view.live > 0)):
         log2 = weigh(opened)
         row, slot = np.nonzero(log2 > -np.inf)
         # The ziggurat may return zero, once in 2**53.

@@ -246,16 +246,16 @@ def sums_by_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sums_pairwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sum up in the order that numpy likes, with as many empty places as there were changes of the block before."""
-    honest = View._compute
+    honest = View._count
 
-    def compute(self: View, copy: Copy, blocks: Ints) -> None:
+    def count(self: View, copy: Copy, blocks: Opened) -> None:
         honest(self, copy, blocks)
         if self.law is not None:
-            log2 = self.log2_weights(copy.open(blocks), copy.domains, -np.inf)
+            log2 = self.log2_weights(blocks, copy.domains, -np.inf)
             holes = np.pad(log2, ((0, 0), (int(self.stamp.sum() % 7), 9)), constant_values=-np.inf)
-            self.sums[blocks] = np.exp2(holes - self.unit[blocks][:, None]).sum(axis=1)
+            self.sums[blocks.blocks] = np.exp2(holes - self.unit[blocks.blocks][:, None]).sum(axis=1)
 
-    monkeypatch.setattr(View, "_compute", compute)
+    monkeypatch.setattr(View, "_count", count)
 
 
 def stamps_that_count_changes(monkeypatch: pytest.MonkeyPatch) -> None:

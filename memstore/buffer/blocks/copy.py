@@ -7,7 +7,7 @@ tables of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -158,17 +158,22 @@ class Copy:
         page[known[~self.pages.used_last(page[known], most)]] = -1
         return replace(self, page=page)
 
-    def reweighed(self, law: Law) -> Copy:
-        """Return this copy with sums by another law; it reads all contents."""
-        other = replace(self, heads=own(self.heads), page=np.full(len(self), -1), pages=Pages(law))
-        for start in range(0, len(self), CHUNK):
-            other._set(self.open(np.arange(start, min(start + CHUNK, len(self)))), same_ids=True)
+    def configured(self, law: Law, key_of: KeyOf | None) -> Copy:
+        """Return this copy with sums by another law, or keys of another policy; it reads all contents."""
+        other = replace(self, heads=own(self.heads), page=np.full(len(self), -1), pages=Pages(law), key_of=key_of)
+        for blocks in self.chunks(np.arange(len(self))):
+            other._set(blocks)
         return other
 
     def open(self, blocks: Ints) -> Opened:
         """Return the contents of these blocks (ascending, each once), in arrays of their own."""
         pages = self.paged(blocks)
         return Opened(blocks, self.heads["live"][blocks].astype(np.int64), self.pages.columns[pages])
+
+    def chunks(self, blocks: Ints) -> Iterator[Opened]:
+        """Yield the contents of these blocks, ``CHUNK`` of them at a time."""
+        for start in range(0, len(blocks), CHUNK):
+            yield self.open(blocks[start : start + CHUNK])
 
     def read(self, places: Ints) -> Slots:
         """Return the slots at these places."""
@@ -310,8 +315,10 @@ class Copy:
         steps = describe(expected, found, self.pages)
         if self.key_of is not None:
             expected["key"] = least_keys(found, self.key_of)
-        like = np.isclose(expected["sum"], heads["sum"], rtol=ROUNDING, atol=0.0)
-        expected["stamp"], expected["sum"] = heads["stamp"], heads["sum"]
+        sums = np.ldexp(expected["sum"], expected["unit"] - heads["unit"])
+        like = np.isclose(sums, heads["sum"], rtol=ROUNDING, atol=0.0)
+        for name in ("stamp", "sum", "unit"):
+            expected[name] = heads[name]
         unlike = np.flatnonzero((expected != heads) | ~like)
         if len(unlike):
             raise damaged(f"block {heads['name'][unlike[0]]}", "does not agree with its head")

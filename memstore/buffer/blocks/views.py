@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import CHUNK, PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import PLACE_BITS, Copy
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.pages import Opened
 from memstore.buffer.blocks.slots import SLOTS, Flags, Floats, Ints, Slots, distinct
@@ -67,16 +67,13 @@ class View:
         if not len(stale):
             return moved
         fresh = replace(moved._own(), stamp=heads["stamp"].copy())
-        for start in range(0, len(stale), CHUNK):
-            fresh._compute(copy, stale[start : start + CHUNK])
+        fresh._compute(copy, stale)
         return fresh
 
     def without(self, copy: Copy, places: Ints) -> View:
         """Return the view in which these episodes of its copy have the weight 0 too: for a draw, or for leases."""
         fresh = replace(self._own(), excluded=distinct(np.concatenate([self.excluded, places])))
-        blocks = distinct(places >> PLACE_BITS)
-        for start in range(0, len(blocks), CHUNK):
-            fresh._compute(copy, blocks[start : start + CHUNK])
+        fresh._compute(copy, distinct(places >> PLACE_BITS))
         return fresh
 
     def allowed(self, blocks: Opened, domains: Ints) -> Flags:
@@ -135,7 +132,11 @@ class View:
             gone = np.bincount(self.excluded >> PLACE_BITS, minlength=len(copy))
             self.live[blocks] = (copy.heads["live"] - gone)[blocks]
             return
-        opened = copy.open(blocks)
+        for opened in copy.chunks(blocks):
+            self._count(copy, opened)
+
+    def _count(self, copy: Copy, opened: Opened) -> None:
+        blocks = opened.blocks
         if self.law is None:
             self.live[blocks] = self.allowed(opened, copy.domains).sum(axis=1)
             return
