@@ -130,6 +130,52 @@ def test_patches_may_come_twice_and_in_any_order(small_blocks: int) -> None:
     assert straight == after(np.concatenate([np.arange(200), np.arange(50, 150)]))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_between_mergings_the_order_of_the_log_does_not_matter(seed: int, small_blocks: int) -> None:
+    """A process that follows takes all newcomers, then all events in any order, then all departures."""
+    rng = np.random.default_rng(seed)
+    copy, model = Copy.of(OWN, key_of=keys), Model()
+    for _ in range(20):
+        copy = step(rng, copy, model)
+    start, before = copy.merged(), model.inserted
+    copy, domain_of = start, {number: e.domain for number, e in model.live.items()}
+    adds, events, gone = list[tuple[int, int, float]](), list[tuple[int, float, int, int]](), set[int]()
+    for _ in range(40):
+        was = model.copy()
+        copy = rng.choice(np.array([add_some, replay_some, leave_some]))(rng, copy, model)
+        for number, e in model.live.items():
+            if number > was.inserted:
+                adds.append((number, e.domain, e.loss))
+                domain_of[number] = e.domain
+            elif e.event != was.live[number].event:
+                events.append((number, e.loss, e.count, e.event))
+        gone |= was.live.keys() - model.live.keys()
+    assert before < model.inserted and events and gone
+
+    ids, of, born = (np.array(column) for column in zip(*adds, strict=True))
+    follower = start.appended(ids, of, born)
+    events = [events[at] for at in rng.permutation(len(events))]
+    ids, loss, count, event = (np.array(column) for column in zip(*events, strict=True))
+    of = as_ints(domain_of[number] for number in ids.tolist())
+    follower = follower.patched(follower.locate(ids, of), loss, count, event)
+    left = as_ints(sorted(gone))
+    follower = follower.departed(follower.locate(left, as_ints(domain_of[number] for number in left.tolist())))
+    assert state(follower) == state(copy)
+    assert state(follower.merged()) == state(copy.merged())
+
+
+def add_some(rng: np.random.Generator, copy: Copy, model: Model) -> Copy:
+    return add(rng, copy, model, 9, 3)
+
+
+def replay_some(rng: np.random.Generator, copy: Copy, model: Model) -> Copy:
+    return replay(rng, copy, model, 12)
+
+
+def leave_some(rng: np.random.Generator, copy: Copy, model: Model) -> Copy:
+    return leave(rng, copy, model, 6)
+
+
 def test_a_watermark_is_the_same_as_its_ids(small_blocks: int) -> None:
     rng = np.random.default_rng(6)
     ids, domains = np.arange(1, 101), rng.integers(1, 4, 100)
