@@ -217,6 +217,19 @@ def test_a_domain_fills_one_block_after_the_other() -> None:
     assert copy.heads["name"].tolist() == [1, 1 + SLOTS, 1 + 2 * SLOTS, 1 + 3 * SLOTS]
 
 
+def test_a_copy_is_built_from_tables(small_blocks: int) -> None:
+    rng = np.random.default_rng(18)
+    copy, model = Copy.of(OWN), Model()
+    for _ in range(60):
+        copy = step(rng, copy, model)
+    live = sorted(model.live.items())
+    ids, domains = as_ints(number for number, _ in live), as_ints(e.domain for _, e in live)
+    count, event = as_ints(e.count for _, e in live), as_ints(e.event for _, e in live)
+    built = Copy.of(OWN).appended(ids, domains, np.array([e.loss for _, e in live]), count, event)
+    check(built, model)
+    assert (built.heads["live"][built.heads["live"] < small_blocks] < small_blocks).sum() <= 3, "blocks are full"
+
+
 def test_newcomers_that_cannot_be_are_refused() -> None:
     copy = Copy.of(OWN).appended(np.array([5, 6]), np.array([1, 1]), np.ones(2))
     for ids in ([6, 7], [7, 7], [8, 7], [1, 9]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from memstore.buffer.blocks import rows as module
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.lottery import reservoir_keys
-from memstore.buffer.blocks.rows import fetching, read_heads, write_changes
+from memstore.buffer.blocks.rows import domains_of, fetching, problems, read_heads, write_changes
 from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.blocks.views import Views
 from memstore.draws.weighted import weighted
@@ -26,7 +27,7 @@ from memstore.errors import StoreCorrupt
 from memstore.storage.address import parse_url
 from memstore.storage.database import Database
 from memstore.storage.next_schema import next_metadata
-from memstore.storage.schema import first_id
+from memstore.storage.schema import episode, first_id
 from memstore.storage.upgrade import ensure_schema
 from tests.buffer.model import OWN, Model, add, in_memory, same_heads, step
 
@@ -213,6 +214,7 @@ def test_every_column_is_guarded(damage: tuple[str, str], database: Database, sm
         "UPDATE block SET least_loss = NULL, largest_loss = NULL WHERE id = :id",
         "UPDATE block SET live = 0, unmeasured = 0 WHERE id = :id",
         "UPDATE block SET unit = 513 WHERE id = :id",
+        "UPDATE block SET id = id + 1 WHERE id = :id",
         "UPDATE block SET weight_sum = -1 WHERE id = :id",
     ],
 )
@@ -227,8 +229,46 @@ def test_rows_that_cannot_be_are_damage(statement: str, database: Database, smal
         opened = stored.read(conn)
         opened.open(np.arange(len(opened)))
 
-    with pytest.raises(StoreCorrupt, match=f"block {name}"):
+    with pytest.raises(StoreCorrupt, match=f"block {name + ('id + 1' in statement)}"):
         database.in_read(read)
+
+
+def test_a_block_of_two_buffers_is_damage(database: Database, small_blocks: int) -> None:
+    stored = filled(database)
+    database.in_write(lambda conn: conn.execute(text("UPDATE block SET buffer_id = 1")))
+    with pytest.raises(StoreCorrupt, match="said to be of another one"):
+        database.in_read(stored.read)
+
+
+def test_all_that_is_wrong_is_told(database: Database, small_blocks: int) -> None:
+    stored = filled(database)
+
+    def found() -> list[str]:
+        return database.in_read(lambda conn: list(problems(conn, database.backend, BUFFER, OWN, keys)))
+
+    assert found() == []
+    names = stored.copy.heads["name"][[1, 4]].tolist()
+    for name in names:
+        statement = text("UPDATE block SET data = :data WHERE id = :id").bindparams(id=name, data=bytes(36))
+        database.in_write(partial(Connection.execute, statement=statement))
+    assert [f"block {name} does not match" in told for name, told in zip(names, found(), strict=True)] == [True, True]
+    database.in_write(lambda conn: conn.execute(text("UPDATE block SET put = 99 WHERE id = :id"), {"id": names[1]}))
+    assert len(found()) == 1
+
+
+def test_domains_of_episodes_are_looked_up(database: Database) -> None:
+    def work(conn: Connection) -> list[int]:
+        ids = [first_id(BUFFER) + number for number in (3, 5, 9)]
+        columns = {"id": ids, "buffer_id": [BUFFER] * 3, "domain_id": [first_id(BUFFER) + of for of in (2, 1, 7)]}
+        database.backend.insert(conn, episode, columns | {"timestamp": [0.5] * 3})
+        wanted = first_id(BUFFER) + np.array([9, 4, 3, 9, 5, 10, 2])
+        assert domains_of(conn, database.backend, BUFFER, wanted[[1]]).tolist() == [0]
+        with pytest.raises(StoreCorrupt, match="a domain of another one"):
+            domains_of(conn, database.backend, BUFFER + 1, wanted)
+        domains: list[int] = domains_of(conn, database.backend, BUFFER, wanted).tolist()
+        return domains
+
+    assert database.in_write(work) == [7, 0, 2, 7, 1, 0, 0]
 
 
 def test_a_block_that_vanished_is_damage(database: Database, small_blocks: int) -> None:

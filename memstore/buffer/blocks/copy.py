@@ -232,8 +232,10 @@ class Copy:
         thinned = self.open(np.flatnonzero(touched))
         return self._own()._set(compacted(thinned, thinned.used & (thinned.ids > watermark)))
 
-    def appended(self, ids: Ints, domains: Ints, loss: Floats) -> Copy:
-        """Add episodes that were never replayed; the ids ascend, and are above all that were ever added.
+    def appended(self, ids: Ints, domains: Ints, loss: Floats, count: Ints | int = 0, event: Ints | int = 0) -> Copy:
+        """Add episodes; the ids ascend, and are above all that were ever added.
+
+        Newcomers were never replayed. Counts and events are for a copy that is built from the tables of a database.
 
         A newcomer enters the last block of its domain; where ``SLOTS`` episodes were put into that, a new one. So where
         an episode stands depends on the newcomers of its domain since the last merging, and on no departure.
@@ -245,14 +247,16 @@ class Copy:
         target, names = self._targets(ids[order], domains[order])
         grown = self._own(head_rows(names, domains[np.searchsorted(ids, names)]))
         order = order[np.argsort(target, kind="stable")]
-        blocks, first, count = np.unique(np.sort(target), return_index=True, return_counts=True)
+        blocks, first, more = np.unique(np.sort(target), return_index=True, return_counts=True)
         filled = grown.open(blocks)
-        ordinal = np.repeat(np.arange(len(blocks)), count)
+        ordinal = np.repeat(np.arange(len(blocks)), more)
         slot = filled.count[ordinal] + np.arange(len(ids)) - first[ordinal]
         filled.columns[ordinal, ID, slot] = ids[order]
         filled.columns[ordinal, LOSS, slot] = canonical(loss[order])
-        grown.heads["put"][blocks] += count.astype(np.int16)
-        return grown._set(Opened(blocks, filled.count + count, filled.columns))
+        filled.columns[ordinal, COUNT, slot] = np.broadcast_to(count, len(ids))[order]
+        filled.columns[ordinal, EVENT, slot] = np.broadcast_to(event, len(ids))[order]
+        grown.heads["put"][blocks] += more.astype(np.int16)
+        return grown._set(Opened(blocks, filled.count + more, filled.columns))
 
     def _targets(self, ids: Ints, domains: Ints) -> tuple[Ints, Ints]:
         """Return the block that each newcomer enters, and the names of those that are new; they come by domain."""

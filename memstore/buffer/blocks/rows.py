@@ -6,20 +6,21 @@ snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, select
 
-from memstore.buffer.blocks.copy import Copy, Fetch
-from memstore.buffer.blocks.heads import MAX_DOMAIN, Heads, head_rows, new_stamp
-from memstore.buffer.blocks.slots import NO_ID, SLOTS, Flags, Floats, Ints, sealed, unsealed
-from memstore.buffer.blocks.weights import UNIT
+from memstore.buffer.blocks.copy import CHUNK, Copy, Fetch
+from memstore.buffer.blocks.heads import MAX_DOMAIN, Heads, KeyOf, head_rows, new_stamp
+from memstore.buffer.blocks.slots import NO_ID, SLOTS, Flags, Floats, Ints, distinct, sealed, unsealed
+from memstore.buffer.blocks.weights import UNIT, Law
+from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.next_schema import block
-from memstore.storage.schema import first_id, id_range
+from memstore.storage.schema import episode, first_id, id_range
 
 NUMBERS = {
     "id": "name",
@@ -37,7 +38,7 @@ NUMBERS = {
 REALS = {"least_loss": "least", "largest_loss": "largest", "weight_sum": "sum"}
 """Columns of other numbers, and what a head calls them."""
 
-COLUMNS = (*NUMBERS, *REALS, "revision", "token", "checksum")
+COLUMNS = (*NUMBERS, *REALS, "buffer_id", "revision", "token", "checksum")
 
 ABSENT = {"first_id": NO_ID, "last_id": -1, "eviction_key": NO_ID, "least_loss": np.inf, "largest_loss": -np.inf}
 """What a head has where its row has NULL."""
@@ -78,6 +79,43 @@ def fetching(conn: Connection, backend: Backend) -> Fetch:
         return unsealed([rows[name][1] for name in names.tolist()], names, heads["domain"], tokens)
 
     return fetch
+
+
+def domains_of(conn: Connection, backend: Backend, buffer_id: int, ids: Ints) -> Ints:
+    """Return the domains of these episodes, by look-ups; 0 for one that was never added, or whose row is deleted."""
+    found = backend.select(conn, episode, ("id", "domain_id"), "id", distinct(ids).tolist())
+    numbers, domains = zip(*sorted(found), strict=True) if found else ((), ())
+    where = f"table {episode.name}"
+    known, at = _among(ids, stored.wholes(numbers, where))
+    of = stored.wholes(domains, where) - first_id(buffer_id)
+    if ((of < 0) | (of > MAX_DOMAIN)).any():
+        raise stored.damaged(where, f"holds an episode of buffer {buffer_id} with a domain of another one")
+    return np.where(known, of[at], 0) if len(of) else np.zeros(len(ids), np.int64)
+
+
+def problems(conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None) -> Iterator[str]:
+    """Yield what is wrong with the rows of a buffer: each damaged block, and each head that its content belies."""
+    try:
+        heads = read_heads(conn, backend, buffer_id)
+    except StoreCorrupt as exc:
+        yield str(exc)
+        return
+    copy = Copy.of(law, heads, fetch=fetching(conn, backend), key_of=key_of)
+    for start in range(0, len(copy), CHUNK):
+        blocks = np.arange(start, min(start + CHUNK, len(copy)))
+        try:
+            copy.open(blocks)
+        except StoreCorrupt:
+            yield from _one_by_one(copy, blocks)
+        copy = copy.forgotten(0)
+
+
+def _one_by_one(copy: Copy, blocks: Ints) -> Iterator[str]:
+    for place in blocks.tolist():
+        try:
+            copy.open(np.array([place]))
+        except StoreCorrupt as exc:
+            yield str(exc)
 
 
 def write_changes(
@@ -146,6 +184,8 @@ def _heads(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Heads:
         for name, field in names.items():
             heads[field] = read[name]
     heads["stamp"] = new_stamp()
+    if (stored.wholes(columns["buffer_id"], where) != buffer_id).any():
+        raise stored.damaged(where, f"holds a block of buffer {buffer_id} that is said to be of another one")
     revision, token, expected = (stored.wholes(columns[name], where) for name in ("revision", "token", "checksum"))
     unlike = _checksums(heads, revision, token) != expected
     if unlike.any():
