@@ -347,6 +347,31 @@ def test_readers_of_old_copies_are_not_disturbed(small_blocks: int) -> None:
     assert len(copy.pages) < 2000
 
 
+def test_readers_of_the_same_missing_contents_do_not_disturb_each_other(small_blocks: int) -> None:
+    rng = np.random.default_rng(19)
+    whole = add(rng, Copy.of(OWN), Model(), 400, 3)
+    contents = whole.open(np.arange(len(whole))).contents()
+    failed = list[str]()
+
+    def read(copy: Copy, seed: int) -> None:
+        own = np.random.default_rng(seed)
+        for _ in range(40):
+            blocks = np.sort(own.choice(len(copy), 9, replace=False))
+            if copy.open(blocks).contents() != [contents[block] for block in blocks.tolist()]:
+                failed.append("another content")
+
+    copy = cold(whole)
+    for _ in range(12):
+        threads = [threading.Thread(target=read, args=(copy, seed)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        copy = copy.forgotten(4)
+    assert not failed
+    assert len(copy.pages) < 3 * len(copy)
+
+
 def test_another_law_weighs_all_anew(small_blocks: int) -> None:
     rng = np.random.default_rng(15)
     copy, model = Copy.of(OWN, key_of=keys), Model()

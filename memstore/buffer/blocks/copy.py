@@ -326,4 +326,4 @@ class Copy:
         unlike = np.flatnonzero((expected != heads) | ~like)
         if len(unlike):
             raise damaged(f"block {heads['name'][unlike[0]]}", "does not agree with its head")
-        self.pages.write(self, blocks, found.columns, steps)
+        self.pages.fill(self, blocks, found.columns, steps)

@@ -72,7 +72,7 @@ def head_rows(names: Ints, domains: Ints) -> Heads:
     return heads
 
 
-def describe(heads: Heads, blocks: Opened, law: Pages) -> Floats:
+def describe(heads: Heads, blocks: Opened, pages: Pages) -> Floats:
     """Set in ``heads``, which are of these blocks, whatever follows from the content, but for the eviction key.
 
     Returns
@@ -89,7 +89,7 @@ def describe(heads: Heads, blocks: Opened, law: Pages) -> Floats:
     heads["first"] = np.where(some, blocks.ids[:, 0], NO_ID)
     heads["last"] = np.where(some, blocks.ids[np.arange(len(blocks)), np.maximum(count, 1) - 1], -1)
     heads["stamp"] = new_stamp()
-    steps, heads["unit"] = law.weigh(loss)
+    steps, heads["unit"] = pages.weigh(loss)
     heads["sum"] = steps[:, -1]
     return steps
 

@@ -197,13 +197,25 @@ class Pages:
         return steps_of(log2)
 
     def write(self, user: User, blocks: Ints, columns: Ints, steps: Floats) -> None:
-        """Give these blocks of a registered copy pages of their own with this content."""
+        """Give these blocks of a registered copy, which nobody else has yet, pages of their own with this content."""
         with self._lock:
-            pages = self._taken(len(blocks))
-            self.columns[pages] = columns
-            self.steps[pages] = steps
-            self.used(pages)
-            user.page[blocks] = pages
+            self._write(user, blocks, columns, steps)
+
+    def fill(self, user: User, blocks: Ints, columns: Ints, steps: Floats) -> None:
+        """Give pages with this content to those of the blocks that have none.
+
+        Another thread may have read the same content from the same copy. Then its page stays: it may be in use.
+        """
+        with self._lock:
+            none = user.page[blocks] < 0
+            self._write(user, blocks[none], columns[none], steps[none])
+
+    def _write(self, user: User, blocks: Ints, columns: Ints, steps: Floats) -> None:
+        pages = self._taken(len(blocks))
+        self.columns[pages] = columns
+        self.steps[pages] = steps
+        self.used(pages)
+        user.page[blocks] = pages
 
     def _taken(self, count: int) -> Ints:
         if len(self._free) < count:
