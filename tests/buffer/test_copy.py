@@ -38,7 +38,7 @@ def keys(ids: Ints) -> Ints:
 
 def state(copy: Copy) -> list[bytes]:
     """Whatever a copy holds, but for its stamps."""
-    columns = [copy.heads[name].tobytes() for name in HEAD.names or () if name != "stamp"]
+    columns = [copy.heads[name].tobytes() for name in HEAD.names or () if name not in ("stamp", "token")]
     return [*columns, copy.directory.order.tobytes(), *copy.open(np.arange(len(copy))).contents()]
 
 

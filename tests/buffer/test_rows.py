@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.lottery import reservoir_keys
 from memstore.buffer.blocks.rows import domains_of, fetching, problems, read_heads, write_changes
 from memstore.buffer.blocks.slots import Ints
-from memstore.buffer.blocks.views import Views
+from memstore.buffer.blocks.views import View, Views
+from memstore.buffer.blocks.weights import Law
 from memstore.draws.weighted import weighted
 from memstore.errors import StoreCorrupt
 from memstore.storage.address import parse_url
 from memstore.storage.database import Database
-from memstore.storage.next_schema import next_metadata
+from memstore.storage.next_schema import block, next_metadata
 from memstore.storage.schema import episode, first_id
 from memstore.storage.upgrade import ensure_schema
-from tests.buffer.model import OWN, Model, add, in_memory, same_heads, step
+from tests.buffer.model import OWN, Model, add, in_memory, replay, same_heads, step
 
 BUFFER = 3
 REVISION = Path(__file__).parents[2] / "migrations" / "next" / "0005_blocks.py"
@@ -68,18 +69,23 @@ class Stored:
         self.revision = 0
         self.rng = np.random.default_rng(buffer_id)
 
-    def write(self, after: Copy, fail: bool = False) -> None:
-        """Make the rows those of this copy."""
-        token = int(self.rng.integers(0, 2**64, dtype=np.uint64))
+    def write(self, change: Callable[[Copy], Copy], fail: bool = False) -> None:
+        """Change the copy, and make the rows those of it."""
+        token = int(self.rng.integers(-(2**63), 2**63))
 
-        def work(conn: Connection) -> None:
+        def work(conn: Connection) -> Copy:
             backend = self.database.backend
-            write_changes(conn, backend, self.buffer_id, self.copy, after, self.revision + 1, token)
+            before = self.reading(conn)
+            stored = write_changes(conn, backend, self.buffer_id, before, change(before), self.revision + 1, token)
             if fail:
                 raise ZeroDivisionError
+            return stored
 
-        self.database.in_write(work)
-        self.copy, self.revision = after, self.revision + 1
+        self.copy, self.revision = self.database.in_write(work), self.revision + 1
+
+    def reading(self, conn: Connection) -> Copy:
+        """The copy, with what is not in memory read by this connection."""
+        return self.copy.reading(fetching(conn, self.database.backend))
 
     def read(self, conn: Connection) -> Copy:
         """The copy of a process that has just opened the buffer."""
@@ -92,18 +98,17 @@ class Stored:
         """What is stored is the copy, bit for bit, and draws alike."""
 
         def work(conn: Connection) -> None:
-            opened = self.read(conn)
-            assert same_heads(opened.heads, self.copy.heads)
+            opened, mine = self.read(conn), self.reading(conn)
+            assert same_heads(opened.heads, mine.heads)
             assert in_memory(opened) == 0
             for alpha in (OWN, None):
-                if alpha is not None and self.copy.live:
+                if alpha is not None and mine.live:
                     one, other = (
-                        weighted(of, Views().get(of, alpha), 5.0, np.random.default_rng(1), 4)
-                        for of in (opened, self.copy)
+                        weighted(of, Views().get(of, alpha), 5.0, np.random.default_rng(1), 4) for of in (opened, mine)
                     )
                     assert one.tolist() == other.tolist()
             every = np.arange(len(opened))
-            assert opened.open(every).contents() == self.copy.open(every).contents()
+            assert opened.open(every).contents() == mine.open(every).contents()
 
         self.database.in_read(work)
 
@@ -132,9 +137,9 @@ def test_what_is_stored_is_the_copy(seed: int, database: Database, small_blocks:
     stored, other = Stored(database), Stored(database, 1)
     model, second = shifted(Model(), BUFFER), Model()
     for turn in range(25):
-        stored.write(step(rng, stored.copy, model, scale=2))
+        stored.write(lambda copy: step(rng, copy, model, scale=2))
         if turn % 5 == 0:
-            other.write(step(rng, other.copy, second))
+            other.write(lambda copy: step(rng, copy, second))
         stored.check()
     other.check()
 
@@ -143,24 +148,23 @@ def test_a_write_that_fails_leaves_all_as_it_was(database: Database, small_block
     rng = np.random.default_rng(3)
     stored, model = Stored(database), shifted(Model(), BUFFER)
     for _ in range(8):
-        stored.write(step(rng, stored.copy, model, scale=2))
+        stored.write(lambda copy: step(rng, copy, model, scale=2))
     for _ in range(4):
-        after = step(rng, stored.copy, model.copy(), scale=2)
         with pytest.raises(ZeroDivisionError):
-            stored.write(after, fail=True)
+            stored.write(lambda copy: step(rng, copy, model.copy(), scale=2), fail=True)
         stored.check()
 
 
 def test_another_process_reads_what_has_changed(database: Database, small_blocks: int) -> None:
     rng = np.random.default_rng(4)
     stored, model = Stored(database), shifted(Model(), BUFFER)
-    stored.write(add(rng, stored.copy, model, 60, 3))
+    stored.write(lambda copy: add(rng, copy, model, 60, 3))
     before, revision = stored.copy, stored.revision
     ids = np.array(sorted(model.live))[[3, 4, 40]]
-    found = before.locate(ids, model.domains_of(ids))
+    domains = model.domains_of(ids)
     one = np.ones(3, np.int64)
-    stored.write(before.patched(found, np.full(3, 7.5), one, one))
-    stored.write(add(rng, stored.copy, model, 9, 3))
+    stored.write(lambda copy: copy.patched(copy.locate(ids, domains), np.full(3, 7.5), one, one))
+    stored.write(lambda copy: add(rng, copy, model, 9, 3))
 
     def work(conn: Connection) -> Heads:
         assert not len(read_heads(conn, database.backend, BUFFER, after=stored.revision))
@@ -173,11 +177,74 @@ def test_another_process_reads_what_has_changed(database: Database, small_blocks
     assert 0 < len(news) < len(stored.copy)
 
 
+def sums(stored: Stored, conn: Connection) -> bytes:
+    return View.of(stored.reading(conn), Law(2.0, 1e-6)).sums.tobytes()
+
+
+def test_two_processes_write_in_turn(database: Database, small_blocks: int) -> None:
+    """Each follows the other by the heads that changed, or by all where blocks have vanished."""
+    rng, model = np.random.default_rng(7), shifted(Model(), BUFFER)
+    first, second = Stored(database), Stored(database)
+    second.rng = np.random.default_rng(99)
+    kept = vanished = 0
+    for turn in range(40):
+        writer, other = (first, second) if rng.random() < 0.5 else (second, first)
+        writer.write(lambda copy: step(rng, copy, model, scale=2))
+        if turn % 8 == 7:
+            writer.write(Copy.merged)
+
+        def follow(conn: Connection, other: Stored = other, count: int = len(writer.copy)) -> Copy:
+            nonlocal vanished
+            mine = other.reading(conn)
+            copy = mine.followed(read_heads(conn, database.backend, BUFFER, after=other.revision))
+            if len(copy) != count:
+                vanished += 1
+                copy = mine.replaced(read_heads(conn, database.backend, BUFFER))
+            return copy
+
+        other.copy, other.revision = database.in_read(follow), writer.revision
+        kept += in_memory(other.copy)
+        assert same_heads(other.copy.heads, writer.copy.heads)
+        other.check()
+        one, two = database.in_read(partial(sums, first)), database.in_read(partial(sums, second))
+        assert one == two
+    assert kept > 100 and vanished > 2
+
+
+def test_a_server_that_forgot_writes_is_noticed(database: Database, small_blocks: int) -> None:
+    """The same revision with another content: the token tells."""
+    rng, model = np.random.default_rng(8), shifted(Model(), BUFFER)
+    stored = Stored(database)
+    stored.write(lambda copy: add(rng, copy, model, 30, 2))
+    before, revision = stored.copy, stored.revision
+    rows = database.in_read(lambda conn: [dict(row) for row in conn.execute(block.select()).mappings()])
+    stored.write(lambda copy: replay(rng, copy, model.copy(), 8))
+    forgotten = stored.copy
+
+    def forget(conn: Connection) -> None:
+        conn.execute(block.delete())
+        conn.execute(block.insert(), rows)
+
+    database.in_write(forget)
+    stored.copy, stored.revision = before, revision
+    stored.write(lambda copy: replay(rng, copy, model.copy(), 8))
+    assert stored.revision == revision + 1
+
+    def work(conn: Connection) -> None:
+        heads = read_heads(conn, database.backend, BUFFER)
+        copy = forgotten.reading(fetching(conn, database.backend)).replaced(heads)
+        assert in_memory(copy) < len(copy)
+        every = np.arange(len(copy))
+        assert copy.open(every).contents() == stored.copy.open(every).contents()
+
+    database.in_read(work)
+
+
 def filled(database: Database) -> Stored:
     rng = np.random.default_rng(5)
     stored, model = Stored(database), shifted(Model(), BUFFER)
     for _ in range(3):
-        stored.write(add(rng, stored.copy, model, 20, 3))
+        stored.write(lambda copy: add(rng, copy, model, 20, 3))
     return stored
 
 
@@ -302,6 +369,6 @@ def test_contents_are_found_by_their_index(database: Database, small_blocks: int
 def test_whole_blocks_are_stored_and_read(database: Database) -> None:
     rng = np.random.default_rng(6)
     stored, model = Stored(database), shifted(Model(), BUFFER)
-    stored.write(add(rng, stored.copy, model, 3000, 2))
+    stored.write(lambda copy: add(rng, copy, model, 3000, 2))
     assert stored.copy.heads["live"].max() == 120
     stored.check()

@@ -17,6 +17,7 @@ from memstore.buffer.blocks.heads import (
     Directory,
     Heads,
     KeyOf,
+    among,
     check_newcomers,
     describe,
     head_rows,
@@ -133,6 +134,31 @@ class Copy:
     def reading(self, fetch: Fetch) -> Copy:
         """Return this copy, with what is not in memory read in another way."""
         return replace(self, fetch=fetch)
+
+    def followed(self, changed: Heads) -> Copy:
+        """Return the copy of a later snapshot in which these heads are others, or new, and no block has vanished."""
+        known, at = among(changed["name"], self.heads["name"])
+        heads = own(self.heads, changed[~known])
+        heads[at[known]] = changed[known]
+        return self.replaced(heads if (np.diff(heads["name"]) > 0).all() else heads[np.argsort(heads["name"])])
+
+    def replaced(self, heads: Heads) -> Copy:
+        """Return the copy of a later snapshot whose heads are these; contents that are the same stay in memory.
+
+        They are the same where the token is: it is another one in each write, also where a server forgot some.
+        """
+        known, at = among(heads["name"], self.heads["name"])
+        known &= (heads["token"] != 0) & (heads["token"] == self.heads["token"][at] if len(self) else known)
+        heads, page = own(heads), np.full(len(heads), -1)
+        page[known] = self.page[at[known]]
+        heads["stamp"][known] = self.heads["stamp"][at[known]]
+        return replace(self, heads=heads, page=page, directory=Directory.of(heads))
+
+    def as_stored(self, blocks: Ints, token: int) -> Copy:
+        """Return this copy, with these blocks stored as they are by the write of this token."""
+        heads = own(self.heads)
+        heads["token"][blocks] = token
+        return replace(self, heads=heads)
 
     def paged(self, blocks: Ints) -> Ints:
         """Return the pages of these blocks, after reading what is not in memory.
@@ -321,7 +347,7 @@ class Copy:
             expected["key"] = least_keys(found, self.key_of)
         sums = np.ldexp(expected["sum"], expected["unit"] - heads["unit"])
         like = np.isclose(sums, heads["sum"], rtol=ROUNDING, atol=0.0)
-        for name in ("stamp", "sum", "unit"):
+        for name in ("stamp", "token", "sum", "unit"):
             expected[name] = heads[name]
         unlike = np.flatnonzero((expected != heads) | ~like)
         if len(unlike):

@@ -1,4 +1,4 @@
-"""The table of heads: what is known of every block without its slots, 88 bytes for 120 episodes."""
+"""The table of heads: what is known of every block without its slots, 96 bytes for 120 episodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.buffer.blocks.pages import Opened, Pages
-from memstore.buffer.blocks.slots import NO_ID, SLOTS, Floats, Ints
+from memstore.buffer.blocks.slots import NO_ID, SLOTS, Flags, Floats, Ints
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.storage.schema import SEQUENCE_BITS
 
@@ -28,6 +28,7 @@ HEAD = np.dtype(
         ("sum", "<f8"),
         ("key", "<i8"),
         ("stamp", "<i8"),
+        ("token", "<i8"),
         ("unit", "<i4"),
         ("put", "<i2"),
         ("live", "<i2"),
@@ -37,8 +38,8 @@ HEAD = np.dtype(
 )
 """Name and domain; first and last live id (``NO_ID`` and -1 of an empty block); least and largest measured loss (inf
 and -inf where there is none); sum of the weights of the measured ones, in units of ``2 ** unit``; least eviction key
-(``NO_ID`` where there is none); stamp; how many episodes were put in since the block was made, how many are live, how
-many of these were never measured."""
+(``NO_ID`` where there is none); stamp; token of the write that stored the block as it is (0: it is not stored so); how
+many episodes were put in since the block was made, how many are live, how many of these were never measured."""
 
 MAX_DOMAIN = 2**23 - 1
 """A domain and a sequence of 40 bits fit one number of 64, by which blocks are found."""
@@ -61,6 +62,15 @@ def own(heads: Heads, *new: Heads) -> Heads:
     """Return a copy of the table, with more rows behind it."""
     # As whole numbers: numpy copies rows of a structured array one by one, 190 us for 8,363 of them, and not 10.
     return np.concatenate([rows.view(np.int64) for rows in (heads, *new)]).view(HEAD)
+
+
+def among(names: Ints, others: Ints) -> tuple[Flags, Ints]:
+    """Return which names are among the others, and where there; both ascend."""
+    if not len(others):
+        return np.zeros(len(names), np.bool_), np.zeros(len(names), np.int64)
+    # Not numpy's functions for sets: they take 2.4 ms for 8,000 names.
+    at = np.minimum(np.searchsorted(others, names), len(others) - 1)
+    return others[at] == names, at
 
 
 def head_rows(names: Ints, domains: Ints) -> Heads:
@@ -88,7 +98,7 @@ def describe(heads: Heads, blocks: Opened, pages: Pages) -> Floats:
     some = count > 0
     heads["first"] = np.where(some, blocks.ids[:, 0], NO_ID)
     heads["last"] = np.where(some, blocks.ids[np.arange(len(blocks)), np.maximum(count, 1) - 1], -1)
-    heads["stamp"] = new_stamp()
+    heads["stamp"], heads["token"] = new_stamp(), 0
     steps, heads["unit"] = pages.weigh(loss)
     heads["sum"] = steps[:, -1]
     return steps
