@@ -48,7 +48,7 @@ class Masses:
     ends : array
         Cumulative sums of the weights of measured episodes, block after block.
     gaps : array
-        Cumulative counts of the never measured ones; each weighs ``gap_weight``.
+        Cumulative counts of the never measured ones, each of which weighs ``gap_weight``; empty if there is none.
     unit : int
         Base-2 logarithm of the unit of ``ends`` and ``gap_weight``.
     """
@@ -62,11 +62,12 @@ class Masses:
     def of(cls, view: View, top: float) -> Masses:
         """Sum up a view, with ``top`` the priority of the never measured."""
         assert view.law is not None
-        gaps = np.cumsum(view.gaps)
         unmeasured = view.law.log2_unmeasured(top)
-        some = len(gaps) > 0 and bool(gaps[-1])
-        sums, unit = in_largest_unit(view.sums, view.unit, unmeasured if some else -np.inf)
-        return cls(np.cumsum(sums), gaps, float(np.exp2(unmeasured - unit)) if some else 0.0, unit)
+        if not view.gaps.any():
+            sums, unit = in_largest_unit(view.sums, view.unit)
+            return cls(np.cumsum(sums), view.gaps[:0], 0.0, unit)
+        sums, unit = in_largest_unit(view.sums, view.unit, unmeasured)
+        return cls(np.cumsum(sums), np.cumsum(view.gaps), float(np.exp2(unmeasured - unit)), unit)
 
     @property
     def measured(self) -> float:

@@ -73,9 +73,11 @@ def in_largest_unit(sums: Floats, unit: Ints, least: float = -np.inf) -> tuple[F
 
     ``least`` is a logarithm.
     """
+    wanted = int(unit_of(np.array(least))) if np.isfinite(least) else None
+    if len(unit) and unit.min() == (same := int(unit.max())) and wanted in (None, same):
+        return sums, same  # as it is in ordinary training
     used = unit[sums > 0]
-    possible = [int(of.max()) for of in (used, unit_of(np.array([least]))[np.isfinite([least])]) if len(of)]
-    largest = max(possible, default=0)
-    if len(used) and int(used.min()) != largest:
-        return np.ldexp(sums, np.maximum(unit - largest, FAR)), largest
-    return sums, largest
+    largest = int(used.max()) if len(used) else 0
+    if wanted is not None:
+        largest = max(largest, wanted) if len(used) else wanted
+    return np.ldexp(sums, np.maximum(unit - largest, FAR)), largest
