@@ -16,6 +16,7 @@ from memstore.buffer.blocks.copy import PLACE_BITS, Copy
 from memstore.buffer.blocks.pages import Opened
 from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.blocks.views import View
+from memstore.draws.arithmetic import log2_sum, power_sum
 from memstore.draws.weighted import ROUNDS, SCAN_SHARE, by_keys, choose
 from memstore.testing import count
 
@@ -45,10 +46,13 @@ class Ages:
         log2 *= -self.alpha
         return log2
 
+    def span(self, copy: Copy) -> tuple[int, int]:
+        """Return the ages of the newest and of the oldest live episode."""
+        return self.newest + 1 - int(copy.heads["last"].max()), self.newest + 1 - int(copy.heads["first"].min())
+
     def octaves(self, copy: Copy) -> tuple[Ints, Ints]:
         """Return the youngest age of each octave that live episodes span, and how many ages it has."""
-        youngest = self.newest + 1 - int(copy.heads["last"].max())
-        oldest = self.newest + 1 - int(copy.heads["first"].min())
+        youngest, oldest = self.span(copy)
         edges = 2 ** np.arange(oldest.bit_length() + 1, dtype=np.int64)
         first = np.maximum(edges[:-1], youngest)
         return first, np.maximum(np.minimum(edges[1:], oldest + 1) - first, 0)
@@ -86,6 +90,19 @@ def aged(
         return np.concatenate([places, _listed(copy, view, ages, rng, wanted - len(places))])
     rest = view.without(copy, places) if len(places) else view
     return np.concatenate([places, by_keys(copy, rest, rng, wanted - len(places), _weigher(copy, rest, ages))])
+
+
+def log2_total(copy: Copy, view: View, ages: Ages) -> float:
+    """Return the logarithm of the sum of the weights of all that the view allows: a formula, or one pass over them.
+
+    The formula is for buffers in which no episode has left between others that stayed.
+    """
+    youngest, oldest = ages.span(copy)
+    whole = view.test is None and not len(view.excluded)
+    if whole and oldest - youngest + 1 == int(view.live.sum()):
+        return float(np.log2(power_sum(youngest, oldest, ages.alpha)))
+    weigh = _weigher(copy, view, ages)
+    return log2_sum(np.concatenate([weigh(opened).ravel() for opened in copy.chunks(np.flatnonzero(view.live > 0))]))
 
 
 def _proposals(wanted: int, span: int, left: int) -> int:

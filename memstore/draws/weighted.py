@@ -186,6 +186,15 @@ def nth(flags: Flags, row: Ints, rank: Ints) -> Ints:
     return found
 
 
+def log2_probability(view: View, top: float, slots: Slots) -> Floats:
+    """Return base-2 logarithms of the probabilities of a first draw, for slots that the view allows."""
+    assert view.law is not None
+    log2 = view.law.log2(slots.loss)
+    log2[np.isnan(log2)] = view.law.log2_unmeasured(top)
+    probability: Floats = log2 - Masses.of(view, top).log2_total
+    return probability
+
+
 def least_log2(copy: Copy, law: Law, top: float) -> float:
     """Return the logarithm of the least weight of a live episode, by heads: importance weights are relative to it."""
     least = copy.heads["least"].min(initial=np.inf)

@@ -16,11 +16,11 @@ from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.views import View, Views
 from memstore.buffer.blocks.weights import Law
 from memstore.draws import weighted as module
-from memstore.draws.aged import Ages, aged
+from memstore.draws.aged import Ages, aged, log2_total
 from memstore.draws.even import balanced, domain_counts, uniform
-from memstore.draws.weighted import Masses, drawn, least_log2, weighted
+from memstore.draws.weighted import Masses, drawn, least_log2, log2_probability, weighted
 from memstore.testing import Counts, counting
-from tests.buffer.model import OWN, law_of, slots_of
+from tests.buffer.model import OWN, Model, law_of, slots_of, step
 from tests.statistics.laws import (
     LawViolatedError,
     must_follow,
@@ -82,8 +82,8 @@ def stated(copy: Copy, view: View, top: float) -> dict[int, float]:
         steps, start, count = view.steps_in(copy, np.array([block]))
         steps = steps[start[0] : start[0] + count[0]]
         inside = np.diff(steps, prepend=0.0)
-        for number, loss, step in zip(slots.ids.tolist(), slots.loss.tolist(), inside.tolist(), strict=True):
-            measured = blocks[block] / masses.total * step / steps[-1] if step else 0.0
+        for number, loss, height in zip(slots.ids.tolist(), slots.loss.tolist(), inside.tolist(), strict=True):
+            measured = blocks[block] / masses.total * height / steps[-1] if height else 0.0
             law[number] = masses.gap_weight / masses.total if math.isnan(loss) else float(measured)
     return law
 
@@ -101,6 +101,34 @@ def test_the_numbers_state_the_law(name: str, alpha: float, small_blocks: int) -
     largest = max(log2.values())
     total = largest + math.log2(math.fsum(2.0 ** (x - largest) for x in log2.values()))
     assert math.isclose(Masses.of(view, top).log2_total, total, rel_tol=1e-13, abs_tol=1e-12)
+
+
+def test_probabilities_are_those_of_the_law_whatever_happened(small_blocks: int) -> None:
+    """At every point of a program, with losses of every size, they sum to 1 over all live episodes."""
+    rng = np.random.default_rng(20)
+    copy, model, views = Copy.of(OWN), Model(), Views()
+    for _ in range(80):
+        copy = step(rng, copy, model, scale=2)
+        slots, _ = slots_of(copy)
+        for alpha in (0.0, 0.6, 1.0, 50.0) if model.live else ():
+            view = views.get(copy, Law(alpha, EPSILON))
+            probability = dict(zip(slots.ids.tolist(), np.exp2(log2_probability(view, 1e308, slots)), strict=True))
+            assert math.isclose(sum(probability.values()), 1.0, rel_tol=1e-11)
+            for number, expected in law_of(model.weights(alpha, EPSILON, 1e308)).items():
+                assert math.isclose(probability[number], expected, rel_tol=1e-10, abs_tol=1e-300)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 3.0])
+def test_totals_by_age_are_those_of_the_law(alpha: float, small_blocks: int) -> None:
+    copy, ages = copy_of(np.ones(400)), Ages(alpha, 405)
+    for leaving in ((), (1, 2, 3), (200,)):
+        ids = np.array(leaving, np.int64)
+        left = copy.departed(copy.locate(ids, (ids - 1) % 3 + 1))
+        total = math.fsum((406.0 - number) ** -alpha for number in range(1, 401) if number not in leaving)
+        assert math.isclose(log2_total(left, View.of(left, None), ages), math.log2(total), rel_tol=1e-12)
+    few = View.of(copy, None).without(copy, copy.locate(np.array([7]), np.array([1])).places)
+    total = math.fsum((406.0 - number) ** -alpha for number in range(1, 401) if number != 7)
+    assert math.isclose(log2_total(copy, few, ages), math.log2(total), rel_tol=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
