@@ -175,7 +175,9 @@ def cold(copy: Copy) -> Copy:
     def fetch(heads: Heads) -> list[bytes]:
         return [stored[name] for name in heads["name"].tolist()]
 
-    return Copy.of(copy.pages.law, own(copy.heads), fetch=fetch, key_of=copy.key_of)
+    heads = own(copy.heads)
+    heads["token"] = TOKEN - 2**64
+    return Copy.of(copy.pages.law, heads, fetch=fetch, key_of=copy.key_of)
 
 
 def in_memory(copy: Copy) -> int:

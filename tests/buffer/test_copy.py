@@ -295,6 +295,9 @@ def test_contents_used_last_stay_in_memory(small_blocks: int) -> None:
     assert copy.forgotten(5) is copy
     whole = copy.open(np.arange(len(copy))).contents()
     assert copy.forgotten(0).open(np.arange(len(copy))).contents() == whole
+    ids = copy.heads["first"][[2, 3]]
+    changed = copy.departed(copy.locate(ids, copy.domains[[2, 3]]))
+    assert np.flatnonzero(changed.forgotten(0).page >= 0).tolist() == [2, 3], "they are stored nowhere"
 
 
 def test_memory_does_not_grow_where_contents_are_forgotten(small_blocks: int) -> None:

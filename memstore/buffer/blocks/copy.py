@@ -176,12 +176,16 @@ class Copy:
         return pages
 
     def forgotten(self, most: int) -> Copy:
-        """Return this copy with only so many contents in memory, those used last; others are read when needed."""
-        known = np.flatnonzero(self.page >= 0)
-        if len(known) <= most:
+        """Return this copy with only so many contents in memory, those used last; others are read when needed.
+
+        What is not stored as it is stays in any case.
+        """
+        excess = int((self.page >= 0).sum()) - most
+        stored = np.flatnonzero((self.page >= 0) & (self.heads["token"] != 0))
+        if excess <= 0 or not len(stored):
             return self
         page = self.page.copy()
-        page[known[~self.pages.used_last(page[known], most)]] = -1
+        page[stored[self.pages.used_first(page[stored], excess)]] = -1
         return replace(self, page=page)
 
     def configured(self, law: Law, key_of: KeyOf | None) -> Copy:

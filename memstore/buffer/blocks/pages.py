@@ -184,11 +184,9 @@ class Pages:
         self._clock += 1
         self._arrays.used_at[pages] = self._clock
 
-    def used_last(self, pages: Ints, most: int) -> Flags:
-        """Return which ones of these are the ``most`` that were used last."""
-        last = np.zeros(len(pages), np.bool_)
-        last[np.argsort(-self._arrays.used_at[pages], kind="stable")[:most]] = True
-        return last
+    def used_first(self, pages: Ints, most: int) -> Ints:
+        """Return which ones of these are the ``most`` whose last use is longest ago."""
+        return np.argsort(self._arrays.used_at[pages], kind="stable")[:most]
 
     def weigh(self, loss: Floats) -> tuple[Floats, Ints]:
         """Return the steps and units of blocks with these losses by the buffer's law."""
