@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 
 from memstore.buffer.blocks import rows as module
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.heads import Heads
+from memstore.buffer.blocks.heads import Heads, own
 from memstore.buffer.blocks.lottery import reservoir_keys
 from memstore.buffer.blocks.rows import domains_of, fetching, problems, read_heads, write_changes
 from memstore.buffer.blocks.slots import Ints
@@ -283,6 +283,8 @@ def test_every_column_is_guarded(damage: tuple[str, str], database: Database, sm
         "UPDATE block SET unit = 513 WHERE id = :id",
         "UPDATE block SET id = id + 1 WHERE id = :id",
         "UPDATE block SET weight_sum = -1 WHERE id = :id",
+        "UPDATE block SET weight_sum = 1e200 WHERE id = :id",
+        "UPDATE block SET unit = -9223372036854775808 WHERE id = :id",
     ],
 )
 def test_rows_that_cannot_be_are_damage(statement: str, database: Database, small_blocks: int) -> None:
@@ -298,6 +300,18 @@ def test_rows_that_cannot_be_are_damage(statement: str, database: Database, smal
 
     with pytest.raises(StoreCorrupt, match=f"block {name + ('id + 1' in statement)}"):
         database.in_read(read)
+
+
+def test_blocks_that_overlap_are_damage(database: Database, small_blocks: int) -> None:
+    """With right checksums: an episode would be looked for in the wrong block, and not found."""
+    stored = filled(database)
+    heads = own(stored.copy.heads)
+    of = stored.copy.directory.order[:2]
+    assert heads["domain"][of[0]] == heads["domain"][of[1]]
+    heads["last"][of[0]] = heads["name"][of[1]]
+    for make in (partial(Copy.of, OWN), stored.copy.replaced):
+        with pytest.raises(StoreCorrupt, match=f"block {heads['name'][of[0]]} reaches into"):
+            make(heads)
 
 
 def test_a_block_of_two_buffers_is_damage(database: Database, small_blocks: int) -> None:

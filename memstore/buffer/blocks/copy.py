@@ -115,7 +115,7 @@ class Copy:
             The eviction keys of episodes, where the policy has some.
         """
         heads = np.zeros(0, HEAD) if heads is None else heads
-        return cls(heads, np.full(len(heads), -1), Pages(law), Directory.of(heads), fetch, key_of)
+        return cls(heads, np.full(len(heads), -1), Pages(law), Directory.read(heads), fetch, key_of)
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -152,7 +152,7 @@ class Copy:
         heads, page = own(heads), np.full(len(heads), -1)
         page[known] = self.page[at[known]]
         heads["stamp"][known] = self.heads["stamp"][at[known]]
-        return replace(self, heads=heads, page=page, directory=Directory.of(heads))
+        return replace(self, heads=heads, page=page, directory=Directory.read(heads))
 
     def as_stored(self, blocks: Ints, token: int) -> Copy:
         """Return this copy, with these blocks stored as they are by the write of this token."""
@@ -349,7 +349,8 @@ class Copy:
         steps = describe(expected, found, self.pages)
         if self.key_of is not None:
             expected["key"] = least_keys(found, self.key_of)
-        sums = np.ldexp(expected["sum"], expected["unit"] - heads["unit"])
+        with np.errstate(over="ignore", under="ignore"):
+            sums = np.ldexp(expected["sum"], expected["unit"] - heads["unit"])
         like = np.isclose(sums, heads["sum"], rtol=ROUNDING, atol=0.0)
         for name in ("stamp", "token", "sum", "unit"):
             expected[name] = heads[name]

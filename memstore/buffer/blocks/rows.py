@@ -50,6 +50,9 @@ ALL_BITS = 2**64 - 1
 LARGEST_UNIT = 2**17
 """Above every unit: with alpha 50 they reach 51,200 and -53,760."""
 
+LARGEST_SUM = 2.0**264
+"""Above every sum, which is of 120 weights below ``2 ** 256``; the least one above zero is ``2 ** -256``."""
+
 
 def read_heads(conn: Connection, backend: Backend, buffer_id: int, *, after: int = -1) -> Heads:
     """Return the heads of a buffer that were written after this revision, in the order of their names.
@@ -84,7 +87,7 @@ def fetching(conn: Connection, backend: Backend) -> Fetch:
 
 
 def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None) -> Copy:
-    """Return the blocks of a buffer that has none yet, from its replay metadata; 1M episodes take 2 s."""
+    """Return the blocks of a buffer that has none yet, from its replay metadata."""
     m = replay_metadata.c
     query = (
         select(m.episode_id, episode.c.domain_id, m.loss, m.replay_count, m.last_event_id)
@@ -223,10 +226,10 @@ def _refuse(buffer_id: int, wholes: dict[str, Ints], reals: dict[str, Floats]) -
     possible: Flags = (name >= low) & (name <= high) & (np.diff(name, prepend=low - 1) > 0)
     possible &= (wholes["domain_id"] >= 0) & (wholes["domain_id"] <= MAX_DOMAIN)
     possible &= (gaps >= 0) & (live >= gaps) & (put >= live) & (put <= SLOTS)
-    possible &= (wholes["unit"] % UNIT == 0) & (np.abs(wholes["unit"]) < LARGEST_UNIT)
+    possible &= (wholes["unit"] % UNIT == 0) & (wholes["unit"] > -LARGEST_UNIT) & (wholes["unit"] < LARGEST_UNIT)
     possible &= np.where(some, (first >= name) & (last >= first) & (last <= high), (first == NO_ID) & (last == -1))
     possible &= np.where(measured, (least >= 0) & (largest >= least) & (largest < np.inf), least > largest)
-    possible &= np.where(measured, (total > 0) & (total < np.inf), total == 0)
+    possible &= np.where(measured, (total > 1 / LARGEST_SUM) & (total < LARGEST_SUM), total == 0)
     if not possible.all():
         raise stored.damaged(f"block {name[~possible][0]}", "has a head that cannot be as it is stored")
 
