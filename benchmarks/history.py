@@ -45,7 +45,7 @@ def history(bench: Bench) -> None:
         _fill(memory, bench)
     bench.place.copy(*labels)
     with open_memory(bench.place.address(labels[1]), cache_bytes=CACHE_BYTES) as off:
-        off.configure(history="off")
+        off.configure(history=None)
         with open_memory(bench.place.address(labels[0]), cache_bytes=CACHE_BYTES) as memory:
             _updates(bench, memory, off)
             _draws(bench, memory)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 import memstore
+from memstore.config import UNCHANGED, Unchanged
 
 DOMAINS = ("algebra", "biology", "chemistry", "dynamics")
 INPUTS, TARGETS = 16, 4
@@ -96,7 +97,7 @@ class Workload:
 
 
 def open_memory(
-    address: str, *, cache_bytes: int, capacity: int | None = None, seed: int = 1
+    address: str, *, cache_bytes: int, capacity: int | Unchanged = UNCHANGED, seed: int = 1
 ) -> memstore.EpisodicMemory:
     """The memory under test."""
     return memstore.open(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memstore.config import UNCHANGED, History, SamplesPerInsert
 from memstore.draws.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
 from memstore.episodes.eviction import (
     Eviction,
@@ -12,7 +13,6 @@ from memstore.episodes.eviction import (
     Reservoir,
     ReservoirLoss,
 )
-from memstore.episodes.log import History
 from memstore.errors import (
     CheckpointNotFound,
     ConfigError,
@@ -45,7 +45,6 @@ from memstore.queries import Column, Condition, col
 from memstore.queries.aggregates import count, maximum, mean, minimum, total
 from memstore.queries.query import Query
 from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
-from memstore.sharing.limiter import SamplesPerInsert
 from memstore.types import (
     Batch,
     CheckReport,
@@ -64,6 +63,7 @@ from memstore.upkeep.restore import Restored, restore
 from memstore.version import __version__
 
 __all__ = [
+    "UNCHANGED",
     "Batch",
     "CheckReport",
     "CheckpointNotFound",

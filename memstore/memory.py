@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,7 +19,11 @@ from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.config import (
     DEFAULT_BUSY_TIMEOUT,
     DEFAULT_CACHE_BYTES,
+    UNCHANGED,
     Durability,
+    History,
+    SamplesPerInsert,
+    Unchanged,
     check_float,
     check_int,
     check_name,
@@ -28,7 +32,7 @@ from memstore.config import (
 from memstore.draws.batch import Normalize, make_batch
 from memstore.draws.filtered import Drawable
 from memstore.draws.groups import Grouping
-from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.draws.strategies import Strategy, as_strategy
 from memstore.episodes import checkpoint
 from memstore.episodes import insert as episodes
 from memstore.episodes import losses as recording
@@ -43,9 +47,9 @@ from memstore.episodes.inputs import (
     make_offer,
     refuse_invalid,
 )
-from memstore.episodes.log import Group, History
+from memstore.episodes.log import Group
 from memstore.errors import InvalidValue, MemoryEmpty
-from memstore.opening import Opened, open_buffer, reopen_buffer
+from memstore.opening import Handle, Opened, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
 from memstore.queries import EVERY, Column, Condition, col, constant_of
@@ -54,7 +58,6 @@ from memstore.queries.query import Query
 from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
 from memstore.queries.sql import Over
 from memstore.sharing import leases, limiter
-from memstore.sharing.limiter import SamplesPerInsert
 from memstore.sharing.waiting import check_timeout, wait_until
 from memstore.storage.blocks import Block
 from memstore.types import (
@@ -243,7 +246,7 @@ class EpisodicMemory:
         return episodes.read(snapshot, ids, signature, self._session.cache, keep=keep)
 
     def _default_strategy(self, snapshot: Snapshot) -> Strategy:
-        return self._strategy or _stored_strategy(snapshot.settings.strategy)
+        return self._strategy or as_strategy(snapshot.settings.strategy)
 
     def query(self, over: Over = "episodes") -> Query:
         """A query over the live episodes, or over the events of the ``"history"``.
@@ -722,7 +725,7 @@ class EpisodicMemory:
             return [signature.encode_one(payload)] if count is None else signature.encode(payload, count)
 
         # Before the lock is taken, so that other writers do not wait for it.
-        assumed = stored_signature(self._session.committed.signature) or Signature.infer(payload, count)
+        assumed = self._session.committed.settings.signature or Signature.infer(payload, count)
         offer = make_offer(encode(assumed), now, one=count is None, **columns)
         group = Group(now, self.consumer)
 
@@ -730,7 +733,7 @@ class EpisodicMemory:
             limiter.admit_add(snapshot)
             stored = signature_of(snapshot)
             if stored is None:
-                maintenance.fix_signature(snapshot, assumed.to_json())
+                maintenance.fix_signature(snapshot, assumed)
             elif stored != assumed:
                 return episodes.insert(snapshot, replace(offer, blobs=encode(stored)), group)
             return episodes.insert(snapshot, offer, group)
@@ -809,36 +812,55 @@ class EpisodicMemory:
     def configure(
         self,
         *,
-        capacity: int | None = None,
-        strategy: Strategy | str | None = None,
-        alpha: float | None = None,
-        eviction: Eviction | EvictionPolicy | str | None = None,
-        max_replays: int | None = None,
-        limiter: SamplesPerInsert | Literal["none"] | None = None,
-        history: History | Literal["on", "off"] | None = None,
+        capacity: int | Unchanged = UNCHANGED,
+        strategy: Strategy | str | Unchanged = UNCHANGED,
+        alpha: float | Unchanged = UNCHANGED,
+        eviction: Eviction | EvictionPolicy | str | Unchanged = UNCHANGED,
+        max_replays: int | Unchanged | None = UNCHANGED,
+        limiter: SamplesPerInsert | Unchanged | None = UNCHANGED,
+        history: History | Unchanged | None = UNCHANGED,
     ) -> int:
-        """Change stored settings for every process, in one commit; shrinking evicts. Returns how many were evicted.
+        """Change stored settings for every process, in one commit.
 
-        ``max_replays=0`` and ``limiter="none"`` lift those limits; a new limiter counts from now on; a history that is
-        to be shorter is cut at once.
+        A setting that is left out, or is ``UNCHANGED``, stays as it is. None means off.
+
+        Parameters
+        ----------
+        capacity : int
+            Shrinking evicts, by the eviction policy.
+        strategy, alpha
+            They hold from now on for this handle too. Another exponent of the losses scans the buffer once.
+        eviction : Eviction or str
+            Another policy scans the buffer once.
+        max_replays : int or None
+            None: an episode stays, however often it is replayed.
+        limiter : SamplesPerInsert or None
+            A new one counts from now on. None: draws and adds never wait.
+        history : History or None
+            What the policy need not keep is forgotten at once. None: nothing is recorded from now on.
+
+        Returns
+        -------
+        int
+            How many episodes were evicted.
+
+        Raises
+        ------
+        ConfigError
+            A value is invalid; nothing was changed.
         """
-        changes: dict[str, Any] = {
-            "capacity": capacity,
-            "strategy": strategy,
-            "alpha": alpha,
-            "eviction": eviction,
-            "max_replays": max_replays,
-            "limiter": limiter,
-            "history": history,
-        }
+        changes = maintenance.Changes(
+            capacity=capacity,
+            strategy=strategy,
+            alpha=alpha,
+            eviction=eviction,
+            max_replays=max_replays,
+            limiter=limiter,
+            history=history,
+        )
         group = Group(time.time(), self.consumer)
-
-        def work(snapshot: Snapshot) -> NDArray[np.int64]:
-            settings = maintenance.changed_settings(snapshot.settings, **changes)
-            return maintenance.reconfigure(snapshot, settings, group)
-
-        evicted = self._session.write(work)
-        if strategy is not None or alpha is not None:
+        evicted = self._session.write(lambda s: maintenance.reconfigure(s, changes, group))
+        if changes.strategy is not UNCHANGED or changes.alpha is not UNCHANGED:
             self._strategy = None
         return len(evicted)
 
@@ -995,15 +1017,15 @@ def open(
     target: str | os.PathLike[str] | URL,
     *,
     buffer: str = "default",
-    capacity: int | None = None,
-    strategy: Strategy | str | None = None,
-    alpha: float | None = None,
-    epsilon: float | None = None,
-    eviction: Eviction | EvictionPolicy | str | None = None,
-    max_replays: int | None = None,
-    limiter: SamplesPerInsert | None = None,
-    history: History | Literal["on", "off"] | None = None,
-    signature: Mapping[str, Any] | None = None,
+    capacity: int | Unchanged = UNCHANGED,
+    strategy: Strategy | str | Unchanged = UNCHANGED,
+    alpha: float | Unchanged = UNCHANGED,
+    epsilon: float | Unchanged = UNCHANGED,
+    eviction: Eviction | EvictionPolicy | str | Unchanged = UNCHANGED,
+    max_replays: int | Unchanged | None = UNCHANGED,
+    limiter: SamplesPerInsert | Unchanged | None = UNCHANGED,
+    history: History | Unchanged | None = UNCHANGED,
+    signature: Mapping[str, Any] | Unchanged = UNCHANGED,
     seed: int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     durability: Durability = "process",
@@ -1013,7 +1035,9 @@ def open(
 ) -> EpisodicMemory:
     """Open a memory: create it, or resume it where it was left.
 
-    Settings marked * are stored with the buffer: given at creation (defaults below), and on resuming only checked.
+    The settings marked * are stored with the buffer. ``UNCHANGED``, their default, means: as it is stored, in a new
+    buffer the default below. None means off. On resuming, a setting that differs from the stored one is refused;
+    ``configure`` changes it.
 
     Parameters
     ----------
@@ -1025,28 +1049,27 @@ def open(
         Which of the database's buffers.
     capacity* : int
         Largest number of live episodes, 1,000,000 by default.
-    strategy : Strategy or str
-        What ``sample`` draws by, ``"mixed"`` by default. Stored at creation; given on resuming, it holds for this
-        handle.
-    alpha : float
-        Exponent of the strategy (see there); 0.6 by default.
+    strategy* : Strategy or str
+        What ``sample`` draws by, ``"mixed"`` by default. On resuming it is not refused: another strategy than the
+        stored one holds for this handle.
+    alpha* : float
+        Exponent of the strategy (see there), 0.6 by default. On resuming like ``strategy``.
     epsilon* : float > 0
         Added to a loss to make a priority, 1e-6 by default; keeps zero losses reachable. Fixed at creation.
     eviction* : Eviction or str
-        A policy such as ``Reservoir()``, or its name.
-        By default what goes with the strategy: ``lowest_loss`` with PrioritizedLoss and Mixed, ``largest_domain`` with
-        DomainBalanced, else ``fifo``.
-    max_replays* : int
+        A policy such as ``Reservoir()``, or its name. The default goes with the strategy: ``lowest_loss`` with
+        PrioritizedLoss and Mixed, ``largest_domain`` with DomainBalanced, else ``fifo``.
+    max_replays* : int or None
         Remove an episode after this many loss updates; never by default.
-    limiter* : SamplesPerInsert
+    limiter* : SamplesPerInsert or None
         Keep draws and adds in step across all processes; none by default.
-    history* : History, "on" or "off"
-        What the replay history records and how long; everything, for ever, by default.
+    history* : History or None
+        What the replay history records and for how long; everything, for ever, by default. None records nothing.
     signature* : mapping
         Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``; None is a ragged
         dimension. Fixed by the first add otherwise.
-    seed : int
-        Of this handle's draws; of the buffer's reservoir, at creation.
+    seed : int, optional
+        Of this handle's draws; of the buffer's reservoir, at creation. Drawn from the system's entropy by default.
     cache_bytes : int
         Budget for hot payloads, 256 MiB by default; 0 turns the cache off.
     durability : "process" or "power"
@@ -1054,10 +1077,10 @@ def open(
         the server). SQLite's ``synchronous``, PostgreSQL's ``synchronous_commit``; neither setting can corrupt.
     busy_timeout : float
         Seconds to wait for another process's write lock, or to try again after a conflict or a lost connection.
-    consumer : str
+    consumer : str, optional
         Name written into the replay history; host and process number by default.
     create : bool
-        Whether a missing database or buffer may be made.
+        False refuses to make a missing database or buffer.
 
     Raises
     ------
@@ -1066,6 +1089,8 @@ def open(
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
         The database is not one that this version can open; it was not changed. A file without tables, as a killed
         creation leaves it, is filled, unless ``create`` is false.
+    StoreCorrupt
+        The buffer's settings or counters are damaged.
 
     Warns
     -----
@@ -1074,9 +1099,7 @@ def open(
     """
     if consumer is not None:
         check_name("consumer", consumer)
-    opened = open_buffer(
-        target,
-        buffer=buffer,
+    changes = maintenance.Changes(
         capacity=capacity,
         strategy=strategy,
         alpha=alpha,
@@ -1086,29 +1109,21 @@ def open(
         limiter=limiter,
         history=history,
         signature=signature,
+    )
+    handle = Handle(
+        buffer=buffer,
         seed=seed,
         cache_bytes=cache_bytes,
         durability=durability,
         busy_timeout=busy_timeout,
         create=create,
     )
-    return EpisodicMemory(opened, consumer=consumer)
-
-
-@lru_cache(maxsize=64)
-def _stored_strategy(text: str) -> Strategy:
-    return strategy_from_json(text)
-
-
-@lru_cache(maxsize=64)
-def stored_signature(text: str | None) -> Signature | None:
-    """The signature stored as this text, read once."""
-    return None if text is None else Signature.from_json(text)
+    return EpisodicMemory(open_buffer(target, changes, handle), consumer=consumer)
 
 
 def signature_of(snapshot: Snapshot) -> Signature | None:
     """The buffer's signature, None before the first add."""
-    return stored_signature(snapshot.state.signature)
+    return snapshot.settings.signature
 
 
 def _span(steps: Any) -> tuple[int, int]:

@@ -260,7 +260,7 @@ class Session:
         if self._losses != losses:
             for cache in self._caches:
                 cache.clear()
-            self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
+            self.committed = self.committed.reloaded(conn, self.database.backend)
             self._losses = losses
         return self.committed
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from memstore.buffer.counters import Counters, Row, read_buffer, write_counters
+from memstore.buffer.settings import ReadStrategy, Settings
 from memstore.buffer.strata import Floats, Ints, Strata
-from memstore.config import Settings
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
@@ -69,18 +69,22 @@ class State:
 
     buffer_id: int
     settings: Settings
-    signature: str | None
     counters: Counters
     strata: Strata
+    read_strategy: ReadStrategy
     domain_names: list[str] = field(default_factory=list)
     _codes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, conn: Connection, backend: Backend, buffer_id: int) -> State:
+    def load(cls, conn: Connection, backend: Backend, buffer_id: int, read_strategy: ReadStrategy) -> State:
         """Read everything."""
-        row, changed = read_buffer(conn, backend, buffer_id, since=-1)
-        state = cls(buffer_id, row.settings, row.signature, Counters(revision=-1), Strata(buffer_id))
+        row, changed = read_buffer(conn, backend, buffer_id, -1, read_strategy)
+        state = cls(buffer_id, row.settings, Counters(revision=-1), Strata(buffer_id), read_strategy)
         return state._updated(conn, row, changed)
+
+    def reloaded(self, conn: Connection, backend: Backend) -> State:
+        """Read everything anew."""
+        return State.load(conn, backend, self.buffer_id, self.read_strategy)
 
     def copy(self) -> State:
         """An independent copy; the domain names are shared until one is added."""
@@ -91,12 +95,12 @@ class State:
 
         Only what changed since is read: 10,000 domains do not mean 100,000 rows a draw.
         """
-        row, changed = read_buffer(conn, backend, self.buffer_id, since=self.counters.revision)
+        row, changed = read_buffer(conn, backend, self.buffer_id, self.counters.revision, self.read_strategy)
         if row.counters.revision == self.counters.revision:
             return self
         if row.counters.revision < self.counters.revision:
             # The snapshot is older than the copy: another thread committed meanwhile.
-            return State.load(conn, backend, self.buffer_id)
+            return self.reloaded(conn, backend)
         return self.copy()._updated(conn, row, changed)
 
     def _updated(self, conn: Connection, row: Row, changed: list[tuple[Any, ...]]) -> State:
@@ -106,7 +110,7 @@ class State:
             self._load_domains(conn)
         if max(row.counters.domains, highest) > len(self.domain_names):
             raise stored.damaged(f"buffer {self.buffer_id}", f"has names of {len(self.domain_names)} domains only")
-        self.settings, self.signature, self.counters = row.settings, row.signature, row.counters
+        self.settings, self.counters = row.settings, row.counters
         return self
 
     def _load_domains(self, conn: Connection) -> None:

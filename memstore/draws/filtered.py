@@ -18,7 +18,6 @@ from memstore.buffer.strata import FALL_BEFORE_MOVE, Floats, Ints, bucket_of
 from memstore.draws.knowledge import Populations
 from memstore.draws.population import Demand, Population
 from memstore.draws.told import Facts, Flags, is_settled, is_told, text_holds
-from memstore.episodes.log import history_of
 from memstore.queries import AllOf, Column, Comparison, Condition, HasTag, Not, conditions_within
 from memstore.queries import col as columns
 from memstore.queries.sql import Scope, conjuncts
@@ -72,7 +71,7 @@ class Drawable(Snapshot):
         tests = conjuncts(self.condition)
         if not all(is_settled(test) or is_told(test) for test in tests):
             return False
-        return history_of(self.settings).is_complete
+        return self.settings.history.is_complete
 
     def occupied(self) -> Ints:
         """Strata that may hold something to draw, in (domain, bucket) order."""

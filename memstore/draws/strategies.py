@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from memstore.buffer.settings import StoredStrategy
 from memstore.buffer.snapshot import Rows
 from memstore.buffer.strata import Floats, Ints
 from memstore.config import check_float, check_name
@@ -341,7 +342,7 @@ _BY_NAME: dict[str, type[Strategy]] = {
 }
 
 
-def as_strategy(value: Strategy | str) -> Strategy:
+def as_strategy(value: StoredStrategy | str) -> Strategy:
     """A strategy from itself, its name, or its ``ReplayStrategy`` member.
 
     ``ConfigError`` for an unknown name; nothing falls back silently.

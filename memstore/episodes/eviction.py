@@ -63,7 +63,7 @@ Order = tuple[list[int | None], list[int | None]]
 class Eviction(ABC):
     """What leaves when the memory is at capacity; values are immutable and comparable, and stored by name."""
 
-    name: ClassVar[str]
+    name: ClassVar[EvictionPolicy]
     always_plans: ClassVar[bool] = False
     """Whether a newcomer may be turned away while there is room."""
 
@@ -80,7 +80,7 @@ class Eviction(ABC):
 class Fifo(Eviction):
     """The oldest leaves."""
 
-    name: ClassVar[str] = EvictionPolicy.FIFO.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.FIFO
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         excess = excess_of(snapshot, newcomers)
@@ -92,7 +92,7 @@ class Fifo(Eviction):
 class LowestLoss(Eviction):
     """The smallest measured loss leaves, never the newcomer; where nothing is measured, the oldest."""
 
-    name: ClassVar[str] = EvictionPolicy.LOWEST_LOSS.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.LOWEST_LOSS
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         return Plan(*_evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_)))
@@ -102,7 +102,7 @@ class LowestLoss(Eviction):
 class LargestDomain(Eviction):
     """The oldest of the domain that holds most leaves."""
 
-    name: ClassVar[str] = EvictionPolicy.LARGEST_DOMAIN.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.LARGEST_DOMAIN
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         strata = snapshot.state.strata
@@ -139,7 +139,7 @@ class Reservoir(Eviction):
     After deletions or growth, and until it is full again, newcomers are favoured by a share of 1 / capacity.
     """
 
-    name: ClassVar[str] = EvictionPolicy.RESERVOIR.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR
     always_plans: ClassVar[bool] = True
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
@@ -170,7 +170,7 @@ class ReservoirLoss(Eviction):
     This is a heuristic: the sample is not uniform.
     """
 
-    name: ClassVar[str] = EvictionPolicy.RESERVOIR_LOSS.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR_LOSS
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         offered = newcomers.ids - first_id(snapshot.state.buffer_id)
@@ -185,7 +185,7 @@ class ReservoirLoss(Eviction):
 class Refuse(Eviction):
     """Nothing leaves: newcomers that do not fit are refused with ``MemoryFull``."""
 
-    name: ClassVar[str] = EvictionPolicy.NONE.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.NONE
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         capacity = snapshot.settings.capacity
@@ -201,12 +201,7 @@ class Refuse(Eviction):
 
 
 _POLICIES: dict[EvictionPolicy, Eviction] = {
-    EvictionPolicy.FIFO: Fifo(),
-    EvictionPolicy.LOWEST_LOSS: LowestLoss(),
-    EvictionPolicy.LARGEST_DOMAIN: LargestDomain(),
-    EvictionPolicy.RESERVOIR: Reservoir(),
-    EvictionPolicy.RESERVOIR_LOSS: ReservoirLoss(),
-    EvictionPolicy.NONE: Refuse(),
+    policy.name: policy for policy in (Fifo(), LowestLoss(), LargestDomain(), Reservoir(), ReservoirLoss(), Refuse())
 }
 
 
@@ -216,9 +211,9 @@ def as_eviction(value: Eviction | EvictionPolicy | str) -> Eviction:
     Raises
     ------
     ConfigError
-        There is no policy of this name.
+        There is no such policy.
     """
-    if isinstance(value, Eviction):
+    if isinstance(value, Eviction) and value in _POLICIES.values():
         return value
     if not isinstance(value, str) or value not in _POLICIES:
         known = ", ".join(policy.value for policy in EvictionPolicy)
@@ -247,7 +242,7 @@ def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
     MemoryFull
         Under policy ``none``, when they do not all fit.
     """
-    policy = as_eviction(snapshot.settings.eviction)
+    policy = _POLICIES[snapshot.settings.eviction]
     if snapshot.live > snapshot.settings.capacity:
         _refuse_miscounted(snapshot)
     if excess_of(snapshot, newcomers) <= 0 and not policy.always_plans:
@@ -264,7 +259,7 @@ def _refuse_miscounted(snapshot: Snapshot) -> None:
 
 def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> Order:
     """Return the order that the buffer's eviction policy gives these episodes."""
-    return as_eviction(snapshot.settings.eviction).order(snapshot, newcomers)
+    return _POLICIES[snapshot.settings.eviction].order(snapshot, newcomers)
 
 
 def excess_of(snapshot: Snapshot, newcomers: Newcomers) -> int:

@@ -110,7 +110,7 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
     decision = plan(snapshot, Newcomers(ids, codes, offer.loss))
     leaving = snapshot.find(decision.leaving)
     turned_away = Newcomers(ids, codes, offer.loss).take(~decision.staying)
-    depart(snapshot, replace(group, what="evicted", reason=snapshot.settings.eviction), leaving, turned_away)
+    depart(snapshot, replace(group, what="evicted", reason=snapshot.settings.eviction.value), leaving, turned_away)
 
     state.counters.measured(offer.loss, snapshot.settings.epsilon)
     state.counters.inserted += len(ids)

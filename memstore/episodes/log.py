@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +13,11 @@ from sqlalchemy import ColumnElement, Row, delete, select, union_all
 
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.config import Settings, check_float, check_int, check_seconds
+from memstore.config import History
 from memstore.episodes.eviction import Newcomers
-from memstore.errors import ConfigError
 from memstore.storage import checksums, stored
 from memstore.storage.backends.base import UNAWAITED
 from memstore.storage.schema import event_group, first_id, id_range, replay_event, replay_metadata, replay_tally
-from memstore.values.shown import shown
 
 _g, _v, _m = event_group.c, replay_event.c, replay_metadata.c
 
@@ -51,72 +48,6 @@ EVENT: dict[str, type] = {
     "previous_id": int,
 }
 """Columns of a group and of its events that the group's checksum is of."""
-
-
-@dataclass(frozen=True)
-class History:
-    """What the replay history records, and how long.
-
-    A replay and a departure (eviction, deletion ...) are one event each. Whatever is recorded of single events, the
-    tally behind ``loss_trend`` and ``replay_share`` counts every replay, unless ``record`` is 0.
-
-    Parameters
-    ----------
-    record : float
-        Share of the episodes whose events are recorded: 1 all, 0 none. Which ones is decided by a hash of their ids, so
-        an episode's history is there as a whole or not at all.
-    max_events : int, optional
-        At least so many events are kept; older ones leave as new ones come, before there are a quarter more.
-    max_age : float, optional
-        Seconds after which events may leave, likewise.
-    """
-
-    record: float = 1.0
-    max_events: int | None = None
-    max_age: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "record", check_float("record", self.record, maximum=1.0))
-        if self.max_events is not None:
-            object.__setattr__(self, "max_events", check_int("max_events", self.max_events, minimum=1))
-        if self.max_age is not None:
-            object.__setattr__(self, "max_age", check_seconds("max_age", self.max_age, exclusive=True))
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every event is recorded."""
-        return self.record == 1.0
-
-    @property
-    def slack(self) -> int:
-        """Events that come between two looks for what may go."""
-        return PRUNE_EVERY if self.max_events is None else min(PRUNE_EVERY, max(64, self.max_events // SLACK))
-
-    def records(self, ids: Ints) -> NDArray[np.bool_]:
-        """Which episodes' events are recorded."""
-        if self.is_complete:
-            return np.ones(len(ids), np.bool_)
-        return _hashed(ids) < self.record
-
-    def to_json(self) -> str:
-        """As stored in the ``buffer`` row."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-
-def as_history(value: History | Literal["on", "off"]) -> History:
-    """A policy from itself, ``"on"`` or ``"off"``."""
-    if isinstance(value, History):
-        return value
-    if isinstance(value, str) and value in ("on", "off"):
-        return History(1.0 if value == "on" else 0.0)
-    raise ConfigError(f"history must be 'on', 'off' or a memstore.History, got {shown(value)}")
-
-
-def history_of(settings: Settings) -> History:
-    """A buffer's policy; everything for ever where none is stored."""
-    if settings.history is None:
-        return History()
-    return stored.built("the buffer's history policy", settings.history, lambda document: History(**document))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +90,9 @@ def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, ND
     int64 array
         Number of each event, 0 where none was recorded.
     """
-    policy = history_of(snapshot.settings)
+    policy = snapshot.settings.history
     counters, buffer_id = snapshot.state.counters, snapshot.state.buffer_id
-    kept = policy.records(ids)
+    kept = _recorded(policy, ids)
     count = int(kept.sum())
     numbers = np.zeros(len(ids), np.int64)
     if not count:
@@ -189,7 +120,8 @@ def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, ND
         elif values is not None:
             events[name] = [None if value != value else value for value in values.tolist()]
     backend.insert(conn, replay_event, events)
-    if counters.recorded // policy.slack != before // policy.slack:
+    slack = _slack(policy)
+    if counters.recorded // slack != before // slack:
         prune(snapshot, policy, group.at, PRUNED_AT_ONCE)
     return numbers
 
@@ -249,7 +181,7 @@ def slot_of(number: int) -> int:
 
 def tally(snapshot: Snapshot, group: Group, domains: Ints, loss: Floats) -> None:
     """Count replays, given the number of each one's domain; a batch counts in the slot of its first replay."""
-    if not history_of(snapshot.settings).record:
+    if not snapshot.settings.history.record:
         return
     found, place = np.unique(domains, return_inverse=True)
     columns: dict[str, list[Any]] = {
@@ -297,6 +229,16 @@ def _groups(snapshot: Snapshot, low: int, last: int) -> Iterator[Row[int, int, f
             return
         reached = stored.onward(found[-1][0], low - 1, f"the rows of {event_group.name}")
         low, page = reached + 1, min(4 * page, most_at_once)
+
+
+def _slack(policy: History) -> int:
+    """Return the number of events between two looks for what may go."""
+    return PRUNE_EVERY if policy.max_events is None else min(PRUNE_EVERY, max(64, policy.max_events // SLACK))
+
+
+def _recorded(policy: History, ids: Ints) -> NDArray[np.bool_]:
+    """True where the policy records the events of the episode."""
+    return np.ones(len(ids), np.bool_) if policy.is_complete else _hashed(ids) < policy.record
 
 
 def _hashed(ids: Ints) -> Floats:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import URL
 
-from memstore.config import check_float, check_int, check_name
+from memstore.config import UNCHANGED, check_float, check_int, check_name
 from memstore.draws.strategies import DomainBalanced, Strategy, Uniform, as_strategy
 from memstore.errors import ConfigError
 from memstore.learner.curriculum import CurriculumConfig
@@ -252,12 +252,13 @@ class OnlineLearnerConfig:
         ConfigError
             The buffer exists with another capacity or eviction policy.
         """
+        strategy = self.replay_strategy()
         return open_memory(
             target,
             buffer=buffer,
             capacity=self.capacity,
-            strategy=self.replay_strategy(),
-            eviction=self.eviction,
+            strategy=UNCHANGED if strategy is None else strategy,
+            eviction=UNCHANGED if self.eviction is None else self.eviction,
             seed=self.seed,
         )
 

@@ -14,11 +14,9 @@ from sqlalchemy import Table, func, or_, select
 
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Ints, Strata, bucket_of, log2_priority
-from memstore.draws.strategies import strategy_from_json
 from memstore.episodes.eviction import Newcomers, order_keys
 from memstore.episodes.insert import all_payloads
 from memstore.errors import MemstoreError, StoreCorrupt
-from memstore.payload.signature import Signature
 from memstore.storage.schema import UNMEASURED, episode, episode_tag, first_id, id_range, payload, replay_metadata
 from memstore.storage.stored import UNREADABLE
 from memstore.storage.upgrade import HEAD
@@ -60,18 +58,12 @@ def check(snapshot: Snapshot) -> CheckReport:
         examine(partial(part, conn))
     examine(rows)
     recorded = Recorded(snapshot, found[0], unsealed)
-    for examination in (*Seals(snapshot, unsealed).parts(), lambda: strategy_of(snapshot), recorded.findings):
+    for examination in (*Seals(snapshot, unsealed).parts(), recorded.findings):
         examine(examination)
     unchecked = [*backend.unchecked(), *unsealed.notes(), *_unknowable(recorded)]
     notes = tuple(backend.notes(conn))
     seconds = time.perf_counter() - started
     return CheckReport(len(found[0]), tuple(dict.fromkeys(problems)), notes, seconds, tuple(unchecked))
-
-
-def strategy_of(snapshot: Snapshot) -> Iterator[str]:
-    """Nothing, where the stored strategy can be read."""
-    strategy_from_json(snapshot.settings.strategy)
-    yield from ()
 
 
 def _unknowable(recorded: Recorded) -> Iterator[str]:
@@ -210,9 +202,9 @@ class _Examination:
             yield f"{some(ids)} have a smallest loss that cannot be"
 
     def _payloads(self) -> Iterator[str]:
-        if self.snapshot.state.signature is None:
+        signature = self.snapshot.settings.signature
+        if signature is None:
             return
-        signature = Signature.from_json(self.snapshot.state.signature)
         damaged: list[int] = []
         for ids, blobs in all_payloads(self.snapshot, damaged):
             try:

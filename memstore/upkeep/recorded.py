@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, history_of, slot_of
+from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, slot_of
 from memstore.storage import stored
 from memstore.storage.schema import event_group, first_id, id_range, replay_event, replay_metadata, replay_tally
 from memstore.upkeep.sealed import Unsealed, some
@@ -200,7 +200,7 @@ class Recorded:
                 yield f"{what} cannot be"
         if sum(replays for replays, *_ in tally.values()) > state.counters.events:
             yield "the tally has more replays than there were"
-        if not self.is_whole or not history_of(self.snapshot.settings).record:
+        if not self.is_whole or not self.snapshot.settings.history.record:
             return
         exact = all(group["checksum"] is not None for group in log.groups)
         computed = _tallied(log)

@@ -12,6 +12,7 @@ from sqlalchemy import URL, Connection, select
 
 from memstore.buffer.counters import buffer_names
 from memstore.buffer.snapshot import Snapshot, State
+from memstore.draws.strategies import strategy_from_json
 from memstore.errors import ConfigError, NotAMemstore, SchemaTooNew, StoreCorrupt, StoreFull, StoreUnavailable
 from memstore.storage.address import parse_url, sqlite_path
 from memstore.storage.backends.base import Backend, Progress
@@ -223,7 +224,7 @@ def _verified(conn: Connection, backend: Backend, where: str) -> dict[str, int]:
     """Buffers of a database that is sound, with their number of episodes."""
     found = {}
     for number, name in conn.execute(select(buffer.c.id, buffer.c.name).order_by(buffer.c.id)):
-        report = check(Snapshot(conn, backend, State.load(conn, backend, number)))
+        report = check(Snapshot(conn, backend, State.load(conn, backend, number, strategy_from_json)))
         if not report.ok:
             problems = "; ".join(report.problems[:3]) + (" ..." if len(report.problems) > 3 else "")
             raise StoreCorrupt(

@@ -12,10 +12,7 @@ from memstore.buffer.counters import SEALED, Counters, counters_checksum, counte
 from memstore.buffer.facts import COLUMNS, unlike
 from memstore.buffer.snapshot import Snapshot
 from memstore.episodes.checkpoint import examine
-from memstore.episodes.log import history_of
 from memstore.errors import StoreCorrupt
-from memstore.payload.signature import Signature
-from memstore.sharing.limiter import limiter_of
 from memstore.storage import checksums, stored
 from memstore.storage.schema import (
     buffer,
@@ -61,7 +58,7 @@ class Seals:
 
     def parts(self) -> tuple[Callable[[], Iterator[str]], ...]:
         """In the order in which they must run."""
-        rows = (self.buffer_row, self.settings, self.names, self.strata)
+        rows = (self.buffer_row, self.names, self.strata)
         return (*rows, self.facts, self.known_keys, self.checkpoints, self.others)
 
     def buffer_row(self) -> Iterator[str]:
@@ -76,15 +73,6 @@ class Seals:
         counters = Counters(*(row[name] for name in counters_columns()))
         if row["counters_checksum"] not in (None, counters_checksum(counters)):
             yield "the buffer's counters do not match their checksum"
-
-    def settings(self) -> Iterator[str]:
-        """Whether what is JSON among them can be read."""
-        settings, signature = self.snapshot.settings, self.snapshot.state.signature
-        limiter_of(settings)
-        history_of(settings)
-        if signature is not None:
-            Signature.from_json(signature)
-        yield from ()
 
     def names(self) -> Iterator[str]:
         """Domains."""

@@ -8,7 +8,6 @@ from sqlalchemy import text
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats, Strata
 from memstore.draws.strategies import Strategy
-from memstore.payload.signature import Signature
 from memstore.sharing import leases, limiter
 from memstore.storage.schema import UNMEASURED, VERSION_TABLE
 from memstore.types import ReplayStats
@@ -44,11 +43,11 @@ def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, fl
         strategy=strategy.name,
         alpha=settings.alpha,
         epsilon=settings.epsilon,
-        eviction=settings.eviction,
+        eviction=settings.eviction.value,
         max_replays=settings.max_replays,
         leased=leases.count(snapshot),
         limiter=limiter.account(snapshot),
-        signature=None if state.signature is None else Signature.from_json(state.signature).describe(),
+        signature=None if settings.signature is None else settings.signature.describe(),
         cache=cache,
         bytes_on_disk=snapshot.backend.size(snapshot.conn),
         schema_version=str(snapshot.conn.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one()),

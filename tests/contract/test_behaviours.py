@@ -448,7 +448,7 @@ def test_18_max_replays_removes(open_memory: OpenMemory, sql: Sql) -> None:
         (a, "max_replays", 0.25),
         (c, "max_replays", 0.1),
     ]
-    memory.configure(max_replays=0)
+    memory.configure(max_replays=None)
     memory.update([b, b, b], loss=0.1)
     assert live_ids(memory) == [b]
 

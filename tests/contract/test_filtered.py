@@ -172,10 +172,10 @@ def step(memory: EpisodicMemory, rng: np.random.Generator, kind: str) -> None:
 
 
 KINDS = ("add", "update", "delete", "consolidate", "transaction", "rollback", "savepoint")
-HISTORIES: dict[str, tuple[History | str, ...]] = {
-    "all": ("on",),
-    "none": ("off",),
-    "switched": ("off", "on", History(0.5), "on", History(max_events=4)),
+HISTORIES: dict[str, tuple[History | None, ...]] = {
+    "all": (History(),),
+    "none": (None,),
+    "switched": (None, History(), History(0.5), History(), History(max_events=4)),
 }
 
 
@@ -186,11 +186,11 @@ def test_random_histories(open_memory: OpenMemory, history: str) -> None:
     policies = HISTORIES[history]
     memory = open_memory(capacity=90, eviction="lowest_loss", max_replays=6, strategy="prioritized_loss")
     other = open_memory()
-    memory.configure(history=policies[0])  # type: ignore[arg-type]
+    memory.configure(history=policies[0])
     add(memory, rng, 80)
     for number in range(10):
         if len(policies) > 1:
-            other.configure(history=policies[number % len(policies)])  # type: ignore[arg-type]
+            other.configure(history=policies[number % len(policies)])
         writer = (memory, other)[int(rng.integers(2))]
         step(writer, rng, str(rng.choice(KINDS)))
         agrees(memory, other)
@@ -241,17 +241,17 @@ def test_what_is_followed_and_what_is_read_anew(open_memory: OpenMemory, reads: 
         ("resized", lambda: memory.configure(capacity=350), 0),
         ("resized again", lambda: other.configure(capacity=400), 0),
         ("leased", lambda: other.lease(5, where=WHERE), 0),
-        ("off", lambda: other.configure(history="off"), 0),
+        ("off", lambda: other.configure(history=None), 0),
         ("off, only newcomers", lambda: add(memory, rng, 3), 0),
         ("off, deleted", lambda: memory.delete(mine(2)), 1),
         ("off, updated", lambda: other.update(mine(2), loss=0.25), 1),
-        ("on", lambda: other.configure(history="on"), 0),
+        ("on", lambda: other.configure(history=History()), 0),
         ("on, updated", lambda: memory.update(mine(2), loss=0.75), 0),
         ("more than one in four", lambda: add(memory, rng, 120), 1),
         ("nothing new again", lambda: None, 0),
         ("half", lambda: other.configure(history=History(0.5)), 0),
         ("half, updated", lambda: memory.update(mine(20), loss=0.5), 1),
-        ("whole", lambda: other.configure(history="on"), 0),
+        ("whole", lambda: other.configure(history=History()), 0),
         ("recorded, then forgotten", recorded_and_forgotten, 1),
         ("short, updated", lambda: memory.update(mine(5), loss=0.8), 0),
     ]

@@ -89,7 +89,7 @@ def test_without_history_a_change_is_a_scan(open_memory: OpenMemory) -> None:
     """One, for all components; none as long as nothing changes."""
     memory = open_memory(strategy=PrioritizedLoss(STORED))
     fill(memory)
-    memory.configure(history="off")
+    memory.configure(history=None)
     for name in sorted(MIXED - {"mixed"}):
         memory._populations.clear()
         assert scans(memory, STRATEGIES[name], beta=0.4) == [1, 1, 1]

@@ -195,7 +195,7 @@ class TestLimiter:
         other.sample(5, timeout=0)
         with pytest.raises(memstore.WaitTimeout):
             other.sample(1, timeout=0)
-        memory.configure(limiter="none")
+        memory.configure(limiter=None)
         len(other)
         assert len(other.sample(50)) == 50
         assert len(memory.extend(rows(50))) == 50
