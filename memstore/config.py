@@ -37,7 +37,7 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 
 
 def check_int(name: str, value: Any, *, minimum: int, maximum: int = 2**62) -> int:
-    """``value`` as a Python int (integers of numpy and PyTorch included) within bounds."""
+    """Return ``value`` as a Python int within bounds; integers of numpy and PyTorch will do."""
     whole = number(value)
     if not isinstance(whole, int):
         raise ConfigError(f"{name} must be an integer, got {shown(value)}")
@@ -49,7 +49,7 @@ def check_int(name: str, value: Any, *, minimum: int, maximum: int = 2**62) -> i
 def check_float(
     name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, exclusive: bool = False
 ) -> float:
-    """``value`` as a finite Python float within bounds; ``exclusive`` leaves out the minimum itself."""
+    """Return ``value`` as a finite Python float within bounds; ``exclusive`` leaves out the minimum itself."""
     given = number(value)
     if given is None:
         raise ConfigError(f"{name} must be a number, got {shown(value)}")
@@ -65,7 +65,7 @@ def check_float(
 
 
 def check_seconds(name: str, value: Any, *, exclusive: bool = False) -> float:
-    """A duration in seconds: a number, a ``timedelta`` or a ``timedelta64``, converted exactly."""
+    """Return a duration in seconds, converted exactly from a number, a ``timedelta`` or a ``timedelta64``."""
     try:
         return check_float(name, seconds_of(name, value), exclusive=exclusive)
     except InvalidValue as exc:
@@ -73,7 +73,7 @@ def check_seconds(name: str, value: Any, *, exclusive: bool = False) -> float:
 
 
 def check_name(what: str, value: Any, *, most: int = MAX_NAME_BYTES) -> str:
-    """``value`` as a text that both databases store unchanged."""
+    """Return ``value`` if it is a text that both databases store unchanged."""
     if not isinstance(value, str):
         raise ConfigError(f"{what} must be a str, got {shown(value)}")
     try:
@@ -88,14 +88,14 @@ def check_name(what: str, value: Any, *, most: int = MAX_NAME_BYTES) -> str:
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """``value`` when it is one of these texts."""
+    """Return ``value`` if it is one of these texts."""
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name} must be {' or '.join(map(repr, choices))}, got {shown(value)}")
     return value
 
 
 def check_durability(value: Any) -> Durability:
-    """``"process"`` (survives kill -9) or ``"power"`` (survives power loss too)."""
+    """Return ``"process"`` (survives kill -9) or ``"power"`` (survives power loss too)."""
     return cast(Durability, check_choice("durability", value, get_args(Durability)))
 
 

@@ -21,7 +21,27 @@ from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer
 
 @dataclass(slots=True)
 class Counters:
-    """The changing columns of the ``buffer`` row; ``events`` counts replays, ``recorded`` what the history holds."""
+    """The columns of the ``buffer`` row that change with the data.
+
+    Attributes
+    ----------
+    revision : int
+        Commits that changed the buffer.
+    inserted : int
+        Episodes ever offered, which is the sequence number of the last id given out.
+    events : int
+        Replays ever. The column has an old name: these are not the events of the history.
+    domains, strata : int
+        Rows of these tables.
+    live_replays : int
+        Replays of the live episodes.
+    high_water : float or None
+        Largest priority ever measured.
+    reservoir_floor : int or None
+        Largest random key that a reservoir ever let go.
+    recorded : int
+        Events of the history ever recorded, which is the number of the last one.
+    """
 
     revision: int = 0
     inserted: int = 0
@@ -35,17 +55,17 @@ class Counters:
 
     @property
     def top_priority(self) -> float:
-        """Priority of a never-measured episode: the largest ever measured, 1.0 before any."""
+        """The priority of a never-measured episode: the largest ever measured, 1.0 before any."""
         return 1.0 if self.high_water is None else self.high_water
 
     def measured(self, loss: NDArray[np.float64], epsilon: float) -> None:
-        """Let losses, NaN for none, raise the largest priority ever measured."""
+        """Raise the largest priority ever measured to that of these losses; NaN stands for none."""
         known = loss[~np.isnan(loss)]
         if len(known):
             self.high_water = max(self.high_water or 0.0, float(known.max()) + epsilon)
 
     def copy(self) -> Counters:
-        """An independent copy."""
+        """Return an independent copy."""
         return replace(self)
 
 
@@ -98,12 +118,12 @@ def delete_buffer(conn: Connection, number: int) -> None:
 
 
 def counters_columns() -> tuple[str, ...]:
-    """Names of the columns that ``Counters`` holds, in its order."""
+    """Return the names of the columns that ``Counters`` holds, in its order."""
     return _COUNTER_NAMES
 
 
 def counters_checksum(counters: Counters) -> int:
-    """What stands beside these counters."""
+    """Return the checksum that stands beside these counters."""
     return checksums.of_row(*(getattr(counters, name) for name in _COUNTER_NAMES))
 
 

@@ -159,11 +159,9 @@ class State:
             raise stored.damaged(f"episode {number}: its replay metadata", "cannot be as stored", episode_id=number)
         return rows
 
-    def domain_name(self, domain_id: int, episode_id: int) -> str:
-        """Name of the domain with this id, which the episode is said to be of."""
-        return stored.named(
-            self.domain_names, domain_id - first_id(self.buffer_id), f"episode {episode_id}: its domain"
-        )
+    def domain_name(self, domain_id: int, what: str) -> str:
+        """Name of the domain with this id; ``what`` says whose domain it is, for ``StoreCorrupt``."""
+        return stored.named(self.domain_names, stored.whole(domain_id, what) - first_id(self.buffer_id), what)
 
     def domain_code(self, name: str) -> int | None:
         """The number of a domain, None when the buffer never saw it."""
@@ -190,6 +188,11 @@ class Snapshot:
     def settings(self) -> Settings:
         """The buffer's settings."""
         return self.state.settings
+
+    @property
+    def first_id(self) -> int:
+        """The id just below the buffer's own: episodes, events, domains and strata are numbered from here."""
+        return first_id(self.state.buffer_id)
 
     @property
     def live(self) -> int:

@@ -113,6 +113,11 @@ class Strata:
         total = int(self.count[measured].sum())
         return float(self._losses(measured, np.full(int(measured.sum()), total)).sum()) if total else 0.0
 
+    def sizes(self, domains: int, *, unmeasured: bool = False) -> Ints:
+        """Number of episodes, or of never-measured ones, in each domain; domain d stands at d - 1."""
+        which = self.bucket == UNMEASURED if unmeasured else slice(None)
+        return np.bincount(self.domain[which] - 1, self.count[which], domains).astype(np.int64)
+
     def mean_losses(self, domains: int) -> Floats:
         """Mean of the measured losses of each domain, 0.0 where there is none."""
         measured = (self.bucket != UNMEASURED) & (self.count > 0)

@@ -18,7 +18,7 @@ from sqlalchemy import and_, func, select
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats, Ints
 from memstore.errors import ConfigError, MemoryFull
-from memstore.storage.schema import first_id, replay_metadata
+from memstore.storage.schema import replay_metadata
 from memstore.storage.stored import damaged
 from memstore.types import EvictionPolicy
 from memstore.values.shown import shown
@@ -28,7 +28,7 @@ _m = replay_metadata.c
 
 @dataclass(frozen=True, slots=True)
 class Newcomers:
-    """Episodes about to be inserted: their ids (consecutive), domains and losses (NaN: never measured)."""
+    """Episodes about to be inserted: ids, numbers of their domains, and losses (NaN if never measured)."""
 
     ids: Ints
     domains: Ints
@@ -38,18 +38,21 @@ class Newcomers:
         return len(self.ids)
 
     def take(self, which: NDArray[np.bool_]) -> Newcomers:
-        """The newcomers at these places."""
+        """Return the newcomers at these places."""
         return Newcomers(self.ids[which], self.domains[which], self.loss[which])
 
     @staticmethod
     def none() -> Newcomers:
-        """Nobody: for a buffer that shrinks."""
+        """Return nobody: for a buffer that shrinks."""
         return Newcomers(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who leaves, and which newcomers stay; a newcomer that does not has come and gone."""
+    """Which live episodes leave, and which newcomers stay.
+
+    A newcomer that does not stay still uses up an id and gets an event in the history.
+    """
 
     leaving: Ints
     staying: NDArray[np.bool_]
@@ -65,14 +68,14 @@ class Eviction(ABC):
 
     name: ClassVar[EvictionPolicy]
     always_plans: ClassVar[bool] = False
-    """Whether a newcomer may be turned away while there is room."""
+    """True if a newcomer may be turned away while there is room."""
 
     @abstractmethod
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         """Decide who leaves so that the newcomers fit."""
 
     def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
-        """Return the policy's own order for these episodes; None where it needs none."""
+        """Return the order in which these episodes leave, as stored; None for a policy that needs no such order."""
         return [None] * len(newcomers), [None] * len(newcomers)
 
 
@@ -100,13 +103,12 @@ class LowestLoss(Eviction):
 
 @dataclass(frozen=True)
 class LargestDomain(Eviction):
-    """The oldest of the domain that holds most leaves."""
+    """The oldest episode of the domain with the most episodes leaves."""
 
     name: ClassVar[EvictionPolicy] = EvictionPolicy.LARGEST_DOMAIN
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        strata = snapshot.state.strata
-        counts = np.bincount(strata.domain, weights=strata.count, minlength=len(snapshot.state.domain_names) + 1)
+        counts = np.concatenate([[0], snapshot.state.strata.sizes(len(snapshot.state.domain_names))])
         evictions = np.zeros(len(counts), np.int64)
         total = snapshot.live
         for domain in [None] * max(total - snapshot.settings.capacity, 0) + newcomers.domains.tolist():
@@ -136,7 +138,7 @@ class LargestDomain(Eviction):
 class Reservoir(Eviction):
     """A uniform sample of everything ever offered stays (Vitter 1985, by one random key per episode).
 
-    After deletions or growth, and until it is full again, newcomers are favoured by a share of 1 / capacity.
+    After deletions or growth, and until the buffer is full again, newcomers are favoured by a share of 1 / capacity.
     """
 
     name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR
@@ -145,8 +147,9 @@ class Reservoir(Eviction):
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         keys = reservoir_keys(snapshot, newcomers.ids)
         floor = snapshot.state.counters.reservoir_floor
-        # The floor is the largest key that ever left. Below it a newcomer would have left already, so deletions and
-        # growth open no side door; until the reservoir is full again its chance is (k + 1) / (t + 1) instead of k / t.
+        # The floor is the largest key that ever left. A newcomer below it would have left already, so it does not
+        # profit from deletions or growth. Until the reservoir is full again, the chance of a newcomer is
+        # (k + 1) / (t + 1) in place of k / t.
         staying = np.ones(len(newcomers), np.bool_) if floor is None else keys > floor
         excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
         if excess <= 0:
@@ -165,7 +168,7 @@ class Reservoir(Eviction):
 
 @dataclass(frozen=True)
 class ReservoirLoss(Eviction):
-    """The newcomer enters with the reservoir's probability; then the smallest measured loss leaves.
+    """A newcomer enters with the probability of a reservoir; then the smallest measured loss leaves.
 
     This is a heuristic: the sample is not uniform.
     """
@@ -173,7 +176,7 @@ class ReservoirLoss(Eviction):
     name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR_LOSS
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        offered = newcomers.ids - first_id(snapshot.state.buffer_id)
+        offered = newcomers.ids - snapshot.first_id
         uniform = reservoir_keys(snapshot, newcomers.ids) / 2.0**63
         room = max(snapshot.settings.capacity - snapshot.live, 0)
         lottery = uniform < snapshot.settings.capacity / np.maximum(offered, 1)
@@ -183,7 +186,7 @@ class ReservoirLoss(Eviction):
 
 @dataclass(frozen=True)
 class Refuse(Eviction):
-    """Nothing leaves: newcomers that do not fit are refused with ``MemoryFull``."""
+    """Nothing leaves: ``MemoryFull`` refuses newcomers that do not fit."""
 
     name: ClassVar[EvictionPolicy] = EvictionPolicy.NONE
 
@@ -235,12 +238,14 @@ def default_eviction(strategy_name: str) -> Eviction:
 
 
 def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    """Decide about these newcomers by the buffer's eviction policy.
+    """Decide who leaves, by the buffer's eviction policy, so that these newcomers fit.
 
     Raises
     ------
     MemoryFull
-        Under policy ``none``, when they do not all fit.
+        They do not all fit, and the policy is ``none``.
+    StoreCorrupt
+        The strata count rows that are not there.
     """
     policy = _POLICIES[snapshot.settings.eviction]
     if snapshot.live > snapshot.settings.capacity:
@@ -251,7 +256,10 @@ def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
 
 
 def _refuse_miscounted(snapshot: Snapshot) -> None:
-    """A buffer holds more than its capacity only while it shrinks; else the strata count rows that are not there."""
+    """Raise ``StoreCorrupt`` if the strata count rows that are not there.
+
+    Only a buffer that shrinks holds more than its capacity; in any other case that is damage.
+    """
     found = snapshot.conn.scalars(select(func.count()).select_from(replay_metadata).where(snapshot.own)).one()
     if found != snapshot.live:
         raise damaged(f"buffer {snapshot.state.buffer_id}", f"has {found} rows where its strata count {snapshot.live}")
@@ -263,17 +271,17 @@ def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> Order:
 
 
 def excess_of(snapshot: Snapshot, newcomers: Newcomers) -> int:
-    """Return how many are too many once the newcomers are in."""
+    """Return by how many episodes the capacity would be exceeded."""
     return snapshot.live + len(newcomers) - snapshot.settings.capacity
 
 
 def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
-    """63 random bits per episode, a function of (buffer seed, insertion number) alone.
+    """Return 63 random bits for each episode, a function of the buffer's seed and the insertion number alone.
 
-    Philox is counter-based (Salmon et al. 2011): block n of its stream belongs to insertion n, so the keys are the
+    Philox is counter-based (Salmon et al. 2011): block n of its stream belongs to insertion n. So the keys are the
     same for any number of writers, batches and restarts.
     """
-    sequence = ids - first_id(snapshot.state.buffer_id)
+    sequence = ids - snapshot.first_id
     if not len(sequence):
         return np.empty(0, np.int64)
     first, last = int(sequence.min()), int(sequence.max())
@@ -285,7 +293,10 @@ def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
 def _evict_easiest(
     snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]
 ) -> tuple[Ints, NDArray[np.bool_]]:
-    """One at a time: the smallest measured loss leaves, then the newcomer enters; no newcomer displaces itself."""
+    """Return who leaves and which newcomers stay if, for each newcomer, the smallest measured loss leaves first.
+
+    So no newcomer displaces itself.
+    """
     room = snapshot.settings.capacity - snapshot.live
     evictions = int(entering.sum()) - room
     measured = _measured_easiest(snapshot, evictions)
@@ -312,7 +323,7 @@ def _evict_easiest(
         elif measured or unmeasured:
             evict()
         else:
-            # Everything here is a newcomer that was never measured: the oldest of them leaves.
+            # Only newcomers that were never measured are left: the oldest of them leaves.
             gone.append(waiting.pop(0))
         if loss == loss:
             heapq.heappush(measured, (loss, episode_id))
@@ -323,16 +334,17 @@ def _evict_easiest(
 
 
 def _first(snapshot: Snapshot, count: int, *, unmeasured: bool = False) -> Ints:
-    """The oldest live ids (of the never-measured ones)."""
+    """Return the oldest live ids, or the oldest of never-measured episodes."""
     if count <= 0:
         return np.empty(0, np.int64)
-    # Of the never-measured ones, through the loss index: NULLs stand together there, in id order.
+    # The index on loss finds the never-measured ones: its NULLs stand together, in id order.
     which = and_(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_(None)) if unmeasured else snapshot.own
     query = select(_m.episode_id).where(which).order_by(_m.episode_id).limit(count)
     return np.array(snapshot.conn.scalars(query).all(), np.int64)
 
 
 def _measured_easiest(snapshot: Snapshot, count: int) -> list[tuple[float, int]]:
+    """Return loss and id of the measured episodes with the smallest losses."""
     if count <= 0:
         return []
     query = select(_m.loss, _m.episode_id).where(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_not(None))
@@ -341,7 +353,7 @@ def _measured_easiest(snapshot: Snapshot, count: int) -> list[tuple[float, int]]
 
 
 def _by_key(snapshot: Snapshot, group: int, count: int) -> tuple[Ints, Ints]:
-    """Ids and keys of the first rows in the policy's own order."""
+    """Return ids and keys of the first rows in the policy's order."""
     query = select(_m.episode_id, _m.eviction_key).where(
         _m.buffer_id == snapshot.state.buffer_id, _m.eviction_group == group, _m.eviction_key.is_not(None)
     )

@@ -318,7 +318,7 @@ def read_metadata(snapshot: Snapshot, ids: list[int]) -> dict[int, ReplayMetadat
             if value is not None:
                 stored.real(value, f"{what} {name}", 0.0 if name == "loss" else -math.inf)
         found[episode_id] = ReplayMetadata(
-            episode_id, loss, state.domain_name(domain_id, episode_id), timestamp, count, last
+            episode_id, loss, state.domain_name(domain_id, f"{what} domain"), timestamp, count, last
         )
     for episode_id in ids:
         if episode_id not in found:

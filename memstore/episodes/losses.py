@@ -1,7 +1,6 @@
-"""Losses are a log, replay metadata its fold.
+"""New losses: what was replayed is appended to the log, then applied to the replay metadata and the strata.
 
-``append`` records what was replayed; ``fold`` applies losses to metadata and strata. ``update`` calls one after the
-other in one transaction; nothing above this module may assume that they always will be so close.
+``update`` calls ``append`` and ``fold`` in one transaction. Code outside of this module must not rely on that.
 """
 
 from __future__ import annotations
@@ -14,13 +13,16 @@ from numpy.typing import NDArray
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import FALL_BEFORE_MOVE, Floats, Ints, bucket_of, write_positions
 from memstore.episodes.insert import remove
-from memstore.episodes.log import Group, record, tally
+from memstore.episodes.log import Group, record, repeats, tally
 from memstore.storage.schema import replay_metadata
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Losses measured in one step, one for each id, with what the draw said of them where there was one."""
+    """Losses measured in one step, one for each id.
+
+    ``probability`` and ``weight`` are those of the draw, None if the ids were not drawn.
+    """
 
     ids: Ints
     loss: Floats
@@ -28,25 +30,29 @@ class Replay:
     weight: Floats | None = None
 
     def take(self, which: NDArray[np.bool_]) -> Replay:
-        """The replays at these places."""
+        """Return the replays at these places."""
         drawn = (None if values is None else values[which] for values in (self.probability, self.weight))
         return Replay(self.ids[which], self.loss[which], *drawn)
 
 
 def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints]:
-    """Record the replays of live episodes and give them their new losses; returns the ids updated and missing.
+    """Record the replays of live episodes and give them their new losses.
 
-    An id given twice is two replays; its last loss stays.
+    An id that comes twice is two replays; its last loss stays. An episode that reaches ``max_replays`` leaves.
+
+    Returns
+    -------
+    tuple of int64 arrays
+        Ids that were updated, and ids that are not live, each sorted and without repetition.
     """
     distinct = np.unique(replay.ids)
     rows = snapshot.find(distinct)
     replay = replay.take(np.isin(replay.ids, rows.ids))
     ids, loss = replay.ids, replay.loss
     place = np.searchsorted(rows.ids, ids)
-    order = np.argsort(place, kind="stable")
-    again = np.flatnonzero(place[order][1:] == place[order][:-1]) + 1
     before = rows.loss[place]
-    before[order[again]] = loss[order[again - 1]]
+    again, earlier = repeats(ids)
+    before[again] = loss[earlier]
     numbers = append(snapshot, group, replay, rows, place, before)
     snapshot.state.counters.measured(loss, snapshot.settings.epsilon)
 
@@ -64,7 +70,10 @@ def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints
 
 
 def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: Ints, before: Floats) -> Ints:
-    """Record one event per replay, in the order given; ``place`` is its row, NaN before means never measured."""
+    """Record one event for each replay, in the order given; returns their numbers.
+
+    ``place`` is the row of each replay. ``before`` is the loss before it, NaN if never measured.
+    """
     domains = snapshot.state.strata.domain[rows.stratum][place]
     tally(snapshot, group, domains, replay.loss)
     columns = {
@@ -81,7 +90,7 @@ def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What events come to, for each row: the last and the smallest loss, how many, the last one recorded."""
+    """What the replays of each row come to: last and smallest loss, number of replays, last recorded event."""
 
     loss: Floats
     lowest: Floats
@@ -90,10 +99,10 @@ class Folded:
 
 
 def fold(snapshot: Snapshot, rows: Rows, folded: Folded, at: float) -> None:
-    """Set the losses of live rows (each once, in id order), and move those whose stratum no longer fits.
+    """Set the losses of live rows (each once, in id order), and move rows that no longer fit their stratum.
 
-    A row moves when its priority rose above its stratum's bound, which must hold, or fell ``FALL_BEFORE_MOVE`` buckets
-    below it; so most updates touch no entry of the sampling index.
+    A priority above the bound of the stratum must move its row. One below moves it only if it fell by
+    ``FALL_BEFORE_MOVE`` buckets, so most updates touch no entry of the sampling index.
     """
     state, settings = snapshot.state, snapshot.settings
     strata, loss = state.strata, folded.loss
@@ -102,7 +111,7 @@ def fold(snapshot: Snapshot, rows: Rows, folded: Folded, at: float) -> None:
     state.counters.live_replays += int(folded.replays.sum())
 
     wanted, standing = bucket_of(loss, settings.epsilon), strata.bucket[rows.stratum]
-    # A never-measured stratum lies below every bucket, so leaving it is a rise too.
+    # The stratum of never-measured episodes lies below every bucket, so leaving it is a rise too.
     moving = (wanted > standing) | (wanted <= standing - FALL_BEFORE_MOVE)
     target = rows.stratum.copy()
     target[moving] = strata.find(strata.domain[rows.stratum[moving]], wanted[moving])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Double,
     Index,
     Integer,
@@ -300,3 +301,8 @@ def first_id(buffer_id: int) -> int:
 def id_range(buffer_id: int) -> tuple[int, int]:
     """Smallest and largest id that the buffer can ever issue, both inclusive."""
     return first_id(buffer_id) + 1, first_id(buffer_id + 1)
+
+
+def of_buffer(buffer_id: int, ids: ColumnElement[int]) -> ColumnElement[bool]:
+    """Condition that an id is the buffer's own."""
+    return ids.between(*id_range(buffer_id))
