@@ -253,16 +253,70 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class ReplayStats:
-    """Health of a buffer; ``to_dict()`` is JSON-serialisable.
+    """What a buffer holds and what happened to it, as of one snapshot; ``to_dict()`` is JSON-serialisable.
+
+    A replay is one loss written by ``update``. "Ever" counts since the buffer was created, over all processes.
 
     Attributes
     ----------
+    buffer : str
+        Name of the buffer.
+    buffer_size : int
+        Live episodes now.
+    capacity : int
+        Largest number of live episodes that the settings allow.
+    total_inserted : int
+        Episodes ever added, also those that a reservoir turned away. A repeated key adds nothing.
+    total_evicted : int
+        Episodes that were ever added and are no longer live, for whatever reason: evicted, turned away, deleted,
+        consolidated, or replayed ``max_replays`` times.
+    total_replays : int
+        Replays of the episodes that are live now. It falls when replayed episodes leave.
+    total_events : int
+        Replays ever, also of episodes that have left. It never falls. It does not count departures, and does not
+        depend on what the history records.
+    unmeasured : int
+        Live episodes whose loss was never measured.
+    avg_loss : float
+        Mean loss of the live episodes that have one, 0.0 if none has.
+    max_priority : float
+        Largest priority (loss + epsilon) ever measured, 1.0 before any. Never-measured episodes are drawn with it.
+    loss_quantiles : dict of str to float
+        Losses at ``"5%"``, ``"25%"``, ``"50%"``, ``"75%"`` and ``"95%"`` of the measured live episodes; empty if there
+        are none.
+    loss_quantiles_exact : bool
+        True if quantiles and histogram are those of the losses themselves. Otherwise each loss stands at the mean of
+        its half-octave of priority in its domain.
+    loss_histogram : tuple of (float, float, int)
+        Lower and upper loss of each bin, and its number of measured live episodes. The 12 bins are equal steps of the
+        logarithm; losses of 0 count in the first.
+    domain_distribution : dict of str to int
+        Live episodes of each domain that has any.
+    strategy : str
+        Name of the strategy that this handle draws by.
+    alpha : float
+        Exponent of the weights whose sums are stored, which is that of the buffer's strategy.
+    epsilon : float
+        What is added to a loss to make a priority.
+    eviction : str
+        Name of the eviction policy.
+    max_replays : int or None
+        Replays after which an episode leaves; None for no limit.
     leased : int
-        Episodes that some consumer holds.
+        Live episodes that some consumer holds now.
     limiter : dict or None
-        Settings of the buffer's limiter, and under ``drawn`` how many draws it has counted.
-    total_replays, total_events : int
-        Replays (loss updates) of the live episodes, and all that there ever were.
+        Settings of the buffer's limiter, and under ``drawn`` how many episodes were drawn since it was set. That count
+        began in balance with the episodes added before. None without a limiter.
+    signature : str or None
+        Fields of the payloads; None before the first add.
+    cache : dict of str to float
+        The payload cache of this handle since it was opened: see ``PayloadCache.stats``.
+    bytes_on_disk : dict of str to int
+        Bytes that the whole database occupies, all its buffers, by part.
+    schema_version : str
+        Revision of the tables.
+    revision : int
+        Writes to the buffer, ever: each call that changes it counts one.
     notes : tuple of str
         What keeps the database from shrinking, such as a reader of an old snapshot, with its name where that is known.
     """

@@ -26,7 +26,7 @@ class Counters:
     Attributes
     ----------
     revision : int
-        Commits that changed the buffer.
+        Writes to the buffer: each call that changes it counts one.
     inserted : int
         Episodes ever offered, which is the sequence number of the last id given out.
     events : int

@@ -111,7 +111,7 @@ class Strata:
         """Mean of the measured losses, 0.0 when there is none."""
         measured = (self.bucket != UNMEASURED) & (self.count > 0)
         total = int(self.count[measured].sum())
-        return float(self._losses(measured, np.full(int(measured.sum()), total)).sum()) if total else 0.0
+        return float(self.losses(measured, np.full(int(measured.sum()), total)).sum()) if total else 0.0
 
     def sizes(self, domains: int, *, unmeasured: bool = False) -> Ints:
         """Number of episodes, or of never-measured ones, in each domain; domain d stands at d - 1."""
@@ -123,10 +123,10 @@ class Strata:
         measured = (self.bucket != UNMEASURED) & (self.count > 0)
         domain = self.domain[measured] - 1
         totals = np.bincount(domain, self.count[measured], domains)
-        means: Floats = np.bincount(domain, self._losses(measured, totals[domain]), domains).astype(np.float64)
+        means: Floats = np.bincount(domain, self.losses(measured, totals[domain]), domains).astype(np.float64)
         return means
 
-    def _losses(self, which: NDArray[np.bool_], shares: NDArray[Any]) -> Floats:
+    def losses(self, which: NDArray[np.bool_], shares: NDArray[Any]) -> Floats:
         """Sums of losses, each divided before it can overflow."""
         root = np.exp2(self.bucket[which] / 4.0)
         losses: Floats = self.loss_sum[which] / shares * root * root

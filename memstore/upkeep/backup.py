@@ -1,4 +1,4 @@
-"""Whole databases: a consistent copy while others write, and space given back."""
+"""Whole databases: copy one while others write, and give space back to the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from memstore.storage.schema import buffer, metadata
 from memstore.storage.upgrade import ensure_schema
 
 ROWS, BLOBS = 4096, 64
-"""Rows copied at a time, of tables without and with payloads."""
+"""Rows that are copied at a time: ``BLOBS`` of a table with payloads, ``ROWS`` of another."""
 
 Address = str | os.PathLike[str] | URL
 
@@ -41,29 +41,30 @@ def backup(
     busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
     on_progress: Progress | None = None,
 ) -> None:
-    """Copy a database as it is at one moment, while others go on writing: buffers, history, checkpoints, all of it.
+    """Copy a whole database as it is at one moment, while others go on writing.
 
-    ``restore`` puts such a copy in the place of a database.
-
-    A file is copied page by page, anything else row by row: from PostgreSQL to a file, which opens like any memstore,
-    and from a file to PostgreSQL, which is how a backup gets back there, or a run moves to a server.
+    The copy holds buffers, history and checkpoints, and opens like any memstore. ``restore`` puts it in the place of a
+    database. From file to file it copies pages; otherwise it copies rows. So a backup of a file can move a run to a
+    PostgreSQL server, and back.
 
     Parameters
     ----------
     source : path or URL
     destination : path or URL
-        A file that does not exist, or a PostgreSQL database without a buffer. It is there as a whole or not at all.
-        The copy of a file has its mode and, where that is allowed, its owner.
+        A file that does not exist, or a PostgreSQL database without a buffer. The copy is there as a whole or not at
+        all. The copy of a file has its mode and, where that is allowed, its owner.
+    busy_timeout : float
+        Seconds to wait for locks of others.
     on_progress : callable, optional
-        Told how much is done, of how much.
+        Is called with the number of parts done and the number of all.
 
     Raises
     ------
     ConfigError
-        When there is something at the destination, or its folder is not there. Of several backups to one destination
-        at once, one is made.
+        There is something at the destination, or its folder is not there. If several backups go to one destination at
+        once, one is made.
     StoreFull, StoreCorrupt, SchemaTooOld ...
-        When the copy cannot be made; nothing is left of it.
+        The copy cannot be made; nothing is left of it.
     """
     told = on_progress or (lambda done, total: None)
     target = parse_url(destination)
@@ -83,10 +84,10 @@ def backup(
 
 
 def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Vacuumed:
-    """Give back to the disk what deleted rows hold.
+    """Give the space of deleted rows back.
 
-    SQLite writes the whole file anew, for which nobody else may be writing or reading a snapshot (``StoreBusy``
-    after ``busy_timeout``); PostgreSQL frees the space for new rows, and waits for nobody.
+    SQLite writes the whole file anew. For that nobody else may write or read a snapshot: ``StoreBusy`` after
+    ``busy_timeout`` seconds. PostgreSQL frees the space for new rows, and waits for nobody.
     """
     database = Database(parse_url(target), busy_timeout=busy_timeout)
     try:
@@ -106,13 +107,13 @@ def fill_file(origin: Database, empty: Path, busy_timeout: float, told: Progress
 
 
 def fill(target: URL, read: Connection, reader: Backend, busy_timeout: float, told: Progress) -> None:
-    """Copy what a snapshot sees, row by row, into a database without a buffer."""
+    """Copy all rows that a snapshot sees into a database without a buffer."""
     copy = Database(target, durability="power", busy_timeout=busy_timeout)
     try:
         ensure_schema(copy)
 
         def write(written: Connection) -> None:
-            copy.backend.lock_schema(written)  # until the end nobody makes a buffer, or begins such a copy
+            copy.backend.lock_schema(written)  # until the end, nobody makes a buffer or begins such a copy
             if written.scalars(select(func.count()).select_from(buffer)).one():
                 raise ConfigError(f"{shown_url(target)} holds buffers, and a backup never overwrites")
             copy_rows(read, reader, written, copy.backend, told)

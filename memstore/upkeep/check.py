@@ -1,4 +1,4 @@
-"""Whether every promise about the stored rows holds: everything is read once and compared."""
+"""``check``: everything stored is read once and compared with what it must agree with."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from memstore.buffer.strata import Ints, Strata, bucket_of, log2_priority
 from memstore.episodes.eviction import Newcomers, order_keys
 from memstore.episodes.insert import all_payloads
 from memstore.errors import MemstoreError, StoreCorrupt
-from memstore.storage.schema import UNMEASURED, episode, episode_tag, first_id, id_range, payload, replay_metadata
+from memstore.storage.schema import UNMEASURED, episode, episode_tag, payload, replay_metadata
 from memstore.storage.stored import UNREADABLE
 from memstore.storage.upgrade import HEAD
 from memstore.types import CheckReport
 from memstore.upkeep.recorded import Recorded
-from memstore.upkeep.sealed import Seals, Unsealed, some
+from memstore.upkeep.sealed import Seals, Unsealed, rows_of, some
 
 MOST_FINDINGS = 20
-"""Findings of one examination that are told."""
+"""An examination tells so many findings at most."""
 
 SUM_TOLERANCE = 1e-6
-"""Error allowed in a stored sum, per row: rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
+"""Error allowed in a stored sum, for each row: rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
 
 
 def check(snapshot: Snapshot) -> CheckReport:
@@ -43,7 +43,7 @@ def check(snapshot: Snapshot) -> CheckReport:
         except (MemstoreError, *UNREADABLE) as exc:
             problems.append(f"reading stopped: {exc} ({type(exc).__name__})")
         except Exception as exc:
-            # Whatever a damaged file makes the driver raise is a finding, not a crash.
+            # An error that a damaged file makes the driver raise is a finding, not a crash.
             if backend.classify(exc) is None:
                 raise
             problems.append(f"reading stopped: {exc}")
@@ -79,7 +79,7 @@ class _Examination:
     rows: Rows
 
     def problems(self) -> Iterator[str]:
-        """Each finding in one sentence that names the first few episodes or strata."""
+        """Yield each finding in one sentence that names the first few episodes or strata."""
         strata = self.snapshot.state.strata
         outside = (self.rows.stratum < 0) | (self.rows.stratum >= len(strata))
         if outside.any():
@@ -153,7 +153,7 @@ class _Examination:
         replays = int(rows.replay_count.sum())
         if replays != state.counters.live_replays:
             yield f"the buffer counts {state.counters.live_replays} replays of live episodes, they have {replays}"
-        if len(rows) and int(rows.ids[-1]) - first_id(state.buffer_id) > state.counters.inserted:
+        if len(rows) and rows.ids[-1] > self.snapshot.newest_possible():
             yield f"episode {rows.ids[-1]} is newer than the buffer's insertion counter, {state.counters.inserted}"
         if len(rows) > state.settings.capacity:
             yield f"{len(rows)} live episodes exceed the capacity of {state.settings.capacity}"
@@ -162,16 +162,18 @@ class _Examination:
 
     def _tables(self) -> Iterator[str]:
         ids = self.rows.ids
-        for table, key in ((episode, "id"), (payload, "episode_id"), (episode_tag, "episode_id")):
-            found = self._column(table, key, key)
+        described = self._columns(episode, "id", "domain_id")
+        for table, found in (
+            (episode, described[0]),
+            (payload, self._columns(payload, "episode_id")[0]),
+            (episode_tag, self._columns(episode_tag, "episode_id")[0]),
+        ):
             if table is not episode_tag and len(absent := np.setdiff1d(ids, found)):
                 yield f"{some(absent)} have no row in table {table.name}"
             if len(orphans := np.setdiff1d(found, ids)):
                 yield f"{some(orphans)} are orphans in table {table.name}"
-        in_episode = np.isin(ids, self._column(episode, "id", "id"))
-        domain_ids = self._column(episode, "id", "domain_id")
-        if in_episode.all() and len(domain_ids) == len(ids):
-            other = domain_ids - first_id(self.snapshot.state.buffer_id) != self._domain
+        if np.array_equal(described[0], ids):
+            other = described[1] - self.snapshot.first_id != self._domain
             if other.any():
                 yield f"{some(ids[other])} stand in a stratum of another domain"
         strangers = select(func.count()).where(
@@ -180,10 +182,9 @@ class _Examination:
         if count := self.snapshot.conn.scalars(strangers).one():
             yield f"{count} rows of {replay_metadata.name} name another buffer than their id"
 
-    def _column(self, table: Table, key: str, column: str) -> NDArray[np.int64]:
-        low, high = id_range(self.snapshot.state.buffer_id)
-        query = select(table.c[column]).where(table.c[key].between(low, high)).order_by(table.c[key])
-        return np.array(self.snapshot.conn.scalars(query).all(), np.int64)
+    def _columns(self, table: Table, *names: str) -> NDArray[np.int64]:
+        """Return columns of whole numbers, shape (names, rows), in the order of the first, which is the id."""
+        return np.array(rows_of(self.snapshot, table, *names), np.int64).reshape(-1, len(names)).T
 
     def _eviction_order(self) -> Iterator[str]:
         expected = order_keys(self.snapshot, Newcomers(self.rows.ids, self._domain, self.rows.loss))

@@ -1,4 +1,4 @@
-"""Many episodes removed at once: by ids, or by a condition, a bounded number at a time."""
+"""Remove many episodes, by ids or by a condition, a bounded number at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from memstore.queries.sql import Scope
 from memstore.storage import stored
 
 AT_ONCE = 8192
-"""Episodes found and removed together: some MB of what is known of them, whatever their number in all."""
+"""Episodes that are found and removed together. Their rows take some MB, whatever the number in all."""
 
 
 def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
-    """Ids of the episodes that pass, oldest first, some at a time; those given out may be removed meanwhile."""
+    """Yield the ids of the episodes that pass, oldest first, by pages; a page may be removed before the next one."""
     scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
     tables, passes = scope.rows(condition)
     query = select(scope.identity()).select_from(tables).where(passes).order_by(scope.identity()).limit(AT_ONCE)
@@ -35,7 +35,7 @@ def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
 
 
 def remove_all(snapshot: Snapshot, parts: Iterable[Ints], group: Group) -> Ints:
-    """Remove the live ones of these ids, with ``group`` in the history; returns them."""
+    """Remove those of these ids that are live, with ``group`` in the history; returns the ids removed."""
     removed = [np.empty(0, np.int64)]
     for ids in parts:
         for start in range(0, len(ids), AT_ONCE):

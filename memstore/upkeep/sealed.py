@@ -1,4 +1,4 @@
-"""Rows compared with the checksums that were written beside them, and everything stored parsed."""
+"""Rows compared with the checksums that were written beside them, and stored texts parsed."""
 
 from __future__ import annotations
 
@@ -24,45 +24,47 @@ from memstore.storage.schema import (
     id_range,
     lease,
     limiter,
+    of_buffer,
     stratum,
 )
 
 CHUNK = 4096
+"""Episodes read at a time."""
 
 
 @dataclass
 class Unsealed:
-    """How many rows of each table have no checksum, being older than those."""
+    """Counts of the rows that have no checksum because they are older than checksums."""
 
     counts: dict[str, int] = field(default_factory=dict)
 
     def without(self, what: str, rows: int) -> None:
-        """Note so many of them."""
+        """Count so many more rows of a kind."""
         if rows:
             self.counts[what] = self.counts.get(what, 0) + rows
 
     def notes(self) -> Iterator[str]:
-        """In one sentence a kind."""
+        """Yield one sentence for each kind."""
         for what, count in self.counts.items():
             yield f"{count:,} {what} were written before schema 0004 and have no checksum"
 
 
 @dataclass(frozen=True)
 class Seals:
-    """The examinations of one buffer; each yields its findings."""
+    """The examinations of one buffer; each yields its findings in one sentence each."""
 
     snapshot: Snapshot
     unsealed: Unsealed
     keys: dict[int, str] = field(default_factory=dict)
-    """Key of each live episode that has one, once the facts were examined."""
+    """Key of each live episode that has one; the examination of the facts fills it."""
 
     def parts(self) -> tuple[Callable[[], Iterator[str]], ...]:
-        """In the order in which they must run."""
+        """Return the examinations in the order in which they must run."""
         rows = (self.buffer_row, self.names, self.strata)
         return (*rows, self.facts, self.known_keys, self.checkpoints, self.others)
 
     def buffer_row(self) -> Iterator[str]:
-        """Settings and counters."""
+        """Examine settings and counters."""
         own = buffer.c.id == self.snapshot.state.buffer_id
         names = (*SEALED, *counters_columns(), "checksum", "counters_checksum")
         row = self.snapshot.conn.execute(select(*(buffer.c[name] for name in names)).where(own)).one()._mapping
@@ -75,17 +77,17 @@ class Seals:
             yield "the buffer's counters do not match their checksum"
 
     def names(self) -> Iterator[str]:
-        """Domains."""
-        rows = self._of(domain, "id", "name", "checksum")
+        """Examine the domains."""
+        rows = rows_of(self.snapshot, domain, "id", "name", "checksum")
         self.unsealed.without("domains", sum(row[-1] is None for row in rows))
         for number, name, seal in rows:
             if seal not in (None, checksums.of_row(number, name)):
                 yield f"domain {number} does not match its checksum"
 
     def strata(self) -> Iterator[str]:
-        """The rows of the sampling index."""
+        """Examine the rows of the sampling index."""
         names = ("id", "domain_id", "bucket", "count", "weight_sum", "loss_sum", "revision", "checksum")
-        every = self._of(stratum, *names)
+        every = rows_of(self.snapshot, stratum, *names)
         rows = [row for row in every if row[-1] is not None]
         self.unsealed.without("strata", len(every) - len(rows))
         if not rows:
@@ -95,18 +97,18 @@ class Seals:
             stored.reals(values, what, nullable=False) if name.endswith("_sum") else stored.wholes(values, what)
             for name, values in zip(names, zip(*rows, strict=True), strict=True)
         ]
-        columns[1] = columns[1] - (id_range(self.snapshot.state.buffer_id)[0] - 1)
+        columns[1] = columns[1] - self.snapshot.first_id
         wrong = columns[0][checksums.of_columns(*columns[:-1]) != columns[-1]]
         if len(wrong):
             yield f"{some(wrong)} strata do not match their checksums"
 
     def facts(self) -> Iterator[str]:
-        """What never changes of an episode."""
-        low, high = id_range(self.snapshot.state.buffer_id)
+        """Examine the facts of the episodes, which never change."""
         c, conn = episode.c, self.snapshot.conn
+        _, high = id_range(self.snapshot.state.buffer_id)
         wrong: list[int] = []
         unreadable: list[int] = []
-        after = low - 1
+        after = self.snapshot.first_id
         while True:
             query = select(*(c[name] for name in COLUMNS)).where(c.id > after, c.id <= high).order_by(c.id).limit(CHUNK)
             rows = [tuple(row) for row in conn.execute(query)]
@@ -116,7 +118,7 @@ class Seals:
             self.unsealed.without("episodes", sum(row[-1] is None for row in rows))
             for number, timestamp, _, key, extra, domain_id, _ in rows:
                 stored.real(timestamp, f"episode {number}: its timestamp")
-                self.snapshot.state.domain_name(domain_id, number)
+                self.snapshot.state.domain_name(domain_id, f"episode {number}: its domain")
                 if key is not None:
                     self.keys[number] = key
                 if extra is not None and not _is_json(extra, number):
@@ -136,9 +138,8 @@ class Seals:
         return tags
 
     def known_keys(self) -> Iterator[str]:
-        """Keys ever given, and those of the live episodes."""
-        c, state = episode_key.c, self.snapshot.state
-        low, _ = id_range(state.buffer_id)
+        """Examine the keys ever given, and compare them with those of the live episodes."""
+        c, state, low = episode_key.c, self.snapshot.state, self.snapshot.first_id + 1
         query = select(c.key, c.episode_id, c.checksum).where(c.buffer_id == state.buffer_id)
         known: dict[int, str] = {}
         for key, number, seal in self.snapshot.conn.execute(query):
@@ -159,19 +160,18 @@ class Seals:
             yield f"{some(unnamed)} are known by keys that they do not have"
 
     def checkpoints(self) -> Iterator[str]:
-        """Every one, by its checksums, and read."""
+        """Examine every checkpoint by its checksums, and read it."""
         for finding, sealed in examine(self.snapshot):
             self.unsealed.without("checkpoints", not sealed)
             if finding is not None:
                 yield finding
 
     def others(self) -> Iterator[str]:
-        """Rows whose id is of this buffer, and that say that they are of another."""
+        """Look for rows that name another buffer than their id, and examine leases and the limiter's account."""
         conn, number = self.snapshot.conn, self.snapshot.state.buffer_id
-        low, high = id_range(number)
         keyed = ((episode, "id"), (domain, "id"), (stratum, "id"), (event_group, "id"))
         for table, key in (*keyed, (episode_tag, "episode_id"), (episode_key, "episode_id")):
-            strangers = (table.c[key].between(low, high), table.c.buffer_id != number)
+            strangers = (of_buffer(number, table.c[key]), table.c.buffer_id != number)
             if count := conn.scalars(select(func.count()).select_from(table).where(*strangers)).one():
                 yield f"{count} rows of {table.name} name another buffer than their id"
         for row in conn.execute(select(lease.c.expires_at, lease.c.episode_id).where(lease.c.buffer_id == number)):
@@ -180,14 +180,16 @@ class Seals:
         if len(rows) != (self.snapshot.settings.limiter is not None):
             yield "the account of the limiter is missing, or there is one without a limiter"
 
-    def _of(self, table: Table, *names: str) -> list[tuple[Any, ...]]:
-        low, high = id_range(self.snapshot.state.buffer_id)
-        query = select(*(table.c[name] for name in names)).where(table.c.id.between(low, high)).order_by(table.c.id)
-        return [tuple(row) for row in self.snapshot.conn.execute(query)]
+
+def rows_of(snapshot: Snapshot, table: Table, key: str, *names: str) -> list[tuple[Any, ...]]:
+    """Return the buffer's rows of a table in the order of their id: the column ``key``, and other columns."""
+    own = of_buffer(snapshot.state.buffer_id, table.c[key])
+    query = select(*(table.c[name] for name in (key, *names))).where(own).order_by(table.c[key])
+    return [tuple(row) for row in snapshot.conn.execute(query)]
 
 
 def some(ids: Any) -> str:
-    """How many, and the first few."""
+    """Return how many ids there are, and the first few, as text."""
     shown = ", ".join(str(int(i)) for i in ids[:5])
     return f"{len(ids)} ({shown}{' ...' if len(ids) > 5 else ''})"
 

@@ -1,4 +1,4 @@
-"""Changes to a whole buffer: settings, and retention."""
+"""The settings of a buffer: new ones, changes of them, and the end of the buffer."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from memstore.storage.schema import (
     episode_key,
     episode_tag,
     event_group,
-    id_range,
     lease,
     limiter,
+    of_buffer,
     payload,
     replay_event,
     replay_metadata,
@@ -50,8 +50,6 @@ from memstore.storage.schema import (
 )
 from memstore.types import EvictionPolicy
 from memstore.values.shown import shown
-
-_m = replay_metadata.c
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +199,6 @@ def _write_order(snapshot: Snapshot) -> None:
 
 def drop_buffer(conn: Connection, number: int) -> None:
     """Delete a buffer and everything in it; its number is never used again."""
-    low, high = id_range(number)
     for table, key in (
         (replay_metadata, "episode_id"),
         (payload, "episode_id"),
@@ -211,7 +208,7 @@ def drop_buffer(conn: Connection, number: int) -> None:
         (stratum, "id"),
         (domain, "id"),
     ):
-        conn.execute(delete(table).where(table.c[key].between(low, high)))
+        conn.execute(delete(table).where(of_buffer(number, table.c[key])))
     for table in (episode_key, episode_tag, checkpoint, limiter, lease, replay_tally):
         conn.execute(delete(table).where(table.c.buffer_id == number))
     delete_buffer(conn, number)
