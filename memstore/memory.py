@@ -941,24 +941,24 @@ class EpisodicMemory:
         return self._session.database.transaction_depth
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Store a trainer's state with the generator's.
+        """Store the state of a trainer together with the state of the memory's generator.
 
-        Replaces the checkpoint of the same name; atomic and durable like every write. Inside ``transaction()`` it
-        commits together with the episodes and losses it belongs to.
+        It replaces the checkpoint of the same name, and is atomic and durable like every write. Inside
+        ``transaction()`` it commits together with the episodes and losses of the block.
 
         Parameters
         ----------
         name : str
         state : dict
-            Nested dicts (OrderedDict and Counter too; keys are str, int, float, bool, None or tuples of them), lists
-            and tuples of arrays, tensors, numbers, str, bytes and None: ``{"net": net.state_dict(), "optimizer":
-            optimizer.state_dict(), "rng": torch.get_rng_state()}``. Each comes back as the type it had. Of two tensors
-            that share their storage (tied weights) each comes back with storage of its own.
+            Nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None, such as ``{"net":
+            net.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}``. OrderedDict and
+            Counter will do; keys are str, int, float, bool, None or tuples of them. Each value comes back as the type
+            it had. Two tensors that share their storage (tied weights) come back with storage of their own.
 
         Raises
         ------
         PayloadError
-            For anything else, naming its place; nothing was written.
+            A value is of another type; the message names its place. Nothing was written.
         """
         check_name("checkpoint", name)
         packed = list(pack(state))  # before the lock is taken, so that other writers do not wait for it
@@ -967,15 +967,17 @@ class EpisodicMemory:
             self._session.draw(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()), write=True)
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
-        """The stored state; the generator goes on where it was then.
+        """Return the stored state, and put the generator into its state of then.
 
-        Tensors come back on the CPU, without a graph; where PyTorch is not installed, as arrays (a bfloat16 as the
-        float32 of the same values).
+        Tensors come back on the CPU, without a graph. Without PyTorch they come back as arrays, a bfloat16 as the
+        float32 of the same values.
 
         Raises
         ------
-        CheckpointNotFound, StoreCorrupt
-            The generator is left as it was.
+        CheckpointNotFound
+            No checkpoint has this name. The generator is left as it was.
+        StoreCorrupt
+            The checkpoint is damaged. The generator is left as it was.
         """
         check_name("checkpoint", name)
         state, generator = self._session.read(lambda s: checkpoint.load(s, name))
@@ -983,7 +985,7 @@ class EpisodicMemory:
         return state
 
     def checkpoints(self) -> list[str]:
-        """Names of the stored checkpoints, oldest first."""
+        """Return the names of the stored checkpoints, oldest first."""
         return self._session.read(checkpoint.names)
 
     def close(self) -> None:

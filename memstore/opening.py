@@ -37,13 +37,7 @@ WAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """What ``memstore.open`` is told of this handle alone; nothing of it is stored, but for the seed at creation.
-
-    Raises
-    ------
-    ConfigError
-        A value is invalid.
-    """
+    """What ``memstore.open`` is told of this handle alone. It is not stored, but for the seed, at creation."""
 
     buffer: str
     seed: int | None
@@ -51,14 +45,6 @@ class Handle:
     durability: Durability
     busy_timeout: float
     create: bool
-
-    def __post_init__(self) -> None:
-        check_name("buffer", self.buffer)
-        if self.seed is not None:
-            check_int("seed", self.seed, minimum=0)
-        check_int("cache_bytes", self.cache_bytes, minimum=0)
-        check_durability(self.durability)
-        check_seconds("busy_timeout", self.busy_timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +72,31 @@ class Opened:
 
 def open_buffer(target: str | os.PathLike[str] | URL, changes: Changes, handle: Handle) -> Opened:
     """Find or create a buffer; errors as those of ``memstore.open``."""
-    fresh = new_settings(changes, handle.seed)
+    check_name("buffer", handle.buffer)
+    seed = None if handle.seed is None else check_int("seed", handle.seed, minimum=0)
+    fresh = new_settings(changes, seed)
+    cache = PayloadCache(check_int("cache_bytes", handle.cache_bytes, minimum=0))
     database = Database(
-        parse_url(target), durability=handle.durability, busy_timeout=check_seconds("busy_timeout", handle.busy_timeout)
+        parse_url(target),
+        durability=check_durability(handle.durability),
+        busy_timeout=check_seconds("busy_timeout", handle.busy_timeout),
     )
     try:
         ensure_schema(database, create=handle.create)
         number, resumed = _find_or_create(database, handle, fresh)
-        seeds = np.random.SeedSequence(handle.seed)
-        session, populations = _session(
-            database, number, seeds, check_int("cache_bytes", handle.cache_bytes, minimum=0)
-        )
+        session, populations = _session(database, number, np.random.SeedSequence(seed), cache)
         if resumed:
-            _refuse_others(handle.buffer, session.committed.settings, fresh, changes.given)
+            _refuse_different(handle.buffer, session.committed.settings, fresh, changes.given)
         if fresh.signature is not None and session.committed.settings.signature is None:
             signature = fresh.signature
             # Nothing was added yet: the signature binds from now on, unless another process is faster.
             session.write(lambda s: None if s.settings.signature else fix_signature(s, signature))
-            _refuse_others(handle.buffer, session.committed.settings, fresh, ["signature"])
+            _refuse_different(handle.buffer, session.committed.settings, fresh, ["signature"])
     except BaseException:
         database.close()
         raise
-    override = _override(session.committed.settings, changes) if resumed else None
-    return Opened(session, populations, handle.buffer, resumed, override)
+    own = _own_strategy(session.committed.settings, changes) if resumed else None
+    return Opened(session, populations, handle.buffer, resumed, own)
 
 
 def reopen_buffer(state: Mapping[str, Any]) -> Opened:
@@ -121,7 +109,7 @@ def reopen_buffer(state: Mapping[str, Any]) -> Opened:
             raise ConfigError(f"{database.backend.describe()} no longer holds a buffer {state['name']!r}")
         entropy, spawn_key = state["seeds"]
         seeds = np.random.SeedSequence(entropy, spawn_key=spawn_key)
-        session, populations = _session(database, number, seeds, state["cache_bytes"])
+        session, populations = _session(database, number, seeds, PayloadCache(state["cache_bytes"]))
     except BaseException:
         database.close()
         raise
@@ -195,14 +183,14 @@ def _find_or_create(database: Database, handle: Handle, settings: Settings) -> t
 
 
 def _session(
-    database: Database, number: int, seeds: np.random.SeedSequence, cache_bytes: int
+    database: Database, number: int, seeds: np.random.SeedSequence, cache: PayloadCache
 ) -> tuple[Session, Populations]:
     state = database.in_read(lambda conn: State.load(conn, database.backend, number, strategy_from_json))
     populations = Populations()
-    return Session(database, state, seeds, PayloadCache(cache_bytes), [populations]), populations
+    return Session(database, state, seeds, cache, [populations]), populations
 
 
-def _refuse_others(name: str, stored: Settings, given: Settings, names: list[str]) -> None:
+def _refuse_different(name: str, stored: Settings, given: Settings, names: list[str]) -> None:
     """Raise ``ConfigError`` for the first of these settings that was given with another value than is stored."""
     for setting in names:
         old, new = getattr(stored, setting), getattr(given, setting)
@@ -224,6 +212,6 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def _override(stored: Settings, changes: Changes) -> Strategy | None:
+def _own_strategy(stored: Settings, changes: Changes) -> Strategy | None:
     chosen = changes.strategy_after(stored.strategy)
     return None if chosen.to_json() == stored.strategy.to_json() else chosen

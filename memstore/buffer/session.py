@@ -260,7 +260,7 @@ class Session:
         if self._losses != losses:
             for cache in self._caches:
                 cache.clear()
-            self.committed = self.committed.reloaded(conn, self.database.backend)
+            self.committed = self.committed.reload(conn, self.database.backend)
             self._losses = losses
         return self.committed
 

@@ -82,7 +82,7 @@ class State:
         state = cls(buffer_id, row.settings, Counters(revision=-1), Strata(buffer_id), read_strategy)
         return state._updated(conn, row, changed)
 
-    def reloaded(self, conn: Connection, backend: Backend) -> State:
+    def reload(self, conn: Connection, backend: Backend) -> State:
         """Read everything anew."""
         return State.load(conn, backend, self.buffer_id, self.read_strategy)
 
@@ -100,7 +100,7 @@ class State:
             return self
         if row.counters.revision < self.counters.revision:
             # The snapshot is older than the copy: another thread committed meanwhile.
-            return self.reloaded(conn, backend)
+            return self.reload(conn, backend)
         return self.copy()._updated(conn, row, changed)
 
     def _updated(self, conn: Connection, row: Row, changed: list[tuple[Any, ...]]) -> State:

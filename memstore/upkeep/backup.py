@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Table, func, select, tuple_
 
+from memstore.buffer.counters import buffer_names
 from memstore.config import DEFAULT_BUSY_TIMEOUT
 from memstore.errors import ConfigError
 from memstore.storage import stored
@@ -17,7 +18,7 @@ from memstore.storage.address import parse_url, shown_url, sqlite_path
 from memstore.storage.backends.base import Backend, Progress
 from memstore.storage.database import Database
 from memstore.storage.newfile import check_free, written_whole
-from memstore.storage.schema import buffer, metadata
+from memstore.storage.schema import metadata
 from memstore.storage.upgrade import ensure_schema
 
 ROWS, BLOBS = 4096, 64
@@ -114,7 +115,7 @@ def fill(target: URL, read: Connection, reader: Backend, busy_timeout: float, to
 
         def write(written: Connection) -> None:
             copy.backend.lock_schema(written)  # until the end, nobody makes a buffer or begins such a copy
-            if written.scalars(select(func.count()).select_from(buffer)).one():
+            if buffer_names(written):
                 raise ConfigError(f"{shown_url(target)} holds buffers, and a backup never overwrites")
             copy_rows(read, reader, written, copy.backend, told)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sqlalchemy import Connection, delete
@@ -51,6 +51,8 @@ from memstore.storage.schema import (
 from memstore.types import EvictionPolicy
 from memstore.values.shown import shown
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
@@ -76,7 +78,7 @@ class Changes:
         chosen = as_strategy(stored if self.strategy is UNCHANGED else self.strategy)
         return chosen if self.alpha is UNCHANGED else chosen.with_alpha(self.alpha)
 
-    def applied(self, settings: Settings) -> Settings:
+    def apply_to(self, settings: Settings) -> Settings:
         """Return the settings with these changes.
 
         Raises
@@ -98,31 +100,19 @@ class Changes:
         return changed
 
 
-def _max_replays(value: Any) -> int | None:
-    return None if value is None else check_int("max_replays", value, minimum=1)
-
-
-def _limiter(value: Any) -> SamplesPerInsert | None:
-    if value is None or isinstance(value, SamplesPerInsert):
+def _instance(name: str, kind: type[T], value: Any) -> T | None:
+    if value is None or isinstance(value, kind):
         return value
-    raise ConfigError(f"limiter must be a memstore.SamplesPerInsert, or None for none, got {shown(value)}")
-
-
-def _history(value: Any) -> History:
-    if value is None:
-        return History(record=0.0)
-    if isinstance(value, History):
-        return value
-    raise ConfigError(f"history must be a memstore.History, or None to record nothing, got {shown(value)}")
+    raise ConfigError(f"{name} must be a memstore.{kind.__name__}, or None for off, got {shown(value)}")
 
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "capacity": lambda value: check_int("capacity", value, minimum=1),
     "epsilon": lambda value: check_float("epsilon", value, maximum=MAX_EPSILON, exclusive=True),
     "eviction": lambda value: as_eviction(value).name,
-    "max_replays": _max_replays,
-    "limiter": _limiter,
-    "history": _history,
+    "max_replays": lambda value: None if value is None else check_int("max_replays", value, minimum=1),
+    "limiter": lambda value: _instance("limiter", SamplesPerInsert, value),
+    "history": lambda value: _instance("history", History, value) or History(record=0.0),
     "signature": Signature.from_spec,
 }
 """How each setting becomes what is stored; strategy and alpha are one setting, see ``Changes.strategy_after``."""
@@ -139,7 +129,7 @@ def new_settings(changes: Changes, seed: int | None) -> Settings:
         eviction=default_eviction(chosen.name).name,
         seed=secrets.randbits(62) if seed is None else seed,
     )
-    return changes.applied(defaults)
+    return changes.apply_to(defaults)
 
 
 def fix_signature(snapshot: Snapshot, signature: Signature) -> None:
@@ -158,7 +148,7 @@ def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
     A new alpha recomputes the weight sums, a new eviction policy writes its order: one scan each.
     """
     old, state = snapshot.settings, snapshot.state
-    settings = changes.applied(old)
+    settings = changes.apply_to(old)
     if settings.eviction != old.eviction:
         _check_reservoir(snapshot, settings)
     _store(snapshot, settings)
