@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import URL, Connection
 
-from memstore.buffer.counters import buffer_id, buffer_names, create_buffer
+from memstore.buffer.counters import buffer_id, buffer_names, create_buffer, drop_buffer
 from memstore.buffer.session import Session
 from memstore.buffer.settings import Settings
 from memstore.buffer.snapshot import State
@@ -24,7 +24,7 @@ from memstore.sharing.limiter import set_limiter
 from memstore.storage.address import parse_url
 from memstore.storage.database import Database
 from memstore.storage.upgrade import ensure_schema
-from memstore.upkeep.settings import Changes, drop_buffer, fix_signature, new_settings
+from memstore.upkeep.settings import Changes, fix_signature, new_settings
 from memstore.values.shown import listed, shown
 from memstore.version import __version__
 

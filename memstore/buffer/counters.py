@@ -16,7 +16,7 @@ from memstore.buffer.strata import REFRESHED
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
-from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer
+from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer, metadata, of_buffer
 
 
 @dataclass(slots=True)
@@ -112,9 +112,12 @@ def write_settings(conn: Connection, number: int, settings: Settings) -> None:
     conn.execute(update(buffer).where(own).values(checksum=checksums.of_row(*sealed)))
 
 
-def delete_buffer(conn: Connection, number: int) -> None:
-    """Delete the row; its number is never used again."""
-    conn.execute(delete(buffer).where(buffer.c.id == number))
+def drop_buffer(conn: Connection, number: int) -> None:
+    """Delete a buffer and everything in it; its number is never used again."""
+    for table in metadata.sorted_tables:
+        key = next(iter(table.primary_key))
+        own = key == number if key.name == "buffer_id" or table is buffer else of_buffer(number, key)
+        conn.execute(delete(table).where(own))
 
 
 def counters_columns() -> tuple[str, ...]:

@@ -70,15 +70,13 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 def examine(snapshot: Snapshot) -> Iterator[tuple[str | None, bool]]:
     """Yield for each checkpoint what is wrong with it, None for nothing, and True if its facts have a checksum."""
-    for name in names(snapshot):
-        facts = (_c.buffer_id, _c.name, _c.created_at, _c.revision, _c.inserted)
-        own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
-        row = snapshot.conn.execute(select(*facts, _c.checksum).where(*own)).one()
+    query = select(_c.buffer_id, _c.name, _c.created_at, _c.revision, _c.inserted, _c.checksum)
+    for row in snapshot.conn.execute(query.where(_c.buffer_id == snapshot.state.buffer_id)).all():
         finding = None
         if row.checksum not in (None, checksums.of_row(*row[:-1])):
-            finding = f"the time or the counters of checkpoint {name!r} do not match their checksum"
+            finding = f"the time or the counters of checkpoint {row.name!r} do not match their checksum"
         try:
-            load(snapshot, name)
+            load(snapshot, row.name)
         except (StoreCorrupt, SchemaTooNew) as exc:
             finding = str(exc)
         yield finding, row.checksum is not None

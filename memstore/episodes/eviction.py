@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import and_, func, select
 
-from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
 from memstore.errors import ConfigError, MemoryFull
 from memstore.storage.schema import replay_metadata
@@ -40,6 +40,11 @@ class Newcomers:
     def take(self, which: NDArray[np.bool_]) -> Newcomers:
         """Return the newcomers at these places."""
         return Newcomers(self.ids[which], self.domains[which], self.loss[which])
+
+    @staticmethod
+    def like(snapshot: Snapshot, rows: Rows) -> Newcomers:
+        """Return live episodes as if they were newcomers."""
+        return Newcomers(rows.ids, snapshot.state.strata.domain[rows.stratum], rows.loss)
 
     @staticmethod
     def none() -> Newcomers:
@@ -98,7 +103,7 @@ class LowestLoss(Eviction):
     name: ClassVar[EvictionPolicy] = EvictionPolicy.LOWEST_LOSS
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        return Plan(*_evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_)))
+        return _evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_))
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ class ReservoirLoss(Eviction):
         room = max(snapshot.settings.capacity - snapshot.live, 0)
         lottery = uniform < snapshot.settings.capacity / np.maximum(offered, 1)
         entering = lottery | (np.arange(len(newcomers)) < room)
-        return Plan(*_evict_easiest(snapshot, newcomers, entering))
+        return _evict_easiest(snapshot, newcomers, entering)
 
 
 @dataclass(frozen=True)
@@ -290,13 +295,8 @@ def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
     return (blocks[sequence - first] >> np.uint64(1)).astype(np.int64)
 
 
-def _evict_easiest(
-    snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]
-) -> tuple[Ints, NDArray[np.bool_]]:
-    """Return who leaves and which newcomers stay if, for each newcomer, the smallest measured loss leaves first.
-
-    So no newcomer displaces itself.
-    """
+def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]) -> Plan:
+    """Plan that before each newcomer enters, the smallest measured loss leaves. So no newcomer displaces itself."""
     room = snapshot.settings.capacity - snapshot.live
     evictions = int(entering.sum()) - room
     measured = _measured_easiest(snapshot, evictions)
@@ -330,7 +330,7 @@ def _evict_easiest(
         else:
             waiting.append(episode_id)
     left = np.array(gone, np.int64)
-    return left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left)
+    return Plan(left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left))
 
 
 def _first(snapshot: Snapshot, count: int, *, unmeasured: bool = False) -> Ints:

@@ -75,6 +75,8 @@ def _unknowable(recorded: Recorded) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Examination:
+    """The examination of the live rows: replay metadata, strata, and the tables that must agree with them."""
+
     snapshot: Snapshot
     rows: Rows
 
@@ -187,7 +189,7 @@ class _Examination:
         return np.array(rows_of(self.snapshot, table, *names), np.int64).reshape(-1, len(names)).T
 
     def _eviction_order(self) -> Iterator[str]:
-        expected = order_keys(self.snapshot, Newcomers(self.rows.ids, self._domain, self.rows.loss))
+        expected = order_keys(self.snapshot, Newcomers.like(self.snapshot, self.rows))
         m = replay_metadata.c
         query = select(m.eviction_group, m.eviction_key).where(self.snapshot.own).order_by(m.episode_id)
         stored = self.snapshot.conn.execute(query)

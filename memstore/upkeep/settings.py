@@ -1,4 +1,4 @@
-"""The settings of a buffer: new ones, changes of them, and the end of the buffer."""
+"""The settings of a buffer: new ones, and changes of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from sqlalchemy import Connection, delete
 
-from memstore.buffer.counters import delete_buffer, write_settings
+from memstore.buffer.counters import write_settings
 from memstore.buffer.settings import Settings, StoredStrategy
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
@@ -32,22 +31,7 @@ from memstore.episodes.log import Group, prune
 from memstore.errors import ConfigError
 from memstore.payload.signature import Signature
 from memstore.sharing.limiter import set_limiter
-from memstore.storage.schema import (
-    checkpoint,
-    domain,
-    episode,
-    episode_key,
-    episode_tag,
-    event_group,
-    lease,
-    limiter,
-    of_buffer,
-    payload,
-    replay_event,
-    replay_metadata,
-    replay_tally,
-    stratum,
-)
+from memstore.storage.schema import replay_metadata
 from memstore.types import EvictionPolicy
 from memstore.values.shown import shown
 
@@ -181,24 +165,6 @@ def _check_reservoir(snapshot: Snapshot, settings: Settings) -> None:
 
 def _write_order(snapshot: Snapshot) -> None:
     rows = snapshot.scan()
-    newcomers = Newcomers(rows.ids, snapshot.state.strata.domain[rows.stratum], rows.loss)
-    groups, keys = order_keys(snapshot, newcomers)
+    groups, keys = order_keys(snapshot, Newcomers.like(snapshot, rows))
     columns = {"episode_id": rows.ids.tolist(), "eviction_group": groups, "eviction_key": keys}
     snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", columns)
-
-
-def drop_buffer(conn: Connection, number: int) -> None:
-    """Delete a buffer and everything in it; its number is never used again."""
-    for table, key in (
-        (replay_metadata, "episode_id"),
-        (payload, "episode_id"),
-        (episode, "id"),
-        (replay_event, "id"),
-        (event_group, "id"),
-        (stratum, "id"),
-        (domain, "id"),
-    ):
-        conn.execute(delete(table).where(of_buffer(number, table.c[key])))
-    for table in (episode_key, episode_tag, checkpoint, limiter, lease, replay_tally):
-        conn.execute(delete(table).where(table.c.buffer_id == number))
-    delete_buffer(conn, number)
