@@ -37,7 +37,10 @@ WAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """What ``memstore.open`` is told of this handle alone. It is not stored, but for the seed, at creation."""
+    """The parameters of ``memstore.open`` that hold for this handle alone.
+
+    None is stored, but for the seed of a new buffer, which seeds its reservoir too.
+    """
 
     buffer: str
     seed: int | None
@@ -55,12 +58,12 @@ class Opened:
     ----------
     session : Session
     populations : Populations
-        What the process will know of the buffer's episodes.
+        The process's lists of episodes that pass conditions, for later draws.
     name : str
     resumed : bool
         True if the buffer was there before.
     strategy : Strategy or None
-        What this handle draws by in place of the stored strategy.
+        The strategy of this handle alone; None for the stored one.
     """
 
     session: Session
@@ -71,7 +74,7 @@ class Opened:
 
 
 def open_buffer(target: str | os.PathLike[str] | URL, changes: Changes, handle: Handle) -> Opened:
-    """Find or create a buffer; errors as those of ``memstore.open``."""
+    """Find or create a buffer; it raises what ``memstore.open`` raises."""
     check_name("buffer", handle.buffer)
     seed = None if handle.seed is None else check_int("seed", handle.seed, minimum=0)
     fresh = new_settings(changes, seed)

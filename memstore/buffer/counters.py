@@ -1,4 +1,4 @@
-"""The ``buffer`` row: settings that every process shares, and the counters behind the write lock."""
+"""The ``buffer`` row: its settings and its counters; a writer locks the row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Counters:
     revision : int
         Writes to the buffer: each call that changes it counts one.
     inserted : int
-        Episodes ever offered, which is the sequence number of the last id given out.
+        Episodes ever offered. It is also the sequence number of the last id.
     events : int
         Replays ever. The column has an old name: these are not the events of the history.
     domains, strata : int
@@ -40,7 +40,7 @@ class Counters:
     reservoir_floor : int or None
         Largest random key that a reservoir ever let go.
     recorded : int
-        Events of the history ever recorded, which is the number of the last one.
+        Events of the history ever recorded. It is also the sequence number of the last one.
     """
 
     revision: int = 0

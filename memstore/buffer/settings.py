@@ -1,4 +1,4 @@
-"""What the ``buffer`` row stores of a buffer's settings, as typed values, and how they are read and written.
+"""The settings of a buffer as typed values, read from the ``buffer`` row and written to it.
 
 They are parsed here and nowhere else: when a state is loaded, and again only when the row has other settings.
 """
@@ -26,40 +26,40 @@ EVERYTHING = History()
 
 
 class StoredStrategy(Protocol):
-    """What this room knows of a strategy. The classes stand in ``draws.strategies``, above it."""
+    """A strategy as far as this room needs it. The classes are in ``draws.strategies``, a room above this one."""
 
     def to_json(self) -> str:
         """Return the text that the row stores."""
 
 
 ReadStrategy = Callable[[str], StoredStrategy]
-"""Makes a strategy from its stored text, or raises ``StoreCorrupt``. Who opens a buffer gives it to the state."""
+"""A function that makes a strategy from its stored text, or raises ``StoreCorrupt``; see ``State.load``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What every process that opens the buffer shares.
+    """The settings that all processes with this buffer share.
 
     Attributes
     ----------
     capacity : int
         Largest number of live episodes.
     epsilon : float
-        What is added to a loss to make a priority.
+        Added to a loss to make a priority.
     alpha : float
         Exponent of the weights whose sums the strata store.
     strategy : StoredStrategy
-        What ``sample`` draws by.
+        The way in which ``sample`` draws.
     eviction : EvictionPolicy
-        What leaves at capacity.
+        The rule by which episodes leave at capacity.
     seed : int
         Key of the reservoir's random numbers.
     max_replays : int or None
         Replays after which an episode leaves; None for no limit.
     limiter : SamplesPerInsert or None
-        What keeps draws and adds in step, if anything does.
+        The rule that keeps draws and adds in step; None for no limiter.
     history : History
-        What the history records, and for how long.
+        The rule by which events are recorded and forgotten.
     signature : Signature or None
         The payloads' fields; None before the first add.
     """

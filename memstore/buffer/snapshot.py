@@ -77,7 +77,7 @@ class State:
 
     @classmethod
     def load(cls, conn: Connection, backend: Backend, buffer_id: int, read_strategy: ReadStrategy) -> State:
-        """Read everything."""
+        """Read everything. ``read_strategy`` parses the stored strategy, whose class is in a room above this one."""
         row, changed = read_buffer(conn, backend, buffer_id, -1, read_strategy)
         state = cls(buffer_id, row.settings, Counters(revision=-1), Strata(buffer_id), read_strategy)
         return state._updated(conn, row, changed)

@@ -69,7 +69,7 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def examine(snapshot: Snapshot) -> Iterator[tuple[str | None, bool]]:
-    """Yield for each checkpoint what is wrong with it, None for nothing, and True if its facts have a checksum."""
+    """Yield for each checkpoint a finding, None if it is sound, and True if its facts have a checksum."""
     query = select(_c.buffer_id, _c.name, _c.created_at, _c.revision, _c.inserted, _c.checksum)
     for row in snapshot.conn.execute(query.where(_c.buffer_id == snapshot.state.buffer_id)).all():
         finding = None

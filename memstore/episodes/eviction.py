@@ -1,7 +1,7 @@
-"""What leaves at capacity: one small frozen class per policy.
+"""The eviction policies, which decide who leaves at capacity: one small frozen class each.
 
-A plan is made before anything is written, and never depends on how the newcomers were cut into batches: ``extend`` of
-n episodes keeps what n single ``add`` calls would keep.
+A plan is made before anything is written. It does not depend on how the newcomers are cut into batches: ``extend`` of n
+episodes keeps the same episodes as n calls of ``add``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ Order = tuple[list[int | None], list[int | None]]
 
 
 class Eviction(ABC):
-    """What leaves when the memory is at capacity; values are immutable and comparable, and stored by name."""
+    """A rule for who leaves when the memory is at capacity. Values are immutable, comparable, and stored by name."""
 
     name: ClassVar[EvictionPolicy]
     always_plans: ClassVar[bool] = False

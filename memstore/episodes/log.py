@@ -1,4 +1,4 @@
-"""The log behind the history: events in groups, the tally of replays, and what may be forgotten.
+"""The log behind the history: it appends events in groups, tallies replays, and forgets old events.
 
 Events that happen in one call make a group: one row for what they share, and one row for each event. An event names
 the event before it of the same episode, so the history of an episode is a chain that no index is needed for.
@@ -244,7 +244,7 @@ def _groups(snapshot: Snapshot, low: int, last: int) -> Iterator[Row[int, int, f
 
 
 def _slack(policy: History) -> int:
-    """Return the number of events between two looks for what may go."""
+    """Return the number of new events after which old ones are pruned."""
     return PRUNE_EVERY if policy.max_events is None else min(PRUNE_EVERY, max(64, policy.max_events // SLACK))
 
 

@@ -1,4 +1,4 @@
-"""New losses: what was replayed is appended to the log, then applied to the replay metadata and the strata.
+"""New losses: replays are appended to the log, then applied to the replay metadata and the strata.
 
 ``update`` calls ``append`` and ``fold`` in one transaction. Code outside of this module must not rely on that.
 """

@@ -1,4 +1,4 @@
-"""``check``: everything stored is read once and compared with what it must agree with."""
+"""``check``: read everything stored once, and compare each part with the others that must agree with it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check(snapshot: Snapshot) -> CheckReport:
 
 def _unknowable(recorded: Recorded) -> Iterator[str]:
     if not recorded.is_whole:
-        yield "lowest losses, times of last replays and the tally: the history, not whole, cannot vouch for them"
+        yield "lowest losses, times of last replays and the tally: the history is not whole, so it cannot confirm them"
     if recorded.snapshot.settings.limiter is not None:
         yield "the count of the limiter: draws change it without the lock"
 
@@ -185,7 +185,7 @@ class _Examination:
             yield f"{count} rows of {replay_metadata.name} name another buffer than their id"
 
     def _columns(self, table: Table, *names: str) -> NDArray[np.int64]:
-        """Return columns of whole numbers, shape (names, rows), in the order of the first, which is the id."""
+        """Return columns of whole numbers, shape (names, rows). The first is the id; the rows are in its order."""
         return np.array(rows_of(self.snapshot, table, *names), np.int64).reshape(-1, len(names)).T
 
     def _eviction_order(self) -> Iterator[str]:

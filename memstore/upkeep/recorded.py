@@ -73,7 +73,7 @@ class Recorded:
         yield from self._tally(log)
 
     def _log(self, problems: list[str]) -> Log:
-        """Read all events; what is wrong with the groups goes into ``problems``."""
+        """Read all events, and append to ``problems`` the findings about their groups."""
         conn, v = self.snapshot.conn, replay_event.c
         pages: list[tuple[Any, ...]] = []
         groups: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ class Recorded:
         part = {name: values[start : start + group["count"]] for name, values in zip(EVENT, columns, strict=False)}
         number, count = group["id"], group["count"]
         if len(part["id"]) != count or not np.array_equal(part["id"], np.arange(number, number + count)):
-            yield f"groups of events: {number} has more or fewer than it says, or others"
+            yield f"groups of events: {number} has another number of events than it says, or other events"
         elif (columns[-1][start : start + count] != number).any():
             yield f"events of group {number} say that they are of another"
         elif group["checksum"] is None:

@@ -35,7 +35,7 @@ def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
 
 
 def remove_all(snapshot: Snapshot, parts: Iterable[Ints], group: Group) -> Ints:
-    """Remove those of these ids that are live, with ``group`` in the history; returns the ids removed."""
+    """Remove the live episodes among these ids, with ``group`` in the history; returns the ids removed."""
     removed = [np.empty(0, np.int64)]
     for ids in parts:
         for start in range(0, len(ids), AT_ONCE):

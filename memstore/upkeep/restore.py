@@ -1,4 +1,4 @@
-"""Put a backup in the place of a database: it is verified before anything is touched, and what was there is kept."""
+"""Put a verified backup in the place of a database, and keep the old database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATIENCE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What ``restore`` did.
+    """The result of a ``restore``.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ def restore(
     busy_timeout: float = PATIENCE,
     on_progress: Progress | None = None,
 ) -> Restored:
-    """Put a backup in the place of a database, and keep what it replaces. Nobody may have the database open.
+    """Put a backup in the place of a database, and keep the old database. Nobody may have it open.
 
     The backup is only read. A copy of it is verified as a whole, pages and every invariant of every buffer, before
     anything is touched, and again in its final place. Killed at any moment, ``restore`` leaves the database as it was
@@ -93,7 +93,7 @@ def restore(
     StoreCorrupt
         The backup is damaged.
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable, StoreFull, ConfigError
-        One of the two is not what it should be, or cannot be read or written; nothing was changed.
+        The backup or the database is of another kind than expected, or cannot be read or written; nothing was changed.
     """
     target = parse_url(database)
     told = on_progress or (lambda done, total: None)
@@ -166,7 +166,7 @@ def _onto_server(source: _Backup, target: URL, folder: Path, force: bool, busy_t
 def _refill(
     read: Connection, reader: Backend, written: Connection, writer: Backend, folder: Path, force: bool, told: Progress
 ) -> Path | None:
-    """Fill a server's tables anew; returns the file that has what they held."""
+    """Fill a server's tables anew; returns the file with their old rows, None if they had none."""
     writer.lock_schema(written)
     writer.lock_tables(written, force=force)
     kept = None

@@ -90,7 +90,7 @@ def retain(
     twins: list[tuple[int, int]],
     group: Group | None,
 ) -> tuple[Retention, Rows]:
-    """Remove what the policy does not keep; without a ``group`` for the history, only count it.
+    """Remove the episodes that the policy does not keep; without a ``group`` for the history, only count them.
 
     ``twins`` are pairs that ``find_twins`` found in an earlier snapshot: the first leaves if the second still stays.
 

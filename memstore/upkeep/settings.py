@@ -54,7 +54,7 @@ class Changes:
 
     @property
     def given(self) -> list[str]:
-        """Names of the settings that are given, but for strategy and alpha."""
+        """The names of the settings that are given; strategy and alpha are not among them."""
         return [name for name in CHECKS if getattr(self, name) is not UNCHANGED]
 
     def strategy_after(self, stored: StoredStrategy | str) -> Strategy:
@@ -99,11 +99,11 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "history": lambda value: _instance("history", History, value) or History(record=0.0),
     "signature": Signature.from_spec,
 }
-"""How each setting becomes what is stored; strategy and alpha are one setting, see ``Changes.strategy_after``."""
+"""The check of each setting, which returns its stored value. Strategy and alpha: see ``Changes.strategy_after``."""
 
 
 def new_settings(changes: Changes, seed: int | None) -> Settings:
-    """Return the settings of a new buffer: the defaults, but for what is given."""
+    """Return the settings of a new buffer: those given, and defaults for the others."""
     chosen = as_strategy("mixed" if changes.strategy is UNCHANGED else changes.strategy)
     defaults = Settings(
         capacity=DEFAULT_CAPACITY,

@@ -29,7 +29,7 @@ HELD_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Sketch:
-    """What is kept of each payload, as columns; the rows stand in order of importance.
+    """A few numbers of each payload, as columns; the rows stand in order of importance.
 
     ``group`` is equal for payloads that may be near-identical, ``whole`` for those that are equal bit by bit. ``norm``
     is the length of their floating-point numbers as one vector, ``shadow`` its projections.

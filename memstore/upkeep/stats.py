@@ -1,4 +1,4 @@
-"""What ``stats`` says of a buffer, in time independent of its size."""
+"""``stats``: the numbers of a buffer, in time independent of its size."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def loss_trend(snapshot: Snapshot, most: int, *, by_domain: bool) -> list[LossTr
 
 
 def replay_share(snapshot: Snapshot, strategy: Strategy) -> list[ReplayShare]:
-    """Return each domain's share of the episodes and replays, and what the strategy aims at, largest domain first."""
+    """Return each domain's share of episodes and replays, and the share that the strategy aims at, largest first."""
     names, strata = snapshot.state.domain_names, snapshot.state.strata
     query = select(_t.domain_id, func.sum(_t.replays)).where(_t.buffer_id == snapshot.state.buffer_id)
     counted = {domain: int(count) for domain, count in snapshot.conn.execute(query.group_by(_t.domain_id))}
