@@ -22,7 +22,7 @@ from memstore.storage.stored import UNREADABLE
 from memstore.storage.upgrade import HEAD
 from memstore.types import CheckReport
 from memstore.upkeep.recorded import Recorded
-from memstore.upkeep.sealed import Seals, Unsealed, rows_of, some
+from memstore.upkeep.sealed import Seals, Unsealed, rows_of, some, tell
 
 MOST_FINDINGS = 20
 """An examination tells so many findings at most."""
@@ -112,13 +112,10 @@ class _Examination:
         sound = measured & ~invalid & ~misplaced
         above = np.zeros(len(loss), np.bool_)
         above[sound] = bucket_of(loss[sound], epsilon) > self._bucket[sound]
-        for what, bad in (
-            ("have an infinite or negative loss", invalid),
-            ("stand in a stratum for never-measured episodes though measured, or the reverse", misplaced),
-            ("have a priority above the bound of their stratum", above),
-        ):
-            if bad.any():
-                yield f"{some(self.rows.ids[bad])} {what}"
+        ids, stratum = self.rows.ids, "a stratum for never-measured episodes"
+        yield from tell(ids, invalid, "have an infinite or negative loss")
+        yield from tell(ids, misplaced, f"stand in {stratum} though measured, or the reverse")
+        yield from tell(ids, above, "have a priority above the bound of their stratum")
         top = np.log2(self.snapshot.state.counters.top_priority)
         if sound.any() and log2_priority(loss[sound], epsilon, 1.0).max() > top + 1e-12:
             yield "the buffer's largest priority is below that of a live episode"
@@ -176,8 +173,7 @@ class _Examination:
                 yield f"{some(orphans)} are orphans in table {table.name}"
         if np.array_equal(described[0], ids):
             other = described[1] - self.snapshot.first_id != self._domain
-            if other.any():
-                yield f"{some(ids[other])} stand in a stratum of another domain"
+            yield from tell(ids, other, "stand in a stratum of another domain")
         strangers = select(func.count()).where(
             self.snapshot.own, replay_metadata.c.buffer_id != self.snapshot.state.buffer_id
         )
@@ -195,8 +191,7 @@ class _Examination:
         stored = self.snapshot.conn.execute(query)
         pairs = zip(zip(*expected, strict=True), stored, strict=True)
         wrong = np.array([should != tuple(row) for should, row in pairs], np.bool_)
-        if wrong.any():
-            yield f"{some(self.rows.ids[wrong])} have the wrong place in the order of eviction"
+        yield from tell(self.rows.ids, wrong, "have the wrong place in the order of eviction")
 
     def _lowest(self) -> Iterator[str]:
         m = replay_metadata.c

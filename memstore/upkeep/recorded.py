@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from memstore.buffer.strata import Floats, Ints
 from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, slot_of
 from memstore.storage import stored
 from memstore.storage.schema import event_group, id_range, of_buffer, replay_event, replay_metadata, replay_tally
-from memstore.upkeep.sealed import Unsealed, some
+from memstore.upkeep.sealed import Unsealed, pages, some, tell
 
 PAGE = 512
 """Groups read at a time."""
@@ -104,18 +105,14 @@ class Recorded:
     def _groups(self) -> Iterator[list[dict[str, Any]]]:
         """Yield the rows of the groups, a page at a time."""
         _, high = id_range(self.snapshot.state.buffer_id)
-        g, after = event_group.c, self.snapshot.first_id
-        while True:
-            query = select(*(g[name] for name in (*GROUP, "checksum"))).where(g.id > after, g.id <= high)
-            page = [dict(row._mapping) for row in self.snapshot.conn.execute(query.order_by(g.id).limit(PAGE))]
-            if not page:
-                return
+        names = (*GROUP, "checksum")
+        for rows in pages(self.snapshot, event_group, names, PAGE):
+            page = [dict(zip(names, row, strict=True)) for row in rows]
             for group in page:
                 what = f"group {group['id']} of events"
                 stored.whole(group["count"], f"{what}: its count", 1, high - group["id"] + 1)
                 stored.real(group["at"], f"{what}: its time")
             yield page
-            after = stored.onward(page[-1]["id"], after, f"the rows of {event_group.name}")
 
     def _group(self, group: dict[str, Any], columns: tuple[Any, ...], start: int) -> Iterator[str]:
         part = {name: values[start : start + group["count"]] for name, values in zip(EVENT, columns, strict=False)}
@@ -142,24 +139,18 @@ class Recorded:
         """
         order = np.argsort(log.episode, kind="stable")
         episode, number = log.episode[order], order + log.first
-        follows = np.concatenate([[False], episode[1:] == episode[:-1]]) if len(order) else np.empty(0, np.bool_)
-        before = np.concatenate([[0], number[:-1]]) if len(order) else number
-        previous = log.previous[order]
-        wrong = np.where(follows, previous != before, previous >= log.first)
-        if wrong.any():
-            yield f"events {some(number[wrong])} name an event before them that is not the one before"
-        last = np.concatenate([episode[1:] != episode[:-1], [True]]) if len(order) else np.empty(0, np.bool_)
-        live = np.isin(episode, self.rows.ids)
+        follows, last = np.diff(episode, prepend=-1) == 0, np.diff(episode, append=-1) != 0
+        live, previous = np.isin(episode, self.rows.ids), log.previous[order]
+        wrong = np.where(follows, previous != np.roll(number, 1), previous >= log.first)
+        yield from tell(number, wrong, "name an event before them that is not the one before", kind="events ")
         wrong = log.ends[order] != (last & ~live)
-        if wrong.any():
-            yield f"events {some(number[wrong])} end a chain that goes on, or end it without saying so"
+        yield from tell(number, wrong, "end a chain that goes on, or end it without saying so", kind="events ")
         heads = number[last & live]
         place = np.searchsorted(self.rows.ids, episode[last & live])
         named = self.rows.last_event.copy()
         named[place] -= heads
-        wrong_rows = np.where(np.isin(np.arange(len(named)), place), named != 0, named >= log.first)
-        if wrong_rows.any():
-            yield f"{some(self.rows.ids[wrong_rows])} name as their last event one that is not"
+        wrong = np.where(np.isin(np.arange(len(named)), place), named != 0, named >= log.first)
+        yield from tell(self.rows.ids, wrong, "name as their last event one that is not")
 
     def _replays(self, log: Log) -> Iterator[str]:
         """Compare the rows with the replays of their episodes, if all replays are known."""
@@ -171,13 +162,9 @@ class Recorded:
         if not np.array_equal(stored.wholes(ids, what), self.rows.ids) or np.isinf(replayed_at).any():
             yield "the replay metadata holds times that cannot be"
             return
-        never = self.rows.replay_count == 0
-        for reason, wrong in (
-            ("have a time of their last replay and no replay, or the reverse", never != np.isnan(replayed_at)),
-            ("have a smallest loss that cannot be", ~_same(lowest_loss, self.rows.loss) & never),
-        ):
-            if wrong.any():
-                yield f"{some(self.rows.ids[wrong])} {reason}"
+        never, tell_of = self.rows.replay_count == 0, partial(tell, self.rows.ids)
+        yield from tell_of(never != np.isnan(replayed_at), "have a time of their last replay and none, or the reverse")
+        yield from tell_of(never & ~_same(lowest_loss, self.rows.loss), "have a smallest loss that cannot be")
         if not self.is_whole:
             return
         mine = log.replayed & np.isin(log.episode, self.rows.ids)
@@ -186,14 +173,10 @@ class Recorded:
         last[place], time[place] = loss, log.at[mine]
         np.minimum.at(least, place, np.fmin(loss, log.before[mine]))
         counts = np.bincount(place, minlength=len(ids))
-        for reason, equal in (
-            ("have another number of replays than the history", counts == self.rows.replay_count),
-            ("have another loss than the history", _same(last, self.rows.loss) | never),
-            ("have another smallest loss than the history", _same(least, lowest_loss) | never),
-            ("were last replayed at another time than the history says", _same(time, replayed_at)),
-        ):
-            if not equal.all():
-                yield f"{some(self.rows.ids[~equal])} {reason}"
+        yield from tell_of(counts != self.rows.replay_count, "have another number of replays than the history")
+        yield from tell_of(~(_same(last, self.rows.loss) | never), "have another loss than the history")
+        yield from tell_of(~(_same(least, lowest_loss) | never), "have another smallest loss than the history")
+        yield from tell_of(~_same(time, replayed_at), "were last replayed at another time than the history says")
 
     def _tally(self, log: Log) -> Iterator[str]:
         state = self.snapshot.state

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Table, func, select
 
 from memstore.buffer.counters import SEALED, Counters, counters_checksum, counters_columns
 from memstore.buffer.facts import COLUMNS, unlike
 from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.strata import Ints
 from memstore.episodes.checkpoint import examine
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
@@ -104,17 +107,10 @@ class Seals:
 
     def facts(self) -> Iterator[str]:
         """Examine the facts of the episodes, which never change."""
-        c, conn = episode.c, self.snapshot.conn
-        _, high = id_range(self.snapshot.state.buffer_id)
         wrong: list[int] = []
         unreadable: list[int] = []
-        after = self.snapshot.first_id
-        while True:
-            query = select(*(c[name] for name in COLUMNS)).where(c.id > after, c.id <= high).order_by(c.id).limit(CHUNK)
-            rows = [tuple(row) for row in conn.execute(query)]
-            if not rows:
-                break
-            wrong += unlike(rows, self._tags(after, rows[-1][0]))
+        for rows in pages(self.snapshot, episode, COLUMNS, CHUNK):
+            wrong += unlike(rows, self._tags(rows[0][0], rows[-1][0]))
             self.unsealed.without("episodes", sum(row[-1] is None for row in rows))
             for number, timestamp, _, key, extra, domain_id, _ in rows:
                 stored.real(timestamp, f"episode {number}: its timestamp")
@@ -123,15 +119,14 @@ class Seals:
                     self.keys[number] = key
                 if extra is not None and not _is_json(extra, number):
                     unreadable.append(number)
-            after = stored.onward(rows[-1][0], after, f"the rows of {episode.name}")
         if wrong:
             yield f"{some(wrong)} do not match the checksums of their facts"
         if unreadable:
             yield f"{some(unreadable)} have an extra that is no JSON"
 
-    def _tags(self, after: int, last: int) -> dict[int, list[str]]:
+    def _tags(self, first: int, last: int) -> dict[int, list[str]]:
         c = episode_tag.c
-        query = select(c.episode_id, c.tag).where(c.episode_id > after, c.episode_id <= last)
+        query = select(c.episode_id, c.tag).where(c.episode_id.between(first, last))
         tags: dict[int, list[str]] = {}
         for number, tag in self.snapshot.conn.execute(query.order_by(c.episode_id, c.ordinal)):
             tags.setdefault(number, []).append(stored.text(tag, f"episode {number}: a tag"))
@@ -186,6 +181,22 @@ def rows_of(snapshot: Snapshot, table: Table, key: str, *names: str) -> list[tup
     own = of_buffer(snapshot.state.buffer_id, table.c[key])
     query = select(*(table.c[name] for name in (key, *names))).where(own).order_by(table.c[key])
     return [tuple(row) for row in snapshot.conn.execute(query)]
+
+
+def pages(snapshot: Snapshot, table: Table, names: Sequence[str], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the buffer's rows of a table, ``size`` at a time, in the order of the first of these columns, the id."""
+    key, after = table.c[names[0]], snapshot.first_id
+    _, high = id_range(snapshot.state.buffer_id)
+    query = select(*(table.c[name] for name in names)).where(key <= high).order_by(key).limit(size)
+    while rows := [tuple(row) for row in snapshot.conn.execute(query.where(key > after))]:
+        yield rows
+        after = stored.onward(rows[-1][0], after, f"the rows of {table.name}")
+
+
+def tell(ids: Ints, wrong: NDArray[np.bool_], what: str, kind: str = "") -> Iterator[str]:
+    """Yield one finding about the ids where ``wrong`` is true, if there are any."""
+    if wrong.any():
+        yield f"{kind}{some(ids[wrong])} {what}"
 
 
 def some(ids: Any) -> str:
