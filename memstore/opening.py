@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,12 +129,9 @@ def buffers(target: str | os.PathLike[str] | URL) -> list[str]:
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
         As ``open``.
     """
-    database = Database(parse_url(target))
-    try:
+    with closing(Database(parse_url(target))) as database:
         ensure_schema(database, create=False)
         return database.in_read(buffer_names)
-    finally:
-        database.close()
 
 
 def drop(target: str | os.PathLike[str] | URL, buffer: str = "default") -> bool:
@@ -146,21 +144,19 @@ def drop(target: str | os.PathLike[str] | URL, buffer: str = "default") -> bool:
     bool
         False if the database holds no such buffer.
     """
-    database = Database(parse_url(target))
-
-    def work(conn: Connection) -> bool:
-        number = buffer_id(conn, buffer)
-        if number is None:
-            return False
-        database.backend.lock_buffer(conn, number)
-        drop_buffer(conn, number)
-        return True
-
-    try:
+    with closing(Database(parse_url(target))) as database:
         ensure_schema(database, create=False)
+        backend = database.backend
+
+        def work(conn: Connection) -> bool:
+            number = buffer_id(conn, buffer)
+            if number is None:
+                return False
+            backend.lock_buffer(conn, number)
+            drop_buffer(conn, number)
+            return True
+
         return database.in_write(work)
-    finally:
-        database.close()
 
 
 def _find_or_create(database: Database, handle: Handle, settings: Settings) -> tuple[int, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,13 @@ def backup(
     file = sqlite_path(target)
     if file is not None:
         check_free(file)
-    origin = Database(parse_url(source), busy_timeout=busy_timeout)
-    try:
+    with closing(Database(parse_url(source), busy_timeout=busy_timeout)) as origin:
         ensure_schema(origin, create=False)
         if file is None:
             origin.in_read(lambda read: fill(target, read, origin.backend, busy_timeout, told))
-        else:
-            with written_whole(file, sqlite_path(origin.backend.url)) as partial:
-                fill_file(origin, partial, busy_timeout, told)
-    finally:
-        origin.close()
+            return
+        with written_whole(file, sqlite_path(origin.backend.url)) as partial:
+            fill_file(origin, partial, busy_timeout, told)
 
 
 def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Vacuumed:
@@ -90,14 +88,11 @@ def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Va
     SQLite writes the whole file anew. For that nobody else may write or read a snapshot: ``StoreBusy`` after
     ``busy_timeout`` seconds. PostgreSQL frees the space for new rows, and waits for nobody.
     """
-    database = Database(parse_url(target), busy_timeout=busy_timeout)
-    try:
+    with closing(Database(parse_url(target), busy_timeout=busy_timeout)) as database:
         ensure_schema(database, create=False)
         before = database.in_read(database.backend.size)
         database.outside(database.backend.vacuum)
         return Vacuumed(before, database.in_read(database.backend.size))
-    finally:
-        database.close()
 
 
 def fill_file(origin: Database, empty: Path, busy_timeout: float, told: Progress) -> None:
@@ -109,21 +104,19 @@ def fill_file(origin: Database, empty: Path, busy_timeout: float, told: Progress
 
 def fill(target: URL, read: Connection, reader: Backend, busy_timeout: float, told: Progress) -> None:
     """Copy all rows that a snapshot sees into a database without a buffer."""
-    copy = Database(target, durability="power", busy_timeout=busy_timeout)
-    try:
+    with closing(Database(target, durability="power", busy_timeout=busy_timeout)) as copy:
         ensure_schema(copy)
+        backend = copy.backend
 
         def write(written: Connection) -> None:
-            copy.backend.lock_schema(written)  # until the end, nobody makes a buffer or begins such a copy
+            backend.lock_schema(written)  # until the end, nobody makes a buffer or begins such a copy
             if buffer_names(written):
                 raise ConfigError(f"{shown_url(target)} holds buffers, and a backup never overwrites")
-            copy_rows(read, reader, written, copy.backend, told)
+            copy_rows(read, reader, written, backend, told)
 
         copy.in_write(write)
         if sqlite_path(target) is not None:
-            copy.outside(copy.backend.vacuum)  # the log into the file
-    finally:
-        copy.close()
+            copy.outside(backend.vacuum)  # the log into the file
 
 
 def copy_rows(read: Connection, reader: Backend, written: Connection, writer: Backend, told: Progress) -> None:

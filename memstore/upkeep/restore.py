@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,15 +101,12 @@ def restore(
     file = sqlite_path(target)
     if file is not None and keep is not None:
         raise ConfigError(f"what is replaced is kept beside {file}; leave keep= out")
-    origin = Database(parse_url(backup), busy_timeout=busy_timeout)
-    origin.backend.only_read = True
-    try:
+    with closing(Database(parse_url(backup), busy_timeout=busy_timeout)) as origin:
+        origin.backend.only_read = True
         source = _Backup(origin, _revision(origin), told)
         if file is not None:
             return _onto_file(source, file.resolve(), force, busy_timeout)
         return _onto_server(source, target, Path("." if keep is None else keep), force, busy_timeout)
-    finally:
-        origin.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,32 +132,29 @@ def _onto_file(source: _Backup, file: Path, force: bool, busy_timeout: float) ->
         if not there and partial.mode is not None:
             partial.mode |= stat.S_IRUSR | stat.S_IWUSR  # a backup may be read-only, a database is written
         buffers = _prepared(source, partial)
-        database = Database(URL.create("sqlite", database=str(file)), busy_timeout=busy_timeout)
-        try:
-            replaced = database.outside(lambda _: database.backend.put_in_place(partial, force=force))
+        with closing(Database(URL.create("sqlite", database=str(file)), busy_timeout=busy_timeout)) as database:
+            backend = database.backend
+            replaced = database.outside(lambda _: backend.put_in_place(partial, force=force))
             ensure_schema(database, create=False)
             if missing := buffers.keys() - database.in_read(buffer_names):
                 raise StoreCorrupt(f"{file} lacks the buffers {sorted(missing)} of the backup; was it replaced again?")
-        finally:
-            database.close()
     return Restored(buffers, replaced, source.upgraded_from)
 
 
 def _onto_server(source: _Backup, target: URL, folder: Path, force: bool, busy_timeout: float) -> Restored:
     with partial_file(folder / f"{_stem(target)}.restored") as partial:
         buffers = _prepared(source, partial)
-        database = Database(target, durability="power", busy_timeout=busy_timeout)
-        copy = Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=busy_timeout)
-        try:
+        with (
+            closing(Database(target, durability="power", busy_timeout=busy_timeout)) as database,
+            closing(Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=busy_timeout)) as copy,
+        ):
             ensure_schema(database)
+            reader, writer = copy.backend, database.backend
 
             def refill(read: Connection, written: Connection) -> Path | None:
-                return _refill(read, copy.backend, written, database.backend, folder, force, source.told)
+                return _refill(read, reader, written, writer, folder, force, source.told)
 
             replaced = copy.in_read(lambda read: database.in_write(lambda written: refill(read, written)))
-        finally:
-            copy.close()
-            database.close()
     return Restored(buffers, replaced, source.upgraded_from)
 
 
