@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
-from memstore.buffer.counters import Counters, Row, read_buffer, write_counters
+from memstore.buffer.counters import Counters, Row, read_buffer, write_counters, write_settings
 from memstore.buffer.settings import ReadStrategy, Settings
 from memstore.buffer.strata import Floats, Ints, Strata
 from memstore.errors import StoreCorrupt
@@ -166,6 +166,11 @@ class State:
     def domain_code(self, name: str) -> int | None:
         """The number of a domain, None when the buffer never saw it."""
         return self._codes.get(name)
+
+    def store_settings(self, conn: Connection, settings: Settings) -> None:
+        """Give the buffer these settings; the caller holds its lock."""
+        write_settings(conn, self.buffer_id, settings)
+        self.settings = settings
 
     def flush(self, conn: Connection, backend: Backend) -> None:
         """Write what changed, under a new revision; the caller holds the buffer's lock."""

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from memstore.buffer.counters import write_settings
 from memstore.buffer.settings import Settings, StoredStrategy
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
@@ -118,12 +117,7 @@ def new_settings(changes: Changes, seed: int | None) -> Settings:
 
 def fix_signature(snapshot: Snapshot, signature: Signature) -> None:
     """Give the buffer the signature of its first payload."""
-    _store(snapshot, replace(snapshot.settings, signature=signature))
-
-
-def _store(snapshot: Snapshot, settings: Settings) -> None:
-    snapshot.state.settings = settings
-    write_settings(snapshot.conn, snapshot.state.buffer_id, settings)
+    snapshot.state.store_settings(snapshot.conn, replace(snapshot.settings, signature=signature))
 
 
 def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
@@ -135,7 +129,7 @@ def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
     settings = changes.apply_to(old)
     if settings.eviction != old.eviction:
         _check_reservoir(snapshot, settings)
-    _store(snapshot, settings)
+    state.store_settings(snapshot.conn, settings)
     if settings.limiter != old.limiter:
         set_limiter(snapshot.conn, state.buffer_id, settings.limiter, state.counters.inserted)
     if settings.alpha != old.alpha:

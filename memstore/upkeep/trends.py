@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from sqlalchemy import func, select
 
@@ -39,9 +37,7 @@ def forgotten(snapshot: Snapshot, n: int) -> list[EpisodeSummary]:
     rows = hardest.select(col.id, col.loss, col.rise).arrays()
     best = np.lexsort((rows["id"], -rows["rise"]))[:n]
     decided = len(best) == n and rows["rise"][best[-1]] > rows["loss"][-1]
-    if decided:
-        risen = replace(risen, condition=col.id.in_(rows["id"][best].tolist()) & (col.rise > 0))
-    return risen.all()
+    return (risen.filter(col.id.in_(rows["id"][best].tolist())) if decided else risen).all()
 
 
 def loss_trend(snapshot: Snapshot, most: int, *, by_domain: bool) -> list[LossTrend]:
