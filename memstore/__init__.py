@@ -44,7 +44,7 @@ from memstore.payload.fields import pad
 from memstore.queries import Column, Condition, col
 from memstore.queries.aggregates import count, maximum, mean, minimum, total
 from memstore.queries.query import Query
-from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
+from memstore.queries.records import LossTrend, ReplayEvent, ReplayShare
 from memstore.sharing.limiter import SamplesPerInsert
 from memstore.types import (
     Batch,
@@ -74,7 +74,6 @@ __all__ = [
     "DomainBalanced",
     "Episode",
     "EpisodeNotFound",
-    "EpisodeSummary",
     "EpisodicMemory",
     "Eviction",
     "EvictionPolicy",

@@ -28,6 +28,7 @@ from memstore.draws.knowledge import Populations
 from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
 from memstore.episodes.eviction import Eviction
 from memstore.episodes.log import History
+from memstore.episodes.payloads import fix_signature
 from memstore.errors import ConfigError
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import Signature
@@ -36,7 +37,7 @@ from memstore.storage.address import parse_url
 from memstore.storage.database import Database
 from memstore.storage.upgrade import ensure_schema
 from memstore.types import EvictionPolicy
-from memstore.upkeep.settings import drop_buffer, fix_signature, new_settings
+from memstore.upkeep.settings import drop_buffer, new_settings
 from memstore.values.shown import listed, shown
 from memstore.version import __version__
 

@@ -1,15 +1,83 @@
-"""What memstore hands out: frozen records, and batches of numpy arrays."""
+"""What memstore takes and hands out: names for the types of arguments, frozen records, batches of numpy arrays."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import ItemsView, KeysView
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class SupportsArray(Protocol):
+    """An array of numpy, or of another library: a tensor, a column of a data frame."""
+
+    def __array__(self) -> np.ndarray[Any, Any]: ...
+
+
+MaybeNone: TypeAlias = Any
+"""Stands for None where type checkers need not ask for a test of it: the caller knows which case it is."""
+
+Payload: TypeAlias = Mapping[str, object]
+"""The fields of an episode by name: arrays, tensors, numbers, str, bytes, or mappings of such.
+
+For several episodes at once each field has one row an episode: an array of shape (n, ...), or a list of n values.
+"""
+
+Ids: TypeAlias = int | np.integer[Any] | Sequence[int | np.integer[Any]] | SupportsArray
+"""One episode id, or several: whole numbers, in one dimension. An empty sequence stands for no episode."""
+
+Loss: TypeAlias = float | np.number[Any] | SupportsArray
+"""One loss, finite and at least 0. A tensor of one number is detached."""
+
+Losses: TypeAlias = Loss | Sequence[Loss]
+"""One loss for all episodes, or a loss for each. A tensor is detached."""
+
+FirstLosses: TypeAlias = Losses | Sequence[Loss | None] | None
+"""Losses of new episodes. None stands for a loss that was never measured."""
+
+Time: TypeAlias = float | np.number[Any] | datetime | np.datetime64 | SupportsArray
+"""One moment: seconds (of any clock), a datetime with a time zone, or a datetime64, which is UTC."""
+
+Times: TypeAlias = Time | Sequence[Time | None] | None
+"""Moments of new episodes: one for all, or one for each. None stands for now."""
+
+Seconds: TypeAlias = float | np.number[Any] | timedelta | np.timedelta64
+"""A duration: a number of seconds, a timedelta or a timedelta64."""
+
+Levels: TypeAlias = int | np.integer[Any] | Sequence[int | np.integer[Any] | None] | SupportsArray | None
+"""Levels of new episodes: one for all, or one for each. None stands for no level."""
+
+Tags: TypeAlias = Iterable[str]
+"""Tags of one episode; a tag that is given twice counts once."""
+
+Keys: TypeAlias = str | Sequence[str | None] | SupportsArray | None
+"""Idempotency keys of new episodes, one for each. None stands for no key."""
+
+Domains: TypeAlias = str | Sequence[str] | SupportsArray
+"""Domains of new episodes: one for all, or one for each."""
+
+Extra: TypeAlias = object
+"""Any JSON value: None, true or false, numbers, text, lists, mappings; scalars and arrays of numpy and PyTorch too."""
+
+Steps: TypeAlias = int | np.integer[Any] | tuple[int, int]
+"""One step of a trainer, or the first and the last of several, both inclusive."""
+
+Vector: TypeAlias = float | Sequence[object] | SupportsArray
+"""Numbers of one field of a payload, in any shape of the same size."""
+
+Places: TypeAlias = Sequence[int] | Sequence[bool] | SupportsArray
+"""Places in a batch, counted from 0, or a mask that has one flag a row."""
+
+TrainerState: TypeAlias = Mapping[str, object]
+"""What a checkpoint keeps: nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None."""
+
+Normalize: TypeAlias = Literal["buffer", "batch"]
+"""Whether importance weights are scaled by the smallest probability of the buffer, or by that of the batch."""
 
 
 class ReplayStrategy(enum.StrEnum):
@@ -39,13 +107,13 @@ class EvictionPolicy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReplayMetadata:
-    """The mutable part of an episode.
+    """What replays have changed of an episode, as of the read.
 
     Attributes
     ----------
     episode_id : int
     loss : float or None
-        Last measured loss; None when it was never measured.
+        Last measured loss. None if it was never measured.
     domain : str
     timestamp : float
         Seconds, as given to ``add``.
@@ -65,22 +133,50 @@ class ReplayMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One stored experience, with its replay metadata as of the read."""
+    """One live episode: what was added, and what replays have changed since, as of the read.
+
+    Attributes
+    ----------
+    id : int
+    domain : str
+    timestamp : float
+        Seconds, as given to ``add``.
+    level : int or None
+    tags : tuple of str
+        In the order in which they were given.
+    key : str or None
+    extra : JSON value or None
+    age : int
+        Number of episodes inserted since, this one included: the newest has age 1.
+    loss, lowest_loss : float or None
+        The last and the smallest measured loss. None if the loss was never measured.
+    replay_count : int
+        Number of loss updates.
+    last_replayed_at : float or None
+        Seconds since the epoch of the last loss update.
+    payload : dict or None
+        Nested as it was added; arrays are the caller's own. None if payloads were not read: a query does not read them,
+        ``get`` and ``recall`` do.
+    """
 
     id: int
-    payload: dict[str, Any]
     domain: str
     timestamp: float
     level: int | None
     tags: tuple[str, ...]
     key: str | None
     extra: Any
-    metadata: ReplayMetadata
+    age: int
+    loss: float | None
+    lowest_loss: float | None
+    replay_count: int
+    last_replayed_at: float | None
+    payload: dict[str, Any] | MaybeNone = None
 
     @property
-    def loss(self) -> float | None:
-        """Last measured loss, None when never measured."""
-        return self.metadata.loss
+    def rise(self) -> float | None:
+        """``loss - lowest_loss``: how much of the best result was forgotten. None if the loss was never measured."""
+        return None if self.loss is None or self.lowest_loss is None else self.loss - self.lowest_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +191,9 @@ class Match:
 class Batch:
     """Episodes drawn together; row ``i`` of every array belongs to ``ids[i]``.
 
-    Arrays are the caller's own: writing to them changes nothing that is stored or cached.
+    ``len(batch)`` is the number of rows, ``batch["x"]`` a field of the payload. A batch does not iterate: its length
+    is that of its rows, and one would expect its fields. Arrays are the caller's own: writing to them changes nothing
+    that is stored or cached.
 
     Attributes
     ----------
@@ -104,16 +202,16 @@ class Batch:
         Nested as it was added. A fixed-shape field is one array of shape (n, ...); a ragged one a list of n arrays;
         text and bytes a list of n.
     loss : float64, shape (n,)
-        NaN where never measured.
+        NaN where the loss was never measured.
     domain : str array, shape (n,)
     age : int64, shape (n,)
-        Episodes inserted since, counting itself: the newest has age 1.
+        Number of episodes inserted since, the row's own included: the newest has age 1.
     replay_count : int64, shape (n,)
     probability : float64, shape (n,), or None
         Probability that the first draw picks the row; None where that needs a scan that was not asked for
         (``sample(..., exact_probability=True)``).
     weight : float64, shape (n,)
-        Importance weight, at most 1 (at most 1 up to rounding).
+        Importance weight, at most 1 up to rounding.
     strategy : str
         Name of the strategy that drew the batch.
     lease : str or None
@@ -137,16 +235,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    # Its length is that of its rows, and its fields are what one would iterate over: the two must not be confused.
     __iter__ = None
 
     def __getitem__(self, field_name: str) -> Any:
         return self.payload[field_name]
 
-    def take(self, rows: Any) -> Batch:
-        """The batch of these rows alone, in their order (indices, or a mask of n).
+    def take(self, rows: Places) -> Batch:
+        """Return the batch of these rows alone, in their order.
 
-        A lease is still that of all rows: updating a part of a leased batch releases the whole.
+        A lease stays the lease of all rows: updating a part of a leased batch releases the whole.
         """
         chosen = np.arange(len(self.ids))[np.asarray(rows)]
         columns = {

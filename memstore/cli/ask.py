@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -13,14 +14,16 @@ from memstore.cli.common import (
     buffer_option,
     console,
     opened,
+    print_json,
     print_records,
     reporting,
     table_width,
 )
 from memstore.cli.tables import records_table, shares_table
 from memstore.cli.text import parse_moment, shown
-from memstore.queries import MAX_INT
-from memstore.queries.records import EpisodeSummary, ReplayEvent
+from memstore.queries import EPISODE_COLUMNS, MAX_INT
+from memstore.queries.records import ReplayEvent
+from memstore.types import Episode
 
 
 def _as_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -63,14 +66,14 @@ def history(db: str, buffer: str | None, limit: int, as_json: bool, **wanted: An
     if as_json:
         print_records(events)
     elif events:
-        _print_table(events, ReplayEvent)
+        _print_table(events, [field.name for field in fields(ReplayEvent)])
     else:
         click.echo("no such events")
 
 
-def _print_table(records: Sequence[Any], kind: type) -> None:
+def _print_table(records: Sequence[Any], names: Sequence[str]) -> None:
     out = console()
-    out.print(records_table(records, kind, width=table_width(out)))
+    out.print(records_table(records, names, width=table_width(out)))
 
 
 how_many_option = click.option(
@@ -104,11 +107,12 @@ def forgotten(db: str, buffer: str | None, n: int, as_json: bool) -> None:
     _print_episodes(episodes, as_json, "no loss is above its lowest")
 
 
-def _print_episodes(episodes: list[EpisodeSummary], as_json: bool, nothing: str) -> None:
+def _print_episodes(episodes: list[Episode], as_json: bool, nothing: str) -> None:
+    names = [column.name for column in EPISODE_COLUMNS]
     if as_json:
-        print_records(episodes)
+        print_json([{name: getattr(episode, name) for name in names} for episode in episodes])
     elif episodes:
-        _print_table(episodes, EpisodeSummary)
+        _print_table(episodes, names)
     else:
         click.echo(nothing)
 

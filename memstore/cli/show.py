@@ -66,10 +66,9 @@ def show(db: str, episode_id: int, buffer: str | None, as_json: bool) -> None:
 
 
 def _print_episode(out: Console, episode: Episode, events: list[ReplayEvent]) -> None:
-    metadata = episode.metadata
-    replays = f"{metadata.replay_count:,}"
-    if metadata.last_replayed_at is not None:
-        replays += f", last {moment(metadata.last_replayed_at)}"
+    replays = f"{episode.replay_count:,}"
+    if episode.last_replayed_at is not None:
+        replays += f", last {moment(episode.last_replayed_at)}"
     facts = {
         "domain": shown(episode.domain),
         "time": moment(episode.timestamp),
@@ -108,8 +107,9 @@ def _print_life(out: Console, events: list[ReplayEvent]) -> None:
         line = sparkline(np.array(losses), picture_width(out) - len(ends) - 10)
         out.print(Text(f"losses  {line}  {ends}"))
     if events:
+        names = [field.name for field in dataclasses.fields(ReplayEvent)]
         title = f"the last {LAST_EVENTS} of {len(events):,} events" if len(events) > LAST_EVENTS else "history"
-        out.print(records_table(events[-LAST_EVENTS:], ReplayEvent, title=title, width=table_width(out)))
+        out.print(records_table(events[-LAST_EVENTS:], names, title=title, width=table_width(out)))
 
 
 def _document(episode_id: int, episode: Episode | None, events: list[ReplayEvent]) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def _document(episode_id: int, episode: Episode | None, events: list[ReplayEvent
         "key": episode.key,
         "extra": episode.extra,
         "loss": episode.loss,
-        "replay_count": episode.metadata.replay_count,
-        "last_replayed_at": episode.metadata.last_replayed_at,
+        "replay_count": episode.replay_count,
+        "last_replayed_at": episode.last_replayed_at,
         "payload": {leaf.name: field_json(leaf.value) for leaf in leaves(episode.payload)},
         "history": history,
     }

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
+from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows
 from memstore.draws.filtered import Drawable
 from memstore.draws.strategies import Strategy
-from memstore.episodes.insert import read_blobs
-from memstore.payload.cache import PayloadCache
-from memstore.payload.signature import Signature
-from memstore.types import Batch
-
-Normalize = Literal["buffer", "batch"]
+from memstore.episodes.payloads import read_blobs, signature_of
+from memstore.types import Batch, Normalize
 
 
 def make_batch(
     snapshot: Drawable,
     strategy: Strategy,
     rows: Rows,
-    signature: Signature,
-    cache: PayloadCache,
-    *,
-    keep: bool,
+    session: Session,
     beta: float,
     normalize: Normalize,
+    *,
     exact: bool,
 ) -> Batch:
-    """The rows with everything a trainer wants to know of them, all read from the same snapshot."""
-    blobs = read_blobs(snapshot, rows.ids.tolist(), cache, keep=keep)
+    """Make a batch of the rows that a strategy has drawn; everything is read from the same snapshot."""
+    signature = signature_of(snapshot)
+    assert signature is not None
+    keep = not session.database.transaction_open
+    blobs = read_blobs(snapshot, rows.ids.tolist(), session.cache, keep=keep)
     log2_probability = strategy.log2_probability(snapshot, rows, exact=exact)
     weight = np.ones(len(rows))
     if beta:

@@ -140,7 +140,7 @@ def from_episode(episode: Episode) -> OnlineExample:
         target=np.asarray(episode.payload["target"]),
         domain=episode.domain,
         level=MIN_LEVEL if episode.level is None else episode.level,
-        last_loss=episode.metadata.loss,
+        last_loss=episode.loss,
         tags=tuple(episode.tags),
         episode_id=episode.id,
     )

@@ -11,8 +11,10 @@ from sqlalchemy import ColumnElement, Select, func, select
 
 from memstore.buffer.snapshot import Snapshot
 from memstore.config import check_int
+from memstore.episodes.recall import tags_of
 from memstore.errors import ConfigError, InvalidValue
 from memstore.queries import (
+    EPISODE_COLUMNS,
     EVERY,
     GREATEST,
     LEAST,
@@ -30,19 +32,18 @@ from memstore.queries import (
 )
 from memstore.queries.aggregates import Aggregate, aggregate_shape, aggregated, column_given, summand, typed
 from memstore.queries.parser import as_condition
-from memstore.queries.records import EpisodeSummary, ReplayEvent
+from memstore.queries.records import ReplayEvent
 from memstore.queries.results import Field, Result
 from memstore.queries.sql import Over, Scope, conjuncts
 from memstore.storage import stored
 from memstore.storage.schema import first_id
+from memstore.types import Episode
 from memstore.values.shown import shown
 
 T = TypeVar("T")
 Order = Column | Descending | str
 EXACT_FLOAT = 2**53
 """Every whole number up to this is a float."""
-
-_RECORDS: dict[str, type] = {"episodes": EpisodeSummary, "history": ReplayEvent}
 
 
 class Read(Protocol):
@@ -109,8 +110,8 @@ class Query:
         return self._read(self._answered)
 
     def all(self) -> list[Any]:
-        """The answer as frozen dataclasses: ``EpisodeSummary``, ``ReplayEvent``, or rows with the columns selected."""
-        return self.result().records()
+        """The answer as frozen dataclasses: ``Episode`` without payload, ``ReplayEvent``, or rows of chosen columns."""
+        return self._read(self._records)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.all())
@@ -168,13 +169,26 @@ class Query:
 
     # From here on in a snapshot
 
+    def _records(self, snapshot: Snapshot) -> list[Any]:
+        found = self._answered(snapshot)
+        if self.over == "history" or self.selected or self.groups or self.aggregates:
+            return found.records()
+        tags = tags_of(snapshot, [row[0] for row in found.rows])
+        episodes = []
+        for row in found.rows:
+            facts = dict(zip(found.names, row, strict=True))
+            del facts["rise"]  # an episode computes it
+            episodes.append(Episode(tags=tags.get(row[0], ()), **facts))
+        return episodes
+
     def _answered(self, snapshot: Snapshot) -> Result:
         if self.aggregates or self.groups:
             return self._grouped(snapshot)
-        record = _RECORDS[self.over]
-        chosen = self.selected
-        if chosen is None:
-            chosen = tuple((field.name, _column(field.name)) for field in fields(record))
+        chosen, record = self.selected, None
+        if chosen is None and self.over == "history":
+            chosen, record = tuple((field.name, _column(field.name)) for field in fields(ReplayEvent)), ReplayEvent
+        elif chosen is None:
+            chosen = tuple((column.name, column) for column in EPISODE_COLUMNS)
         outputs = dict(chosen)
         order = [(_resolved(given, outputs), down) for given, down in self.order]
         if self.most is None or self.over == "history":
@@ -186,7 +200,7 @@ class Query:
             known = {row[0]: row[1:] for row in by_id}
             rows = [known[i] for i in ids]
         columns = tuple(self._field(name, column) for name, column in chosen)
-        return Result(columns, rows, record if self.selected is None else None)
+        return Result(columns, rows, record)
 
     def _rows(
         self,

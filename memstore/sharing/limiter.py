@@ -1,4 +1,4 @@
-"""Draws and adds in step, across processes."""
+"""Keep draws and adds in step, across processes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class SamplesPerInsert:
     Parameters
     ----------
     ratio : float > 0
-        Draws per episode added, on average.
+        Episodes drawn for each episode added, on average.
     min_size : int
-        Nothing is drawn while fewer episodes are live, and no add waits.
+        While fewer episodes are live, draws wait, and no add does.
     error_buffer : float > 0, optional
-        How far either side may be ahead; ``ratio * min_size`` by default: never more draws than ``ratio`` per episode.
+        How many draws either side may be ahead. By default ``ratio * min_size``: then there are never more draws than
+        ``ratio`` for each episode added.
     """
 
     ratio: float
@@ -48,29 +49,29 @@ class SamplesPerInsert:
         object.__setattr__(self, "error_buffer", check_float("error_buffer", buffer, exclusive=True))
 
     def draws_allowed(self, live: int, added: int) -> float:
-        """The count of draws from which on the next one waits."""
+        """Return the number of episodes drawn from which on the next draw waits."""
         assert self.error_buffer is not None
         return self.ratio * (added - self.min_size) + self.error_buffer if live >= self.min_size else 0.0
 
     def may_add(self, live: int, added: int, drawn: int) -> bool:
-        """Whether the next add need not wait."""
+        """True if the next add need not wait."""
         assert self.error_buffer is not None
         return live < self.min_size or self.ratio * (added - self.min_size) - drawn < self.error_buffer
 
     def to_json(self) -> str:
-        """As stored in the ``buffer`` row."""
+        """Return the text that the ``buffer`` row stores."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
 def limiter_to_json(value: Any) -> str:
-    """A limiter as stored."""
+    """Return a limiter as the text that the ``buffer`` row stores."""
     if not isinstance(value, SamplesPerInsert):
         raise ConfigError(f"limiter must be a memstore.SamplesPerInsert, got {shown(value)}")
     return value.to_json()
 
 
 def limiter_of(settings: Settings) -> SamplesPerInsert | None:
-    """The limiter among a buffer's settings, if it has one."""
+    """Return the limiter of these settings. None if there is none."""
     if settings.limiter is None:
         return None
     return stored.built("the buffer's limiter", settings.limiter, lambda document: SamplesPerInsert(**document))
@@ -86,7 +87,7 @@ def check_limiter(settings: Settings) -> None:
 
 
 def set_limiter(conn: Connection, buffer_id: int, settings: Settings, added: int) -> None:
-    """Keep the account of a buffer's draws from now on, in balance with what was added before, or keep none."""
+    """Begin to count the draws of a buffer with a limiter, in balance with what was added; else stop counting."""
     conn.execute(delete(limiter).where(_c.buffer_id == buffer_id))
     rule = limiter_of(settings)
     if rule is not None:
@@ -95,18 +96,24 @@ def set_limiter(conn: Connection, buffer_id: int, settings: Settings, added: int
 
 
 class OutOfStep(Exception):
-    """An add has to wait; raised to roll its transaction back."""
+    """An add has to wait. Raised inside its transaction, which is rolled back: nothing of it may be committed."""
 
 
 def admit_add(snapshot: Snapshot) -> None:
-    """Raise ``OutOfStep`` unless an add is in step. Draws only ever grow: what is allowed stays allowed."""
+    """Raise ``OutOfStep`` if the next add has to wait.
+
+    The caller holds the buffer's lock, so no other add comes between. Draws may: they only allow more adds.
+    """
     rule = limiter_of(snapshot.settings)
     if rule is not None and not rule.may_add(snapshot.live, snapshot.state.counters.inserted, _drawn(snapshot)):
         raise OutOfStep
 
 
 def charge(snapshot: Snapshot, count: int) -> bool:
-    """Count a draw if it is in step, in one statement: of two at once, the second sees the first."""
+    """Count a draw if it need not wait; returns False if it has to.
+
+    One statement looks and counts: of two draws at once, the second sees the first.
+    """
     rule = limiter_of(snapshot.settings)
     if rule is None:
         return True
@@ -116,23 +123,24 @@ def charge(snapshot: Snapshot, count: int) -> bool:
 
 
 def refund(snapshot: Snapshot, count: int) -> None:
-    """Take back the count of a draw that found nothing."""
+    """Take back the count of a draw that found no episode."""
     own = _c.buffer_id == snapshot.state.buffer_id
     snapshot.conn.execute(update(limiter).where(own).values(drawn=_c.drawn - count))
 
 
 def account(snapshot: Snapshot) -> dict[str, float] | None:
-    """The limiter's settings, and how many draws it has counted; None without a limiter."""
+    """Return the limiter's settings, and under ``drawn`` how many draws it has counted. None without a limiter."""
     rule = limiter_of(snapshot.settings)
     return None if rule is None else asdict(rule) | {"drawn": _drawn(snapshot)}
 
 
 def standing(snapshot: Snapshot) -> str:
-    """How the account stands, as an addition to a sentence; empty without a limiter."""
+    """Say how many episodes are live, and with a limiter how many were added and drawn."""
     rule = limiter_of(snapshot.settings)
+    held = f"holds {snapshot.live} episodes"
     if rule is None:
-        return ""
-    return f", {snapshot.state.counters.inserted} were added and {_drawn(snapshot)} drawn under {rule}"
+        return held
+    return f"{held}, {snapshot.state.counters.inserted} were added and {_drawn(snapshot)} drawn under {rule}"
 
 
 def _drawn(snapshot: Snapshot) -> int:

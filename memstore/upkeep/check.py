@@ -16,7 +16,7 @@ from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Ints, Strata, bucket_of, log2_priority
 from memstore.draws.strategies import strategy_from_json
 from memstore.episodes.eviction import Newcomers, order_keys
-from memstore.episodes.insert import all_payloads
+from memstore.episodes.payloads import all_payloads
 from memstore.errors import MemstoreError, StoreCorrupt
 from memstore.payload.signature import Signature
 from memstore.storage.schema import UNMEASURED, episode, episode_tag, first_id, id_range, payload, replay_metadata

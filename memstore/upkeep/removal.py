@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from sqlalchemy import select
 
+from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
+from memstore.episodes.inputs import check_ids
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group
-from memstore.queries import Condition
+from memstore.errors import InvalidValue
+from memstore.queries import EVERY, Condition
+from memstore.queries.parser import as_condition
 from memstore.queries.sql import Scope
 from memstore.storage import stored
+from memstore.types import Ids
 
 AT_ONCE = 8192
 """Episodes found and removed together: some MB of what is known of them, whatever their number in all."""
+
+
+def delete(session: Session, ids: Ids | None, where: Condition | str | None, consumer: str) -> int:
+    """Remove the live ones of these ids, or all that pass a condition, in one commit; returns how many."""
+    if (ids is None) == (where is None):
+        raise InvalidValue("delete takes either ids or where=...; clear() removes every episode")
+    if where is not None:
+        condition = as_condition(where)
+        return _remove(session, lambda s: passing(s, condition), consumer)
+    wanted = check_ids([] if ids is None else ids)
+    return _remove(session, lambda _: [wanted], consumer)
+
+
+def clear(session: Session, consumer: str) -> int:
+    """Remove every live episode, in one commit; returns how many there were."""
+    return _remove(session, lambda s: passing(s, EVERY), consumer)
+
+
+def _remove(session: Session, which: Callable[[Snapshot], Iterable[Ints]], consumer: str) -> int:
+    group = Group(time.time(), consumer, "deleted")
+    removed = session.write(lambda s: remove_all(s, which(s), group))
+    session.cache.drop(removed.tolist())
+    return len(removed)
 
 
 def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
+from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
 from memstore.config import check_float, check_int, check_seconds
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group
+from memstore.episodes.payloads import signature_of
 from memstore.errors import ConfigError
 from memstore.payload.signature import Signature
 from memstore.storage.schema import episode
-from memstore.types import Retention, RetentionPolicy
+from memstore.types import Retention, RetentionPolicy, Time
 from memstore.upkeep.similar import near_identical
 from memstore.values.shown import shown
+from memstore.values.times import check_time
 
 Bools = NDArray[np.bool_]
 
 TOLERANCE = 1e-3
+
+
+def consolidate(
+    session: Session, given: RetentionPolicy, now: Time | None, consumer: str, *, dry_run: bool
+) -> Retention:
+    """Remove what the policy does not keep, in one commit, or only count it.
+
+    Near-identical payloads are looked for before the lock is taken, so that other writers do not wait for it.
+    """
+    policy = checked_policy(given)
+    at = time.time() if now is None else check_time("now", now)
+    twins = session.read(lambda s: find_twins(s, signature_of(s), policy, at))
+    if dry_run:
+        return session.read(lambda s: retain(s, policy, at, twins, None))[0]
+    group = Group(time.time(), consumer, "consolidated")
+    result, gone = session.write(lambda s: retain(s, policy, at, twins, group))
+    session.cache.drop(gone.ids.tolist())
+    return result
 
 
 def checked_policy(policy: RetentionPolicy) -> RetentionPolicy:

@@ -41,12 +41,6 @@ from memstore.types import EvictionPolicy
 _m = replay_metadata.c
 
 
-def fix_signature(snapshot: Snapshot, signature: str) -> None:
-    """Give the buffer the signature of its first payload."""
-    change_settings(snapshot.conn, snapshot.state.buffer_id, signature=signature)
-    snapshot.state.signature = signature
-
-
 def new_settings(
     *,
     capacity: int | None,

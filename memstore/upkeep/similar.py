@@ -16,7 +16,7 @@ import numpy as np
 
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.episodes.insert import all_payloads, read_blobs
+from memstore.episodes.payloads import all_payloads, read_blobs
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import Signature
 

@@ -13,8 +13,9 @@ from memstore.draws.strategy import Strategy
 from memstore.draws.targets import domain_targets
 from memstore.queries import col
 from memstore.queries.query import Query
-from memstore.queries.records import EpisodeSummary, LossTrend, ReplayShare
+from memstore.queries.records import LossTrend, ReplayShare
 from memstore.storage.schema import UNMEASURED, first_id, replay_tally
+from memstore.types import Episode
 
 _t = replay_tally.c
 HARDEST = 100
@@ -23,7 +24,7 @@ MOST_LOOKED_AT = 1000
 """... and at most: 1,000 look-ups cost a tenth of a scan of 1M."""
 
 
-def forgotten(snapshot: Snapshot, n: int) -> list[EpisodeSummary]:
+def forgotten(snapshot: Snapshot, n: int) -> list[Episode]:
     """Return the episodes whose loss has risen furthest above its lowest, furthest first.
 
     None can have risen by more than its loss. So the hardest are looked at first, by the index on loss; where they do

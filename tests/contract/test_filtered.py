@@ -447,9 +447,9 @@ def test_waiting_counts_those_that_pass(open_memory: OpenMemory) -> None:
     memory.add(row(20), level=1)
     begun = time.monotonic()
     with pytest.raises(WaitTimeout):
-        memory.sample(3, where=WHERE, timeout=0.1)
+        memory.sample(3, where=WHERE, wait=0.1)
     assert time.monotonic() - begun > 0.1
-    assert len(memory.sample(1, where=WHERE, timeout=0.1)) == 1
+    assert len(memory.sample(1, where=WHERE, wait=0.1)) == 1
 
     def act() -> None:
         time.sleep(0.1)
@@ -458,11 +458,11 @@ def test_waiting_counts_those_that_pass(open_memory: OpenMemory) -> None:
 
     thread = threading.Thread(target=act)
     thread.start()
-    batch = memory.sample(3, where=WHERE, timeout=30)
+    batch = memory.sample(3, where=WHERE, wait=30)
     thread.join()
     assert sorted(batch.ids.tolist()) == sorted(asked(memory)) and len(batch) == 3
     with pytest.raises(InvalidValue, match="capacity"):
-        memory.sample(10**7, where=WHERE, timeout=1)
+        memory.sample(10**7, where=WHERE, wait=1)
 
 
 def test_leases_of_those_that_pass(open_memory: OpenMemory) -> None:
@@ -497,7 +497,7 @@ def test_what_is_no_condition_on_episodes_is_refused(path: str, where: Any) -> N
             with pytest.raises(InvalidValue):
                 memory.sample(2, where=where)
             with pytest.raises(InvalidValue):
-                memory.sample(2, where=where, timeout=0.1)
+                memory.sample(2, where=where, wait=0.1)
             with pytest.raises(InvalidValue):
                 memory.sample_groups(2, 2, where=where)
             with pytest.raises(InvalidValue):
@@ -606,4 +606,4 @@ def test_a_draw_that_found_nothing_is_not_counted(open_memory: OpenMemory) -> No
         with pytest.raises(memstore.MemoryEmpty, match="level = 9"):
             memory.sample(4, where=col.level == 9)
     assert memory.stats().limiter is not None and memory.stats().limiter["drawn"] == 0  # type: ignore[index]
-    assert len(memory.sample(4, timeout=5)) == 4
+    assert len(memory.sample(4, wait=5)) == 4

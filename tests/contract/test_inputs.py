@@ -257,7 +257,7 @@ def test_ids_of_every_integer_type(open_memory: OpenMemory, kind: Callable[[int]
     assert memory.metadata(kind(2))[0].episode_id == 2
     assert memory.update(kind(2), loss=np.float32(0.5)).updated.tolist() == [2]
     assert memory.update([kind(2), kind(3)], loss=[np.float16(0.5), 1]).updated.tolist() == [2, 3]
-    assert memory.get(kind(2)).metadata.replay_count == 2
+    assert memory.get(kind(2)).replay_count == 2
     assert memory.delete(kind(2)) == 1 and live_ids(memory) == [1, 3]
 
 

@@ -58,7 +58,7 @@ def test_the_address_is_made_absolute_once(tmp_path: Path, monkeypatch: pytest.M
                 child.start()
             child.join(60)
             assert child.exitcode == 0
-        memory.wait(min_size=8, timeout=10)
+        memory.wait(min_size=8, wait=10)
         assert len(memory) == 8 and memory.stats().bytes_on_disk["database"] > 0
         assert str(tmp_path / "run.db") in memory.url
         memstore.backup(tmp_path / "run.db", "copy.db")

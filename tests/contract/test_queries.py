@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -193,11 +195,13 @@ def test_groups_sort_by_what_is_known_of_them(past: tuple[memstore.EpisodicMemor
 
 def test_rows_are_whole(past: tuple[memstore.EpisodicMemory, list[Known]]) -> None:
     memory, rows = past
-    names = list(memstore.EpisodeSummary.__slots__)
+    names = [*(field.name for field in dataclasses.fields(memstore.Episode) if field.name != "payload"), "rise"]
     found = memory.query().all()
     assert [{name: getattr(row, name) for name in names} for row in found] == [
         {name: row[name] for name in names} for row in rows
     ]
+    assert all(row.payload is None for row in found)
+    assert [replace(row, payload=None) for row in memory.get_many([row.id for row in found])] == found
     assert memory.query().limit(9).order_by(col.domain).all() == sorted(found, key=lambda row: row.domain.encode())[:9]
     chosen = memory.query().select(col.id, place=col.extra["p"], more=col.extra["p"].number).all()
     assert [(row.id, row.place) for row in chosen] == [(row["id"], value_of(col.extra["p"], row)) for row in rows]

@@ -131,8 +131,7 @@ def facts(learner: MemoryOnlineLearner) -> dict[str, Any]:
         "events": memory.stats().total_events,
         "inserted": memory.stats().total_inserted,
         "live": [
-            (e.id, e.key, e.domain, e.level, e.tags, e.loss, e.metadata.replay_count, e.payload["input"].tobytes())
-            for e in live
+            (e.id, e.key, e.domain, e.level, e.tags, e.loss, e.replay_count, e.payload["input"].tobytes()) for e in live
         ],
     }
 

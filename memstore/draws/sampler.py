@@ -1,0 +1,212 @@
+"""Draws for one handle on a buffer: ``sample``, ``lease``, ``sample_groups`` and the waiting before them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+
+from memstore.buffer.session import Session
+from memstore.buffer.snapshot import Rows, Snapshot
+from memstore.config import check_float
+from memstore.draws.batch import make_batch
+from memstore.draws.filtered import Drawable
+from memstore.draws.groups import Grouping
+from memstore.draws.knowledge import Populations
+from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.episodes.inputs import check_count, check_option
+from memstore.errors import InvalidValue, MemoryEmpty
+from memstore.queries import Column, Condition
+from memstore.queries.parser import as_condition
+from memstore.queries.query import Query
+from memstore.sharing import leases, limiter
+from memstore.sharing.waiting import Patience, check_wait
+from memstore.types import Batch, Normalize, Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one call asks of a draw; ``strategy`` is None for the default."""
+
+    count: int
+    strategy: Strategy | None
+    alpha: float | None
+    beta: float
+    replacement: bool
+    normalize: Normalize
+    exact: bool
+    where: Condition | None
+
+    @property
+    def among(self) -> str:
+        """Say which episodes are meant, as the end of a phrase; empty for all of them."""
+        return "" if self.where is None else f" where {self.where!s:.200}"
+
+
+def check_request(
+    count: int,
+    *,
+    strategy: Strategy | str | None,
+    alpha: float | None,
+    beta: float,
+    normalize: Normalize,
+    exact_probability: bool,
+    where: Condition | str | None,
+    replacement: bool = False,
+) -> Request:
+    """Return the keywords of ``sample`` and ``lease`` as a request; raises as they do."""
+    wanted, condition = check_count(count), check_where(where)
+    check_option("normalize", normalize, "buffer", "batch")
+    return Request(
+        count=wanted,
+        strategy=None if strategy is None else as_strategy(strategy),
+        alpha=alpha,
+        beta=check_float("beta", beta),
+        replacement=replacement,
+        normalize=normalize,
+        exact=exact_probability,
+        where=condition,
+    )
+
+
+def check_where(where: Condition | str | None) -> Condition | None:
+    """Return the condition on episodes, from itself or its text. None for no condition."""
+    return None if where is None else as_condition(where)
+
+
+class Sampler:
+    """Draws batches for one handle.
+
+    Parameters
+    ----------
+    session : Session
+    populations : Populations
+        What the process knows of conditions from earlier draws.
+    own : Strategy or None
+        The handle's own default, in place of the buffer's.
+    named : str
+        How messages name the memory.
+    """
+
+    def __init__(self, session: Session, populations: Populations, own: Strategy | None, named: str) -> None:
+        self.own = own
+        self._session = session
+        self._populations = populations
+        self._named = named
+
+    def default(self, snapshot: Snapshot) -> Strategy:
+        """Return the strategy of draws that are given none."""
+        return self.own or _stored_strategy(snapshot.settings.strategy)
+
+    def standing(self) -> str:
+        """Say how many episodes are there, for the error of a wait that is over."""
+        return f"{self._named} {self._session.read(limiter.standing)}"
+
+    def sample(self, request: Request, wait: Seconds | None) -> Batch:
+        """Draw a batch, after waiting for its turn; see ``EpisodicMemory.sample``."""
+        limited = self._session.committed.settings.limiter is not None
+        seconds = math.inf if wait is None else check_wait(wait)
+        if wait is not None:
+            self._check_reachable(request.count)
+        if limited:
+            self._until(partial(self._charged, request.count), seconds)
+        elif wait is not None:
+            self._until(lambda: self._live(request.where) >= request.count, seconds)
+        try:
+            return self._session.draw(partial(self._drawn, request, Rows.none()))
+        except MemoryEmpty:
+            if limited:
+                self._session.aside(lambda s: limiter.refund(s, request.count))
+            raise
+
+    def lease(self, request: Request, duration: Seconds, wait: Seconds, consumer: str) -> Batch:
+        """Draw a batch of episodes that nobody holds, and hold them; see ``EpisodicMemory.lease``."""
+        held_for, seconds = leases.check_duration(duration), check_wait(wait)
+
+        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
+            now = snapshot.backend.clock(snapshot.conn)
+            batch = self._drawn(request, leases.held(snapshot, now), snapshot, rng)
+            return leases.grant(snapshot, batch, consumer, now + held_for)
+
+        with Patience(self._session, seconds, lambda: f"{self._named} has no episode that is free to lease") as patient:
+            while True:
+                try:
+                    return self._session.draw(work, write=True)
+                except MemoryEmpty:
+                    if not seconds:
+                        raise
+                patient.pause()
+
+    def wait(self, min_size: int, wait: Seconds) -> int:
+        """Wait until so many episodes are live; returns how many there are."""
+        wanted, seconds = check_count(min_size), check_wait(wait)
+        self._check_reachable(wanted)
+        with Patience(self._session, seconds, self.standing) as patient:
+            while (live := self._live(None)) < wanted:
+                patient.pause()
+        return live
+
+    def sample_groups(
+        self, groups: int, size: int, by: Column, where: Condition | str | None, strategy: Strategy | str
+    ) -> Batch:
+        """Draw whole groups; see ``EpisodicMemory.sample_groups``."""
+        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
+        chosen = as_strategy(strategy)
+
+        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
+            drawn_from = self._drawable(snapshot, None)
+            found = grouping.draw(drawn_from, rng, chosen, wanted, each)
+            if not len(found.rows):
+                among = "" if where is None else f" where {where!s:.200}"
+                raise MemoryEmpty(
+                    f"{self._named} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
+                )
+            batch = make_batch(drawn_from, chosen, found.rows, self._session, 0.0, "batch", exact=False)
+            return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
+
+        return self._session.draw(work)
+
+    def _drawn(self, request: Request, taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
+        """Draw from one snapshot outside the rows that are ``taken``."""
+        snapshot = self._drawable(committed, request.where)
+        taken = taken.take(snapshot.passing(taken))
+        chosen = request.strategy or self.default(snapshot)
+        if request.alpha is not None:
+            chosen = chosen.with_alpha(request.alpha)
+        rows = Rows.none()
+        if snapshot.live > len(taken):
+            rows = chosen.draw(snapshot, rng, request.count, taken, replacement=request.replacement)
+        if not len(rows):
+            held = f"; {len(taken)} are leased" if len(taken) else "; add some first"
+            raise MemoryEmpty(f"{self._named} holds no episode that {chosen.name} can draw{request.among}{held}")
+        return make_batch(snapshot, chosen, rows, self._session, request.beta, request.normalize, exact=request.exact)
+
+    def _drawable(self, snapshot: Snapshot, where: Condition | None) -> Drawable:
+        keep = not self._session.database.transaction_open
+        return Drawable.of(snapshot, where, self._populations, keep=keep)
+
+    def _until(self, ready: Callable[[], bool], seconds: float) -> None:
+        with Patience(self._session, seconds, self.standing) as patient:
+            while not ready():
+                patient.pause()
+
+    def _charged(self, count: int) -> bool:
+        return self._session.aside(lambda s: limiter.charge(s, count))
+
+    def _live(self, where: Condition | None) -> int:
+        if where is None:
+            return self._session.read(lambda s: s.live)
+        return Query(self._session.read, "episodes").filter(where).count()
+
+    def _check_reachable(self, wanted: int) -> None:
+        capacity = self._session.read(lambda s: s.settings.capacity)
+        if wanted > capacity:
+            raise InvalidValue(f"{wanted} episodes can never be there: the capacity is {capacity}")
+
+
+@lru_cache(maxsize=64)
+def _stored_strategy(text: str) -> Strategy:
+    return strategy_from_json(text)

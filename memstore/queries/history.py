@@ -1,0 +1,56 @@
+"""The replay history, asked for by keywords."""
+
+from __future__ import annotations
+
+from memstore.config import check_name
+from memstore.episodes.inputs import check_count, check_ids
+from memstore.errors import InvalidValue
+from memstore.queries import Condition, col, constant_of
+from memstore.queries.query import Query
+from memstore.queries.records import ReplayEvent
+from memstore.types import Ids, Steps, Time
+from memstore.values.shown import shown
+from memstore.values.times import check_limit
+
+
+def history(
+    events: Query,
+    *,
+    episode: Ids | None,
+    domain: str | None,
+    consumer: str | None,
+    steps: Steps | None,
+    since: Time | None,
+    until: Time | None,
+    limit: int | None,
+) -> list[ReplayEvent]:
+    """Return the events that pass every condition given, in order; with ``limit`` only the newest so many."""
+    conditions: list[Condition] = []
+    if episode is not None:
+        conditions.append(col.id.in_(check_ids(episode).tolist()))
+    if domain is not None:
+        conditions.append(col.domain == check_name("domain", domain))
+    if consumer is not None:
+        conditions.append(col.consumer == check_name("consumer", consumer))
+    if steps is not None:
+        conditions.append(col.step.between(*_span(steps)))
+    if since is not None:
+        conditions.append(col.at >= check_limit("since", since))
+    if until is not None:
+        conditions.append(col.at <= check_limit("until", until))
+    query = events.filter(*conditions)
+    if limit is None:
+        return query.all()
+    newest: list[ReplayEvent] = query.order_by(col.event.descending).limit(check_count(limit)).all()
+    return newest[::-1]
+
+
+def _span(steps: Steps) -> tuple[int, int]:
+    ends = steps if isinstance(steps, (tuple, list)) else (steps, steps)
+    if len(ends) != 2:
+        raise InvalidValue(f"steps must be one step or (first, last), got {shown(steps)}")
+    first, last = (constant_of("steps", "int", end) for end in ends)
+    assert isinstance(first, (int, float)) and isinstance(last, (int, float))
+    if first > last or int(first) != first or int(last) != last:
+        raise InvalidValue(f"steps must be whole numbers (first, last) with first <= last, got {shown(steps)}")
+    return int(first), int(last)
