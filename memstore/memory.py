@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from sqlalchemy import URL
 
 from memstore.buffer.snapshot import Snapshot
 from memstore.config import DEFAULT_BUSY_TIMEOUT, DEFAULT_CACHE_BYTES, Durability, check_name
-from memstore.draws.sampler import Sampler, check_request
+from memstore.draws.sampler import Request, Sampler, check_where
 from memstore.draws.strategies import Strategy
 from memstore.episodes import checkpoint, insert, recall, replay
 from memstore.episodes.eviction import Eviction
@@ -37,15 +37,11 @@ from memstore.storage.blocks import Block
 from memstore.types import (
     Batch,
     CheckReport,
-    Domains,
+    Each,
     Episode,
     EvictionPolicy,
     Extra,
-    FirstLosses,
     Ids,
-    Keys,
-    Levels,
-    Loss,
     Losses,
     Match,
     Normalize,
@@ -58,7 +54,6 @@ from memstore.types import (
     Steps,
     Tags,
     Time,
-    Times,
     TrainerState,
     UpdateResult,
     Vector,
@@ -95,6 +90,7 @@ class EpisodicMemory:
         self._name = opened.name
         self._resumed = opened.resumed
         self._given_consumer = consumer
+        self._populations = opened.populations
         self._sampler = Sampler(opened.session, opened.populations, opened.strategy, repr(self))
 
     # What it is
@@ -274,16 +270,7 @@ class EpisodicMemory:
         limit : int, optional
             At most so many, the newest.
         """
-        return history(
-            self.query("history"),
-            episode=episode,
-            domain=domain,
-            consumer=consumer,
-            steps=steps,
-            since=since,
-            until=until,
-            limit=limit,
-        )
+        return history(self.query("history"), episode, domain, consumer, steps, since, until, limit)
 
     def hardest(self, n: int = 10) -> list[Episode]:
         """Return the episodes with the largest losses, largest first, without payloads; by the index on loss."""
@@ -405,16 +392,7 @@ class EpisodicMemory:
         Under a condition beyond domains that many pass, ``probability`` is None unless ``exact_probability`` asks for a
         scan. ``normalize="buffer"`` goes by the whole buffer all the same, which is a constant factor.
         """
-        request = check_request(
-            count,
-            strategy=strategy,
-            alpha=alpha,
-            beta=beta,
-            replacement=replacement,
-            normalize=normalize,
-            exact_probability=exact_probability,
-            where=where,
-        )
+        request = Request(count, strategy, alpha, beta, normalize, exact_probability, check_where(where), replacement)
         return self._sampler.sample(request, wait)
 
     def sample_groups(
@@ -513,15 +491,7 @@ class EpisodicMemory:
         WaitTimeout
             When nothing became free in time.
         """
-        request = check_request(
-            count,
-            strategy=strategy,
-            alpha=alpha,
-            beta=beta,
-            normalize=normalize,
-            exact_probability=exact_probability,
-            where=where,
-        )
+        request = Request(count, strategy, alpha, beta, normalize, exact_probability, check_where(where))
         return self._sampler.lease(request, duration, wait, self.consumer)
 
     def release(self, batch: Batch) -> int:
@@ -542,9 +512,9 @@ class EpisodicMemory:
         payload: Payload,
         *,
         domain: str = "default",
-        loss: Loss | None = None,
+        loss: SupportsFloat | None = None,
         timestamp: Time | None = None,
-        level: int | None = None,
+        level: SupportsIndex | None = None,
         tags: Tags = (),
         key: str | None = None,
         extra: Extra = None,
@@ -558,19 +528,19 @@ class EpisodicMemory:
             The episode's id; with a ``key`` that was seen before, that of the first episode with this key.
         """
         columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
-        given = insert.Given(payload, columns | {"extra": extra}, one=True)
-        return int(insert.add(self._session, given, wait, self.consumer, self._sampler.standing)[0])
+        offer = (payload, columns | {"extra": extra}, wait)
+        return int(insert.add(self._session, *offer, self.consumer, self._sampler.standing, one=True)[0])
 
     def extend(
         self,
         payload: Payload,
         *,
-        domain: Domains = "default",
-        loss: FirstLosses = None,
-        timestamp: Times = None,
-        level: Levels = None,
+        domain: Each[str] = "default",
+        loss: Each[SupportsFloat | None] = None,
+        timestamp: Each[Time | None] = None,
+        level: Each[SupportsIndex | None] = None,
         tags: Tags | Iterable[Tags | None] = (),
-        key: Keys = None,
+        key: Each[str | None] = None,
         extra: Extra = None,
         wait: Seconds = math.inf,
     ) -> NDArray[np.int64]:
@@ -612,8 +582,8 @@ class EpisodicMemory:
             When the limiter did not admit them in time; nothing was written.
         """
         columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
-        given = insert.Given(payload, columns | {"extra": extra}, one=False)
-        return insert.add(self._session, given, wait, self.consumer, self._sampler.standing)
+        offer = (payload, columns | {"extra": extra}, wait)
+        return insert.add(self._session, *offer, self.consumer, self._sampler.standing, one=False)
 
     def delete(self, ids: Ids | None = None, *, where: Condition | str | None = None) -> int:
         """Remove episodes in one commit: those with these ids, or all that pass a condition.

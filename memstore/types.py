@@ -7,20 +7,22 @@ import enum
 from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 class SupportsArray(Protocol):
-    """An array of numpy, or of another library: a tensor, a column of a data frame."""
+    """An array or scalar of numpy, or of another library: a tensor, a column of a data frame."""
 
     def __array__(self) -> np.ndarray[Any, Any]: ...
 
 
+T = TypeVar("T")
+
 MaybeNone: TypeAlias = Any
-"""Stands for None where type checkers need not ask for a test of it: the caller knows which case it is."""
+"""Stands for None where a type checker need not ask for a test of it, because the caller knows which case it is."""
 
 Payload: TypeAlias = Mapping[str, object]
 """The fields of an episode by name: arrays, tensors, numbers, str, bytes, or mappings of such.
@@ -28,50 +30,35 @@ Payload: TypeAlias = Mapping[str, object]
 For several episodes at once each field has one row an episode: an array of shape (n, ...), or a list of n values.
 """
 
-Ids: TypeAlias = int | np.integer[Any] | Sequence[int | np.integer[Any]] | SupportsArray
+Each: TypeAlias = T | Sequence[T] | SupportsArray
+"""One value for all episodes, or a sequence with one value for each."""
+
+Ids: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | SupportsArray
 """One episode id, or several: whole numbers, in one dimension. An empty sequence stands for no episode."""
 
-Loss: TypeAlias = float | np.number[Any] | SupportsArray
-"""One loss, finite and at least 0. A tensor of one number is detached."""
+Losses: TypeAlias = SupportsFloat | Sequence[SupportsFloat] | SupportsArray
+"""One loss for all episodes, or a loss for each: finite and at least 0. A tensor is detached."""
 
-Losses: TypeAlias = Loss | Sequence[Loss]
-"""One loss for all episodes, or a loss for each. A tensor is detached."""
+Time: TypeAlias = SupportsFloat | datetime | SupportsArray
+"""One moment: seconds (of any clock), a datetime with a time zone, or a ``numpy.datetime64``, which is UTC."""
 
-FirstLosses: TypeAlias = Losses | Sequence[Loss | None] | None
-"""Losses of new episodes. None stands for a loss that was never measured."""
-
-Time: TypeAlias = float | np.number[Any] | datetime | np.datetime64 | SupportsArray
-"""One moment: seconds (of any clock), a datetime with a time zone, or a datetime64, which is UTC."""
-
-Times: TypeAlias = Time | Sequence[Time | None] | None
-"""Moments of new episodes: one for all, or one for each. None stands for now."""
-
-Seconds: TypeAlias = float | np.number[Any] | timedelta | np.timedelta64
-"""A duration: a number of seconds, a timedelta or a timedelta64."""
-
-Levels: TypeAlias = int | np.integer[Any] | Sequence[int | np.integer[Any] | None] | SupportsArray | None
-"""Levels of new episodes: one for all, or one for each. None stands for no level."""
+Seconds: TypeAlias = SupportsFloat | timedelta | np.timedelta64
+"""A duration: a number of seconds, a timedelta or a ``numpy.timedelta64``."""
 
 Tags: TypeAlias = Iterable[str]
 """Tags of one episode; a tag that is given twice counts once."""
 
-Keys: TypeAlias = str | Sequence[str | None] | SupportsArray | None
-"""Idempotency keys of new episodes, one for each. None stands for no key."""
-
-Domains: TypeAlias = str | Sequence[str] | SupportsArray
-"""Domains of new episodes: one for all, or one for each."""
-
 Extra: TypeAlias = object
 """Any JSON value: None, true or false, numbers, text, lists, mappings; scalars and arrays of numpy and PyTorch too."""
 
-Steps: TypeAlias = int | np.integer[Any] | tuple[int, int]
+Steps: TypeAlias = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
 """One step of a trainer, or the first and the last of several, both inclusive."""
 
-Vector: TypeAlias = float | Sequence[object] | SupportsArray
-"""Numbers of one field of a payload, in any shape of the same size."""
+Vector: TypeAlias = SupportsFloat | Sequence[object] | SupportsArray
+"""The numbers of one field of a payload, in any shape."""
 
-Places: TypeAlias = Sequence[int] | Sequence[bool] | SupportsArray
-"""Places in a batch, counted from 0, or a mask that has one flag a row."""
+Places: TypeAlias = Sequence[SupportsIndex] | SupportsArray
+"""Rows of a batch, counted from 0, or a mask that has one flag a row."""
 
 TrainerState: TypeAlias = Mapping[str, object]
 """What a checkpoint keeps: nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None."""

@@ -29,52 +29,30 @@ from memstore.types import Batch, Normalize, Seconds
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one call asks of a draw; ``strategy`` is None for the default."""
+    """What one call asks of a draw; a ``strategy`` of None stands for the default."""
 
     count: int
-    strategy: Strategy | None
+    strategy: Strategy | str | None
     alpha: float | None
     beta: float
-    replacement: bool
     normalize: Normalize
     exact: bool
     where: Condition | None
+    replacement: bool = False
 
-    @property
-    def among(self) -> str:
-        """Say which episodes are meant, as the end of a phrase; empty for all of them."""
-        return "" if self.where is None else f" where {self.where!s:.200}"
-
-
-def check_request(
-    count: int,
-    *,
-    strategy: Strategy | str | None,
-    alpha: float | None,
-    beta: float,
-    normalize: Normalize,
-    exact_probability: bool,
-    where: Condition | str | None,
-    replacement: bool = False,
-) -> Request:
-    """Return the keywords of ``sample`` and ``lease`` as a request; raises as they do."""
-    wanted, condition = check_count(count), check_where(where)
-    check_option("normalize", normalize, "buffer", "batch")
-    return Request(
-        count=wanted,
-        strategy=None if strategy is None else as_strategy(strategy),
-        alpha=alpha,
-        beta=check_float("beta", beta),
-        replacement=replacement,
-        normalize=normalize,
-        exact=exact_probability,
-        where=condition,
-    )
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", check_count(self.count))
+        object.__setattr__(self, "beta", check_float("beta", self.beta))
+        check_option("normalize", self.normalize, "buffer", "batch")
 
 
 def check_where(where: Condition | str | None) -> Condition | None:
     """Return the condition on episodes, from itself or its text. None for no condition."""
     return None if where is None else as_condition(where)
+
+
+def _among(where: Condition | None) -> str:
+    return "" if where is None else f" where {where!s:.200}"
 
 
 class Sampler:
@@ -160,10 +138,8 @@ class Sampler:
             drawn_from = self._drawable(snapshot, None)
             found = grouping.draw(drawn_from, rng, chosen, wanted, each)
             if not len(found.rows):
-                among = "" if where is None else f" where {where!s:.200}"
-                raise MemoryEmpty(
-                    f"{self._named} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
-                )
+                same = f"{each} episodes with the same {by}{_among(grouping.where)}"
+                raise MemoryEmpty(f"{self._named} holds no {same}; ask for smaller groups")
             batch = make_batch(drawn_from, chosen, found.rows, self._session, 0.0, "batch", exact=False)
             return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
 
@@ -173,15 +149,15 @@ class Sampler:
         """Draw from one snapshot outside the rows that are ``taken``."""
         snapshot = self._drawable(committed, request.where)
         taken = taken.take(snapshot.passing(taken))
-        chosen = request.strategy or self.default(snapshot)
+        chosen = self.default(snapshot) if request.strategy is None else as_strategy(request.strategy)
         if request.alpha is not None:
             chosen = chosen.with_alpha(request.alpha)
         rows = Rows.none()
         if snapshot.live > len(taken):
             rows = chosen.draw(snapshot, rng, request.count, taken, replacement=request.replacement)
         if not len(rows):
-            held = f"; {len(taken)} are leased" if len(taken) else "; add some first"
-            raise MemoryEmpty(f"{self._named} holds no episode that {chosen.name} can draw{request.among}{held}")
+            why = f"{_among(request.where)}; " + (f"{len(taken)} are leased" if len(taken) else "add some first")
+            raise MemoryEmpty(f"{self._named} holds no episode that {chosen.name} can draw{why}")
         return make_batch(snapshot, chosen, rows, self._session, request.beta, request.normalize, exact=request.exact)
 
     def _drawable(self, snapshot: Snapshot, where: Condition | None) -> Drawable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from memstore.config import check_choice, check_float, check_int, check_name
 from memstore.episodes.extras import extra_json
 from memstore.errors import ConfigError, InvalidValue, PayloadError
-from memstore.types import Domains, Extra, FirstLosses, Ids, Keys, Levels, Losses, Tags, Times
+from memstore.types import Ids, Losses
 from memstore.values.foreign import as_numpy, is_arraylike, is_tensor
 from memstore.values.shown import shown
 from memstore.values.times import check_time, check_times, is_zoneless
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_COUNT = 2**31
 """At most so many episodes may be asked for in one call."""
@@ -49,13 +52,13 @@ def make_offer(
     now: float,
     *,
     one: bool,
-    domain: Domains,
-    loss: FirstLosses,
-    timestamp: Times,
-    level: Levels,
-    tags: Tags | Sequence[Tags | None] | None,
-    key: Keys,
-    extra: Extra,
+    domain: Any,
+    loss: Any,
+    timestamp: Any,
+    level: Any,
+    tags: Any,
+    key: Any,
+    extra: Any,
 ) -> Offer:
     """Make columns of equal length from keywords.
 
@@ -82,7 +85,7 @@ def make_offer(
         domains=[_name("domain", domain)] if one else _domains(domain, count),
         timestamps=[now if at is None else at for at in each("timestamp", timestamp, count, _timestamp, check_times)],
         loss=_loss(loss) if one else _initial_losses(loss, count),
-        levels=each("level", level, count, lambda v: None if v is None else _int("level", v)),
+        levels=each("level", level, count, _level),
         keys=each("key", key, count, lambda v: None if v is None else _name("key", v)),
         tags=[_distinct(_listed(() if tags is None else tags))] if one else _tags(tags, count),
         extras=each("extra", extra, count, extra_json),
@@ -116,10 +119,7 @@ def check_ids(ids: Ids) -> NDArray[np.int64]:
 
 def check_count(value: Any) -> int:
     """Return the number of episodes that is asked for, from 1 to ``MAX_COUNT``."""
-    try:
-        return check_int("count", value, minimum=1, maximum=MAX_COUNT)
-    except ConfigError as exc:
-        raise InvalidValue(str(exc)) from None
+    return _valid(check_int, "count", value, minimum=1, maximum=MAX_COUNT)
 
 
 def as_losses(values: Losses, count: int) -> NDArray[np.float64]:
@@ -263,10 +263,7 @@ def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:
 
 def check_option(name: str, value: Any, *choices: str) -> str:
     """Return the value if it is one of these words."""
-    try:
-        return check_choice(name, value, choices)
-    except ConfigError as exc:
-        raise InvalidValue(str(exc)) from None
+    return _valid(check_choice, name, value, choices)
 
 
 def check_texts(what: str, values: Any) -> list[str]:
@@ -290,14 +287,16 @@ def _distinct(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def _name(what: str, value: Any) -> str:
-    try:
-        return str(check_name(what, value))  # drivers do not know numpy's str
-    except ConfigError as exc:
-        raise InvalidValue(str(exc)) from None
+    return str(_valid(check_name, what, value))  # drivers do not know numpy's str
 
 
-def _int(what: str, value: Any) -> int:
+def _level(value: Any) -> int | None:
+    return None if value is None else _valid(check_int, "level", value, minimum=-(2**31), maximum=2**31 - 1)
+
+
+def _valid(check: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
+    """Return what the check of a setting returns; its error is that of a value here."""
     try:
-        return check_int(what, value, minimum=-(2**31), maximum=2**31 - 1)
+        return check(*args, **keywords)
     except ConfigError as exc:
         raise InvalidValue(str(exc)) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +23,8 @@ from memstore.payload.signature import Signature, checksum
 from memstore.sharing import limiter
 from memstore.sharing.waiting import Patience, check_wait
 from memstore.storage import checksums, stored
-from memstore.storage.schema import episode, episode_key, episode_tag, first_id, id_range, payload, replay_metadata
+from memstore.storage.schema import episode, episode_key, episode_tag, first_id, id_range, replay_metadata
+from memstore.storage.schema import payload as payload_table
 from memstore.types import Payload, Seconds
 from memstore.values.foreign import numpy_payload
 from memstore.values.letting_go import held_until_done
@@ -38,36 +39,26 @@ class Inserted:
     evicted: Ints
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What ``EpisodicMemory.add`` or ``extend`` was given: a payload, and the other keywords by name.
+def add(
+    session: Session,
+    payload: Payload,
+    columns: dict[str, Any],
+    wait: Seconds,
+    consumer: str,
+    standing: Callable[[], str],
+    *,
+    one: bool,
+) -> Ints:
+    """Add one episode, or several, in one commit, after waiting for the buffer's limiter; returns their ids.
 
-    Attributes
-    ----------
-    one : bool
-        True if it is one episode; else the payload has n rows in each field.
+    ``columns`` are the other keywords of the call by name; ``standing`` says how things stand, for the error of a wait
+    that is over.
     """
-
-    payload: Payload
-    columns: Mapping[str, Any]
-    one: bool
-
-    def encoded(self, signature: Signature, count: int | None) -> list[bytes]:
-        """Return one blob an episode; ``count`` is the number of rows, None for one episode."""
-        return [signature.encode_one(self.payload)] if count is None else signature.encode(self.payload, count)
-
-
-def add(session: Session, given: Given, wait: Seconds, consumer: str, standing: Callable[[], str]) -> Ints:
-    """Add episodes in one commit, after waiting for the buffer's limiter; returns their ids.
-
-    ``standing`` says how things stand, for the error of a wait that is over.
-    """
-    given = replace(given, payload=numpy_payload(given.payload))
-    count = None if given.one else Signature.batch_size(given.payload)
-    patience, now = check_wait(wait), time.time()
+    fields, patience, now = numpy_payload(payload), check_wait(wait), time.time()
+    count = None if one else Signature.batch_size(fields)
     # Encoded before the lock is taken, so that other writers do not wait for it.
-    assumed = stored_signature(session.committed.signature) or Signature.infer(given.payload, count)
-    offer = make_offer(given.encoded(assumed, count), now, one=given.one, **given.columns)
+    assumed = stored_signature(session.committed.signature) or Signature.infer(fields, count)
+    offer = make_offer(_encoded(assumed, fields, count), now, one=one, **columns)
     group = Group(now, consumer)
 
     def work(snapshot: Snapshot) -> Inserted:
@@ -76,7 +67,7 @@ def add(session: Session, given: Given, wait: Seconds, consumer: str, standing: 
         if signature is None:
             fix_signature(snapshot, assumed.to_json())
         elif signature != assumed:  # another process was faster with the first add
-            return insert(snapshot, replace(offer, blobs=given.encoded(signature, count)), group)
+            return insert(snapshot, replace(offer, blobs=_encoded(signature, fields, count)), group)
         return insert(snapshot, offer, group)
 
     with held_until_done(offer.blobs), Patience(session, patience, standing) as patient:
@@ -87,6 +78,10 @@ def add(session: Session, given: Given, wait: Seconds, consumer: str, standing: 
             patient.pause()
     session.cache.drop(inserted.evicted.tolist())
     return inserted.ids
+
+
+def _encoded(signature: Signature, fields: Payload, count: int | None) -> list[bytes]:
+    return [signature.encode_one(fields)] if count is None else signature.encode(fields, count)
 
 
 def insert(snapshot: Snapshot, offer: Offer, group: Group) -> Inserted:
@@ -176,7 +171,7 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
         "eviction_key": keys,
     }
     packed = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
-    for table, columns in ((episode, described), (payload, packed), (replay_metadata, replayed)):
+    for table, columns in ((episode, described), (payload_table, packed), (replay_metadata, replayed)):
         snapshot.backend.insert(snapshot.conn, table, columns)
     _store_tags(snapshot, offer.tags, ids)
 
@@ -194,7 +189,7 @@ def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np
         gone = leaving.ids.tolist()
         for table, key in (
             (replay_metadata, "episode_id"),
-            (payload, "episode_id"),
+            (payload_table, "episode_id"),
             (episode_tag, "episode_id"),
             (episode, "id"),
         ):

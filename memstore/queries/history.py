@@ -15,7 +15,6 @@ from memstore.values.times import check_limit
 
 def history(
     events: Query,
-    *,
     episode: Ids | None,
     domain: str | None,
     consumer: str | None,
@@ -24,28 +23,23 @@ def history(
     until: Time | None,
     limit: int | None,
 ) -> list[ReplayEvent]:
-    """Return the events that pass every condition given, in order; with ``limit`` only the newest so many."""
-    conditions: list[Condition] = []
-    if episode is not None:
-        conditions.append(col.id.in_(check_ids(episode).tolist()))
-    if domain is not None:
-        conditions.append(col.domain == check_name("domain", domain))
-    if consumer is not None:
-        conditions.append(col.consumer == check_name("consumer", consumer))
-    if steps is not None:
-        conditions.append(col.step.between(*_span(steps)))
-    if since is not None:
-        conditions.append(col.at >= check_limit("since", since))
-    if until is not None:
-        conditions.append(col.at <= check_limit("until", until))
-    query = events.filter(*conditions)
+    """Return the events that pass every test given, in order; with ``limit`` only the newest so many."""
+    tests: list[Condition | None] = [
+        None if episode is None else col.id.in_(check_ids(episode).tolist()),
+        None if domain is None else col.domain == check_name("domain", domain),
+        None if consumer is None else col.consumer == check_name("consumer", consumer),
+        None if steps is None else _within(steps),
+        None if since is None else col.at >= check_limit("since", since),
+        None if until is None else col.at <= check_limit("until", until),
+    ]
+    query = events.filter(*(test for test in tests if test is not None))
     if limit is None:
         return query.all()
     newest: list[ReplayEvent] = query.order_by(col.event.descending).limit(check_count(limit)).all()
     return newest[::-1]
 
 
-def _span(steps: Steps) -> tuple[int, int]:
+def _within(steps: Steps) -> Condition:
     ends = steps if isinstance(steps, (tuple, list)) else (steps, steps)
     if len(ends) != 2:
         raise InvalidValue(f"steps must be one step or (first, last), got {shown(steps)}")
@@ -53,4 +47,4 @@ def _span(steps: Steps) -> tuple[int, int]:
     assert isinstance(first, (int, float)) and isinstance(last, (int, float))
     if first > last or int(first) != first or int(last) != last:
         raise InvalidValue(f"steps must be whole numbers (first, last) with first <= last, got {shown(steps)}")
-    return int(first), int(last)
+    return col.step.between(int(first), int(last))

@@ -124,9 +124,9 @@ def _lived(handles: list[memstore.EpisodicMemory], dice: random.Random) -> list[
                 told.append((first, domain[first], "evicted", None, loss.pop(first), None, who))
         elif action < 0.9:
             ids = dice.choices(list(loss), k=dice.randint(1, 8))
-            losses = [round(dice.random(), 2) for _ in ids]
-            memory.update([*ids, 10**6], loss=[*losses, 1.0], step=step)
-            for i, after in zip(ids, losses, strict=True):
+            measured = [round(dice.random(), 2) for _ in ids]
+            memory.update([*ids, 10**6], loss=[*measured, 1.0], step=step)
+            for i, after in zip(ids, measured, strict=True):
                 told.append((i, domain[i], "replayed", step, loss[i], after, who))
                 loss[i] = after
         else:
