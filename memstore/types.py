@@ -129,8 +129,6 @@ class Episode:
     timestamp : float
         Seconds, as given to ``add``.
     level : int or None
-    tags : tuple of str
-        In the order in which they were given.
     key : str or None
     extra : JSON value or None
     age : int
@@ -141,6 +139,8 @@ class Episode:
         Number of loss updates.
     last_replayed_at : float or None
         Seconds since the epoch of the last loss update.
+    tags : tuple of str
+        In the order in which they were given.
     payload : dict or None
         Nested as it was added; arrays are the caller's own. None if payloads were not read: a query does not read them,
         ``get`` and ``recall`` do.
@@ -150,7 +150,6 @@ class Episode:
     domain: str
     timestamp: float
     level: int | None
-    tags: tuple[str, ...]
     key: str | None
     extra: Any
     age: int
@@ -158,6 +157,7 @@ class Episode:
     lowest_loss: float | None
     replay_count: int
     last_replayed_at: float | None
+    tags: tuple[str, ...]
     payload: dict[str, Any] | MaybeNone = None
 
     @property

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from sqlalchemy import func, select
@@ -28,6 +28,8 @@ from memstore.storage.schema import episode, episode_tag, first_id, id_range, re
 from memstore.types import Episode, Ids, Match, ReplayMetadata, Time, Vector
 from memstore.values.shown import shown
 from memstore.values.times import check_limit
+
+_Replays = tuple[float | None, float | None, int, float | None]
 
 
 def episodes(session: Session, ids: Ids) -> list[Episode]:
@@ -108,18 +110,11 @@ def _read(snapshot: Snapshot, session: Session, ids: list[int]) -> list[Episode]
 
     def whole(number: int) -> Episode:
         _, timestamp, level, key, extra, domain_id, _ = facts[number]
-        return Episode(
-            id=number,
-            domain=snapshot.state.domain_name(domain_id, number),
-            timestamp=timestamp,
-            level=level,
-            tags=tags.get(number, ()),
-            key=key,
-            extra=None if extra is None else stored.extra(extra, number),
-            age=ages[number],
-            **replayed[number]._asdict(),
-            payload=signature.decode_one(blobs[number]),
-        )
+        domain = snapshot.state.domain_name(domain_id, number)
+        value = None if extra is None else stored.extra(extra, number)
+        payload = signature.decode_one(blobs[number])
+        added = (number, domain, timestamp, level, key, value, ages[number])
+        return Episode(*added, *replayed[number], tags.get(number, ()), payload)
 
     return [whole(i) for i in ids]
 
@@ -128,24 +123,14 @@ def _read_metadata(snapshot: Snapshot, ids: list[int]) -> dict[int, ReplayMetada
     replayed, facts = _replayed(snapshot, ids), _facts(snapshot, ("id", "timestamp", "domain_id"), ids)
     found = {}
     for number, timestamp, domain_id in facts.values():
-        domain, replays = snapshot.state.domain_name(domain_id, number), replayed[number]
-        found[number] = ReplayMetadata(
-            number, replays.loss, domain, timestamp, replays.replay_count, replays.last_replayed_at
-        )
+        loss, _, count, last = replayed[number]
+        domain = snapshot.state.domain_name(domain_id, number)
+        found[number] = ReplayMetadata(number, loss, domain, timestamp, count, last)
     return found
 
 
-class _Replayed(NamedTuple):
-    """What replays have changed of an episode."""
-
-    loss: float | None
-    lowest_loss: float | None
-    replay_count: int
-    last_replayed_at: float | None
-
-
-def _replayed(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, _Replayed]:
-    """What replays have changed, by id.
+def _replayed(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, _Replays]:
+    """The last and the lowest loss, the replay count and the time of the last replay, by id.
 
     Raises
     ------
@@ -154,15 +139,17 @@ def _replayed(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, _Replayed]:
     """
     low, high = id_range(snapshot.state.buffer_id)
     own = [i for i in ids if low <= i <= high]
-    columns = ("episode_id", *_Replayed._fields)
-    found = {}
-    for number, *values in snapshot.backend.select(snapshot.conn, replay_metadata, columns, "episode_id", own):
-        replays, what = _Replayed(*values), f"episode {number}: its"
-        stored.whole(replays.replay_count, f"{what} replay count")
-        for name, least in (("loss", 0.0), ("lowest_loss", 0.0), ("last_replayed_at", -math.inf)):
-            if (value := getattr(replays, name)) is not None:
+    columns = ("episode_id", "loss", "lowest_loss", "replay_count", "last_replayed_at")
+    found: dict[int, _Replays] = {}
+    for number, loss, lowest, count, last in snapshot.backend.select(
+        snapshot.conn, replay_metadata, columns, "episode_id", own
+    ):
+        what = f"episode {number}: its"
+        stored.whole(count, f"{what} replay count")
+        for value, name, least in ((loss, "loss", 0.0), (lowest, "lowest loss", 0.0), (last, "last replay", -math.inf)):
+            if value is not None:
                 stored.real(value, f"{what} {name}", least)
-        found[number] = replays
+        found[number] = (loss, lowest, count, last)
     for number in ids:
         if number not in found:
             raise EpisodeNotFound(f"no live episode has the id {number}: never added, evicted or deleted")

@@ -45,6 +45,9 @@ Order = Column | Descending | str
 EXACT_FLOAT = 2**53
 """Every whole number up to this is a float."""
 
+_EPISODE = tuple((column.name, column) for column in EPISODE_COLUMNS if column.name != "rise")
+"""The fields of an ``Episode`` before its tags, in order; an episode computes its rise."""
+
 
 class Read(Protocol):
     """How a query reaches its snapshot."""
@@ -170,16 +173,11 @@ class Query:
     # From here on in a snapshot
 
     def _records(self, snapshot: Snapshot) -> list[Any]:
-        found = self._answered(snapshot)
         if self.over == "history" or self.selected or self.groups or self.aggregates:
-            return found.records()
-        tags = tags_of(snapshot, [row[0] for row in found.rows])
-        episodes = []
-        for row in found.rows:
-            facts = dict(zip(found.names, row, strict=True))
-            del facts["rise"]  # an episode computes it
-            episodes.append(Episode(tags=tags.get(row[0], ()), **facts))
-        return episodes
+            return self._answered(snapshot).records()
+        rows = replace(self, selected=_EPISODE)._answered(snapshot).rows
+        tags = tags_of(snapshot, [row[0] for row in rows])
+        return [Episode(*[*row, tags.get(row[0], ())]) for row in rows]
 
     def _answered(self, snapshot: Snapshot) -> Result:
         if self.aggregates or self.groups:
