@@ -156,7 +156,7 @@ class EpisodicMemory:
         StoreCorrupt
             When what is stored does not match its checksums. This holds for every call that returns payloads.
         """
-        return self.get_many(episode_id)[0]
+        return recall.episodes(self._session, episode_id)[0]
 
     def get_many(self, ids: Ids) -> list[Episode]:
         """Return live episodes with their payloads, in the order of the ids, from one snapshot.

@@ -168,7 +168,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An episode recalled by similarity, and its Euclidean distance from the query."""
+    """An episode that was recalled by likeness, and the Euclidean distance of its field from the query."""
 
     episode: Episode
     distance: float
@@ -195,16 +195,16 @@ class Batch:
         Number of episodes inserted since, the row's own included: the newest has age 1.
     replay_count : int64, shape (n,)
     probability : float64, shape (n,), or None
-        Probability that the first draw picks the row; None where that needs a scan that was not asked for
-        (``sample(..., exact_probability=True)``).
+        Probability that the first draw picks the row. None if that needs a scan and
+        ``sample(..., exact_probability=True)`` did not ask for one.
     weight : float64, shape (n,)
         Importance weight, at most 1 up to rounding.
     strategy : str
         Name of the strategy that drew the batch.
     lease : str or None
-        Token of the lease that holds the episodes for this consumer; None for a batch that was sampled.
+        Token of the lease that holds the episodes for this consumer. None for a batch that was sampled.
     group : int64, shape (n,), or None
-        Which group of the batch each row belongs to: 0, 1, ... (``sample_groups``).
+        Number of the group that each row belongs to: 0, 1, ... None unless ``sample_groups`` drew the batch.
     """
 
     ids: NDArray[np.int64]
@@ -258,11 +258,12 @@ def _rows(field: Any, chosen: NDArray[np.int64]) -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateResult:
-    """What one ``update`` did; the three id arrays partition the ids given, each distinct id once.
+    """What one ``update`` did: each distinct id that was given stands in one of three arrays.
 
     Attributes
     ----------
     updated : int64 array
+        Ids whose losses were written.
     missing : int64 array
         Ids that are no longer live (evicted or deleted meanwhile); nothing else was touched in their place.
     rejected : int64 array
@@ -279,33 +280,34 @@ class UpdateResult:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """What ``consolidate`` keeps. A limit of None removes nothing.
+    """Which episodes ``consolidate`` keeps. A limit of None removes nothing.
 
     Importance is a weighted mean, in [0, 1], of three things:
 
-    - hardness, ``loss / (1 + loss)``, 1 for a never-measured episode: what is not learned yet;
-    - recency, ``2 ** -(age / half_life)``, age in insertions, 0 for the newest (clocks decide nothing): what the
-      stream is like now;
-    - use, ``replay_count / (1 + replay_count)``: what the strategy keeps choosing. Under draws by loss that is what
-      stays hard or is forgotten again and again; under uniform draws it offsets recency for the old that last.
+    - hardness, ``loss / (1 + loss)``, 1 for an episode that was never measured: such episodes are not learned yet;
+    - recency, ``2 ** -(age / half_life)``, where age counts insertions and is 0 for the newest; no clock is asked:
+      recent episodes show what the stream is like now;
+    - use, ``replay_count / (1 + replay_count)``: the strategy keeps choosing these episodes. Under draws by loss they
+      stay hard or are forgotten again and again. Under uniform draws use makes up for what old episodes lose by age.
 
     Attributes
     ----------
     max_age : float or None
-        Seconds; episodes whose timestamp lies further back leave.
+        Seconds. Episodes whose timestamp lies further back leave.
     max_episodes : int or None
-        Beyond it the least important leave, the oldest first among equals.
+        If more episodes are left, the least important leave, the oldest first among equals.
     min_importance : float or None
-        In [0, 1]; what is less important leaves.
+        In [0, 1]. Episodes that are less important leave.
     consolidate_similar : bool or float or None
-        Of near-identical episodes the most important stays, the oldest among equals; True is a tolerance of 0.001.
-        Two are near-identical when their domain, every shape and every value that is no floating-point number are
-        equal, and the Euclidean distance between all their floating-point numbers is at most the tolerance, below 1,
-        times the larger of the two norms. Values that are NaN or infinite are compared bit by bit.
+        Of near-identical episodes the most important stays, the oldest among equals. The number is the tolerance, at
+        least 0 and below 1; True stands for 0.001. Two episodes are near-identical if their domain, every shape and
+        every value that is no floating-point number are equal, and the Euclidean distance between all their
+        floating-point numbers is at most the tolerance times the larger of the two norms. Values that are NaN or
+        infinite are compared bit by bit.
     hardness, recency, use : float
-        Weights of the three, >= 0; their sum need not be 1.
+        Weights of the three, each >= 0. Their sum need not be 1.
     half_life : float or None
-        Insertions after which recency has halved; None: as many as the capacity.
+        Number of insertions after which recency has halved. None stands for the capacity.
     """
 
     max_age: float | None = None
@@ -320,7 +322,10 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What ``consolidate`` removed, or with ``dry_run`` would remove; the reasons are disjoint, in this order."""
+    """How many episodes ``consolidate`` removed, or with ``dry_run`` would remove.
+
+    An episode counts for the first reason that holds, in the order of the attributes.
+    """
 
     too_old: int
     unimportant: int
@@ -331,7 +336,7 @@ class Retention:
 
     @property
     def removed(self) -> int:
-        """Total of the reasons."""
+        """Number of episodes that left, for whatever reason."""
         return self.too_old + self.unimportant + self.similar + self.over_count
 
 
@@ -341,12 +346,44 @@ class ReplayStats:
 
     Attributes
     ----------
+    buffer : str
+        Name of the buffer.
+    buffer_size, capacity : int
+        Number of live episodes, and the largest number allowed.
+    total_inserted, total_evicted : int
+        Number of episodes that were ever added, and of those that are no longer live, for whatever reason.
+    total_replays, total_events : int
+        Number of replays (loss updates) of the live episodes, and of all replays there ever were.
+    unmeasured : int
+        Number of live episodes whose loss was never measured.
+    avg_loss : float
+        Mean of the measured losses.
+    max_priority : float
+        The largest priority ever measured, 1.0 before any: the priority of an episode that was never measured.
+    loss_quantiles : dict
+        Losses by the text of the quantile, such as ``"50%"``; empty if no loss was measured.
+    loss_quantiles_exact : bool
+        True if quantiles and histogram are of the losses themselves (``stats(exact=True)``).
+    loss_histogram : tuple of (low, high, count)
+        Over equal steps of the logarithm of the loss.
+    domain_distribution : dict
+        Number of live episodes by domain.
+    strategy, alpha, epsilon, eviction, max_replays
+        The settings, as given to ``open``.
     leased : int
-        Episodes that some consumer holds.
+        Number of episodes that some consumer holds.
     limiter : dict or None
         Settings of the buffer's limiter, and under ``drawn`` how many draws it has counted.
-    total_replays, total_events : int
-        Replays (loss updates) of the live episodes, and all that there ever were.
+    signature : str or None
+        The fields of the payloads as text. None before the first add.
+    cache : dict
+        Entries, bytes, budget in bytes, hits, misses and hit rate of this handle's payload cache.
+    bytes_on_disk : dict
+        Size of the database, by part, in bytes.
+    schema_version : str
+        Revision of the tables.
+    revision : int
+        Number that grows with every change of the buffer.
     notes : tuple of str
         What keeps the database from shrinking, such as a reader of an old snapshot, with its name where that is known.
     """
@@ -395,11 +432,11 @@ class CheckReport:
     problems : tuple of str
         Empty when every invariant holds.
     notes : tuple of str
-        Facts worth knowing that are no damage.
+        Facts that are worth knowing and are no damage.
     seconds : float
         How long it took.
     unchecked : tuple of str
-        What could not be looked at, or not be compared with anything.
+        What could not be looked at, or could not be compared with anything.
     """
 
     episodes: int
@@ -410,5 +447,5 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every invariant holds."""
+        """True if every invariant holds."""
         return not self.problems

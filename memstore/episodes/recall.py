@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ _Replays = tuple[float | None, float | None, int, float | None]
 def episodes(session: Session, ids: Ids) -> list[Episode]:
     """Whole episodes in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
     wanted = check_ids(ids).tolist()
-    return session.read(lambda s: _read(s, session, wanted))
+    return session.read(partial(_read, session, wanted))
 
 
 def metadata(session: Session, ids: Ids) -> list[ReplayMetadata]:
@@ -58,7 +58,7 @@ def between(session: Session, start: Time, end: Time, domain: str | None, limit:
         check_name("domain", domain)
     low, high = check_limit("start", start), check_limit("end", end)
     most = None if limit is None else check_count(limit)
-    return session.read(lambda s: _read(s, session, _ids_between(s, low, high, domain, most)))
+    return session.read(lambda s: _read(session, _ids_between(s, low, high, domain, most), s))
 
 
 def tagged(session: Session, tags: Iterable[str], match: Literal["any", "all"], limit: int | None) -> list[Episode]:
@@ -68,7 +68,7 @@ def tagged(session: Session, tags: Iterable[str], match: Literal["any", "all"], 
         raise InvalidValue("tags must be a non-empty sequence of str, got none")
     check_option("match", match, "any", "all")
     most = None if limit is None else check_count(limit)
-    return session.read(lambda s: _read(s, session, _ids_tagged(s, wanted, match == "all", most)))
+    return session.read(lambda s: _read(session, _ids_tagged(s, wanted, match == "all", most), s))
 
 
 def nearest(session: Session, query: Vector, on: str, limit: int) -> list[Match]:
@@ -81,7 +81,7 @@ def nearest(session: Session, query: Vector, on: str, limit: int) -> list[Match]
             return []
         field = signature.field(on)
         ids, distances = _nearest(snapshot, signature, field, _vector(field, query), most)
-        return [Match(*found) for found in zip(_read(snapshot, session, ids), distances, strict=True)]
+        return [Match(*found) for found in zip(_read(session, ids, snapshot), distances, strict=True)]
 
     return session.read(work)
 
@@ -95,7 +95,7 @@ def tags_of(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, tuple[str, ...]
     return {number: tuple(tags) for number, tags in found.items()}
 
 
-def _read(snapshot: Snapshot, session: Session, ids: list[int]) -> list[Episode]:
+def _read(session: Session, ids: list[int], snapshot: Snapshot) -> list[Episode]:
     """Whole episodes in the order of the ids."""
     distinct = list(dict.fromkeys(ids))
     replayed, facts = _replayed(snapshot, distinct), _facts(snapshot, FACTS, distinct)

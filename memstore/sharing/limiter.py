@@ -78,7 +78,7 @@ def limiter_of(settings: Settings) -> SamplesPerInsert | None:
 
 
 def check_limiter(settings: Settings) -> None:
-    """Refuse a limiter that the buffer's capacity can never satisfy."""
+    """Raise ``ConfigError`` if the buffer can never hold as many episodes as the limiter waits for."""
     rule = limiter_of(settings)
     if rule is not None and rule.min_size > settings.capacity:
         raise ConfigError(
