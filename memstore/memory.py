@@ -16,7 +16,8 @@ from sqlalchemy import URL
 
 from memstore.buffer.snapshot import Snapshot
 from memstore.config import DEFAULT_BUSY_TIMEOUT, DEFAULT_CACHE_BYTES, Durability, check_name
-from memstore.draws.sampler import Request, Sampler, check_where
+from memstore.draws.batch import Request
+from memstore.draws.sampler import Sampler, check_where
 from memstore.draws.strategies import Strategy
 from memstore.episodes import checkpoint, insert, recall, replay
 from memstore.episodes.eviction import Eviction

@@ -4,46 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
 
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.config import check_float
-from memstore.draws.batch import make_batch
+from memstore.draws.batch import Request, make_batch
 from memstore.draws.filtered import Drawable
 from memstore.draws.groups import Grouping
 from memstore.draws.knowledge import Populations
 from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
-from memstore.episodes.inputs import check_count, check_option
+from memstore.episodes.inputs import check_count
 from memstore.errors import InvalidValue, MemoryEmpty
 from memstore.queries import Column, Condition
 from memstore.queries.parser import as_condition
 from memstore.queries.query import Query
 from memstore.sharing import leases, limiter
 from memstore.sharing.waiting import Patience, check_wait
-from memstore.types import Batch, Normalize, Seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What one call asks of a draw; a ``strategy`` of None stands for the default."""
-
-    count: int
-    strategy: Strategy | str | None
-    alpha: float | None
-    beta: float
-    normalize: Normalize
-    exact: bool
-    where: Condition | None
-    replacement: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "count", check_count(self.count))
-        object.__setattr__(self, "beta", check_float("beta", self.beta))
-        check_option("normalize", self.normalize, "buffer", "batch")
+from memstore.types import Batch, Seconds
 
 
 def check_where(where: Condition | str | None) -> Condition | None:
@@ -133,6 +113,7 @@ class Sampler:
         """Draw whole groups; see ``EpisodicMemory.sample_groups``."""
         wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
         chosen = as_strategy(strategy)
+        request = Request(wanted)
 
         def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
             drawn_from = self._drawable(snapshot, None)
@@ -140,7 +121,7 @@ class Sampler:
             if not len(found.rows):
                 same = f"{each} episodes with the same {by}{_among(grouping.where)}"
                 raise MemoryEmpty(f"{self._named} holds no {same}; ask for smaller groups")
-            batch = make_batch(drawn_from, chosen, found.rows, self._session, 0.0, "batch", exact=False)
+            batch = make_batch(drawn_from, chosen, found.rows, self._session, request)
             return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
 
         return self._session.draw(work)
@@ -158,7 +139,7 @@ class Sampler:
         if not len(rows):
             why = f"{_among(request.where)}; " + (f"{len(taken)} are leased" if len(taken) else "add some first")
             raise MemoryEmpty(f"{self._named} holds no episode that {chosen.name} can draw{why}")
-        return make_batch(snapshot, chosen, rows, self._session, request.beta, request.normalize, exact=request.exact)
+        return make_batch(snapshot, chosen, rows, self._session, request)
 
     def _drawable(self, snapshot: Snapshot, where: Condition | None) -> Drawable:
         keep = not self._session.database.transaction_open

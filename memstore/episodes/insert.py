@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Table
 
 from memstore.buffer.facts import texts_of
 from memstore.buffer.session import Session
@@ -95,13 +96,13 @@ def insert(snapshot: Snapshot, offer: Offer, group: Group) -> Inserted:
     ids = np.empty(len(offer.keys), np.int64)
     new: list[int] = []
     for i, key in enumerate(offer.keys):
-        if key is not None and key in known:
-            ids[i] = known[key]
-            continue
-        ids[i] = next_id + len(new)
-        new.append(i)
-        if key is not None:
-            known[key] = int(ids[i])
+        number = None if key is None else known.get(key)
+        if number is None:
+            number = next_id + len(new)
+            new.append(i)
+            if key is not None:
+                known[key] = number
+        ids[i] = number
     if not new:
         return Inserted(ids, {}, np.empty(0, np.int64))
     if len(new) < len(ids):
@@ -210,24 +211,18 @@ def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
 
 
 def _store_keys(snapshot: Snapshot, keys: list[str | None], ids: Ints) -> None:
-    named = [(key, episode_id) for key, episode_id in zip(keys, ids.tolist(), strict=True) if key is not None]
-    if named:
-        columns: dict[str, list[Any]] = {
-            "buffer_id": [snapshot.state.buffer_id] * len(named),
-            "key": [key for key, _ in named],
-            "episode_id": [episode_id for _, episode_id in named],
-            "checksum": [checksums.of_row(*pair) for pair in named],
-        }
-        snapshot.backend.insert(snapshot.conn, episode_key, columns)
+    named = [(key, number) for key, number in zip(keys, ids.tolist(), strict=True) if key is not None]
+    rows = [(*pair, checksums.of_row(*pair)) for pair in named]
+    _insert_rows(snapshot, episode_key, ("key", "episode_id", "checksum"), rows)
 
 
 def _store_tags(snapshot: Snapshot, tags: list[tuple[str, ...]], ids: list[int]) -> None:
-    rows = [(tag, i, ordinal) for group, i in zip(tags, ids, strict=True) for ordinal, tag in enumerate(group)]
+    rows = [(tag, number, place) for group, number in zip(tags, ids, strict=True) for place, tag in enumerate(group)]
+    _insert_rows(snapshot, episode_tag, ("tag", "episode_id", "ordinal"), rows)
+
+
+def _insert_rows(snapshot: Snapshot, table: Table, names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     if rows:
-        columns: dict[str, list[Any]] = {
-            "buffer_id": [snapshot.state.buffer_id] * len(rows),
-            "tag": [tag for tag, _, _ in rows],
-            "episode_id": [episode_id for _, episode_id, _ in rows],
-            "ordinal": [ordinal for _, _, ordinal in rows],
-        }
-        snapshot.backend.insert(snapshot.conn, episode_tag, columns)
+        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        columns["buffer_id"] = [snapshot.state.buffer_id] * len(rows)
+        snapshot.backend.insert(snapshot.conn, table, columns)
