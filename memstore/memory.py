@@ -16,7 +16,7 @@ from sqlalchemy import URL
 
 from memstore.buffer.snapshot import Snapshot
 from memstore.config import DEFAULT_BUSY_TIMEOUT, DEFAULT_CACHE_BYTES, Durability, check_name
-from memstore.draws.batch import Request
+from memstore.draws.batch import DrawOptions
 from memstore.draws.sampler import Sampler, check_where
 from memstore.draws.strategies import Strategy
 from memstore.episodes import checkpoint, insert, recall, replay
@@ -393,8 +393,8 @@ class EpisodicMemory:
         Under a condition beyond domains that many pass, ``probability`` is None unless ``exact_probability`` asks for a
         scan. ``normalize="buffer"`` goes by the whole buffer all the same, which is a constant factor.
         """
-        request = Request(count, strategy, alpha, beta, normalize, exact_probability, check_where(where), replacement)
-        return self._sampler.sample(request, wait)
+        asked = DrawOptions(count, strategy, alpha, beta, normalize, exact_probability, check_where(where), replacement)
+        return self._sampler.sample(asked, wait)
 
     def sample_groups(
         self,
@@ -492,8 +492,8 @@ class EpisodicMemory:
         WaitTimeout
             When nothing became free in time.
         """
-        request = Request(count, strategy, alpha, beta, normalize, exact_probability, check_where(where))
-        return self._sampler.lease(request, duration, wait, self.consumer)
+        asked = DrawOptions(count, strategy, alpha, beta, normalize, exact_probability, check_where(where))
+        return self._sampler.lease(asked, duration, wait, self.consumer)
 
     def release(self, batch: Batch) -> int:
         """Give leased episodes back unused; returns how many of them this lease still held. Committed on return."""

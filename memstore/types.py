@@ -346,44 +346,12 @@ class ReplayStats:
 
     Attributes
     ----------
-    buffer : str
-        Name of the buffer.
-    buffer_size, capacity : int
-        Number of live episodes, and the largest number allowed.
-    total_inserted, total_evicted : int
-        Number of episodes that were ever added, and of those that are no longer live, for whatever reason.
-    total_replays, total_events : int
-        Number of replays (loss updates) of the live episodes, and of all replays there ever were.
-    unmeasured : int
-        Number of live episodes whose loss was never measured.
-    avg_loss : float
-        Mean of the measured losses.
-    max_priority : float
-        The largest priority ever measured, 1.0 before any: the priority of an episode that was never measured.
-    loss_quantiles : dict
-        Losses by the text of the quantile, such as ``"50%"``; empty if no loss was measured.
-    loss_quantiles_exact : bool
-        True if quantiles and histogram are of the losses themselves (``stats(exact=True)``).
-    loss_histogram : tuple of (low, high, count)
-        Over equal steps of the logarithm of the loss.
-    domain_distribution : dict
-        Number of live episodes by domain.
-    strategy, alpha, epsilon, eviction, max_replays
-        The settings, as given to ``open``.
     leased : int
-        Number of episodes that some consumer holds.
+        Episodes that some consumer holds.
     limiter : dict or None
         Settings of the buffer's limiter, and under ``drawn`` how many draws it has counted.
-    signature : str or None
-        The fields of the payloads as text. None before the first add.
-    cache : dict
-        Entries, bytes, budget in bytes, hits, misses and hit rate of this handle's payload cache.
-    bytes_on_disk : dict
-        Size of the database, by part, in bytes.
-    schema_version : str
-        Revision of the tables.
-    revision : int
-        Number that grows with every change of the buffer.
+    total_replays, total_events : int
+        Replays (loss updates) of the live episodes, and all that there ever were.
     notes : tuple of str
         What keeps the database from shrinking, such as a reader of an old snapshot, with its name where that is known.
     """

@@ -18,7 +18,7 @@ from memstore.types import Batch, Normalize
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class DrawOptions:
     """What one call asks of a draw; a ``strategy`` of None stands for the default."""
 
     count: int
@@ -36,18 +36,18 @@ class Request:
         check_option("normalize", self.normalize, "buffer", "batch")
 
 
-def make_batch(snapshot: Drawable, strategy: Strategy, rows: Rows, session: Session, request: Request) -> Batch:
+def make_batch(snapshot: Drawable, strategy: Strategy, rows: Rows, session: Session, options: DrawOptions) -> Batch:
     """Make a batch of the rows that a strategy has drawn; everything is read from the same snapshot."""
     signature = signature_of(snapshot)
     assert signature is not None
     keep = not session.database.transaction_open
     blobs = read_blobs(snapshot, rows.ids.tolist(), session.cache, keep=keep)
-    log2_probability = strategy.log2_probability(snapshot, rows, exact=request.exact)
+    log2_probability = strategy.log2_probability(snapshot, rows, exact=options.exact)
     weight = np.ones(len(rows))
-    if request.beta:
+    if options.beta:
         importance, smallest = strategy.log2_importance(snapshot, rows)
-        least = smallest if request.normalize == "buffer" else importance.min()
-        weight = np.exp2(-request.beta * (importance - least))
+        least = smallest if options.normalize == "buffer" else importance.min()
+        weight = np.exp2(-options.beta * (importance - least))
     names = snapshot.state.domain_names
     domains = snapshot.state.strata.domain[rows.stratum].tolist()
     return Batch(

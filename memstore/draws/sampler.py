@@ -11,7 +11,7 @@ import numpy as np
 
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.draws.batch import Request, make_batch
+from memstore.draws.batch import DrawOptions, make_batch
 from memstore.draws.filtered import Drawable
 from memstore.draws.groups import Grouping
 from memstore.draws.knowledge import Populations
@@ -63,30 +63,30 @@ class Sampler:
         """Say how many episodes are there, for the error of a wait that is over."""
         return f"{self._named} {self._session.read(limiter.standing)}"
 
-    def sample(self, request: Request, wait: Seconds | None) -> Batch:
+    def sample(self, options: DrawOptions, wait: Seconds | None) -> Batch:
         """Draw a batch, after waiting for its turn; see ``EpisodicMemory.sample``."""
         limited = self._session.committed.settings.limiter is not None
         seconds = math.inf if wait is None else check_wait(wait)
         if wait is not None:
-            self._check_reachable(request.count)
+            self._check_reachable(options.count)
         if limited:
-            self._until(partial(self._charged, request.count), seconds)
+            self._until(partial(self._charged, options.count), seconds)
         elif wait is not None:
-            self._until(lambda: self._live(request.where) >= request.count, seconds)
+            self._until(lambda: self._live(options.where) >= options.count, seconds)
         try:
-            return self._session.draw(partial(self._drawn, request, Rows.none()))
+            return self._session.draw(partial(self._drawn, options, Rows.none()))
         except MemoryEmpty:
             if limited:
-                self._session.aside(lambda s: limiter.refund(s, request.count))
+                self._session.aside(lambda s: limiter.refund(s, options.count))
             raise
 
-    def lease(self, request: Request, duration: Seconds, wait: Seconds, consumer: str) -> Batch:
+    def lease(self, options: DrawOptions, duration: Seconds, wait: Seconds, consumer: str) -> Batch:
         """Draw a batch of episodes that nobody holds, and hold them; see ``EpisodicMemory.lease``."""
         held_for, seconds = leases.check_duration(duration), check_wait(wait)
 
         def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
             now = snapshot.backend.clock(snapshot.conn)
-            batch = self._drawn(request, leases.held(snapshot, now), snapshot, rng)
+            batch = self._drawn(options, leases.held(snapshot, now), snapshot, rng)
             return leases.grant(snapshot, batch, consumer, now + held_for)
 
         with Patience(self._session, seconds, lambda: f"{self._named} has no episode that is free to lease") as patient:
@@ -113,7 +113,7 @@ class Sampler:
         """Draw whole groups; see ``EpisodicMemory.sample_groups``."""
         wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
         chosen = as_strategy(strategy)
-        request = Request(wanted)
+        options = DrawOptions(wanted)
 
         def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
             drawn_from = self._drawable(snapshot, None)
@@ -121,25 +121,25 @@ class Sampler:
             if not len(found.rows):
                 same = f"{each} episodes with the same {by}{_among(grouping.where)}"
                 raise MemoryEmpty(f"{self._named} holds no {same}; ask for smaller groups")
-            batch = make_batch(drawn_from, chosen, found.rows, self._session, request)
+            batch = make_batch(drawn_from, chosen, found.rows, self._session, options)
             return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
 
         return self._session.draw(work)
 
-    def _drawn(self, request: Request, taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
+    def _drawn(self, options: DrawOptions, taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
         """Draw from one snapshot outside the rows that are ``taken``."""
-        snapshot = self._drawable(committed, request.where)
+        snapshot = self._drawable(committed, options.where)
         taken = taken.take(snapshot.passing(taken))
-        chosen = self.default(snapshot) if request.strategy is None else as_strategy(request.strategy)
-        if request.alpha is not None:
-            chosen = chosen.with_alpha(request.alpha)
+        chosen = self.default(snapshot) if options.strategy is None else as_strategy(options.strategy)
+        if options.alpha is not None:
+            chosen = chosen.with_alpha(options.alpha)
         rows = Rows.none()
         if snapshot.live > len(taken):
-            rows = chosen.draw(snapshot, rng, request.count, taken, replacement=request.replacement)
+            rows = chosen.draw(snapshot, rng, options.count, taken, replacement=options.replacement)
         if not len(rows):
-            why = f"{_among(request.where)}; " + (f"{len(taken)} are leased" if len(taken) else "add some first")
+            why = f"{_among(options.where)}; " + (f"{len(taken)} are leased" if len(taken) else "add some first")
             raise MemoryEmpty(f"{self._named} holds no episode that {chosen.name} can draw{why}")
-        return make_batch(snapshot, chosen, rows, self._session, request)
+        return make_batch(snapshot, chosen, rows, self._session, options)
 
     def _drawable(self, snapshot: Snapshot, where: Condition | None) -> Drawable:
         keep = not self._session.database.transaction_open

@@ -1,4 +1,4 @@
-"""Keep draws and adds in step, across processes."""
+"""Draws and adds in step, across processes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ class SamplesPerInsert:
     Parameters
     ----------
     ratio : float > 0
-        Episodes drawn for each episode added, on average.
+        Draws per episode added, on average.
     min_size : int
-        While fewer episodes are live, draws wait, and no add does.
+        Nothing is drawn while fewer episodes are live, and no add waits.
     error_buffer : float > 0, optional
-        How many draws either side may be ahead. By default ``ratio * min_size``: then there are never more draws than
-        ``ratio`` for each episode added.
+        How far either side may be ahead; ``ratio * min_size`` by default: never more draws than ``ratio`` per episode.
     """
 
     ratio: float
@@ -49,36 +48,36 @@ class SamplesPerInsert:
         object.__setattr__(self, "error_buffer", check_float("error_buffer", buffer, exclusive=True))
 
     def draws_allowed(self, live: int, added: int) -> float:
-        """Return the number of episodes drawn from which on the next draw waits."""
+        """The count of draws from which on the next one waits."""
         assert self.error_buffer is not None
         return self.ratio * (added - self.min_size) + self.error_buffer if live >= self.min_size else 0.0
 
     def may_add(self, live: int, added: int, drawn: int) -> bool:
-        """True if the next add need not wait."""
+        """Whether the next add need not wait."""
         assert self.error_buffer is not None
         return live < self.min_size or self.ratio * (added - self.min_size) - drawn < self.error_buffer
 
     def to_json(self) -> str:
-        """Return the text that the ``buffer`` row stores."""
+        """As stored in the ``buffer`` row."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
 def limiter_to_json(value: Any) -> str:
-    """Return a limiter as the text that the ``buffer`` row stores."""
+    """A limiter as stored."""
     if not isinstance(value, SamplesPerInsert):
         raise ConfigError(f"limiter must be a memstore.SamplesPerInsert, got {shown(value)}")
     return value.to_json()
 
 
 def limiter_of(settings: Settings) -> SamplesPerInsert | None:
-    """Return the limiter of these settings. None if there is none."""
+    """The limiter among a buffer's settings, if it has one."""
     if settings.limiter is None:
         return None
     return stored.built("the buffer's limiter", settings.limiter, lambda document: SamplesPerInsert(**document))
 
 
 def check_limiter(settings: Settings) -> None:
-    """Raise ``ConfigError`` if the buffer can never hold as many episodes as the limiter waits for."""
+    """Refuse a limiter that the buffer's capacity can never satisfy."""
     rule = limiter_of(settings)
     if rule is not None and rule.min_size > settings.capacity:
         raise ConfigError(
@@ -87,7 +86,7 @@ def check_limiter(settings: Settings) -> None:
 
 
 def set_limiter(conn: Connection, buffer_id: int, settings: Settings, added: int) -> None:
-    """Begin to count the draws of a buffer with a limiter, in balance with what was added; else stop counting."""
+    """Keep the account of a buffer's draws from now on, in balance with what was added before, or keep none."""
     conn.execute(delete(limiter).where(_c.buffer_id == buffer_id))
     rule = limiter_of(settings)
     if rule is not None:
