@@ -27,7 +27,7 @@ from memstore.episodes.payloads import signature_of
 from memstore.opening import Opened, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
-from memstore.queries import Column, Condition, col
+from memstore.queries.columns import Column, Condition, col
 from memstore.queries.history import history
 from memstore.queries.query import Query
 from memstore.queries.records import LossTrend, ReplayEvent, ReplayShare

@@ -21,7 +21,7 @@ from memstore.cli.common import (
 )
 from memstore.cli.tables import records_table, shares_table
 from memstore.cli.text import parse_moment, shown
-from memstore.queries import EPISODE_COLUMNS, MAX_INT
+from memstore.queries.columns import EPISODE_COLUMNS, MAX_INT
 from memstore.queries.records import ReplayEvent
 from memstore.types import Episode
 

@@ -13,7 +13,7 @@ from memstore.draws.filtered import Drawable
 from memstore.draws.strategies import Strategy
 from memstore.episodes.inputs import check_count, check_option
 from memstore.episodes.payloads import read_blobs, signature_of
-from memstore.queries import Condition
+from memstore.queries.columns import Condition
 from memstore.types import Batch, Normalize
 
 

@@ -18,7 +18,7 @@ from memstore.draws.knowledge import Populations
 from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
 from memstore.episodes.inputs import check_count
 from memstore.errors import InvalidValue, MemoryEmpty
-from memstore.queries import Column, Condition
+from memstore.queries.columns import Column, Condition
 from memstore.queries.parser import as_condition
 from memstore.queries.query import Query
 from memstore.sharing import leases, limiter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from memstore.config import check_name
 from memstore.episodes.inputs import check_count, check_ids
 from memstore.errors import InvalidValue
-from memstore.queries import Condition, col, constant_of
+from memstore.queries.columns import Condition, col, constant_of
 from memstore.queries.query import Query
 from memstore.queries.records import ReplayEvent
 from memstore.types import Ids, Steps, Time

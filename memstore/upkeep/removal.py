@@ -15,7 +15,7 @@ from memstore.episodes.inputs import check_ids
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group
 from memstore.errors import InvalidValue
-from memstore.queries import EVERY, Condition
+from memstore.queries.columns import EVERY, Condition
 from memstore.queries.parser import as_condition
 from memstore.queries.sql import Scope
 from memstore.storage import stored
