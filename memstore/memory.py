@@ -108,7 +108,7 @@ class EpisodicMemory:
 
     @property
     def consumer(self) -> str:
-        """Who replays, as the history and the leases name it: as given to ``open``, else this host and process."""
+        """Name of this consumer in the history and the leases: as given to ``open``, else host and process number."""
         return self._given_consumer or f"{socket.gethostname()}:{os.getpid()}"
 
     @property
@@ -202,7 +202,7 @@ class EpisodicMemory:
         return recall.tagged(self._session, tags, match, limit)
 
     def recall(self, query: Vector, *, on: str, limit: int = 10) -> list[Match]:
-        """Return the episodes whose field ``on`` is nearest to ``query`` (Euclidean), nearest first.
+        """Return the episodes nearest to ``query`` by the Euclidean distance of their field ``on``, nearest first.
 
         Reads every payload once: the time is proportional to the buffer, the memory used is not.
 
@@ -221,7 +221,7 @@ class EpisodicMemory:
         """Return the health of the buffer, in time independent of its size.
 
         ``exact=True`` scans the losses: quantiles and histogram are then those of the losses themselves. Otherwise they
-        are those of the mean losses of the strata, each of which spans a factor of the square root of 2.
+        are those of the mean losses of the strata. Each stratum spans a factor of the square root of 2.
         """
         return self._session.read(
             lambda s: health.stats(s, self._name, self._sampler.default(s), self._session.cache.stats(), exact=exact)
@@ -350,9 +350,9 @@ class EpisodicMemory:
         replacement : bool
             True if an episode may be drawn several times.
         normalize : "buffer" or "batch"
-            Whether ``p_min`` is the smallest probability of the buffer or of the batch. For ``Mixed`` over the buffer
-            it is the share-weighted sum of the components' minima: never above the true one, and equal to it when at
-            most one component is not uniform.
+            ``p_min`` is the smallest probability of the buffer, or of the batch. For ``Mixed`` over the buffer it is
+            the share-weighted sum of the components' minima: never above the true one, and equal to it when at most one
+            component is not uniform.
         exact_probability : bool
             Compute ``probability`` even where that needs a scan of the buffer.
         wait : float, optional
@@ -385,10 +385,10 @@ class EpisodicMemory:
         candidates; where few pass, a list of those that do finishes the draw. The process keeps what it reads for that
         (lists of 8 conditions, some 40 bytes for each episode that passes) and brings it up to date from the history.
         So a condition costs a scan when it is new: in its first draw if fewer than a third pass, else in its second. A
-        condition whose constants change in every draw is new every time; ``col.age`` and ``col.id`` are not: like loss
-        and replay count they are tested without a query. If few pass, each draw scans where the history is not
-        recorded in full, for conditions on ``lowest_loss``, ``rise`` or ``last_replayed_at``, and for conditions that
-        join two kinds with ``|``.
+        condition with constants that change in every draw is new every time. ``col.age`` and ``col.id`` may change:
+        like loss and replay count they are tested without a query. If few pass, each draw scans where the history is
+        not recorded in full, for conditions on ``lowest_loss``, ``rise`` or ``last_replayed_at``, and for conditions
+        that join two kinds with ``|``.
 
         Under a condition beyond domains that many pass, ``probability`` is None unless ``exact_probability`` asks for a
         scan. ``normalize="buffer"`` goes by the whole buffer all the same, which is a constant factor.
@@ -571,7 +571,7 @@ class EpisodicMemory:
         Returns
         -------
         int64 array, shape (n,)
-            Ids in the order given; consecutive but for repeated keys.
+            Ids in the order given; consecutive except for repeated keys.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What memstore takes and hands out: names for the types of arguments, frozen records, batches of numpy arrays."""
+"""The public types: names for the types of arguments, frozen records, batches of numpy arrays."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ Places: TypeAlias = Sequence[SupportsIndex] | SupportsArray
 """Rows of a batch, counted from 0, or a mask that has one flag a row."""
 
 TrainerState: TypeAlias = Mapping[str, object]
-"""What a checkpoint keeps: nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None."""
+"""The state of a trainer: nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None."""
 
 Normalize: TypeAlias = Literal["buffer", "batch"]
-"""Whether importance weights are scaled by the smallest probability of the buffer, or by that of the batch."""
+"""Importance weights are scaled by the smallest probability of the buffer, or by that of the batch."""
 
 
 class ReplayStrategy(enum.StrEnum):
@@ -94,7 +94,7 @@ class EvictionPolicy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReplayMetadata:
-    """What replays have changed of an episode, as of the read.
+    """The part of an episode that replays change, as of the read.
 
     Attributes
     ----------
@@ -258,7 +258,7 @@ def _rows(field: Any, chosen: NDArray[np.int64]) -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateResult:
-    """What one ``update`` did: each distinct id that was given stands in one of three arrays.
+    """The outcome of one ``update``: each distinct id that was given stands in one of three arrays.
 
     Attributes
     ----------
@@ -280,7 +280,7 @@ class UpdateResult:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """Which episodes ``consolidate`` keeps. A limit of None removes nothing.
+    """The rule by which ``consolidate`` keeps episodes. A limit of None removes nothing.
 
     Importance is a weighted mean, in [0, 1], of three things:
 
@@ -385,13 +385,13 @@ class ReplayStats:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dicts, lists and numbers."""
+        """Return the figures as plain dicts, lists and numbers."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What ``check`` found.
+    """The findings of ``check``.
 
     Attributes
     ----------

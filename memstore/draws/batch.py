@@ -1,4 +1,4 @@
-"""What a call asks of a draw, and the batch it gets: payloads, probabilities, importance weights."""
+"""The options of a draw, and the batch it gives: payloads, probabilities, importance weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from memstore.types import Batch, Normalize
 
 @dataclass(frozen=True, slots=True)
 class DrawOptions:
-    """What one call asks of a draw; a ``strategy`` of None stands for the default."""
+    """The options of one call of ``sample`` or ``lease``; a ``strategy`` of None stands for the default."""
 
     count: int
     strategy: Strategy | str | None = None

@@ -112,7 +112,7 @@ def insert(snapshot: Snapshot, offer: Offer, group: Group) -> Inserted:
 
 
 def known_keys(snapshot: Snapshot, keys: Iterable[str | None]) -> dict[str, int]:
-    """The first id of each key that was ever added."""
+    """Return the first id of each key that was ever added."""
     wanted = list({key for key in keys if key is not None})
     if not wanted:
         return {}

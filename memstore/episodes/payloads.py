@@ -22,12 +22,12 @@ CHUNK = 4096
 
 @lru_cache(maxsize=64)
 def stored_signature(text: str | None) -> Signature | None:
-    """The signature that is stored as this text."""
+    """Return the signature that is stored as this text."""
     return None if text is None else Signature.from_json(text)
 
 
 def signature_of(snapshot: Snapshot) -> Signature | None:
-    """The buffer's signature. None before the first add."""
+    """Return the buffer's signature. None before the first add."""
     return stored_signature(snapshot.state.signature)
 
 
@@ -38,7 +38,7 @@ def fix_signature(snapshot: Snapshot, signature: str) -> None:
 
 
 def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep: bool) -> list[bytes]:
-    """Encoded payloads in the order of the ids, from the cache where it has them, else from the table and verified.
+    """Return encoded payloads in the order of the ids: from the cache, else from the table and verified.
 
     ``keep`` puts what was read into the cache. Not inside ``transaction()``: its payloads may never be committed.
 
@@ -75,7 +75,7 @@ def _damaged(snapshot: Snapshot, episode_id: int) -> StoreCorrupt:
 
 
 def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Ids and verified payloads of the whole buffer, in id order, by chunks.
+    """Yield ids and verified payloads of the whole buffer, in id order, by chunks.
 
     Ids of payloads that do not match their checksums go into ``damaged``; without it the first raises ``StoreCorrupt``.
     """

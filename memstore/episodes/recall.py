@@ -33,27 +33,27 @@ _Replays = tuple[float | None, float | None, int, float | None]
 
 
 def episodes(session: Session, ids: Ids) -> list[Episode]:
-    """Whole episodes in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
+    """Return whole episodes in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
     wanted = check_ids(ids).tolist()
     return session.read(partial(_read, session, wanted))
 
 
 def metadata(session: Session, ids: Ids) -> list[ReplayMetadata]:
-    """Replay metadata in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
+    """Return replay metadata in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
     wanted = check_ids(ids).tolist()
     found = session.read(lambda s: _read_metadata(s, list(dict.fromkeys(wanted))))
     return [found[i] for i in wanted]
 
 
 def ids_of(session: Session, keys: Iterable[str]) -> list[int | None]:
-    """The first id of each key, None for a key that was never added."""
+    """Return the first id of each key, None for a key that was never added."""
     wanted = check_texts("key", keys)
     known = session.read(lambda s: known_keys(s, wanted))
     return [known.get(key) for key in wanted]
 
 
 def between(session: Session, start: Time, end: Time, domain: str | None, limit: int | None) -> list[Episode]:
-    """Whole episodes whose timestamp lies in [start, end], by timestamp, then id."""
+    """Return whole episodes with a timestamp in [start, end], by timestamp, then id."""
     if domain is not None:
         check_name("domain", domain)
     low, high = check_limit("start", start), check_limit("end", end)
@@ -62,7 +62,7 @@ def between(session: Session, start: Time, end: Time, domain: str | None, limit:
 
 
 def tagged(session: Session, tags: Iterable[str], match: Literal["any", "all"], limit: int | None) -> list[Episode]:
-    """Whole episodes that carry any, or all, of the tags, oldest first."""
+    """Return whole episodes that carry any, or all, of the tags, oldest first."""
     wanted = check_texts("tag", tags)
     if not wanted:
         raise InvalidValue("tags must be a non-empty sequence of str, got none")
@@ -72,7 +72,7 @@ def tagged(session: Session, tags: Iterable[str], match: Literal["any", "all"], 
 
 
 def nearest(session: Session, query: Vector, on: str, limit: int) -> list[Match]:
-    """The episodes whose field is nearest to ``query`` in Euclidean distance, nearest first; a full scan."""
+    """Return the episodes nearest to ``query`` by the Euclidean distance of a field, nearest first; a full scan."""
     most = check_count(limit)
 
     def work(snapshot: Snapshot) -> list[Match]:
@@ -87,7 +87,7 @@ def nearest(session: Session, query: Vector, on: str, limit: int) -> list[Match]
 
 
 def tags_of(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """The tags of the episodes that have any, in the order in which they were given."""
+    """Return the tags of the episodes that have any, in the order in which they were given."""
     columns = ("episode_id", "ordinal", "tag")
     found: dict[int, list[str]] = {}
     for number, _, tag in sorted(snapshot.backend.select(snapshot.conn, episode_tag, columns, "episode_id", ids)):
@@ -96,7 +96,7 @@ def tags_of(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, tuple[str, ...]
 
 
 def _read(session: Session, ids: list[int], snapshot: Snapshot) -> list[Episode]:
-    """Whole episodes in the order of the ids."""
+    """Return whole episodes in the order of the ids."""
     distinct = list(dict.fromkeys(ids))
     replayed, facts = _replayed(snapshot, distinct), _facts(snapshot, FACTS, distinct)
     tags = tags_of(snapshot, distinct)
@@ -130,7 +130,7 @@ def _read_metadata(snapshot: Snapshot, ids: list[int]) -> dict[int, ReplayMetada
 
 
 def _replayed(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, _Replays]:
-    """The last and the lowest loss, the replay count and the time of the last replay, by id.
+    """Return the last and the lowest loss, the replay count and the time of the last replay, by id.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def _replayed(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, _Replays]:
 
 
 def _facts(snapshot: Snapshot, columns: tuple[str, ...], ids: Sequence[int]) -> Mapping[int, tuple[Any, ...]]:
-    """Rows of table ``episode`` by id, for live episodes; ``columns`` begin with the id and the timestamp."""
+    """Return rows of table ``episode`` by id, for live episodes; ``columns`` begin with the id and the timestamp."""
     facts = {row[0]: tuple(row) for row in snapshot.backend.select(snapshot.conn, episode, columns, "id", ids)}
     for number in ids:
         if number not in facts:
@@ -190,7 +190,7 @@ def _ids_tagged(snapshot: Snapshot, tags: Sequence[str], every: bool, limit: int
 
 
 def _vector(field: Field, query: Vector) -> Floats:
-    """The query as numbers in one dimension, as many as the field holds."""
+    """Return the query as numbers in one dimension, as many as the field holds."""
     if not field.fixed or np.dtype(field.dtype).kind == "c":
         raise InvalidValue(f"recall() measures distances on real fields of fixed shape; {field} is none")
     try:

@@ -1,4 +1,4 @@
-"""What ``update`` does: write the losses of a replay back."""
+"""Write the losses of a replay back."""
 
 from __future__ import annotations
 

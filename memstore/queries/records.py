@@ -1,4 +1,4 @@
-"""What queries answer with: frozen records of events and domains."""
+"""Frozen records of events and domains, as answers to queries."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def check_duration(value: Seconds) -> float:
 
 
 def held(snapshot: Snapshot, now: float) -> Rows:
-    """Return the live rows that are leased; deletes the leases whose time is over."""
+    """Return the live rows that are leased; deletes the leases that have run out."""
     over = delete(lease).where(_own(snapshot), _c.expires_at <= now)
     snapshot.conn.execute(over, execution_options={UNAWAITED: True})
     ids = snapshot.conn.scalars(select(_c.episode_id).where(_own(snapshot))).all()

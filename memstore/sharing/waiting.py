@@ -29,7 +29,7 @@ class Patience:
     Parameters
     ----------
     session : Session
-        The buffer whose commits are waited for.
+        It watches the commits to its buffer.
     wait : float
         Seconds; infinity for as long as it takes.
     standing : callable
