@@ -144,11 +144,11 @@ def _replayed(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, _Replays]:
     for number, loss, lowest, count, last in snapshot.backend.select(
         snapshot.conn, replay_metadata, columns, "episode_id", own
     ):
-        what = f"episode {number}: its"
-        stored.whole(count, f"{what} replay count")
-        for value, name, least in ((loss, "loss", 0.0), (lowest, "lowest loss", 0.0), (last, "last replay", -math.inf)):
+        what = f"episode {number}: its replay metadata"
+        stored.whole(count, what)
+        for value, least in ((loss, 0.0), (lowest, 0.0), (last, -math.inf)):
             if value is not None:
-                stored.real(value, f"{what} {name}", least)
+                stored.real(value, what, least)
         found[number] = (loss, lowest, count, last)
     for number in ids:
         if number not in found:
