@@ -34,6 +34,7 @@ from memstore.payload.signature import Signature
 from memstore.sharing.limiter import SamplesPerInsert, set_limiter
 from memstore.storage.address import parse_url
 from memstore.storage.database import Database
+from memstore.storage.statements import Trace
 from memstore.storage.upgrade import ensure_schema
 from memstore.types import EvictionPolicy
 from memstore.upkeep.settings import drop_buffer, fix_signature, new_settings
@@ -73,9 +74,12 @@ def open_buffer(
     durability: Durability = "process",
     busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
     create: bool = True,
+    trace: Trace | None = None,
 ) -> Opened:
     """Find or create a buffer; parameters and errors as those of ``memstore.open``."""
     check_name("buffer", buffer)
+    if trace is not None and not callable(trace):
+        raise ConfigError(f"trace must be callable with one line of text, such as print, got {shown(trace)}")
     if seed is not None:
         check_int("seed", seed, minimum=0)
     fields = None if signature is None else Signature.from_spec(signature).to_json()
@@ -87,6 +91,7 @@ def open_buffer(
         parse_url(target),
         durability=check_durability(durability),
         busy_timeout=check_seconds("busy_timeout", busy_timeout),
+        trace=trace,
     )
     try:
         ensure_schema(database, create=create)

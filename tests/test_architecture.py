@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 NARROW: dict[str, set[str]] = {
     "figures": {"errors", "values"},
     "payload": {"errors", "types", "values"},
-    "storage": {"config", "errors", "printable", "types", "values", "version"},
+    "storage": {"config", "errors", "printable", "testing", "types", "values", "version"},
     # The rooms that the public names come from: the package itself is still being imported when the learner is.
     "learner": {"memstore", "config", "draws", "errors", "memory", "opening", "types"},
 }

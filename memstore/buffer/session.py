@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from memstore.buffer.facts import refuse_unreadable
 from memstore.buffer.snapshot import Snapshot, State
 from memstore.errors import MemoryClosed, MemstoreError, StoreBusy, StoreCorrupt
 from memstore.payload.cache import PayloadCache
+from memstore.storage.attempts import Attempts
 from memstore.storage.backends import Watch
 from memstore.storage.blocks import Block
 from memstore.storage.database import Database
@@ -71,7 +73,7 @@ class Session:
         self.cache = cache
         self._caches: tuple[Known, ...] = (cache, *known)
         self.committed = state
-        self._losses = database.losses
+        self._broken = database.connections.broken
         self._start(seeds)
         _sessions.add(self)
 
@@ -86,19 +88,18 @@ class Session:
 
     def read(self, work: Callable[[Snapshot], T]) -> T:
         """Run ``work`` on one consistent snapshot."""
-
-        def scope(conn: Connection) -> tuple[T, State]:
-            state = self._known(conn).at(conn, self.database.backend)
-            return work(Snapshot(conn, self.database.backend, state)), state
-
+        visit = _Visit(self, sys._getframe())
         try:
-            result, state = self.database.in_read(scope)
+            for snapshot in visit:
+                with visit:
+                    result = work(snapshot)
+            return result
         except MemstoreError as exc:
             self._blame_extra(exc)
             raise
-        if not self.database.transaction_open:
-            self._publish(state)
-        return result
+        finally:
+            visit.end()
+            del visit  # which refers to this function's variables
 
     def _blame_extra(self, exc: MemstoreError) -> None:
         """Name the row where it is an extra JSON that stopped the database, or could not be read; else return."""
@@ -111,73 +112,49 @@ class Session:
         with suppress(MemoryClosed):
             self.database.in_read(lambda conn: refuse_unreadable(conn, number))
 
+    def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
+        """Run ``work`` under the buffer's lock and commit; ``payloads`` says what of its result to cache then."""
+        visit = _Visit(self, sys._getframe(), write=True)
+        try:
+            for snapshot in visit:
+                with visit:
+                    result = work(snapshot)
+                    visit.payloads = {} if payloads is None else payloads(result)
+            return result
+        finally:
+            visit.end()
+            del visit  # which refers to this function's variables
+
     def draw(self, work: Callable[[Snapshot, np.random.Generator], T], *, write: bool = False) -> T:
         """``read``, or ``write``, with the generator: one draw at a time, and none of a failed one is used up.
 
         While the generator belongs to a block or a writing draw of another thread or task, a reading one does not wait
         for it: it has a generator of its own, one of a second stream from the same seed.
         """
-        scope = Scope(this_owner(), sys._getframe(), long=write)
+        visit = _Visit(self, sys._getframe(), write=write, draws=True)
         try:
-            if write:
-                self._take_turn(scope)
-            rng = self._generator(scope)
-            before = rng.bit_generator.state
-
-            def attempt(snapshot: Snapshot) -> T:
-                rng.bit_generator.state = before  # the database may ask for another attempt: the same draw
-                return work(snapshot, rng)
-
-            try:
-                return self.write(attempt) if write else self.read(attempt)
-            except BaseException:
-                rng.bit_generator.state = before
-                raise
+            for snapshot in visit:
+                with visit:
+                    result = work(snapshot, visit.generator)
+            return result
+        except MemstoreError as exc:
+            self._blame_extra(exc)
+            raise
         finally:
-            self._drawing.release(scope)
-            self._writing.release(scope)
-            del scope  # which refers to this function's variables
-
-    def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
-        """Run ``work`` under the buffer's lock and commit; ``payloads`` says what of its result to cache then."""
-
-        def scope(conn: Connection) -> tuple[T, State]:
-            backend = self.database.backend
-            self._lock_buffer(conn)
-            state = self._known(conn).at(conn, backend).copy()
-            result = work(Snapshot(conn, backend, state))
-            state.flush(conn, backend)
-            backend.announce(conn, state.buffer_id)
-            return result, state
-
-        turn = Scope(this_owner(), sys._getframe())
-        try:
-            self._take_turn(turn)
-            result, state = self.database.in_write(scope)
-            new = {} if payloads is None else payloads(result)
-            block = self._own_block()
-            if block is None:
-                self._publish(state)
-                self.cache.put(new)
-            else:
-                block.state = state
-                block.payloads.update(new)
-        finally:
-            self._writing.release(turn)
-            del turn  # which refers to this function's variables
-        return result
+            visit.end()
+            del visit  # which refers to this function's variables
 
     def aside(self, work: Callable[[Snapshot], T]) -> T:
         """Commit a change that leaves the buffer's state alone, so without its lock; the snapshot may be mixed."""
-
-        def scope(conn: Connection) -> T:
-            backend = self.database.backend
-            result = work(Snapshot(conn, backend, self._known(conn).at(conn, backend)))
-            backend.announce(conn, self.committed.buffer_id)
+        visit = _Aside(self, sys._getframe(), write=True)
+        try:
+            for snapshot in visit:
+                with visit:
+                    result = work(snapshot)
             return result
-
-        self._refuse_foreign(Scope(this_owner()))
-        return self.database.in_write(scope)
+        finally:
+            visit.end()
+            del visit  # which refers to this function's variables
 
     def watch(self) -> Watch:
         """A started watch on commits to the buffer by anyone; close it."""
@@ -256,12 +233,12 @@ class Session:
         if block is not None:
             return block.state or self.committed
         # Another thread's transaction is not visible here, nor is its state.
-        losses = self.database.losses
-        if self._losses != losses:
+        broken = self.database.connections.broken
+        if self._broken != broken:
             for cache in self._caches:
                 cache.clear()
             self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
-            self._losses = losses
+            self._broken = broken
         return self.committed
 
     def _publish(self, state: State) -> None:
@@ -275,6 +252,105 @@ class Session:
         for cache in self._caches:
             cache.after_fork()
         self._start(self._fork_seeds)
+
+
+class _Visit(Attempts[Snapshot]):
+    """One call's way to a snapshot: its turns, its attempts, and what the process knows afterwards.
+
+    Parameters
+    ----------
+    session : Session
+    frame : frame
+        Of the function that runs the loop.
+    write, draws : bool
+        True if the work may write, and if it is given the generator.
+    """
+
+    def __init__(self, session: Session, frame: FrameType, *, write: bool = False, draws: bool = False) -> None:
+        scope = Scope(this_owner(), frame, long=write and draws)
+        database = session.database
+        super().__init__(database.connections, database.open_transaction(scope.owner), scope, write=write)
+        self.payloads: Mapping[int, bytes] = {}
+        self.generator = session.rng
+        self._session = session
+        self._draws = draws
+        self._before: Mapping[str, Any] | None = None
+        self._snapshot: Snapshot | None = None
+
+    def __iter__(self) -> _Visit:
+        """Take the turns."""
+        if self.write:
+            self._session._take_turn(self.scope)
+        if self._draws:
+            self.generator = self._session._generator(self.scope)
+            self._before = self.generator.bit_generator.state
+        return self
+
+    def begun(self, conn: Connection) -> Snapshot:
+        """The snapshot; its state is a copy if the work may change it."""
+        session = self._session
+        if self.write:
+            session._lock_buffer(conn)
+        state = session._known(conn).at(conn, session.database.backend)
+        self._snapshot = Snapshot(conn, session.database.backend, state.copy() if self.write else state)
+        return self._snapshot
+
+    def finish(self) -> None:
+        """Store the state."""
+        if self.write and (snapshot := self._snapshot) is not None:
+            snapshot.state.flush(snapshot.conn, snapshot.backend)
+            snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
+
+    def committed(self) -> None:
+        """Publish the state and cache the payloads, or leave both to the block around."""
+        assert self._snapshot is not None
+        self._before = None
+        session, state = self._session, self._snapshot.state
+        block = session._own_block()
+        if block is None:
+            session._publish(state)
+            session.cache.put(self.payloads)
+        elif self.write:
+            block.state = state
+            block.payloads.update(self.payloads)
+
+    def end(self) -> None:
+        """Leave nothing open, use up no random numbers for nothing, let the next one have its turn."""
+        self._rewind()
+        super().end()
+        self._session._drawing.release(self.scope)
+        self._session._writing.release(self.scope)
+
+    def _undo(self) -> None:
+        self._rewind()  # another attempt is the same draw
+        super()._undo()
+
+    def _rewind(self) -> None:
+        if self._before is not None:
+            self.generator.bit_generator.state = self._before
+
+
+class _Aside(_Visit):
+    """A write without the buffer's lock, and without a turn."""
+
+    def __iter__(self) -> _Aside:
+        """Refuse what would wait in vain."""
+        self._session._refuse_foreign(self.scope)
+        return self
+
+    def begun(self, conn: Connection) -> Snapshot:
+        """The snapshot, of the state as far as it is known."""
+        backend = self._session.database.backend
+        self._snapshot = Snapshot(conn, backend, self._session._known(conn).at(conn, backend))
+        return self._snapshot
+
+    def finish(self) -> None:
+        """Wake those who wait."""
+        if (snapshot := self._snapshot) is not None:
+            snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
+
+    def committed(self) -> None:
+        """Publish nothing."""
 
 
 class _Steps(Generic[T]):

@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 
 from memstore.errors import MemstoreError, StoreCorrupt
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGEST = 2**63 - 1
@@ -129,31 +128,22 @@ def named(names: Sequence[str], number: int, what: str) -> str:
     return names[whole(number, what, 1, len(names)) - 1]
 
 
-def guarded(work: Callable[P, T], describe: Callable[[], str]) -> Callable[P, T]:
-    """``work``, whose reading of stored data ends in an answer or in an error of memstore's or of the driver's.
+def unreadable(exc: Exception, describe: Callable[[], str]) -> StoreCorrupt | None:
+    """The error for work that ended in ``exc`` because it read damaged data; None where ``exc`` says all.
 
     The last resort: every column has a place of its own where it is looked at. What was raised by a user's own code,
     called from within, comes out as it is.
     """
-
-    def watched(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return work(*args, **kwargs)
-        except MemstoreError:
-            raise
-        except UNREADABLE as exc:
-            if _is_foreign(exc):
-                raise
-            raise StoreCorrupt(
-                f"{describe()} holds what cannot be read ({_brief(exc)}): it is damaged, or this is a bug in memstore; "
-                "run 'memstore check', and report it where that finds nothing"
-            ) from exc
-
-    return watched
+    if isinstance(exc, MemstoreError) or not isinstance(exc, UNREADABLE) or _is_foreign(exc):
+        return None
+    return StoreCorrupt(
+        f"{describe()} holds what cannot be read ({_brief(exc)}): it is damaged, or this is a bug in memstore; "
+        "run 'memstore check', and report it where that finds nothing"
+    )
 
 
 def _is_foreign(exc: BaseException) -> bool:
-    """Whether code that is neither memstore's nor an installed library's took part in it."""
+    """True if code took part in it that is neither memstore's nor an installed library's."""
     trace = exc.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename

@@ -21,6 +21,7 @@ from memstore.storage.address import shown_url
 from memstore.storage.backends.expressions import Expressions
 from memstore.storage.newfile import Partial
 from memstore.storage.refusals import Refusal, Wanted
+from memstore.storage.statements import Statements, Trace
 
 Ints = NDArray[np.int64]
 UNAWAITED = "memstore_unawaited"
@@ -92,10 +93,11 @@ class Backend(Expressions):
     only_read = False
     """Whether to leave everything as it is, a file's folder included; set before the first connection."""
 
-    def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
+    def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
         self.url = url
         self.durability = durability
         self.busy_timeout = busy_timeout
+        self.statements = Statements(trace)
 
     @abstractmethod
     def create_engine(self) -> Engine:

@@ -25,9 +25,10 @@ from memstore.storage.backends.arrays import BYTEA, INT8, TEXT, Array, encode, k
 from memstore.storage.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
 from memstore.storage.backends.expressions import PostgresExpressions, accumulation
 from memstore.storage.backends.listener import ANNOUNCE, Listener
-from memstore.storage.backends.pipelined import connect_pipelined
+from memstore.storage.backends.pipelined import PipelinedConnection, connect_pipelined
 from memstore.storage.backends.resting import RestingPool
 from memstore.storage.schema import VERSION_TABLE, buffer, metadata, replay_metadata, stratum
+from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = 130000
 
@@ -75,16 +76,20 @@ _LOCATE = (
 )
 
 
+_Pipeline = tuple[PipelinedConnection, ExitStack, psycopg.Pipeline]
+"""The connection in it, what ends it, and itself."""
+
+
 class PostgresBackend(PostgresExpressions, Backend):
     """A PostgreSQL database, or one schema of it by way of ``search_path``."""
 
     shared = True
     advice = "does the server run, do the database, the user and the schema exist?"
 
-    def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
-        super().__init__(url, durability, busy_timeout)
+    def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
+        super().__init__(url, durability, busy_timeout, trace)
         # By SQLAlchemy's connection: its own notes (info) are gone once it takes a connection for broken.
-        self._pipelines: WeakKeyDictionary[Connection, tuple[ExitStack, psycopg.Pipeline]] = WeakKeyDictionary()
+        self._pipelines: WeakKeyDictionary[Connection, _Pipeline] = WeakKeyDictionary()
         # Not 0 ms, which would be no limit.
         self._settings = ("on" if durability == "power" else "off", f"{max(int(busy_timeout * 1000), 1)}ms")
 
@@ -97,7 +102,11 @@ class PostgresBackend(PostgresExpressions, Backend):
             pool_reset_on_return=None,
             use_native_hstore=False,
         )
-        event.listen(engine, "do_connect", connect_pipelined)
+
+        def connect(_dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> PipelinedConnection:
+            return connect_pipelined(self.statements, arguments, options)
+
+        event.listen(engine, "do_connect", connect)
         event.listen(engine, "begin", self._begin)
         event.listen(engine, "after_cursor_execute", self._arrived)
         return engine
@@ -118,8 +127,8 @@ class PostgresBackend(PostgresExpressions, Backend):
                 raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create it with that")
 
     def begin(self, conn: Connection) -> None:
-        stack = ExitStack()
-        self._pipelines[conn] = stack, stack.enter_context(_driver(conn).pipeline())
+        stack, driver = ExitStack(), _driver(conn)
+        self._pipelines[conn] = driver, stack, stack.enter_context(driver.pipeline())
         conn.begin()
 
     def commit(self, conn: Connection) -> None:
@@ -140,27 +149,30 @@ class PostgresBackend(PostgresExpressions, Backend):
             _driver(conn).rollback()
 
     def settle(self, conn: Connection) -> None:
-        _flush(_driver(conn))
-        self._pipelines[conn][1].sync()
+        driver, _, pipeline = self._pipelines[conn]
+        _flush(driver)
+        driver.await_all(pipeline.sync)
 
     def _leave_pipeline(self, conn: Connection) -> None:
-        stack, _ = self._pipelines.pop(conn, (ExitStack(), None))
-        stack.close()
+        if conn in self._pipelines:
+            driver, stack, _ = self._pipelines.pop(conn)
+            driver.await_all(stack.close)
 
     def _arrived(self, conn: Connection, _cursor: Any, _sql: str, _values: Any, context: Any, _many: bool) -> None:
         """Make the result of a statement sent by SQLAlchemy arrive, which it takes for granted."""
         if conn in self._pipelines:
-            _flush(_driver(conn))
+            driver, _, pipeline = self._pipelines[conn]
+            _flush(driver)
             if not context.execution_options.get(UNAWAITED, False):
-                self._pipelines[conn][1].sync()
+                driver.await_all(pipeline.sync)
 
-    def driver(self, conn: Connection) -> psycopg.Connection[Any]:
+    def driver(self, conn: Connection) -> PipelinedConnection:
         return _driver(conn)
 
-    def is_closed(self, driver: psycopg.Connection[Any]) -> bool:
+    def is_closed(self, driver: PipelinedConnection) -> bool:
         return driver.closed
 
-    def discard(self, conn: Connection, driver: psycopg.Connection[Any]) -> None:
+    def discard(self, conn: Connection, driver: PipelinedConnection) -> None:
         with suppress(psycopg.Error):  # the server works on, and notices only at the end that nobody listens any more
             if driver.info.transaction_status is TransactionStatus.ACTIVE:
                 driver.cancel_safe(timeout=CANCELLATION)
@@ -247,7 +259,7 @@ class PostgresBackend(PostgresExpressions, Backend):
         _send(conn, ANNOUNCE, (str(buffer_id), buffer_id))
 
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
-        def connect() -> psycopg.Connection[Any]:
+        def connect() -> PipelinedConnection:
             conn = engine.connect()
             driver = _driver(conn)
             conn.detach()
@@ -324,8 +336,8 @@ _SWOLLEN = "memstore_swollen"
 """A connection that is closed after its transaction: libpq's buffers grow with what passes, and never shrink."""
 
 
-def _driver(conn: Connection) -> psycopg.Connection[Any]:
-    return cast("psycopg.Connection[Any]", conn.connection.driver_connection)
+def _driver(conn: Connection) -> PipelinedConnection:
+    return cast("PipelinedConnection", conn.connection.driver_connection)
 
 
 def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
@@ -333,7 +345,7 @@ def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cur
     driver = _driver(conn)
     if any(isinstance(value, Array) and len(value.data) > LARGE for value in values):
         conn.info[_SWOLLEN] = True
-    cursor = psycopg.Cursor(driver).execute(sql, values or None, binary=True)
+    cursor = driver.kind_of_cursor()(driver).execute(sql, values or None, binary=True)
     _flush(driver)
     return cursor
 
@@ -343,7 +355,7 @@ def _listed(conn: Connection, sql: str) -> list[tuple[Any, ...]]:
     return _send(conn, sql, [catalog.NAMES] * sql.count("%s")).fetchall()
 
 
-def _flush(driver: psycopg.Connection[Any]) -> None:
+def _flush(driver: PipelinedConnection) -> None:
     """Send all of a pipelined statement.
 
     psycopg 3.3 tries once and from then on only reads: more than fits the socket's buffer, such as a checkpoint of

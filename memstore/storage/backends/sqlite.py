@@ -8,8 +8,6 @@ import json
 import sqlite3
 import time
 import warnings
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -27,6 +25,7 @@ from memstore.storage.backends.expressions import SQLiteExpressions, accumulatio
 from memstore.storage.backends.filesystem import network_filesystem, network_warning
 from memstore.storage.backends.resting import RestingPool
 from memstore.storage.backends.samefile import hard_links, links_warning, look, note_files
+from memstore.storage.backends.watched import WatchedConnection
 from memstore.storage.newfile import Partial, written_whole
 from memstore.storage.refusals import Refusal, Wanted, refused
 from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
@@ -38,7 +37,6 @@ LARGE = 1 << 20
 
 CACHE_KIB = 64 * 1024
 BACKUP_PAGES = 4096
-LAST_CURSORS = 16
 # Seconds: writes that follow each other faster are not looked at before they begin, which halves the cost for add(1).
 LOOK_AHEAD = 0.001
 
@@ -82,9 +80,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         if sqlite3.sqlite_version_info < MINIMUM_VERSION:
             wanted = ".".join(map(str, MINIMUM_VERSION))
             raise StoreUnavailable(f"memstore needs SQLite {wanted} or newer, this Python has {sqlite3.sqlite_version}")
+        factory = functools.partial(WatchedConnection, self.statements)
         engine = create_engine(
             self.url,
-            connect_args={"timeout": self.busy_timeout, "cached_statements": 256, "factory": _Connection},
+            connect_args={"timeout": self.busy_timeout, "cached_statements": 256, "factory": factory},
             poolclass=RestingPool,
             pool_reset_on_return=None,
         )
@@ -368,46 +367,6 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                 f"{self.describe()}: {so_far}: another connection has read or written for {self.busy_timeout:g} s, and "
                 "its snapshot keeps the log from being emptied; end its query or transaction, and run it again"
             )
-
-
-class _Connection(sqlite3.Connection):
-    """A connection that gives up its transaction when it is closed.
-
-    SQLite keeps a closed connection, with its locks and its snapshot, for as long as a cursor of it is in the middle of
-    a result, such as one in a traceback. So the last cursors are known (0.4 us a statement), and closed first.
-    """
-
-    closed = False
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._cursors: deque[weakref.ref[sqlite3.Cursor]] = deque(maxlen=LAST_CURSORS)
-
-    def cursor(self, *arguments: Any) -> Any:
-        """Return a new cursor."""
-        made = super().cursor(*arguments)
-        self._cursors.append(weakref.ref(made))
-        return made
-
-    def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        """Run a statement by a cursor that is known: Python's own makes one past ``cursor``."""
-        made: sqlite3.Cursor = self.cursor().execute(*arguments)
-        return made
-
-    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        """Run a statement for many rows, likewise."""
-        made: sqlite3.Cursor = self.cursor().executemany(*arguments)
-        return made
-
-    def close(self) -> None:
-        """Roll back and close; as often as one likes."""
-        with suppress(sqlite3.ProgrammingError):  # it was closed already
-            for known in self._cursors:
-                if (cursor := known()) is not None:
-                    cursor.close()
-            self.rollback()
-        self.closed = True
-        super().close()
 
 
 def _begin(conn: Connection) -> None:
