@@ -145,8 +145,8 @@ class Session:
             del visit  # which refers to this function's variables
 
     def aside(self, work: Callable[[Snapshot], T]) -> T:
-        """Commit a change that leaves the buffer's state alone, so without its lock; the snapshot may be mixed."""
-        visit = _Aside(self, sys._getframe(), write=True)
+        """Commit a change that leaves the buffer's state alone, so without its lock. The snapshot may be mixed."""
+        visit = _Visit(self, sys._getframe(), write=True, alone=False)
         try:
             for snapshot in visit:
                 with visit:
@@ -262,49 +262,56 @@ class _Visit(Attempts[Snapshot]):
     session : Session
     frame : frame
         Of the function that runs the loop.
-    write, draws : bool
-        True if the work may write, and if it is given the generator.
+    write, alone, draws : bool
+        True if the work may write, if it does so under the buffer's lock, and if it is given the generator.
     """
 
-    def __init__(self, session: Session, frame: FrameType, *, write: bool = False, draws: bool = False) -> None:
+    def __init__(
+        self, session: Session, frame: FrameType, *, write: bool = False, alone: bool = True, draws: bool = False
+    ) -> None:
         scope = Scope(this_owner(), frame, long=write and draws)
         database = session.database
         super().__init__(database.connections, database.open_transaction(scope.owner), scope, write=write)
         self.payloads: Mapping[int, bytes] = {}
         self.generator = session.rng
         self._session = session
+        self._alone = alone
         self._draws = draws
         self._before: Mapping[str, Any] | None = None
         self._snapshot: Snapshot | None = None
 
     def __iter__(self) -> _Visit:
         """Take the turns."""
-        if self.write:
+        if self.write and self._alone:
             self._session._take_turn(self.scope)
+        elif self.write:
+            self._session._refuse_foreign(self.scope)
         if self._draws:
             self.generator = self._session._generator(self.scope)
             self._before = self.generator.bit_generator.state
         return self
 
     def begun(self, conn: Connection) -> Snapshot:
-        """The snapshot; its state is a copy if the work may change it."""
-        session = self._session
-        if self.write:
+        """Make the snapshot; its state is a copy if the work may change it."""
+        session, changes = self._session, self.write and self._alone
+        if changes:
             session._lock_buffer(conn)
         state = session._known(conn).at(conn, session.database.backend)
-        self._snapshot = Snapshot(conn, session.database.backend, state.copy() if self.write else state)
+        self._snapshot = Snapshot(conn, session.database.backend, state.copy() if changes else state)
         return self._snapshot
 
     def finish(self) -> None:
-        """Store the state."""
+        """Store the state, and wake those who wait."""
         if self.write and (snapshot := self._snapshot) is not None:
-            snapshot.state.flush(snapshot.conn, snapshot.backend)
+            if self._alone:
+                snapshot.state.flush(snapshot.conn, snapshot.backend)
             snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
 
     def committed(self) -> None:
         """Publish the state and cache the payloads, or leave both to the block around."""
-        assert self._snapshot is not None
         self._before = None
+        if self._snapshot is None or (self.write and not self._alone):
+            return  # without the lock, the state may be mixed from two revisions
         session, state = self._session, self._snapshot.state
         block = session._own_block()
         if block is None:
@@ -328,29 +335,6 @@ class _Visit(Attempts[Snapshot]):
     def _rewind(self) -> None:
         if self._before is not None:
             self.generator.bit_generator.state = self._before
-
-
-class _Aside(_Visit):
-    """A write without the buffer's lock, and without a turn."""
-
-    def __iter__(self) -> _Aside:
-        """Refuse what would wait in vain."""
-        self._session._refuse_foreign(self.scope)
-        return self
-
-    def begun(self, conn: Connection) -> Snapshot:
-        """The snapshot, of the state as far as it is known."""
-        backend = self._session.database.backend
-        self._snapshot = Snapshot(conn, backend, self._session._known(conn).at(conn, backend))
-        return self._snapshot
-
-    def finish(self) -> None:
-        """Wake those who wait."""
-        if (snapshot := self._snapshot) is not None:
-            snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
-
-    def committed(self) -> None:
-        """Publish nothing."""
 
 
 class _Steps(Generic[T]):

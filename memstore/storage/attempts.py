@@ -18,6 +18,7 @@ import random
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -101,7 +102,7 @@ class Attempts(ABC, Generic[S]):
 
     @abstractmethod
     def begun(self, conn: Connection) -> S:
-        """What the work is given, at the beginning of a transaction."""
+        """Make what the work is given, at the beginning of each attempt."""
 
     def finish(self) -> None:
         """Do what comes after the work and before the commit."""
@@ -195,8 +196,12 @@ class Attempts(ABC, Generic[S]):
 
 
 class Plain(Attempts[Connection]):
-    """Attempts whose work is given the connection itself."""
+    """Attempts whose work is given the connection, on which ``first`` was done."""
+
+    first: Callable[[Connection], None] | None = None
 
     def begun(self, conn: Connection) -> Connection:
-        """The connection."""
+        """Return the connection."""
+        if self.first is not None:
+            self.first(conn)
         return conn

@@ -145,8 +145,13 @@ class Database:
     # The outermost block of a transaction
 
     def _begin(self, scope: Scope, first: Callable[[Connection], None]) -> Transaction:
-        conn = next(_Beginning(self.connections, None, scope, write=True, first=first))
-        transaction = self._open[scope.owner] = Transaction(scope, self.backend, conn)
+        def settled(conn: Connection) -> None:
+            first(conn)
+            self.backend.settle(conn)
+
+        attempts = Plain(self.connections, None, scope, write=True)
+        attempts.first = settled
+        transaction = self._open[scope.owner] = Transaction(scope, self.backend, next(attempts))
         return transaction
 
     def _end(self, transaction: Transaction, *, commit: bool) -> None:
@@ -190,20 +195,6 @@ class Database:
     def _after_fork(self) -> None:
         self.connections.forget()
         self._open = {}
-
-
-class _Beginning(Plain):
-    """Attempts to begin a block, which goes on after them."""
-
-    def __init__(self, *given: Any, first: Callable[[Connection], None], **settings: Any) -> None:
-        super().__init__(*given, **settings)
-        self._first = first
-
-    def begun(self, conn: Connection) -> Connection:
-        """The connection, on which ``first`` was done."""
-        self._first(conn)
-        self._connections.backend.settle(conn)
-        return conn
 
 
 class TransactionSteps:
