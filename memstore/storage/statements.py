@@ -6,6 +6,7 @@ know: otherwise a statement costs one look at ``watched``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,14 @@ class Statements:
     def awaited(self) -> None:
         """Count one wait for an answer."""
         testing.count("exchanges")
+
+    def run(self, sql: str, act: Callable[[], object]) -> None:
+        """Run one that the driver has no cursor for."""
+        begun = time.perf_counter()
+        self.sent()
+        self.awaited()
+        act()
+        self.done(sql, time.perf_counter() - begun)
 
     def done(self, sql: Any, seconds: float, rows: int = -1, failed: BaseException | None = None) -> None:
         """Tell of one that is over; ``rows`` is negative where it has none."""

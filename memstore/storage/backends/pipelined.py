@@ -50,15 +50,11 @@ class PipelinedConnection(psycopg.Connection[Any]):
 
     def rollback(self) -> None:
         """Roll back, if there is anything."""
-        self._unanswered.clear()
-        if not self.statements.watched or self.info.transaction_status is TransactionStatus.IDLE:
+        self.answered(0.0)
+        if self.statements.watched and self.info.transaction_status is not TransactionStatus.IDLE:
+            self.statements.run("ROLLBACK", super().rollback)
+        else:
             super().rollback()
-            return
-        begun = time.perf_counter()
-        super().rollback()
-        self.statements.sent()
-        self.statements.awaited()
-        self.statements.done("ROLLBACK", time.perf_counter() - begun)
 
     def await_all(self, sync: Callable[[], object]) -> None:
         """Wait for the answers to everything sent in the pipeline; the last statement is told with that time."""

@@ -13,9 +13,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from memstore.config import Durability
 from memstore.errors import StoreBusy, StoreUnavailable, StoreWarning
 from memstore.storage.address import sqlite_path
 from memstore.storage.backends import layout, locks, log, old_readers, replacing, still
@@ -29,6 +30,7 @@ from memstore.storage.backends.watched import WatchedConnection
 from memstore.storage.newfile import Partial, written_whole
 from memstore.storage.refusals import Refusal, Wanted, refused
 from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
+from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = (3, 38, 0)
 
@@ -76,6 +78,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     # https://sqlite.org/howtocorrupt.html, section 2.6
     fork_safe = False
 
+    def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
+        super().__init__(url, durability, busy_timeout, trace)
+        self.path = cast(Path, sqlite_path(url))  # in memory is refused where the address is read
+
     def create_engine(self) -> Engine:
         if sqlite3.sqlite_version_info < MINIMUM_VERSION:
             wanted = ".".join(map(str, MINIMUM_VERSION))
@@ -87,14 +93,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             poolclass=RestingPool,
             pool_reset_on_return=None,
         )
-        path = sqlite_path(self.url)
-        if path is not None:
-            still.watch_over(engine, path, lambda: self.only_read)
+        still.watch_over(engine, self.path, lambda: self.only_read)
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "begin", _begin)
-        path = sqlite_path(self.url)
-        if path is not None:
-            note_files(engine, path, self.describe())
+        note_files(engine, self.path, self.describe())
         return engine
 
     def _on_connect(self, connection: Any, _record: Any) -> None:
@@ -128,15 +130,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         look(conn)  # before it is acknowledged
 
     def prepare(self, engine: Engine) -> None:
-        path = sqlite_path(self.url)
-        if path is not None and (self.only_read or still.needed(path)):
+        if self.only_read or still.needed(self.path):
             return
-        kind = None if path is None else network_filesystem(path)
-        if kind is not None:
-            warnings.warn(network_warning(self.describe(), kind), StoreWarning, stacklevel=2)
-        names = 1 if path is None else hard_links(path)
-        if names > 1:
-            warnings.warn(links_warning(self.describe(), names), StoreWarning, stacklevel=2)
+        for warning in self._warnings():
+            warnings.warn(warning, StoreWarning, stacklevel=2)
         if "immutable" in self.url.query:
             self._check_no_log()
             return  # nothing of it can be changed
@@ -164,7 +161,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             driver.close()
 
     def _check_no_log(self) -> None:
-        log = Path(f"{sqlite_path(self.url)}-wal")
+        log = Path(f"{self.path}-wal")
         if log.exists() and log.stat().st_size:
             raise StoreUnavailable(
                 f"{self.describe()}: immutable=1 would leave out what is committed in {log.name}; leave immutable out"
@@ -250,21 +247,19 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         return _CODES.get(code) or _CODES.get(code & 0xFF, Failure.OTHER)
 
     def size(self, conn: Connection) -> dict[str, int]:
-        path = sqlite_path(self.url)
-        if path is None:
-            pages = _driver(conn).execute("PRAGMA page_count").fetchone()[0]
-            return {"database": pages * _driver(conn).execute("PRAGMA page_size").fetchone()[0]}
-        wal = Path(f"{path}-wal")
-        return {"database": path.stat().st_size, "wal": wal.stat().st_size if wal.exists() else 0}
+        wal = Path(f"{self.path}-wal")
+        return {"database": self.path.stat().st_size, "wal": wal.stat().st_size if wal.exists() else 0}
 
-    def notes(self, conn: Connection) -> Iterable[str]:
-        path = sqlite_path(self.url)
-        kind = None if path is None else network_filesystem(path)
+    def _warnings(self) -> Iterator[str]:
+        kind = network_filesystem(self.path)
         if kind is not None:
             yield network_warning(self.describe(), kind)
-        names = 1 if path is None else hard_links(path)
+        names = hard_links(self.path)
         if names > 1:
             yield links_warning(self.describe(), names)
+
+    def notes(self, conn: Connection) -> Iterable[str]:
+        yield from self._warnings()
         if sqlite3.sqlite_version_info < (3, 51, 3):
             yield (
                 f"SQLite {sqlite3.sqlite_version} predates 3.51.3, which fixed a rare corruption when two connections "
@@ -274,14 +269,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         yield from self.old_readers(conn)
 
     def old_readers(self, conn: Connection) -> Iterable[str]:
-        path = sqlite_path(self.url)
-        if path is None:
-            return ()
-        return old_readers.of_file(path.resolve(), self.size(conn)["wal"], log.usual_pages(_driver(conn)))
+        return old_readers.of_file(self.path.resolve(), self.size(conn)["wal"], log.usual_pages(_driver(conn)))
 
     def lock_holder(self) -> str:
-        path = sqlite_path(self.url)
-        return super().lock_holder() if path is None else locks.writer(path.resolve())
+        return locks.writer(self.path.resolve())
 
     def integrity(self, conn: Connection) -> Iterable[str]:
         for (message,) in _driver(conn).execute("PRAGMA integrity_check(20)"):
@@ -298,32 +289,26 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         return layout.missing(_definitions(conn))
 
     def identity(self) -> str:
-        path = sqlite_path(self.url)
-        return self.describe() if path is None else str(path.resolve())
+        return str(self.path.resolve())
 
     @property
     def may_create(self) -> bool:
         return not {"mode", "immutable"} & self.url.query.keys()
 
     def exists(self) -> bool:
-        path = sqlite_path(self.url)
         try:
-            return path is None or path.exists()
+            return self.path.exists()
         except OSError:  # a folder that may not be entered, a name too long: opening it tells
             return True
 
     def refusal(self, what: Wanted) -> Refusal | None:
-        path = sqlite_path(self.url)
-        return None if path is None else refused(path, what)
+        return refused(self.path, what)
 
     def put_in_place(self, new: Partial, *, force: bool) -> Path | None:
-        path = sqlite_path(self.url)
-        assert path is not None, self.describe()
-        return replacing.put_in_place(new, path, patience=self.busy_timeout, force=force)
+        return replacing.put_in_place(new, self.path, patience=self.busy_timeout, force=force)
 
     def backup(self, engine: Engine, label: str) -> Path | None:
-        with _raw(engine) as source:
-            original = Path(source.execute("PRAGMA database_list").fetchone()[2])
+        original = self.path.resolve()
         target = _unused(original, label)
         with written_whole(target, original) as partial:
             self.copy_file(engine, partial, lambda done, total: None)

@@ -49,11 +49,11 @@ class WatchedConnection(sqlite3.Connection):
 
     def commit(self) -> None:
         """Commit, if there is anything."""
-        self._ended("COMMIT", super().commit)
+        self._end("COMMIT", super().commit)
 
     def rollback(self) -> None:
         """Roll back, if there is anything."""
-        self._ended("ROLLBACK", super().rollback)
+        self._end("ROLLBACK", super().rollback)
 
     def close(self) -> None:
         """Roll back and close; as often as one likes."""
@@ -65,15 +65,11 @@ class WatchedConnection(sqlite3.Connection):
         self.closed = True
         super().close()
 
-    def _ended(self, sql: str, end: Callable[[], None]) -> None:
-        if not self.statements.watched or not self.in_transaction:
+    def _end(self, sql: str, end: Callable[[], None]) -> None:
+        if self.statements.watched and self.in_transaction:
+            self.statements.run(sql, end)
+        else:
             end()
-            return
-        begun = time.perf_counter()
-        self.statements.sent()
-        self.statements.awaited()
-        end()
-        self.statements.done(sql, time.perf_counter() - begun)
 
 
 class WatchedCursor(sqlite3.Cursor):
@@ -93,32 +89,22 @@ class WatchedCursor(sqlite3.Cursor):
 
     def fetchone(self) -> Any:
         """Fetch a row."""
-        found = self._timed(super().fetchone)
-        self._rows += found is not None
-        if found is None:
-            self._tell()
-        return found
+        return next(iter(self.fetchmany(1)), None)
 
     def __next__(self) -> Any:
-        found = self.fetchone()
-        if found is None:
-            raise StopIteration
-        return found
+        for found in self.fetchmany(1):
+            return found
+        raise StopIteration
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         """Fetch some rows."""
-        found = self._timed(super().fetchmany, self.arraysize if size is None else size)
-        self._rows += len(found)
-        if not found:
-            self._tell()
-        return cast("list[Any]", found)
+        return self._fetch(lambda: super(WatchedCursor, self).fetchmany(self.arraysize if size is None else size))
 
     def fetchall(self) -> list[Any]:
         """Fetch the rest of the rows."""
-        found = self._timed(super().fetchall)
-        self._rows += len(found)
+        found = self._fetch(super().fetchall)
         self._tell()
-        return cast("list[Any]", found)
+        return found
 
     def close(self) -> None:
         """Close; nobody reads on."""
@@ -130,33 +116,31 @@ class WatchedCursor(sqlite3.Cursor):
 
     def _run(self, run: Callable[..., Any], sql: str, *values: Any) -> Any:
         self._tell()
-        statements = self._statements
+        statements = cast(WatchedConnection, self.connection).statements
         statements.sent()
         statements.awaited()
-        self._seconds, self._rows = 0.0, 0
+        begun = time.perf_counter()
         try:
-            self._timed(run, sql, *values)
+            run(sql, *values)
         except BaseException as exc:
-            statements.done(sql, self._seconds, failed=exc)
+            statements.done(sql, time.perf_counter() - begun, failed=exc)
             raise
-        self._text = sql
+        self._text, self._seconds, self._rows = sql, time.perf_counter() - begun, 0
         if self.description is None:
             self._rows = self.rowcount
             self._tell()
         return self
 
-    def _timed(self, act: Callable[..., Any], *arguments: Any) -> Any:
+    def _fetch(self, fetch: Callable[[], list[Any]]) -> list[Any]:
         begun = time.perf_counter()
-        try:
-            return act(*arguments)
-        finally:
-            self._seconds += time.perf_counter() - begun
+        found = fetch()
+        self._seconds += time.perf_counter() - begun
+        self._rows += len(found)
+        if not found:
+            self._tell()
+        return found
 
     def _tell(self) -> None:
         text, self._text = self._text, None
         if text is not None:
-            self._statements.done(text, self._seconds, self._rows)
-
-    @property
-    def _statements(self) -> Statements:
-        return cast(WatchedConnection, self.connection).statements
+            cast(WatchedConnection, self.connection).statements.done(text, self._seconds, self._rows)
