@@ -183,9 +183,11 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def read_buffer(
         self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
     ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
-        found = self.select(conn, buffer, row, "id", [buffer_id])
-        changed = _driver(conn).execute(_changed_sql(tuple(strata)), (buffer_id, since)).fetchall()
-        return found[0] if found else None, changed
+        driver = _driver(conn)
+        found = driver.execute(_buffer_sql(tuple(row)), (buffer_id,)).fetchone()
+        if found is None or found[row.index("revision")] == since:
+            return found, []
+        return found, driver.execute(_changed_sql(tuple(strata)), (buffer_id, since)).fetchall()
 
     def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
         # Not binding what is NULL in every row saves a fifth of an insert of plain episodes.
@@ -358,9 +360,10 @@ def _begin(conn: Connection) -> None:
     # A DEFERRED transaction that turns into a write after someone else committed fails at once, whatever the
     # timeout; so writers are IMMEDIATE from the start, and readers never wait.
     write = conn.get_execution_options().get("memstore_write", False)
-    conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
+    driver = _driver(conn)  # past SQLAlchemy, which takes longer than SQLite
+    driver.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
     if write:
-        log.fit(_driver(conn), conn.info)
+        log.fit(driver, conn.info)
 
 
 @contextmanager
@@ -445,6 +448,12 @@ def _delete_sql(table: str, key: str) -> str:
 def _select_sql(table: str, columns: tuple[str, ...], key: str) -> str:
     names = ", ".join(f't."{name}"' for name in columns)
     return f'SELECT {names} FROM json_each(?) AS j CROSS JOIN {table} AS t ON t."{key}" = j.value'
+
+
+@_cached
+def _buffer_sql(columns: tuple[str, ...]) -> str:
+    names = ", ".join(f'"{name}"' for name in columns)
+    return f"SELECT {names} FROM {buffer.name} WHERE id = ?"
 
 
 @_cached
