@@ -152,7 +152,7 @@ class Attempts(ABC, Generic[S]):
     def _begin(self) -> Connection:
         if self._transaction is None:
             conn = self._connections.take(self.scope, write=self.write)
-            self._connections.backend.begin(conn)
+            self._connections.backend.begin(conn, write=self.write)
             return conn
         self._transaction.check_alive()
         self._unfinished = True

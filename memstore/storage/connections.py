@@ -20,6 +20,9 @@ from memstore.storage.backends import Backend, Failure
 from memstore.storage.failures import error_for
 from memstore.storage.owners import Owner, Scope
 
+KEPT = 5
+"""So many connections are kept at rest. There may be more in use: each thread has one."""
+
 
 @dataclass(slots=True, eq=False)
 class Link:
@@ -36,8 +39,8 @@ class Connections:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.engine: Engine = backend.create_engine()
-        self._writer = self.engine.execution_options(memstore_write=True)
         self._used: dict[Scope, Link | None] = {}  # None: about to have one
+        self._resting: list[Link] = []  # the one used last is used next: one hot connection, hence one page cache
         self._stopped: set[int] = set()
         self._reached = False
         self._busy_at_fork = False
@@ -72,30 +75,36 @@ class Connections:
             time.sleep(0.001)
             self._used[scope] = None
         try:
-            link = self._linked(write=write)
+            link = self._linked()
         except Exception as exc:
             if not self._reached and self.backend.classify(exc) is Failure.LOST:
                 raise error_for(Failure.UNAVAILABLE, self.backend, exc) from exc
             raise
+        link.write = write
         self._used[scope] = link
         self._reached = True
         return link.conn
 
-    def _linked(self, *, write: bool) -> Link:
-        conn = (self._writer if write else self.engine).connect()
-        driver = self.backend.driver(conn)
-        if self.backend.is_closed(driver):  # by someone who was interrupted while giving it back
-            conn.invalidate()
-            driver = self.backend.driver(conn)
-        return Link(conn, driver, write)
+    def _linked(self) -> Link:
+        while self._resting:
+            link = self._resting.pop()
+            if self.backend.is_usable(link.conn, link.driver):
+                return link
+            self._close(link)
+        conn = self.engine.connect()
+        return Link(conn, self.backend.driver(conn), False)
 
     def give_back(self, scope: Scope) -> None:
         """Let the next one have the scope's connection, which is outside any transaction again."""
         link = self._used.pop(scope)  # first: from here on it may be somebody else's
-        if link is not None and self.closed:
+        if link is None:
+            return
+        if len(self._resting) < KEPT:
+            self._resting.append(link)
+        else:
             self._close(link)
-        elif link is not None:
-            link.conn.close()
+        if self.closed:
+            self.clear()
 
     def commit(self, scope: Scope) -> None:
         """Commit what was done on the scope's connection, and give that back.
@@ -161,7 +170,8 @@ class Connections:
 
     def clear(self) -> None:
         """Close the connections at rest."""
-        self.engine.pool.dispose()
+        while self._resting:
+            self._close(self._resting.pop())
 
     def _close(self, link: Link) -> None:
         self.backend.discard(link.conn, link.driver)
@@ -194,9 +204,9 @@ class Connections:
         """In a fork: begin without connections; those of the parent are neither used nor closed."""
         if self._busy_at_fork:
             _broken_by_fork.add(self.backend.identity())
-        _inherited.append((self.engine.pool, self._used))
+        _inherited.append((self.engine.pool, self._used, self._resting))
         self.engine.dispose(close=False)
-        self._used, self._stopped = {}, set()
+        self._used, self._resting, self._stopped = {}, [], set()
 
 
 _all: weakref.WeakSet[Connections] = weakref.WeakSet()

@@ -101,7 +101,7 @@ class Backend(Expressions):
 
     @abstractmethod
     def create_engine(self) -> Engine:
-        """Engine whose transactions start as reads unless the ``memstore_write`` execution option is set."""
+        """Make an engine that keeps no connections and begins no transactions."""
 
     @abstractmethod
     def prepare(self, engine: Engine) -> None:
@@ -112,8 +112,8 @@ class Backend(Expressions):
         """The driver's own connection."""
 
     @abstractmethod
-    def is_closed(self, driver: Any) -> bool:
-        """Whether a driver's connection is closed."""
+    def is_usable(self, conn: Connection, driver: Any) -> bool:
+        """True if a connection that rested can be used again."""
 
     @abstractmethod
     def discard(self, conn: Connection, driver: Any) -> None:
@@ -135,21 +135,26 @@ class Backend(Expressions):
     def transaction_state(self, conn: Connection) -> TransactionState:
         """How the begun transaction is (SQLite drops it itself on a full disk)."""
 
-    def begin(self, conn: Connection) -> None:
-        """Begin a transaction.
+    @abstractmethod
+    def begin(self, conn: Connection, *, write: bool) -> None:
+        """Begin a transaction, past SQLAlchemy, which would take longer than the database.
 
         From here to its end, statements without a result need not be awaited one by one: an error may surface at a
         later one, at the latest at ``settle`` or the end.
         """
-        conn.begin()
 
     def commit(self, conn: Connection) -> None:
         """Commit, and wait until it is done."""
-        conn.commit()
+        if conn.in_transaction():  # SQLAlchemy believes to have begun it, with its first statement
+            conn.commit()
+        else:
+            self.driver(conn).commit()
 
     def rollback(self, conn: Connection) -> None:
         """Give the transaction up, whatever state it is in."""
-        conn.rollback()
+        if conn.in_transaction():
+            conn.rollback()
+        self.driver(conn).rollback()  # also where SQLAlchemy believes that a failed commit ended it
 
     def settle(self, conn: Connection) -> None:
         """Wait for every statement sent; raises the first error among them. Nothing to do where each is awaited."""

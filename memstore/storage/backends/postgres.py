@@ -17,6 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from memstore.config import Durability
 from memstore.errors import StoreUnavailable
@@ -26,7 +27,6 @@ from memstore.storage.backends.base import UNAWAITED, Backend, Columns, Failure,
 from memstore.storage.backends.expressions import PostgresExpressions, accumulation
 from memstore.storage.backends.listener import ANNOUNCE, Listener
 from memstore.storage.backends.pipelined import PipelinedConnection, connect_pipelined
-from memstore.storage.backends.resting import RestingPool
 from memstore.storage.schema import VERSION_TABLE, buffer, metadata, replay_metadata, stratum
 from memstore.storage.statements import Trace
 
@@ -98,7 +98,7 @@ class PostgresBackend(PostgresExpressions, Backend):
             self.url,
             connect_args={"prepare_threshold": None, "fallback_application_name": alone.APPLICATION},
             isolation_level="AUTOCOMMIT",  # the begin event writes BEGIN; the driver's own would be a round trip
-            poolclass=RestingPool,
+            poolclass=NullPool,
             pool_reset_on_return=None,
             use_native_hstore=False,
         )
@@ -107,16 +107,8 @@ class PostgresBackend(PostgresExpressions, Backend):
             return connect_pipelined(self.statements, arguments, options)
 
         event.listen(engine, "do_connect", connect)
-        event.listen(engine, "begin", self._begin)
         event.listen(engine, "after_cursor_execute", self._arrived)
         return engine
-
-    def _begin(self, conn: Connection) -> None:
-        if conn.get_execution_options().get("memstore_write", False):
-            _send(conn, _WRITE)
-            _send(conn, _SETTINGS, self._settings)
-        else:
-            _send(conn, _READ)
 
     def prepare(self, engine: Engine) -> None:
         with engine.connect() as conn:
@@ -126,13 +118,15 @@ class PostgresBackend(PostgresExpressions, Backend):
             if info.parameter_status("server_encoding") != "UTF8":
                 raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create it with that")
 
-    def begin(self, conn: Connection) -> None:
+    def begin(self, conn: Connection, *, write: bool) -> None:
         stack, driver = ExitStack(), _driver(conn)
         self._pipelines[conn] = driver, stack, stack.enter_context(driver.pipeline())
-        conn.begin()
+        _send(conn, _WRITE if write else _READ)
+        if write:
+            _send(conn, _SETTINGS, self._settings)
 
     def commit(self, conn: Connection) -> None:
-        conn.commit()
+        super().commit(conn)
         self._leave_pipeline(conn)
         if conn.info.get(_SWOLLEN):
             conn.invalidate()
@@ -141,12 +135,9 @@ class PostgresBackend(PostgresExpressions, Backend):
         with suppress(psycopg.Error):  # of statements that are given up
             self._leave_pipeline(conn)
         if _driver(conn).closed:
-            conn.invalidate()  # before the pool tries to reset it, and says so on standard error
-            return
-        conn.rollback()
-        # SQLAlchemy takes a commit that failed for done, and would not roll back.
-        if _driver(conn).info.transaction_status is not TransactionStatus.IDLE:
-            _driver(conn).rollback()
+            conn.invalidate()
+        else:
+            super().rollback(conn)
 
     def settle(self, conn: Connection) -> None:
         driver, _, pipeline = self._pipelines[conn]
@@ -169,8 +160,8 @@ class PostgresBackend(PostgresExpressions, Backend):
     def driver(self, conn: Connection) -> PipelinedConnection:
         return _driver(conn)
 
-    def is_closed(self, driver: PipelinedConnection) -> bool:
-        return driver.closed
+    def is_usable(self, conn: Connection, driver: PipelinedConnection) -> bool:
+        return not (conn.invalidated or driver.closed)
 
     def discard(self, conn: Connection, driver: PipelinedConnection) -> None:
         with suppress(psycopg.Error):  # the server works on, and notices only at the end that nobody listens any more

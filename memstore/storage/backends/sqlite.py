@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from memstore.config import Durability
 from memstore.errors import StoreBusy, StoreUnavailable, StoreWarning
@@ -24,7 +25,6 @@ from memstore.storage.backends.base import Backend, Columns, Failure, Ints, Loca
 from memstore.storage.backends.dataversion import DataVersion
 from memstore.storage.backends.expressions import SQLiteExpressions, accumulation
 from memstore.storage.backends.filesystem import network_filesystem, network_warning
-from memstore.storage.backends.resting import RestingPool
 from memstore.storage.backends.samefile import hard_links, links_warning, look, note_files
 from memstore.storage.backends.watched import WatchedConnection
 from memstore.storage.newfile import Partial, written_whole
@@ -90,12 +90,11 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         engine = create_engine(
             self.url,
             connect_args={"timeout": self.busy_timeout, "cached_statements": 256, "factory": factory},
-            poolclass=RestingPool,
+            poolclass=NullPool,
             pool_reset_on_return=None,
         )
         still.watch_over(engine, self.path, lambda: self.only_read)
         event.listen(engine, "connect", self._on_connect)
-        event.listen(engine, "begin", _begin)
         note_files(engine, self.path, self.describe())
         return engine
 
@@ -119,9 +118,13 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         ):
             connection.execute(f"PRAGMA {pragma}")
 
-    def begin(self, conn: Connection) -> None:
-        super().begin(conn)
-        if conn.get_execution_options().get("memstore_write", False):
+    def begin(self, conn: Connection, *, write: bool) -> None:
+        # A DEFERRED transaction that turns into a write after someone else committed fails at once, whatever the
+        # timeout; so writers are IMMEDIATE from the start, and readers never wait.
+        driver = _driver(conn)
+        driver.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
+        if write:
+            log.fit(driver, conn.info)
             look(conn, fresh=LOOK_AHEAD)  # under the lock; the look after the commit is what a promise needs
 
     def commit(self, conn: Connection) -> None:
@@ -153,8 +156,8 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def driver(self, conn: Connection) -> sqlite3.Connection:
         return _driver(conn)
 
-    def is_closed(self, driver: sqlite3.Connection) -> bool:
-        return getattr(driver, "closed", False)
+    def is_usable(self, conn: Connection, driver: sqlite3.Connection) -> bool:
+        return not getattr(driver, "closed", False) and still.is_still(conn.info)
 
     def discard(self, conn: Connection, driver: sqlite3.Connection) -> None:
         with suppress(sqlite3.Error):
@@ -354,16 +357,6 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                 f"{self.describe()}: {so_far}: another connection has read or written for {self.busy_timeout:g} s, and "
                 "its snapshot keeps the log from being emptied; end its query or transaction, and run it again"
             )
-
-
-def _begin(conn: Connection) -> None:
-    # A DEFERRED transaction that turns into a write after someone else committed fails at once, whatever the
-    # timeout; so writers are IMMEDIATE from the start, and readers never wait.
-    write = conn.get_execution_options().get("memstore_write", False)
-    driver = _driver(conn)  # past SQLAlchemy, which takes longer than SQLite
-    driver.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
-    if write:
-        log.fit(driver, conn.info)
 
 
 @contextmanager

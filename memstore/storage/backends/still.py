@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, event
-from sqlalchemy.exc import DisconnectionError
 
 KEY = "memstore_still"
 """Under which the notes of a connection (``info``) hold the path, and how the file looked then."""
@@ -63,20 +62,18 @@ def watch_over(engine: Engine, path: Path, only_read: Callable[[], bool]) -> Non
         made: sqlite3.Connection = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, **options)
         return made
 
-    def checkout(_connection: Any, record: Any, _proxy: Any) -> None:
-        try:
-            verify(record.info)
-        except sqlite3.OperationalError as exc:
-            raise DisconnectionError from exc  # the pool opens another, which sees what is there now
-
     event.listen(engine, "do_connect", connect)
-    event.listen(engine, "checkout", checkout)
+
+
+def is_still(notes: Mapping[Any, Any]) -> bool:
+    """True if the file of a connection is as it was when that was opened."""
+    path, before = notes.get(KEY) or (None, None)
+    return path is None or look(path) == before
 
 
 def verify(notes: Mapping[Any, Any]) -> None:
     """Raise SQLite's own error for a snapshot that is gone, if the file of a connection is not as it was."""
-    path, before = notes.get(KEY) or (None, None)
-    if path is None or look(path) == before:
+    if is_still(notes):
         return
     error = sqlite3.OperationalError("another process began to write the file, which can be read only while none does")
     error.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
