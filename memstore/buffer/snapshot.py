@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, and_, func, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, select
 
 from memstore.buffer.counters import Counters, Row, read_buffer, write_counters
 from memstore.buffer.strata import Floats, Ints, Strata
@@ -16,12 +16,21 @@ from memstore.config import Settings
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
+from memstore.storage.prepared import Prepared
 from memstore.storage.schema import domain, first_id, id_range, replay_metadata
 
 COLUMNS = ("episode_id", "loss", "replay_count", "stratum_id", "position", "last_event_id")
 """Columns of ``replay_metadata`` that make ``Rows``."""
 
 _m = replay_metadata.c
+
+_own = _m.episode_id.between(bindparam("low"), bindparam("high"))
+_OLDEST = Prepared(select(func.min(_m.episode_id)).where(_own))
+_NEWEST = Prepared(select(func.max(_m.episode_id)).where(_own))
+# Not min(): NULLs stand first in the index, and min() would walk over all of them.
+_SMALLEST_LOSS = Prepared(
+    select(_m.loss).where(_m.buffer_id == bindparam("buffer"), _m.loss.is_not(None)).order_by(_m.loss).limit(1)
+)
 
 
 @dataclass(slots=True)
@@ -241,17 +250,16 @@ class Snapshot:
 
     def oldest_id(self) -> int:
         """Smallest live id."""
-        return int(self.conn.scalars(select(func.min(_m.episode_id)).where(self.own)).one())
+        return int(_OLDEST.scalar(self.conn, self.backend, **self._range))
 
     def newest_id(self) -> int:
         """Largest live id."""
-        return int(self.conn.scalars(select(func.max(_m.episode_id)).where(self.own)).one())
+        return int(_NEWEST.scalar(self.conn, self.backend, **self._range))
 
     def smallest_loss(self) -> float | None:
         """Smallest measured loss, None when nothing is measured."""
-        # Not min(): NULLs stand first in the index, and min() would walk over all of them.
-        query = select(_m.loss).where(_m.buffer_id == self.state.buffer_id, _m.loss.is_not(None))
-        return self.conn.scalars(query.order_by(_m.loss).limit(1)).one_or_none()
+        found: float | None = _SMALLEST_LOSS.scalar(self.conn, self.backend, buffer=self.state.buffer_id)
+        return found
 
     def newest_possible(self) -> int:
         """The id last given out, whether its episode is still there or not."""
@@ -264,6 +272,10 @@ class Snapshot:
     def of_age(self, age: Ints) -> Ints:
         """Inverse of ``age``, which is its own inverse."""
         return self.age(age)
+
+    @property
+    def _range(self) -> dict[str, int]:
+        return dict(zip(("low", "high"), id_range(self.state.buffer_id), strict=True))
 
     @property
     def own(self) -> ColumnElement[bool]:

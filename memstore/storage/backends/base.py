@@ -124,6 +124,10 @@ class Backend(Expressions):
         """Run a statement that has neither values nor a result."""
 
     @abstractmethod
+    def run(self, conn: Connection, statement: str, values: Any) -> list[tuple[Any, ...]]:
+        """Run a query in the driver's own words; return its rows."""
+
+    @abstractmethod
     def lock_schema(self, conn: Connection) -> None:
         """Make this write transaction the only one that creates or upgrades tables."""
 

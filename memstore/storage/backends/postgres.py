@@ -174,6 +174,9 @@ class PostgresBackend(PostgresExpressions, Backend):
     def send(self, conn: Connection, statement: str) -> None:
         _send(conn, statement)
 
+    def run(self, conn: Connection, statement: str, values: Any) -> list[tuple[Any, ...]]:
+        return _send(conn, statement, values).fetchall()
+
     def lock_schema(self, conn: Connection) -> None:
         # Tables and buffers are made durably in any case: with one that is forgotten open handles could do nothing.
         _send(conn, "SELECT set_config('synchronous_commit', 'on', true)")

@@ -173,6 +173,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def send(self, conn: Connection, statement: str) -> None:
         _driver(conn).execute(statement)
 
+    def run(self, conn: Connection, statement: str, values: Any) -> list[tuple[Any, ...]]:
+        return _driver(conn).execute(statement, values).fetchall()
+
     def lock_schema(self, conn: Connection) -> None:
         """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
 
