@@ -99,7 +99,14 @@ class Database:
 
     def prepare(self) -> None:
         """Make the lasting changes that a database known to be empty or ours needs, outside any transaction."""
-        self.outside(self.backend.prepare)
+        scope = Scope(this_owner(), sys._getframe())
+        try:
+            with self._translated():
+                self.backend.prepare(self.connections.take(scope, write=False))
+            self.connections.give_back(scope)
+        finally:
+            self.connections.close(scope)
+            del scope  # which refers to this function's variables
 
     def outside(self, work: Callable[[Engine], T]) -> T:
         """Run what cannot be part of a transaction; the errors of the database come as memstore's."""

@@ -104,7 +104,7 @@ class Backend(Expressions):
         """Make an engine that keeps no connections and begins no transactions."""
 
     @abstractmethod
-    def prepare(self, engine: Engine) -> None:
+    def prepare(self, conn: Connection) -> None:
         """Lasting changes to a database known to be empty or ours, outside any transaction."""
 
     @abstractmethod

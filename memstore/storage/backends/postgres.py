@@ -110,13 +110,12 @@ class PostgresBackend(PostgresExpressions, Backend):
         event.listen(engine, "after_cursor_execute", self._arrived)
         return engine
 
-    def prepare(self, engine: Engine) -> None:
-        with engine.connect() as conn:
-            info = _driver(conn).info
-            if info.server_version < MINIMUM_VERSION:
-                raise StoreUnavailable(f"memstore needs PostgreSQL {MINIMUM_VERSION // 10000} or newer")
-            if info.parameter_status("server_encoding") != "UTF8":
-                raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create it with that")
+    def prepare(self, conn: Connection) -> None:
+        info = _driver(conn).info
+        if info.server_version < MINIMUM_VERSION:
+            raise StoreUnavailable(f"memstore needs PostgreSQL {MINIMUM_VERSION // 10000} or newer")
+        if info.parameter_status("server_encoding") != "UTF8":
+            raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create it with that")
 
     def begin(self, conn: Connection, *, write: bool) -> None:
         stack, driver = ExitStack(), _driver(conn)

@@ -132,7 +132,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         super().commit(conn)
         look(conn)  # before it is acknowledged
 
-    def prepare(self, engine: Engine) -> None:
+    def prepare(self, conn: Connection) -> None:
         if self.only_read or still.needed(self.path):
             return
         for warning in self._warnings():
@@ -142,16 +142,16 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             return  # nothing of it can be changed
         # The switch to WAL does not honour busy_timeout: 7 of 120 first openers failed without the retry.
         deadline = time.monotonic() + self.busy_timeout
-        with _raw(engine) as driver:
-            while driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                try:
-                    mode = driver.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-                    if mode != "wal":  # refused without an error: in memory, or no shared memory where the file is
-                        raise StoreUnavailable(f"{self.describe()} cannot use WAL, only {mode!r}; use a local file")
-                except sqlite3.OperationalError as exc:
-                    if self.classify(exc) is not Failure.BUSY or time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.01)
+        driver = _driver(conn)
+        while driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            try:
+                mode = driver.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+                if mode != "wal":  # refused without an error: in memory, or no shared memory where the file is
+                    raise StoreUnavailable(f"{self.describe()} cannot use WAL, only {mode!r}; use a local file")
+            except sqlite3.OperationalError as exc:
+                if self.classify(exc) is not Failure.BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def driver(self, conn: Connection) -> sqlite3.Connection:
         return _driver(conn)
