@@ -194,9 +194,9 @@ def test_closing_saves_what_a_lost_log_held(memory: EpisodicMemory, path: str, f
 
 @pytest.mark.skipif(os.name == "nt", reason="what is open cannot be deleted there")
 def test_a_new_connection_of_another_file_is_refused(memory: EpisodicMemory, path: str) -> None:
-    """As one is opened for a second thread, or after the pool gave the old ones up."""
+    """As one is opened for a second thread, or after the old ones were closed."""
     replaced_by_a_restored_copy(path)
-    memory._session.database.engine.dispose()
+    memory._session.database.connections.clear()
     for _attempt in range(2):
         with pytest.raises(StoreUnavailable, match="replaced"):
             len(memory)
