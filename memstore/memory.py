@@ -1063,7 +1063,7 @@ def open(
         Is given a line of text for each statement of this handle, such as
         ``"0.21 ms, 256 rows: SELECT ..."``: the time that this process spent on it, the rows that it gave or changed.
         ``trace=print`` shows them. Begin and commit are statements too. Values and passwords never appear. It is called
-        in the thread that ran the statement, and must not use the memory. A pickled handle forgets it.
+        in the thread that ran the statement, and must neither raise nor use the memory. A pickled handle forgets it.
 
     Raises
     ------

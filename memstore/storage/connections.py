@@ -86,23 +86,27 @@ class Connections:
         return link.conn
 
     def _linked(self) -> Link:
-        while self._resting:
-            link = self._resting.pop()
+        while (link := self._rested()) is not None:
             if self.backend.is_usable(link.conn, link.driver):
                 return link
             self._close(link)
         conn = self.engine.connect()
         return Link(conn, self.backend.driver(conn), False)
 
+    def _rested(self) -> Link | None:
+        try:
+            return self._resting.pop()
+        except IndexError:
+            return None
+
     def give_back(self, scope: Scope) -> None:
         """Let the next one have the scope's connection, which is outside any transaction again."""
-        link = self._used.pop(scope)  # first: from here on it may be somebody else's
-        if link is None:
+        if self.closed or self._stopped or len(self._resting) >= KEPT:
+            self.close(scope)  # and only then forget it: a fork waits for that
             return
-        if len(self._resting) < KEPT:
+        link = self._used.pop(scope)  # first: from here on it may be somebody else's
+        if link is not None:
             self._resting.append(link)
-        else:
-            self._close(link)
         if self.closed:
             self.clear()
 
@@ -170,8 +174,8 @@ class Connections:
 
     def clear(self) -> None:
         """Close the connections at rest."""
-        while self._resting:
-            self._close(self._resting.pop())
+        while (link := self._rested()) is not None:
+            self._close(link)
 
     def _close(self, link: Link) -> None:
         self.backend.discard(link.conn, link.driver)
