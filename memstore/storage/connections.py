@@ -101,7 +101,7 @@ class Connections:
 
     def give_back(self, scope: Scope) -> None:
         """Let the next one have the scope's connection, which is outside any transaction again."""
-        if self.closed or self._stopped or len(self._resting) >= KEPT:
+        if self._stopped or len(self._resting) >= KEPT:
             self.close(scope)  # and only then forget it: a fork waits for that
             return
         link = self._used.pop(scope)  # first: from here on it may be somebody else's
