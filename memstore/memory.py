@@ -57,6 +57,7 @@ from memstore.sharing import leases, limiter
 from memstore.sharing.limiter import SamplesPerInsert
 from memstore.sharing.waiting import check_timeout, wait_until
 from memstore.storage.blocks import Block
+from memstore.storage.statements import Trace
 from memstore.types import (
     Batch,
     CheckReport,
@@ -1010,7 +1011,7 @@ def open(
     busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
     consumer: str | None = None,
     create: bool = True,
-    trace: Callable[[str], object] | None = None,
+    trace: Trace | None = None,
 ) -> EpisodicMemory:
     """Open a memory: create it, or resume it where it was left.
 

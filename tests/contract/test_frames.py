@@ -43,7 +43,7 @@ def depths(call: Callable[[], Any], work: str) -> list[int]:
     outermost: Any = call
 
     def profile(frame: FrameType | None, event: str, _: Any) -> None:
-        if event == "call" and frame is not None and frame.f_code.co_qualname == work:
+        if event == "call" and frame is not None and frame.f_code.co_qualname.removeprefix("_") == work:
             depth = 0
             while frame is not None and frame.f_code is not outermost.__code__:
                 frame, depth = frame.f_back, depth + 1
