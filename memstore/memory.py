@@ -26,9 +26,11 @@ from memstore.config import (
     check_seconds,
 )
 from memstore.draws.batch import Normalize, make_batch
-from memstore.draws.filtered import Drawable
 from memstore.draws.groups import Grouping
-from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.draws.pool import Pool, Request
+from memstore.draws.pools import pool_of
+from memstore.draws.strategies import as_strategy, strategy_from_json
+from memstore.draws.strategy import Drawn, Strategy
 from memstore.episodes import checkpoint
 from memstore.episodes import insert as episodes
 from memstore.episodes import losses as recording
@@ -461,15 +463,15 @@ class EpisodicMemory:
         chosen = as_strategy(strategy)
 
         def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
-            drawn_from = self._filtered(snapshot, None)
-            found = grouping.draw(drawn_from, rng, chosen, wanted, each)
-            if not len(found.rows):
+            pool = self._pool(snapshot, None)
+            drawn = grouping.draw(pool, chosen, Request(wanted, rng), each)
+            if not len(drawn):
                 among = "" if where is None else f" where {where!s:.200}"
                 raise MemoryEmpty(
                     f"{self!r} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
                 )
-            batch = self._batch(drawn_from, chosen, found.rows, 0.0, "batch", exact=False)
-            return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
+            batch = self._batch(pool, chosen, drawn, 0.0, "batch")
+            return replace(batch, group=np.repeat(np.arange(len(drawn) // each), each))
 
         return self._session.draw(work)
 
@@ -582,44 +584,31 @@ class EpisodicMemory:
         beta = check_float("beta", beta)
         check_option("normalize", normalize, "buffer", "batch")
 
-        def work(taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
-            snapshot = self._filtered(committed, where)
-            taken = taken.take(snapshot.passing(taken))
+        def work(taken: Rows, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
+            pool = self._pool(snapshot, where)
+            taken = taken.take(pool.passing(taken))
             chosen = self._default_strategy(snapshot) if strategy is None else as_strategy(strategy)
             if alpha is not None:
                 chosen = chosen.with_alpha(alpha)
-            rows = Rows.none()
-            if snapshot.live > len(taken):
-                rows = chosen.draw(snapshot, rng, wanted, taken, replacement=replacement)
-            if not len(rows):
+            drawn = chosen.draw(pool, Request(wanted, rng, taken, replacement, exact, weighted=beta > 0))
+            if not len(drawn):
                 among = "" if where is None else f" where {where!s:.200}"
                 held = f"; {len(taken)} are leased" if len(taken) else "; add some first"
                 raise MemoryEmpty(f"{self!r} holds no episode that {chosen.name} can draw{among}{held}")
-            return self._batch(snapshot, chosen, rows, beta, normalize, exact=exact)
+            return self._batch(pool, chosen, drawn, beta, normalize)
 
         return work
 
-    def _batch(
-        self,
-        snapshot: Drawable,
-        strategy: Strategy,
-        rows: Rows,
-        beta: float,
-        normalize: Normalize,
-        *,
-        exact: bool,
-    ) -> Batch:
-        signature = signature_of(snapshot)
+    def _batch(self, pool: Pool, strategy: Strategy, drawn: Drawn, beta: float, normalize: Normalize) -> Batch:
+        signature = signature_of(pool.snapshot)
         assert signature is not None
         keep = not self._session.database.transaction_open
         cache = self._session.cache
-        return make_batch(
-            snapshot, strategy, rows, signature, cache, keep=keep, beta=beta, normalize=normalize, exact=exact
-        )
+        return make_batch(pool, strategy, drawn, signature, cache, keep=keep, beta=beta, normalize=normalize)
 
-    def _filtered(self, snapshot: Snapshot, where: Condition | None) -> Drawable:
+    def _pool(self, snapshot: Snapshot, where: Condition | None) -> Pool:
         keep = not self._session.database.transaction_open
-        return Drawable.of(snapshot, where, self._populations, keep=keep)
+        return pool_of(snapshot, where, self._populations, keep=keep)
 
     def _turn(self, wanted: int, where: Condition | None = None) -> int | None:
         live = len(self) if where is None else self.query().filter(where).count()

@@ -28,6 +28,9 @@ class Counts:
     listed: int = 0
     """Draws, or ends of draws, from a list of all that may be drawn."""
 
+    completed: int = 0
+    """Those of ``listed`` that ended a draw of which candidates had given a part."""
+
 
 _counting: list[Counts] = []
 

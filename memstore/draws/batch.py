@@ -6,9 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from memstore.buffer.snapshot import Rows
-from memstore.draws.filtered import Drawable
-from memstore.draws.strategies import Strategy
+from memstore.draws.pool import Pool
+from memstore.draws.strategy import Drawn, Strategy
 from memstore.episodes.insert import read_blobs
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import Signature
@@ -18,33 +17,32 @@ Normalize = Literal["buffer", "batch"]
 
 
 def make_batch(
-    snapshot: Drawable,
+    pool: Pool,
     strategy: Strategy,
-    rows: Rows,
+    drawn: Drawn,
     signature: Signature,
     cache: PayloadCache,
     *,
     keep: bool,
     beta: float,
     normalize: Normalize,
-    exact: bool,
 ) -> Batch:
-    """The rows with everything a trainer wants to know of them, all read from the same snapshot."""
-    blobs = read_blobs(snapshot, rows.ids.tolist(), cache, keep=keep)
-    log2_probability = strategy.log2_probability(snapshot, rows, exact=exact)
-    weight = np.ones(len(rows))
+    """Return the drawn episodes with everything a trainer wants to know of them, all from the pool's snapshot."""
+    snapshot, episodes, odds = pool.snapshot, drawn.episodes, drawn.odds
+    blobs = read_blobs(snapshot, episodes.ids.tolist(), cache, keep=keep)
+    weight = np.ones(len(drawn))
     if beta:
-        importance, smallest = strategy.log2_importance(snapshot, rows)
-        weight = np.exp2(-beta * (importance - (smallest if normalize == "buffer" else importance.min())))
+        least = odds.log2_least if normalize == "buffer" else odds.log2_importance.min()
+        weight = np.exp2(-beta * (odds.log2_importance - least))
     names = snapshot.state.domain_names
-    domains = snapshot.state.strata.domain[rows.stratum].tolist()
+    log2_probability = odds.log2_probability
     return Batch(
-        ids=rows.ids,
+        ids=episodes.ids,
         payload=signature.decode(blobs),
-        loss=rows.loss,
-        domain=np.array([names[code - 1] for code in domains], np.str_),
-        age=snapshot.age(rows.ids),
-        replay_count=rows.replay_count,
+        loss=episodes.loss,
+        domain=np.array([names[code - 1] for code in episodes.domain.tolist()], np.str_),
+        age=snapshot.age(episodes.ids),
+        replay_count=episodes.replay_count,
         probability=None if log2_probability is None else np.exp2(log2_probability),
         weight=weight,
         strategy=strategy.name,

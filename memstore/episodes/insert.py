@@ -106,7 +106,7 @@ def known_keys(snapshot: Snapshot, keys: Iterable[str | None]) -> dict[str, int]
 
 def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tuple[dict[int, bytes], Ints]:
     state = snapshot.state
-    codes = state.domain_codes(snapshot.conn, snapshot.backend, offer.domains)
+    codes = state.store_domains(snapshot.conn, snapshot.backend, offer.domains)
     decision = plan(snapshot, Newcomers(ids, codes, offer.loss))
     leaving = snapshot.find(decision.leaving)
     turned_away = Newcomers(ids, codes, offer.loss).take(~decision.staying)
@@ -164,7 +164,7 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
 def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np.float64]) -> tuple[Ints, Ints]:
     """Take rows out of every table and make places for newcomers; returns their positions and stratum ids."""
     strata, settings = snapshot.state.strata, snapshot.settings
-    entering = strata.find(domains, bucket_of(loss, settings.epsilon))
+    entering = strata.ensure(domains, bucket_of(loss, settings.epsilon))
     positions, moved, moved_to = strata.rearrange(
         snapshot.conn, snapshot.backend, (leaving.stratum, leaving.position), entering
     )

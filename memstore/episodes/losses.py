@@ -105,7 +105,7 @@ def fold(snapshot: Snapshot, rows: Rows, folded: Folded, at: float) -> None:
     # A never-measured stratum lies below every bucket, so leaving it is a rise too.
     moving = (wanted > standing) | (wanted <= standing - FALL_BEFORE_MOVE)
     target = rows.stratum.copy()
-    target[moving] = strata.find(strata.domain[rows.stratum[moving]], wanted[moving])
+    target[moving] = strata.ensure(strata.domain[rows.stratum[moving]], wanted[moving])
     movers = rows.take(moving)
     position = rows.position.copy()
     position[moving], displaced, displaced_to = strata.rearrange(

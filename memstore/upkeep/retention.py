@@ -116,7 +116,7 @@ def retain(
 def _judged(snapshot: Snapshot, policy: RetentionPolicy, now: float) -> tuple[Rows, Floats, Bools, Bools]:
     """Every live row with its importance, and whether it is too old, or too unimportant, or both."""
     rows = snapshot.scan()
-    newest = snapshot.of_age(np.ones(1, np.int64)).item()
+    newest = snapshot.newest_possible()
     value = importance(rows, newest, snapshot.settings.capacity, policy)
     old = np.zeros(len(rows), bool)
     if policy.max_age is not None:
