@@ -67,7 +67,7 @@ class Populations:
         return found
 
     def ids(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Ints | None:
-        """Return the ids of all live episodes that pass, perhaps of some that have left too; None if a query costs less.
+        """Return the ids of all live episodes that pass and of some that have left; None if a query costs less.
 
         A condition that is never used again must not cost a scan. So ids are read when a condition is seen for the
         second time, unless its population is known.

@@ -18,7 +18,7 @@ from memstore import (
     Uniform,
     col,
 )
-from memstore.draws.told import Facts, is_told
+from memstore.draws.conditions import Episodes, is_told
 from memstore.queries import AllOf, AnyOf, Not
 from memstore.testing import counting
 from tests.contract.helpers import OpenMemory, rows
@@ -151,15 +151,13 @@ def test_rows_tell_what_the_databases_would(open_memory: OpenMemory) -> None:
     names = sorted({episode.domain for episode in everything})
     for condition in conditions:
         assert is_told(condition)
-        facts = Facts(
+        episodes = Episodes(
             np.array([episode.id for episode in everything]),
             np.array([np.nan if episode.loss is None else episode.loss for episode in everything]),
             np.array([episode.replay_count for episode in everything]),
             np.array([names.index(episode.domain) + 1 for episode in everything]),
-            200,
-            names,
         )
-        told = facts.ids[facts.passing(condition)].tolist()
+        told = episodes.ids[episodes.passing(condition, 200, names)].tolist()
         assert told == sorted(episode.id for episode in memory.query().filter(condition).all()), str(condition)
 
 
