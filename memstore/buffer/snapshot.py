@@ -47,6 +47,7 @@ class Located:
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """Return the rows of one part after the other."""
+        parts = [part for part in parts if len(part)]
         if len(parts) == 1:
             return parts[0]
         names = cls.__match_args__

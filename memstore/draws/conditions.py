@@ -71,13 +71,14 @@ class Episodes:
                 return joined(False, np.logical_or, condition.conditions)
             case Not():
                 return ~self.passing(condition.condition, newest, names)
-            case In(column) | Comparison(column) if column.name == "domain":
-                holds = np.array([False, *(text_holds(condition, name) for name in names)])
-                return np.asarray(holds[self.domain], np.bool_)
+            case In(column, values) if column.name == "domain":
+                return np.array([False, *(name in values for name in names)])[self.domain]
+            case Comparison(column, op, str(value)):
+                return np.array([False, *(_OPERATORS[op](name, value) for name in names)])[self.domain]
             case In(column, values):
                 return np.isin(self._column(column.name, newest), np.array(values, np.float64))
             case Comparison(column, _, None):
-                return np.isnan(self.loss) if column.name == "loss" else np.zeros(len(self), np.bool_)
+                return np.isnan(self.loss) & (column.name == "loss")
             case Comparison(column, op, value):
                 return np.asarray(_OPERATORS[op](self._column(column.name, newest), value), np.bool_)
         raise TypeError(f"not told by replay metadata: {condition}")
@@ -120,32 +121,17 @@ def parted(condition: Condition, kind: Callable[[Condition], bool]) -> tuple[Con
     return AllOf(tuple(part for part in parts if kind(part))), AllOf(tuple(part for part in parts if not kind(part)))
 
 
-def text_holds(condition: Condition, text: str) -> bool:
-    """True if a condition about one text column holds for this text."""
-    match condition:
-        case AllOf():
-            return all(text_holds(part, text) for part in condition.conditions)
-        case AnyOf():
-            return any(text_holds(part, text) for part in condition.conditions)
-        case Not():
-            return not text_holds(condition.condition, text)
-        case In():
-            return text in condition.values
-        case Comparison(value=str(value)):
-            return bool(_OPERATORS[condition.operator](text, value))
-    return False
-
-
 def chosen_strata(snapshot: Snapshot, condition: Condition) -> tuple[Ints, Condition]:
     """Return the occupied strata that may hold episodes that pass, and the part of the condition left to test."""
     strata = snapshot.state.strata
     occupied = strata.occupied()
+    none = np.zeros(len(occupied), np.int64)
+    one_each = Episodes(none, np.full(len(none), np.nan), none, strata.domain[occupied])
     chosen = np.ones(len(occupied), np.bool_)
     rest = []
     for test in conjuncts(condition):
         if _is_about_domains(test):
-            holds = np.array([text_holds(test, name) for name in ["", *snapshot.state.domain_names]])
-            chosen &= holds[strata.domain[occupied]]
+            chosen &= one_each.passing(test, 0, snapshot.state.domain_names)
             continue
         measured = strata.bucket[occupied] != UNMEASURED
         inner, expected = (test.condition, False) if isinstance(test, Not) else (test, True)

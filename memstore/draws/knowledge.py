@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
 from memstore.draws.population import Demand, Population
@@ -41,6 +42,11 @@ class KnownIds:
     read: int
     inserted: int
 
+    @classmethod
+    def of(cls, ids: Ints, counters: Counters) -> KnownIds:
+        """Return a list that was read in a snapshot with these counters."""
+        return cls(ids, counters.revision, counters.inserted, counters.inserted)
+
 
 @dataclass(slots=True)
 class Populations:
@@ -56,12 +62,9 @@ class Populations:
         key = demand.key
         with self._lock:
             old = self._kept.get(key)
-        counters = snapshot.state.counters
-        if old is None or old.revision > counters.revision:
-            found = demand.read(snapshot)
-        else:
-            found = demand.followed(snapshot, old)
-        if keep and (old is None or old.revision <= found.revision):
+        stale = old is None or old.counters.revision > snapshot.state.counters.revision
+        found = demand.read(snapshot) if old is None or stale else demand.followed(snapshot, old)
+        if keep and (old is None or not stale):
             with self._lock:
                 _put(self._kept, key, found, KEPT)
         return found
@@ -77,13 +80,13 @@ class Populations:
             old, population, seen = self._ids.get(key), self._kept.get(key), key in self._seen
             _put(self._seen, key, None, REMEMBERED)
         if old is None and population is not None:
-            old = KnownIds(population.ids, population.revision, population.inserted, population.inserted)
+            old = KnownIds.of(population.ids, population.counters)
         if old is not None and old.revision > counters.revision:
             return None  # episodes that have left since may be live in this snapshot
         if old is None and not (seen and keep):
             return None
         if old is None or (keep and counters.inserted - old.read > RENEWED * snapshot.state.strata.live):
-            now = KnownIds(demand.ids(snapshot, 0), counters.revision, counters.inserted, counters.inserted)
+            now = KnownIds.of(demand.ids(snapshot, 0), counters)
         elif counters.inserted == old.inserted:
             now = old
         else:
@@ -97,14 +100,12 @@ class Populations:
     def clear(self) -> None:
         """Forget everything: commits may have been undone."""
         with self._lock:
-            self._kept.clear()
-            self._ids.clear()
-            self._seen.clear()
+            self._kept, self._ids, self._seen = OrderedDict(), OrderedDict(), OrderedDict()
 
     def after_fork(self) -> None:
         """Start anew in a child: another thread of the parent may have held the lock."""
         self._lock = threading.Lock()
-        self._kept, self._ids, self._seen = OrderedDict(), OrderedDict(), OrderedDict()
+        self.clear()
 
 
 def _put(kept: OrderedDict[tuple[str, str], V], key: tuple[str, str], value: V, most: int) -> None:

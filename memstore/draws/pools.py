@@ -224,7 +224,7 @@ class Filtered(Chosen):
             if self._known_ids is None:
                 asked = condition
             else:
-                passing = _contained(self._known_ids, ids)
+                passing = np.isin(ids, self._known_ids[where_in(self._known_ids, ids)])
         if conjuncts(asked):
             passing &= self._queried(asked, ids)
         return passing
@@ -241,11 +241,3 @@ class Filtered(Chosen):
         among = snapshot.backend.one_of(scope.identity(), np.unique(ids).tolist())
         query = select(scope.identity()).select_from(tables).where(passing, among)
         return np.isin(ids, np.array(snapshot.conn.scalars(query).all(), np.int64))
-
-
-def _contained(ids: Ints, wanted: Ints) -> Flags:
-    """Flag the wanted that are among ``ids``, which ascend."""
-    if not len(ids):
-        return np.zeros(len(wanted), np.bool_)
-    flags: Flags = ids[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)] == wanted
-    return flags

@@ -37,24 +37,24 @@ FOLLOWED_SHARE = 4
 FORGOTTEN_SHARE = 2
 """Reading anew drops labels that no episode has. It is done when there are more than this many for each live one."""
 
+COLUMNS = ("ids", "loss", "replay_count", "domain", "label")
+"""The columns of a ``Population``."""
+
 LAWS = 4
 """The number of laws whose weights are brought along; a mixed strategy uses one or two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Population(Episodes):
-    """Live episodes that pass a condition, in id order, as of the counters of a snapshot.
+    """Live episodes that pass a condition, in id order.
 
-    ``revision``, ``inserted``, ``recorded``, ``replays`` and ``live`` are those of the whole buffer. Where episodes are
-    grouped by a column, ``labels`` numbers its values, and ``label`` is the number of each episode's value.
+    ``counters`` are those of the snapshot, and ``live`` is its number of live episodes, in the whole buffer. Where
+    episodes are grouped by a column, ``labels`` numbers its values, and ``label`` is the number of each one's value.
     """
 
     label: Ints
     labels: dict[Any, int]
-    revision: int
-    inserted: int
-    recorded: int
-    replays: int
+    counters: Counters
     live: int
     _origin: tuple[Population, NDArray[Any]] | None = None
     _weights: dict[Law, Floats] = field(default_factory=dict)
@@ -62,17 +62,8 @@ class Population(Episodes):
 
     def take(self, which: NDArray[Any]) -> Population:
         """Return the episodes at these places, or those that are flagged."""
-        return replace(
-            self,
-            ids=self.ids[which],
-            loss=self.loss[which],
-            replay_count=self.replay_count[which],
-            domain=self.domain[which],
-            label=self.label[which],
-            _origin=(self, which),
-            _weights={},
-            _domains=[],
-        )
+        columns = {name: getattr(self, name)[which] for name in COLUMNS}
+        return replace(self, **columns, _origin=(self, which), _weights={}, _domains=[])
 
     def weight(self, law: Law) -> Floats:
         """Return the weights over the largest possible one; a weight may underflow to zero."""
@@ -137,38 +128,34 @@ class Demand:
 
         The log has told everything if its replays and departures, and the newcomers, account for the buffer's counters.
         """
-        counters, live = snapshot.state.counters, snapshot.state.strata.live
-        now = (counters.recorded, counters.inserted, counters.events, live)
-        if (old.recorded, old.inserted, old.replays, old.live) == now:
+        then, now, live = old.counters, snapshot.state.counters, snapshot.live
+        recorded, inserted = now.recorded - then.recorded, now.inserted - then.inserted
+        replays = now.events - then.events
+        if not (recorded or inserted or replays) and live == old.live:
             return old
-        news = (counters.recorded - old.recorded) + (counters.inserted - old.inserted)
-        if news * FOLLOWED_SHARE > live or len(old.labels) > FORGOTTEN_SHARE * live:
+        if (recorded + inserted) * FOLLOWED_SHARE > live or len(old.labels) > FORGOTTEN_SHARE * live:
             return self.read(snapshot)
         first = first_id(snapshot.state.buffer_id)
-        span = {"after": first + old.recorded, "until": first + counters.recorded}
+        span = {"after": first + then.recorded, "until": first + now.recorded}
         rows = snapshot.conn.execute(_EVENTS, span).all()
         ids = np.array([row[0] for row in rows], np.int64)
         loss = np.array([row[1] for row in rows], np.float64)
         left = np.isnan(loss)
-        missed = (counters.events - old.replays != int((~left).sum())) or (
-            counters.inserted - old.inserted != live - old.live + int(left.sum())
-        )
-        if missed:  # some events were not recorded, or are pruned
-            return self.read(snapshot)
+        if replays != np.sum(~left) or inserted != live - old.live + np.sum(left):
+            return self.read(snapshot)  # some events were not recorded, or are pruned
         count("followed")
-        new = self._found(snapshot, old.labels, list(range(first + old.inserted + 1, first + counters.inserted + 1)))
+        new = self._found(snapshot, old.labels, list(range(first + then.inserted + 1, first + now.inserted + 1)))
         gone = where_in(old.ids, ids[left])
-        known = old.take(_all_but(len(old.ids), gone)) if len(gone) else old
+        known = old.take(np.delete(np.arange(len(old)), gone)) if len(gone) else old
         at = np.searchsorted(known.ids, ids)
-        mine = np.flatnonzero((at < len(known.ids)) & ~left)
+        mine = np.flatnonzero((at < len(known)) & ~left)
         mine = mine[known.ids[at[mine]] == ids[mine]]
-        return _advanced(known, new, at[mine], loss[mine], old.kept_laws(counters))
+        return _advanced(known, new, at[mine], loss[mine], old.kept_laws(now))
 
     def _found(self, snapshot: Snapshot, labels: dict[Any, int], among: list[int] | None) -> Population:
         table, values = (np.empty((0, 4)), []) if among == [] else self._rows(snapshot, among)
         labels = dict(labels)
         label = [labels.setdefault(value, len(labels)) for value in values] if values else np.zeros(len(table))
-        counters = snapshot.state.counters
         return Population(
             table[:, 0].astype(np.int64),
             table[:, 1].copy(),
@@ -176,11 +163,8 @@ class Demand:
             table[:, 3].astype(np.int64) - first_id(snapshot.state.buffer_id),
             np.asarray(label, np.int64),
             labels,
-            counters.revision,
-            counters.inserted,
-            counters.recorded,
-            counters.events,
-            snapshot.state.strata.live,
+            snapshot.state.counters.copy(),
+            snapshot.live,
         )
 
     def _rows(self, snapshot: Snapshot, among: list[int] | None) -> tuple[Floats, list[Any]]:
@@ -202,29 +186,13 @@ def _table(rows: list[tuple[Any, ...]]) -> Floats:
     return np.array(rows, np.float64).reshape(-1, 4)  # None as NaN
 
 
-def _all_but(size: int, gone: Ints) -> NDArray[np.bool_]:
-    kept = np.ones(size, np.bool_)
-    kept[gone] = False
-    return kept
-
-
 def _advanced(known: Population, new: Population, at: Ints, loss: Floats, laws: list[Law]) -> Population:
     """Return the known list with later losses, in the order of their events, and newcomers; weighed by the laws."""
     changed = _patched(known.loss, at, loss)  # of an episode that is there twice the last loss stays
-    replays = known.replay_count
-    if len(at):
-        replays = replays.copy()
-        np.add.at(replays, at, 1)
-    same = len(new.ids) == 0 and known._origin is None
-    after = replace(
-        new,
-        ids=_joined(known.ids, new.ids),
-        loss=_joined(changed, new.loss),
-        replay_count=_joined(replays, new.replay_count),
-        domain=_joined(known.domain, new.domain),
-        label=_joined(known.label, new.label),
-        _domains=known._domains if same else [],
-    )
+    replays = known.replay_count + np.bincount(at, minlength=len(known)) if len(at) else known.replay_count
+    columns = {name: getattr(known, name) for name in COLUMNS} | {"loss": changed, "replay_count": replays}
+    joined: dict[str, Any] = {name: _joined(column, getattr(new, name)) for name, column in columns.items()}
+    after = replace(new, **joined, _domains=known._domains if len(new) == 0 else [])
     for law in laws:
         weight = _patched(known.weight(law), at, np.exp2(law.log2_weight(known.ids[at], changed[at])))
         after._weights[law] = _joined(weight, np.exp2(law.log2_weight(new.ids, new.loss)))
