@@ -43,9 +43,6 @@ class Uniform(Strategy):
         total = pool.log2_total(LossLaw.of(pool.snapshot, 0.0), exact=exact)
         return Odds(np.zeros(len(episodes)), total, 0.0)
 
-    def parameters(self) -> dict[str, Any]:
-        return {}
-
 
 @dataclass(frozen=True)
 class _ByLaw(Strategy):
@@ -70,9 +67,6 @@ class _ByLaw(Strategy):
 
     def with_alpha(self, alpha: float) -> Self:
         return replace(self, alpha=alpha)
-
-    def parameters(self) -> dict[str, Any]:
-        return {"alpha": self.alpha}
 
 
 @dataclass(frozen=True)
@@ -170,9 +164,6 @@ class DomainBalanced(Strategy):
             raise ConfigError(f"none of the weighted domains {sorted(self.weights)} holds an episode")
         return domains, sizes, shares
 
-    def parameters(self) -> dict[str, Any]:
-        return {"weights": self.weights}
-
 
 @dataclass(frozen=True)
 class Mixed(Strategy):
@@ -233,14 +224,14 @@ class Mixed(Strategy):
             possible = np.isfinite(odds.log2_importance)
             # The scale of the component's importances is the same for every episode.
             scale = (probability[possible] - odds.log2_importance[possible])[:1].sum()
-            least = share * float(np.exp2(odds.log2_least + scale))
+            smallest = share * float(np.exp2(odds.log2_least + scale))
             if odds.leaves_out:
-                somewhere.append(least)
+                somewhere.append(smallest)
             else:
-                everywhere += least
+                everywhere += smallest
+        # An episode that one component leaves out is drawn by another, if at all.
+        least = max(everywhere or min(somewhere, default=0.0), LEAST)
         with np.errstate(divide="ignore"):
-            # An episode that one component leaves out is drawn by another, if at all.
-            least = max(everywhere or min(somewhere, default=0.0), LEAST)
             return Odds(np.log2(mixture), 0.0, float(np.log2(least)))
 
     @property

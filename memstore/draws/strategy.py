@@ -89,9 +89,9 @@ class Strategy(ABC):
         ``exact`` and ``weighted`` are as in ``Request``.
         """
 
-    @abstractmethod
     def parameters(self) -> dict[str, Any]:
-        """Return what ``strategy_from_json`` needs to build the strategy again."""
+        """Return what ``strategy_from_json`` needs to build the strategy again: its fields."""
+        return dict(vars(self))
 
     @property
     def index_alpha(self) -> float:
