@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memstore.buffer.strata import Floats, Ints
 
@@ -61,10 +62,15 @@ def power_sum(first: int, last: int, alpha: float) -> float:
     return total + float(integral + (m**-alpha + n**-alpha) / 2 + slope - third)
 
 
+def is_in(ids: Ints, wanted: Ints) -> NDArray[np.bool_]:
+    """Flag the wanted ids that are among ``ids``, which ascend."""
+    if not len(ids):
+        return np.zeros(len(wanted), np.bool_)
+    flags: NDArray[np.bool_] = ids[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)] == wanted
+    return flags
+
+
 def where_in(ids: Ints, wanted: Ints) -> Ints:
     """Return the places in ``ids``, which ascend, of those wanted ids that are there; ascending, each once."""
     wanted = np.unique(wanted)
-    at = np.searchsorted(ids, wanted)
-    at, wanted = at[at < len(ids)], wanted[at < len(ids)]
-    found: Ints = at[ids[at] == wanted]
-    return found
+    return np.searchsorted(ids, wanted[is_in(ids, wanted)])

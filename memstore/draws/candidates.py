@@ -6,7 +6,7 @@ import numpy as np
 
 from memstore.buffer.snapshot import Located, Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.draws.arithmetic import log2_sum
+from memstore.draws.arithmetic import is_in, log2_sum
 from memstore.draws.laws import AgeLaw, Law, LossLaw
 from memstore.draws.pool import Pool
 from memstore.draws.rejection import Bins, Filter, Listing
@@ -71,7 +71,7 @@ class AgeCandidates(_Candidates):
         snapshot = self.pool.snapshot
         ids = snapshot.newest_possible() + 1 - (self.first[bins] + positions)
         found = snapshot.find(ids)
-        ordinal = np.flatnonzero(np.isin(ids, found.ids))
+        ordinal = np.flatnonzero(is_in(found.ids, ids))
         rows = found.take(np.searchsorted(found.ids, ids[ordinal]))
         return rows, ordinal, self.law.log2_weight(rows.ids, rows.loss)
 

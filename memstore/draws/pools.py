@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from memstore.buffer.snapshot import Located, Snapshot
 from memstore.buffer.strata import Ints
-from memstore.draws.arithmetic import power_sum, where_in
+from memstore.draws.arithmetic import is_in, power_sum, where_in
 from memstore.draws.candidates import AgeCandidates, LossCandidates, stored_total
 from memstore.draws.conditions import Episodes, Flags, chosen_strata, is_kept, is_settled, is_told, parted
 from memstore.draws.knowledge import Populations
@@ -224,7 +224,7 @@ class Filtered(Chosen):
             if self._known_ids is None:
                 asked = condition
             else:
-                passing = np.isin(ids, self._known_ids[where_in(self._known_ids, ids)])
+                passing = is_in(self._known_ids, ids)
         if conjuncts(asked):
             passing &= self._queried(asked, ids)
         return passing

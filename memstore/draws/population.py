@@ -18,7 +18,7 @@ from sqlalchemy import bindparam, select
 from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.draws.arithmetic import TINY, log2_sum, where_in
+from memstore.draws.arithmetic import TINY, is_in, log2_sum, where_in
 from memstore.draws.conditions import Episodes
 from memstore.draws.laws import Law
 from memstore.queries import Column, Condition, col
@@ -147,10 +147,9 @@ class Demand:
         new = self._found(snapshot, old.labels, list(range(first + then.inserted + 1, first + now.inserted + 1)))
         gone = where_in(old.ids, ids[left])
         known = old.take(np.delete(np.arange(len(old)), gone)) if len(gone) else old
-        at = np.searchsorted(known.ids, ids)
-        mine = np.flatnonzero((at < len(known)) & ~left)
-        mine = mine[known.ids[at[mine]] == ids[mine]]
-        return _advanced(known, new, at[mine], loss[mine], old.kept_laws(now))
+        mine = is_in(known.ids, ids) & ~left
+        at = np.searchsorted(known.ids, ids[mine])
+        return _advanced(known, new, at, loss[mine], old.kept_laws(now))
 
     def _found(self, snapshot: Snapshot, labels: dict[Any, int], among: list[int] | None) -> Population:
         table, values = (np.empty((0, 4)), []) if among == [] else self._rows(snapshot, among)
