@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +29,8 @@ from memstore import (
     col,
 )
 from memstore.draws.knowledge import KEPT
-from memstore.draws.population import FORGOTTEN_SHARE, Demand
+from memstore.draws.population import FORGOTTEN_SHARE
+from memstore.testing import Counts, counting
 from tests.contract.helpers import Child, OpenMemory, in_child, row, rows
 
 EVERYTHING = 10**6
@@ -101,30 +102,11 @@ def agrees(warm: EpisodicMemory, cold: EpisodicMemory) -> None:
     assert some(warm) == some(cold)
 
 
-class Reads:
-    """How often what passes was read by a query over all episodes, and from the log."""
-
-    def __init__(self) -> None:
-        self.anew = self.followed = 0
-
-
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    """Counts, and changes nothing."""
-    counted = Reads()
-    read, followed = Demand.read, Demand.followed
-
-    def reading(demand: Demand, *arguments: Any) -> Any:
-        counted.anew += 1
-        return read(demand, *arguments)
-
-    def following(demand: Demand, *arguments: Any) -> Any:
-        counted.followed += 1
-        return followed(demand, *arguments)
-
-    monkeypatch.setattr(Demand, "read", reading)
-    monkeypatch.setattr(Demand, "followed", following)
-    return counted
+def reads() -> Iterator[Counts]:
+    """Counts how often the episodes that pass were read by a query over all (``scans``), and from the log."""
+    with counting() as counts:
+        yield counts
 
 
 # What is known follows the log.
@@ -206,18 +188,18 @@ def elsewhere(url: str, seed: int) -> None:
             step(memory, rng, kind)
 
 
-def test_another_process_writes(open_memory: OpenMemory, url: str, reads: Reads) -> None:
+def test_another_process_writes(open_memory: OpenMemory, url: str, reads: Counts) -> None:
     rng = np.random.default_rng(5)
     memory = open_memory(capacity=1000)
     add(memory, rng, 800)
     passing(memory)
     in_child(elsewhere, url, 6)
-    before = reads.anew
-    assert passing(memory) == asked(memory) and reads.anew == before
+    before = reads.scans
+    assert passing(memory) == asked(memory) and reads.scans == before
     agrees(memory, open_memory())
 
 
-def test_what_is_followed_and_what_is_read_anew(open_memory: OpenMemory, reads: Reads) -> None:
+def test_what_is_followed_and_what_is_read_anew(open_memory: OpenMemory, reads: Counts) -> None:
     """Followed as long as the log tells all that happened, and not too much did."""
     rng = np.random.default_rng(7)
     memory, other = open_memory(capacity=400), open_memory()
@@ -257,14 +239,15 @@ def test_what_is_followed_and_what_is_read_anew(open_memory: OpenMemory, reads: 
     ]
     for what, change, anew in changes:
         change()
-        before, followed = reads.anew, reads.followed
-        assert passing(memory) == asked(other), what
-        assert (reads.anew - before, reads.followed - followed) == (anew, int(what != "nothing known yet")), what
+        with counting() as counts:
+            assert passing(memory) == asked(other), what
+        assert counts.scans == anew and counts.scans + counts.followed <= 1, what
+    before = reads.scans
     passing(open_memory())
-    assert reads.anew == before + 1, "another handle knows nothing of this one's"
+    assert reads.scans == before + 1, "another handle knows nothing of this one's"
 
 
-def test_what_a_transaction_wrote_is_not_kept(open_memory: OpenMemory, reads: Reads) -> None:
+def test_what_a_transaction_wrote_is_not_kept(open_memory: OpenMemory, reads: Counts) -> None:
     memory = open_memory()
     add(memory, np.random.default_rng(8), 200)
     before = passing(memory)
@@ -280,28 +263,28 @@ def test_what_a_transaction_wrote_is_not_kept(open_memory: OpenMemory, reads: Re
             raise _RollbackError
         assert passing(memory) == inside
         raise _RollbackError
-    assert passing(memory) == before and reads.anew == 1
+    assert passing(memory) == before and reads.scans == 1
     # The same number of events and newcomers as were undone, and others.
     memory.update(sorted(before)[5:8], loss=9.0)
     memory.delete(sorted(before)[:2])
     memory.add(row(0), level=0, loss=1.0)
     assert passing(memory) == asked(memory) and len(passing(memory)) == len(before) - 2
-    assert reads.anew == 1
+    assert reads.scans == 1
 
 
-def test_what_was_used_last_is_kept(open_memory: OpenMemory, reads: Reads) -> None:
+def test_what_was_used_last_is_kept(open_memory: OpenMemory, reads: Counts) -> None:
     memory = open_memory()
     add(memory, np.random.default_rng(9), 200)
     conditions = [(col.level == 1) & (col.timestamp > i) for i in range(KEPT + 1)]
     for condition in (*conditions[:KEPT], *conditions[:KEPT]):
         passing(memory, condition)
-    assert reads.anew == KEPT
+    assert reads.scans == KEPT
     passing(memory, conditions[KEPT])  # the first one goes
     for condition in conditions[1:]:
         passing(memory, condition)
-    assert reads.anew == KEPT + 1
+    assert reads.scans == KEPT + 1
     passing(memory, conditions[0])
-    assert reads.anew == KEPT + 2
+    assert reads.scans == KEPT + 2
 
 
 def test_conditions_that_read_alike_are_told_apart(open_memory: OpenMemory) -> None:
@@ -426,15 +409,15 @@ def _in_fork(memory: EpisodicMemory) -> tuple[bool, int]:
     return same and passing(memory) == asked(memory), len(memory._populations._kept)
 
 
-def test_a_forked_child_begins_anew(open_memory: OpenMemory, reads: Reads) -> None:
+def test_a_forked_child_begins_anew(open_memory: OpenMemory, reads: Counts) -> None:
     memory = open_memory()
     add(memory, np.random.default_rng(12), 200)
     passing(memory)
     some(memory)
     assert Child(_in_fork, memory, method="fork").result() == (True, 1)
-    before = reads.anew
+    before = reads.scans
     assert passing(memory) == asked(memory)
-    assert reads.anew == before
+    assert reads.scans == before
     assert {loss for _, loss in passing(memory).values()} >= {"7.0"}
 
 
