@@ -162,7 +162,7 @@ class State:
             self._extend_domains(new)
         return np.array([self._codes[name] for name in names], np.int64)
 
-    def possible(self, rows: L) -> L:
+    def verified(self, rows: L) -> L:
         """Return the same rows.
 
         Raises
@@ -210,7 +210,7 @@ class Snapshot:
 
     @property
     def live(self) -> int:
-        """Number of live episodes."""
+        """The number of live episodes."""
         return self.state.strata.live
 
     def locate(self, strata: Ints, positions: Ints) -> Located:
@@ -234,7 +234,7 @@ class Snapshot:
         rows = Located(
             stored.wholes(ids, what), stored.reals(loss, what), stored.wholes(count, what), strata, positions
         )
-        return self.state.possible(rows)
+        return self.state.verified(rows)
 
     def find(self, ids: Ints) -> Rows:
         """Return the rows of those ids that are live and belong to the buffer, in id order, each once."""
@@ -243,7 +243,7 @@ class Snapshot:
         if not len(own):
             return Rows.none()
         rows = self.backend.select(self.conn, replay_metadata, COLUMNS, "episode_id", own.tolist())
-        return self.state.possible(rows_of(self.state, sorted(rows)))
+        return self.state.verified(rows_from(self.state, sorted(rows)))
 
     def rows_of(self, ids: Ints) -> Rows:
         """Return the rows of these live episodes, in this order."""
@@ -252,12 +252,12 @@ class Snapshot:
 
     def scan(self) -> Rows:
         """Return every live row, in id order. The time is proportional to the size of the buffer."""
-        return self.state.possible(self.unverified())
+        return self.state.verified(self.unverified())
 
     def unverified(self) -> Rows:
         """Return every row of the buffer, in id order, and also rows that cannot be as they are stored."""
         query = select(*(_m[name] for name in COLUMNS)).where(self.own).order_by(_m.episode_id)
-        return rows_of(self.state, [tuple(row) for row in self.conn.execute(query)])
+        return rows_from(self.state, [tuple(row) for row in self.conn.execute(query)])
 
     def oldest_id(self) -> int:
         """Return the smallest live id."""
@@ -288,7 +288,7 @@ class Snapshot:
         return and_(_m.episode_id >= low, _m.episode_id <= high)
 
 
-def rows_of(state: State, rows: Sequence[tuple[Any, ...]]) -> Rows:
+def rows_from(state: State, rows: Sequence[tuple[Any, ...]]) -> Rows:
     """Return the rows that a query for ``COLUMNS`` found."""
     ids, loss, count, strata, position, last = zip(*rows, strict=True) if rows else ((),) * len(COLUMNS)
     what = f"table {replay_metadata.name}"

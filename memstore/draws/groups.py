@@ -27,7 +27,9 @@ class Grouping:
         if not isinstance(self.by, Column):
             raise InvalidValue(f"by takes a column such as col.domain, got {shown(self.by)}")
         if self.by.source != "episode" or self.by.name == "age":
-            raise InvalidValue(f"groups are by what never changes of an episode, and {self.by} does")
+            raise InvalidValue(
+                f"by takes a column whose values never change, such as col.domain, and those of {self.by} do"
+            )
         if isinstance(self.by, ExtraColumn) and not self.by.typed:
             raise InvalidValue(f"say which type of {self.by} is meant: .number, .text or .flag")
 

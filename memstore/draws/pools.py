@@ -44,7 +44,11 @@ def pool_of(snapshot: Snapshot, condition: Condition | None, known: Populations,
 
 @dataclass(eq=False)
 class Whole:
-    """All live episodes."""
+    """All live episodes.
+
+    ``strata`` are those that hold them, in (domain, bucket) order. ``rest`` is the part of the condition that strata do
+    not answer.
+    """
 
     snapshot: Snapshot
     condition: Condition

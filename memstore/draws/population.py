@@ -1,4 +1,4 @@
-"""The episodes that pass a condition on what never changes of them, as a list that follows the log.
+"""The episodes that pass a condition on facts that never change, as a list that follows the log.
 
 The log tells all that can happen to such an episode: it comes (its id is new), its loss changes, it leaves. So a list
 is brought from one snapshot to a later one by reading what was appended between them. Looking up each episode anew

@@ -14,7 +14,6 @@ Where few candidates are accepted, a list of all that may be drawn finishes the 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,16 +128,10 @@ def draw(candidates: Candidates, request: Request) -> Located:
     wanted, sieve = request.count, candidates.filter
     if not request.replacement and (wanted + len(request.taken)) * SCAN_SHARE >= candidates.live:
         return draw_listed(candidates, request)
-    drawn = Located.none()
-    excluded = _excluding(candidates, request.taken, {})
-    poor = 0
+    drawn, excluded = Located.none(), _excluding(candidates, request.taken, {})
     patience, poor_yield = (POOR_ROUNDS, POOR_YIELD) if sieve is None else (1, sieve.poor_yield)
-    acceptance = candidates.acceptance
-    for number in itertools.count():
-        proposed = PROBE if sieve is not None and number == 0 else proposals(wanted, acceptance)
-        found = _round(candidates, request.rng, proposed, excluded)
-        if found is None:
-            break
+    proposed = proposals(wanted, candidates.acceptance) if sieve is None else PROBE
+    while (found := _round(candidates, request.rng, proposed, excluded)) is not None:
         if not request.replacement:
             # The first of each id, in the order of proposal.
             found = found.take(np.sort(np.unique(found.ids, return_index=True)[1]))
@@ -147,15 +140,15 @@ def draw(candidates: Candidates, request: Request) -> Located:
         wanted -= len(found)
         if not wanted:
             break
-        if not request.replacement:
-            excluded = _excluding(candidates, found, excluded)
-        poor += len(found) * poor_yield < proposed
-        if sieve is not None:
-            acceptance = len(found) / proposed  # only now is it known how many pass
-        if poor >= patience:
+        patience -= len(found) * poor_yield < proposed
+        if not patience:
             if len(drawn):
                 count("completed")
             return Located.join([drawn, draw_listed(candidates, request.after(drawn, wanted))])
+        if not request.replacement:
+            excluded = _excluding(candidates, found, excluded)
+        # Behind a filter only the last round tells how many pass.
+        proposed = proposals(wanted, candidates.acceptance if sieve is None else len(found) / proposed)
     return drawn
 
 

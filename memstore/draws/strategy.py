@@ -16,6 +16,7 @@ from memstore.draws.pool import Pool, Request
 from memstore.errors import ConfigError
 
 DEFAULT_ALPHA = 0.6
+"""The exponent of a strategy that is given none."""
 
 
 @dataclass(frozen=True, slots=True)
