@@ -101,9 +101,11 @@ class Whole:
 
     def draw_quotas(self, request: Request, quotas: Ints) -> Located:
         domain = self.snapshot.state.strata.domain[self.strata]  # ascending
-        ends = np.flatnonzero(np.diff(domain, append=-1)) + 1
-        parts = np.split(self.strata, ends[:-1])
-        places = [self._even_places(request.of(int(quotas[at])), parts[at]) for at in np.flatnonzero(quotas)]
+        edges = np.flatnonzero(np.diff(domain, prepend=-1, append=-1))
+        places = [
+            self._even_places(request.of(int(quotas[at])), self.strata[edges[at] : edges[at + 1]])
+            for at in np.flatnonzero(quotas)
+        ]
         order = request.rng.permutation(int(quotas.sum()))
         strata, positions = (np.concatenate(column) for column in zip(*places, strict=True))
         return self.snapshot.locate(strata[order], positions[order])
