@@ -1,4 +1,4 @@
-"""Database dialects; ``backend_for`` picks the one a URL names."""
+"""Database dialects. ``backend_for`` picks the one that a URL names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ __all__ = ["UNAWAITED", "Backend", "Failure", "TransactionState", "Watch", "back
 
 
 def backend_for(url: URL, durability: Durability, busy_timeout: float) -> Backend:
-    """The backend for the URL's database.
+    """Return the backend for the database that the URL names.
+
+    Parameters
+    ----------
+    url : sqlalchemy.URL
+    durability : {"process", "power"}
+        What a commit must survive.
+    busy_timeout : float
+        Seconds to wait for a lock.
 
     Raises
     ------
     ConfigError
-        When memstore has no backend for it, or its driver is not installed.
+        If memstore has no backend for this database, or if the driver is not installed.
     """
     name = url.get_backend_name()
     if name == "sqlite":

@@ -1,4 +1,4 @@
-"""The tables of a PostgreSQL database, compared with what the code declares."""
+"""Compares the tables of a PostgreSQL database with those that the code declares."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ NAMES = sorted(TABLES | VIEWS)
 
 
 def foreign(relations: Rows, rules: Rows) -> Iterator[str]:
-    """Views and the like in place of tables, and rules on them."""
+    """Find views and other relations that stand in place of tables, and rules on memstore's relations."""
     for name, kind in relations:
         if kind != ("v" if name in VIEWS else "r"):
             yield f"a {KINDS[kind]} {name!r}"
@@ -58,7 +58,7 @@ def foreign(relations: Rows, rules: Rows) -> Iterator[str]:
 
 
 def altered(columns: Rows) -> Iterator[str]:
-    """Tables that have not the columns, types and NULLs that the code declares."""
+    """Find tables that are missing, or that differ in columns, types or NULLs from what the code declares."""
     found: dict[str, set[tuple[Any, ...]]] = {}
     for table, *column in columns:
         found.setdefault(table, set()).add(tuple(column))
@@ -71,13 +71,13 @@ def altered(columns: Rows) -> Iterator[str]:
 
 
 def missing(relations: Rows, indexes: Rows, acting: Rows) -> Iterator[str]:
-    """Views and indexes that are not there, and what others made act on the tables."""
+    """Find views and indexes that are missing, and triggers and constraints that memstore did not make."""
     for name in sorted(VIEWS - {name for name, _ in relations}):
         yield f"the view {name!r} is missing"
     for name in sorted(_indexes() - {name for (name,) in indexes}):
         yield f"the index {name!r} is missing or invalid"
     for kind, name, table in acting:
-        yield f"{kind} {name!r} on {table!r} is none of memstore's"
+        yield f"the {kind} {name!r} on {table!r} is not memstore's"
 
 
 def _declared(table: Table) -> set[tuple[Any, ...]]:

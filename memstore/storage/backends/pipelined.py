@@ -1,4 +1,4 @@
-"""psycopg's connection, as pipelines and interrupts need it."""
+"""A connection of psycopg that works with pipelines and with interrupts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from memstore.storage.backends.arrays import Array, ArrayDumper
 
 
 class PipelinedConnection(psycopg.Connection[Any]):
-    """A connection that commits inside a pipeline, and that an interrupt leaves at once.
+    """A connection that can commit inside a pipeline, and that stops waiting at once when an interrupt comes.
 
-    psycopg's own ``commit`` looks at the transaction's status first, which a pipeline learns of only with its next
-    Sync: it would send nothing, and the pool's reset would roll back what was reported as committed. Its own ``wait``
-    goes on after an interrupt, for 5 s or for ever, until the answer is there; here the connection is given up.
+    psycopg's own ``commit`` first looks at the status of the transaction. In a pipeline that status is known only after
+    the next Sync, so ``commit`` would send nothing, and the pool's reset would roll back what was reported as
+    committed. After an interrupt, psycopg's own ``wait`` goes on until the answer is there, for 5 s or for ever. This
+    class gives the connection up instead.
     """
 
     def wait(self, gen: Any, interval: float = 0.1, **options: Any) -> Any:  # type: ignore[override]
-        """Wait for what the generator waits for."""
+        """Run a generator of psycopg until it ends, and wait for the socket whenever it asks for that."""
         return waiting.wait(gen, self.pgconn.socket, interval=interval, **options)
 
     def commit(self) -> None:
-        """Send COMMIT; inside a pipeline its result is awaited at the end of that."""
+        """Send COMMIT. Inside a pipeline its result is known only when the pipeline ends."""
         if self.info.pipeline_status is PipelineStatus.OFF:
             super().commit()
         else:
@@ -32,7 +33,7 @@ class PipelinedConnection(psycopg.Connection[Any]):
 
 
 def connect_pipelined(_dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> PipelinedConnection:
-    """What SQLAlchemy's event ``do_connect`` asks for."""
+    """Open a connection. SQLAlchemy calls this in its event ``do_connect``."""
     connection = PipelinedConnection.connect(*arguments, **options)
     connection.adapters.register_dumper(Array, ArrayDumper)
     return connection

@@ -1,7 +1,7 @@
-"""PostgreSQL through psycopg 3: unnest arrays, pipelined statements, no session state.
+"""The backend for PostgreSQL, by psycopg 3: arrays for ``unnest``, pipelined statements, no state of sessions.
 
-Nothing outlives a transaction on the server (settings are local to it, nothing is prepared), so a pooler in
-transaction mode may stand between. Preparing would gain nothing that could be measured: planning takes 0.1 ms.
+Nothing stays on the server after a transaction: settings are local to it, and no statement is prepared. So a pooler in
+transaction mode may stand between. Prepared statements gained nothing that could be measured: planning takes 0.1 ms.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from memstore.storage.schema import VERSION_TABLE, buffer, metadata, replay_meta
 MINIMUM_VERSION = 130000
 
 STATEMENT_BYTES = 64 * 2**20
-"""Blobs in one statement; a message may hold 1 GiB, and both sides keep it in memory."""
+"""Bytes of blobs that one statement carries. A message may hold 1 GiB, but both sides keep it in memory."""
 
 LARGE = 16 * 2**20
-"""Bytes from which it is worth a new connection (5 ms) to have the old one's buffers freed."""
+"""Bytes of a large value. Its connection is closed later: this frees its buffers, and a new one costs 5 ms."""
+
 CANCELLATION = 2.0
-"""Seconds that it may take to tell the server that a statement is given up."""
+"""Seconds that the call may take which tells the server to cancel a statement."""
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -53,9 +54,9 @@ _CODES = {
     "42710": Failure.NAME_TAKEN,
     "25006": Failure.READ_ONLY,
     "42501": Failure.READ_ONLY,
-    "42P01": Failure.CORRUPT,  # a table or a column that is not there
+    "42P01": Failure.CORRUPT,  # a table or a column is missing
     "42703": Failure.CORRUPT,
-    "23505": Failure.CORRUPT,  # what is written fits what was there, unless counters went back
+    "23505": Failure.CORRUPT,  # memstore's writes break no constraint unless counters went back
     "23502": Failure.CORRUPT,
     "XX001": Failure.CORRUPT,
     "XX002": Failure.CORRUPT,
@@ -67,7 +68,7 @@ _CODES = {
     "25P03": Failure.LOST,
 }
 
-# OFFSET 0 keeps the planner from turning 2,500 candidates or more into a hash join over the whole table.
+# Without OFFSET 0, the planner makes a hash join over the whole table from 2,500 candidates on.
 _LOCATE = (
     "SELECT c.n, m.episode_id, m.loss, m.replay_count "
     "FROM unnest(%s::int8[], %s::int8[]) WITH ORDINALITY AS c(stratum_id, position, n) CROSS JOIN LATERAL "
@@ -76,23 +77,23 @@ _LOCATE = (
 
 
 class PostgresBackend(PostgresExpressions, Backend):
-    """A PostgreSQL database, or one schema of it by way of ``search_path``."""
+    """A PostgreSQL database, or the schema in it that ``search_path`` names."""
 
     shared = True
     advice = "does the server run, do the database, the user and the schema exist?"
 
     def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
         super().__init__(url, durability, busy_timeout)
-        # By SQLAlchemy's connection: its own notes (info) are gone once it takes a connection for broken.
+        # They are not kept in the connection's notes (info), which SQLAlchemy drops once a connection counts as broken.
         self._pipelines: WeakKeyDictionary[Connection, tuple[ExitStack, psycopg.Pipeline]] = WeakKeyDictionary()
-        # Not 0 ms, which would be no limit.
+        # At least 1 ms: a timeout of 0 would mean no limit.
         self._settings = ("on" if durability == "power" else "off", f"{max(int(busy_timeout * 1000), 1)}ms")
 
     def create_engine(self) -> Engine:
         engine = create_engine(
             self.url,
             connect_args={"prepare_threshold": None, "fallback_application_name": alone.APPLICATION},
-            isolation_level="AUTOCOMMIT",  # the begin event writes BEGIN; the driver's own would be a round trip
+            isolation_level="AUTOCOMMIT",  # the begin event sends BEGIN; the driver's own would cost a round trip
             poolclass=RestingPool,
             pool_reset_on_return=None,
             use_native_hstore=False,
@@ -115,7 +116,7 @@ class PostgresBackend(PostgresExpressions, Backend):
             if info.server_version < MINIMUM_VERSION:
                 raise StoreUnavailable(f"memstore needs PostgreSQL {MINIMUM_VERSION // 10000} or newer")
             if info.parameter_status("server_encoding") != "UTF8":
-                raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create it with that")
+                raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create a database with that")
 
     def begin(self, conn: Connection) -> None:
         stack = ExitStack()
@@ -129,13 +130,13 @@ class PostgresBackend(PostgresExpressions, Backend):
             conn.invalidate()
 
     def rollback(self, conn: Connection) -> None:
-        with suppress(psycopg.Error):  # of statements that are given up
+        with suppress(psycopg.Error):  # errors of statements that are given up
             self._leave_pipeline(conn)
         if _driver(conn).closed:
-            conn.invalidate()  # before the pool tries to reset it, and says so on standard error
+            conn.invalidate()  # otherwise the pool tries to reset it, and prints the failure to standard error
             return
         conn.rollback()
-        # SQLAlchemy takes a commit that failed for done, and would not roll back.
+        # After a commit that failed, SQLAlchemy believes that the transaction has ended, and does not roll back.
         if _driver(conn).info.transaction_status is not TransactionStatus.IDLE:
             _driver(conn).rollback()
 
@@ -148,7 +149,7 @@ class PostgresBackend(PostgresExpressions, Backend):
         stack.close()
 
     def _arrived(self, conn: Connection, _cursor: Any, _sql: str, _values: Any, context: Any, _many: bool) -> None:
-        """Make the result of a statement sent by SQLAlchemy arrive, which it takes for granted."""
+        """Wait for the result of a statement that SQLAlchemy sent: it expects the result to be there."""
         if conn in self._pipelines:
             _flush(_driver(conn))
             if not context.execution_options.get(UNAWAITED, False):
@@ -161,18 +162,19 @@ class PostgresBackend(PostgresExpressions, Backend):
         return driver.closed
 
     def discard(self, conn: Connection, driver: psycopg.Connection[Any]) -> None:
-        with suppress(psycopg.Error):  # the server works on, and notices only at the end that nobody listens any more
+        with suppress(psycopg.Error):  # if this fails, the server works on until it notices the closed connection
             if driver.info.transaction_status is TransactionStatus.ACTIVE:
                 driver.cancel_safe(timeout=CANCELLATION)
         driver.close()
-        with suppress(psycopg.Error):  # it is closed: but left alone, its pipeline would say so in the log
+        with suppress(psycopg.Error):  # the connection is closed, but an open pipeline would log a message about it
             self._leave_pipeline(conn)
 
     def send(self, conn: Connection, statement: str) -> None:
         _send(conn, statement)
 
     def lock_schema(self, conn: Connection) -> None:
-        # Tables and buffers are made durably in any case: with one that is forgotten open handles could do nothing.
+        # Tables and buffers are created durably under either durability: a handle could not work on one that the server
+        # has forgotten.
         _send(conn, "SELECT set_config('synchronous_commit', 'on', true)")
         _send(conn, f"SELECT pg_advisory_xact_lock(hashtextextended('{VERSION_TABLE} ' || current_schema(), 0))")
 
@@ -199,7 +201,7 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
         present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
-        if not present:  # no row at all: some column is never NULL
+        if not present:  # there are no rows: every table has a column that is never NULL
             return
         kinds = tuple(kind_of(table, name).sql for name in present)
         for part in _parts(table, present):
@@ -261,7 +263,7 @@ class PostgresBackend(PostgresExpressions, Backend):
             return None
         code = cause.sqlstate
         if code is None or code.startswith("08"):
-            # Without a code it comes from the driver: the connection is gone, or never was.
+            # An error without a code comes from the driver: the connection is lost, or could not be made.
             return Failure.LOST if isinstance(cause, psycopg.OperationalError) or code else Failure.OTHER
         return _CODES.get(code, Failure.OTHER)
 
@@ -291,7 +293,7 @@ class PostgresBackend(PostgresExpressions, Backend):
                 _driver(conn).execute(f"VACUUM (ANALYZE) {name}".encode())
 
     def integrity(self, conn: Connection) -> Iterable[str]:
-        return ()  # checksums of pages are the server's (pg_amcheck, data_checksums); it reads or refuses a page
+        return ()  # the server checks its own pages (pg_amcheck, data_checksums), and refuses to read a damaged one
 
     def foreign(self, conn: Connection) -> Iterable[str]:
         return catalog.foreign(_listed(conn, catalog.RELATIONS), _listed(conn, catalog.RULES))
@@ -303,7 +305,7 @@ class PostgresBackend(PostgresExpressions, Backend):
         return catalog.missing(*(_listed(conn, sql) for sql in (catalog.RELATIONS, catalog.INDEXES, catalog.ACTING)))
 
     def unchecked(self) -> Iterable[str]:
-        return ("pages (pg_amcheck and data_checksums are the server's), and what the views are made of",)
+        return ("pages (the server has pg_amcheck and data_checksums for that), and the definitions of views",)
 
     def notes(self, conn: Connection) -> Iterable[str]:
         risky = _send(
@@ -321,7 +323,7 @@ class PostgresBackend(PostgresExpressions, Backend):
 
 
 _SWOLLEN = "memstore_swollen"
-"""A connection that is closed after its transaction: libpq's buffers grow with what passes, and never shrink."""
+"""The note on a connection that is closed after its transaction: libpq's buffers grow, and never shrink again."""
 
 
 def _driver(conn: Connection) -> psycopg.Connection[Any]:
@@ -329,7 +331,7 @@ def _driver(conn: Connection) -> psycopg.Connection[Any]:
 
 
 def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
-    """Send a statement; after ``begin`` its result is awaited where it is fetched, by ``settle`` or by the commit."""
+    """Send a statement. In a transaction its result is waited for later: by a fetch, by ``settle`` or by the commit."""
     driver = _driver(conn)
     if any(isinstance(value, Array) and len(value.data) > LARGE for value in values):
         conn.info[_SWOLLEN] = True
@@ -339,15 +341,15 @@ def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cur
 
 
 def _listed(conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-    """Rows about relations of memstore's names; a statement may name them several times."""
+    """Run a statement of ``catalog``. Each of its parameters is the list of memstore's names."""
     return _send(conn, sql, [catalog.NAMES] * sql.count("%s")).fetchall()
 
 
 def _flush(driver: psycopg.Connection[Any]) -> None:
-    """Send all of a pipelined statement.
+    """Send the whole of a pipelined statement.
 
-    psycopg 3.3 tries once and from then on only reads: more than fits the socket's buffer, such as a checkpoint of
-    10 MB, would wait for ever, and so would the server.
+    psycopg 3.3 tries once to send it, and then only reads. A statement that does not fit the socket's buffer, such as a
+    checkpoint of 10 MB, would then wait for ever, and so would the server.
     """
     if not driver.pgconn.flush():
         return
@@ -359,7 +361,7 @@ def _flush(driver: psycopg.Connection[Any]) -> None:
 
 
 def _parts(table: Table, columns: Columns) -> Iterator[slice]:
-    """Rows by the statement: all at once, unless the blobs are many."""
+    """Divide the rows among statements of at most ``STATEMENT_BYTES`` of blobs each."""
     count = len(next(iter(columns.values())))
     blobs = [values for name, values in columns.items() if kind_of(table, name) is BYTEA]
     start = size = 0
@@ -411,7 +413,7 @@ def _delete_sql(table: str, key: str) -> str:
 
 @_cached
 def _select_sql(table: str, columns: tuple[str, ...], key: str, kind: str) -> str:
-    # Not "= ANY": planning copies the array's constants into the index condition, and takes up to 0.5 ms for 256.
+    # Not "= ANY": the planner copies the array's constants into the index condition, up to 0.5 ms for 256 of them.
     return (
         f'SELECT {_quoted(columns, "t.")} FROM unnest(%s::{kind}[]) AS c(wanted) JOIN {table} t ON t."{key}" = c.wanted'
     )

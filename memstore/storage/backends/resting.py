@@ -1,4 +1,4 @@
-"""A pool without locks and counters: there is nothing that an interrupt could leave wrong."""
+"""A pool of connections without locks and counters, so that no interrupt can leave it in a wrong state."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 KEPT = 5
-"""Connections kept at rest, as in SQLAlchemy's own pool. It bounds no more: each thread has one."""
+"""Unused connections that are kept, as in SQLAlchemy's own pool. In use may be any number: each thread has one."""
 
 
 class RestingPool(Pool):
-    """Keeps connections that are not used. The one used last is used next: one hot connection, hence one page cache."""
+    """Keeps unused connections. The one used last is given out first, so that its page cache stays warm."""
 
     def __init__(self, creator: Any, **settings: Any) -> None:
         super().__init__(creator, **settings)
@@ -30,12 +30,12 @@ class RestingPool(Pool):
             record.close()
 
     def dispose(self) -> None:
-        """Close what is at rest."""
+        """Close the unused connections."""
         while self._resting:
             self._resting.pop().close()
 
     def recreate(self) -> RestingPool:
-        """An empty one like it."""
+        """Return an empty pool with the same settings."""
         return RestingPool(
             self._creator,
             recycle=self._recycle,
@@ -47,5 +47,5 @@ class RestingPool(Pool):
         )
 
     def status(self) -> str:
-        """How many are at rest."""
+        """Say how many connections are unused."""
         return f"{len(self._resting)} connections at rest"

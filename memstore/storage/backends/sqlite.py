@@ -1,4 +1,7 @@
-"""SQLite: WAL, writers IMMEDIATE, readers DEFERRED, bulk work through the driver's cursor."""
+"""The backend for SQLite files.
+
+Files are in WAL mode. Writers begin IMMEDIATE, readers DEFERRED. Bulk work goes to the driver's own cursors.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +37,28 @@ from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata, stra
 MINIMUM_VERSION = (3, 38, 0)
 
 LARGE = 1 << 20
-"""Bytes of a value from which it is worth a statement more to have it let go."""
+"""Bytes of a large value. After an insert of one, a second statement frees its memory: see ``insert_large``."""
 
 CACHE_KIB = 64 * 1024
+"""KiB of pages that a connection keeps in memory."""
+
 BACKUP_PAGES = 4096
+"""Pages that are copied between two reports of progress."""
+
 LAST_CURSORS = 16
-# Seconds: writes that follow each other faster are not looked at before they begin, which halves the cost for add(1).
+"""Cursors that a connection remembers, to close them when it is closed."""
+
 LOOK_AHEAD = 0.001
+"""Seconds. A write that begins sooner after the last check of the files skips it, which halves its cost for add(1)."""
 
 _CODES = {
     sqlite3.SQLITE_BUSY: Failure.BUSY,
     sqlite3.SQLITE_LOCKED: Failure.BUSY,
     sqlite3.SQLITE_FULL: Failure.FULL,
-    sqlite3.SQLITE_IOERR_WRITE: Failure.FULL,  # what a quota or RLIMIT_FSIZE makes of a full disk
+    sqlite3.SQLITE_IOERR_WRITE: Failure.FULL,  # a disk that a quota or RLIMIT_FSIZE makes full
     sqlite3.SQLITE_READONLY: Failure.READ_ONLY,
     sqlite3.SQLITE_CORRUPT: Failure.CORRUPT,
-    sqlite3.SQLITE_CONSTRAINT: Failure.CORRUPT,  # what is written fits what was there, unless counters went back
+    sqlite3.SQLITE_CONSTRAINT: Failure.CORRUPT,  # memstore's writes break no constraint unless counters went back
     sqlite3.SQLITE_MISMATCH: Failure.CORRUPT,
     sqlite3.SQLITE_NOTADB: Failure.NOT_A_DATABASE,
     sqlite3.SQLITE_CANTOPEN: Failure.UNAVAILABLE,
@@ -60,9 +69,11 @@ _CODES = {
     sqlite3.SQLITE_IOERR_CORRUPTFS: Failure.CORRUPT,
 }
 
-# A candidate is one integer: the stratum's sequence above this bit, the position below. One JSON text per draw then
-# serves any number of candidates with one prepared statement, within 15 % of the speed of a VALUES list.
 _POSITION_BITS = 43
+"""Bits of a position. A candidate is one integer: the stratum's sequence above these bits, the position in them.
+
+So one prepared statement takes any number of candidates as one JSON text, within 15 % of the speed of a VALUES list.
+"""
 _LOCATE = (
     f"SELECT c.key, m.episode_id, m.loss, m.replay_count FROM json_each(?) AS c "
     f"CROSS JOIN {replay_metadata.name} AS m "
@@ -73,8 +84,8 @@ _LOCATE = (
 class SQLiteBackend(SQLiteExpressions, Backend):
     """A SQLite file."""
 
-    # POSIX locks belong to a process, and the library counts them by file: with an inherited connection a child
-    # believes to hold what its parent holds. It then writes into a log that the parent, closing last, removes.
+    # POSIX locks belong to a process, and SQLite counts them by file. With an inherited connection, a child believes
+    # that it holds its parent's locks. It then writes to a log, which the parent removes when it closes the file last.
     # https://sqlite.org/howtocorrupt.html, section 2.6
     fork_safe = False
 
@@ -107,11 +118,12 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             f"cache_size = -{CACHE_KIB}",
             *log.bounds(log.LEAST_PAGES),
             "temp_store = MEMORY",
-            # Debian compiles it ON: deleting 2,500 blobs of 8 KB then takes 69 ms and 20 MB of WAL instead of 5 ms.
+            # Debian's SQLite has it ON. Deleting 2,500 blobs of 8 KB then takes 69 ms and 20 MB of WAL, not 5 ms.
             "secure_delete = OFF",
-            # There are none. A build that turns them on would empty child tables when a migration rebuilds a parent.
+            # The tables have no foreign keys. A SQLite built with ON would empty child tables when a migration
+            # rebuilds a parent.
             "foreign_keys = OFF",
-            # Somebody's file must not run functions in its definitions, nor lead beyond its pages.
+            # A file from somebody else must not run functions in its definitions, and must not lead beyond its pages.
             "trusted_schema = OFF",
             "cell_size_check = ON",
             "mmap_size = 0",
@@ -121,12 +133,12 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def begin(self, conn: Connection) -> None:
         super().begin(conn)
         if conn.get_execution_options().get("memstore_write", False):
-            look(conn, fresh=LOOK_AHEAD)  # under the lock; the look after the commit is what a promise needs
+            look(conn, fresh=LOOK_AHEAD)  # early, so that less work is lost; the promise rests on the look in commit
 
     def commit(self, conn: Connection) -> None:
         still.verify(conn.info)
         super().commit(conn)
-        look(conn)  # before it is acknowledged
+        look(conn)  # a commit into a file that was replaced must not be acknowledged
 
     def prepare(self, engine: Engine) -> None:
         path = sqlite_path(self.url)
@@ -140,14 +152,14 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             warnings.warn(links_warning(self.describe(), names), StoreWarning, stacklevel=2)
         if "immutable" in self.url.query:
             self._check_no_log()
-            return  # nothing of it can be changed
-        # The switch to WAL does not honour busy_timeout: 7 of 120 first openers failed without the retry.
+            return  # the file cannot be changed
+        # The switch to WAL ignores busy_timeout. Without the retry, 7 of 120 processes that opened it first failed.
         deadline = time.monotonic() + self.busy_timeout
         with _raw(engine) as driver:
             while driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 try:
                     mode = driver.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-                    if mode != "wal":  # refused without an error: in memory, or no shared memory where the file is
+                    if mode != "wal":  # SQLite raises no error for a database in memory, or without shared memory
                         raise StoreUnavailable(f"{self.describe()} cannot use WAL, only {mode!r}; use a local file")
                 except sqlite3.OperationalError as exc:
                     if self.classify(exc) is not Failure.BUSY or time.monotonic() > deadline:
@@ -168,7 +180,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         log = Path(f"{sqlite_path(self.url)}-wal")
         if log.exists() and log.stat().st_size:
             raise StoreUnavailable(
-                f"{self.describe()}: immutable=1 would leave out what is committed in {log.name}; leave immutable out"
+                f"{self.describe()}: with immutable=1, commits in {log.name} would not be read; leave immutable=1 out"
             )
 
     def send(self, conn: Connection, statement: str) -> None:
@@ -192,9 +204,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         return found[0] if found else None, changed
 
     def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
-        # Not binding what is NULL in every row saves a fifth of an insert of plain episodes.
+        # Columns that are NULL in every row are left out. This saves a fifth of an insert of plain episodes.
         present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
-        if present:  # else there is no row at all: some column is never NULL
+        if present:  # otherwise there are no rows: every table has a column that is never NULL
             insert = insert_large if any(map(_is_large, present.values())) else _insert
             insert(_driver(conn), table.name, present)
 
@@ -230,7 +242,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         return _driver(conn).execute(_LOCATE, (json.dumps(packed.tolist()), base)).fetchall()
 
     def clock(self, conn: Connection) -> float:
-        return time.time()  # a file's users share a machine
+        return time.time()  # all users of a file are on one machine
 
     def announce(self, conn: Connection, buffer_id: int) -> None:
         """Nothing to do: every commit changes the file's data version."""
@@ -241,10 +253,11 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def classify(self, error: BaseException) -> Failure | None:
         cause = error.orig if isinstance(error, DBAPIError) else error
         if isinstance(cause, UnicodeDecodeError):
-            return Failure.CORRUPT  # the driver could not read what SQLite says of a damaged definition
+            return Failure.CORRUPT  # the driver could not decode SQLite's message about a damaged definition
         if not isinstance(cause, sqlite3.Error):
             return None
-        # The low byte is the primary code. Undecodable text raises without any code (measured on flipped bits).
+        # The low byte is the primary code. Text that cannot be decoded raises an error without a code (seen with
+        # flipped bits).
         code = getattr(cause, "sqlite_errorcode", None)
         if code is None:
             return Failure.CORRUPT if isinstance(cause, sqlite3.OperationalError) else Failure.OTHER
@@ -310,7 +323,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         path = sqlite_path(self.url)
         try:
             return path is None or path.exists()
-        except OSError:  # a folder that may not be entered, a name too long: opening it tells
+        except OSError:  # a folder that may not be entered, or a name that is too long: opening the file tells which
             return True
 
     def refusal(self, what: Wanted) -> Refusal | None:
@@ -331,16 +344,16 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         return target
 
     def copy_file(self, engine: Engine, target: Path, on_progress: Progress) -> bool:
-        # A connection of its own reads what is committed, also while the caller's holds the write lock; inside a
-        # transaction every step of the copy sees the same snapshot.
+        # A separate connection reads the committed data, even while the caller's connection holds the write lock. It
+        # is in a transaction, so that every step of the copy sees the same snapshot.
         with _raw(engine) as source, closing(sqlite3.connect(target)) as copy:
-            copy.execute("PRAGMA journal_mode = OFF")  # a failed copy is deleted, never rolled back
+            copy.execute("PRAGMA journal_mode = OFF")  # a copy that fails is deleted, so it needs no rollback
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
             try:
                 source.backup(copy, pages=BACKUP_PAGES, progress=lambda _, left, all_: on_progress(all_ - left, all_))
             except sqlite3.Error as exc:
-                found = refused(target, "room")  # the copy's disk, which need not be the source's
+                found = refused(target, "room")  # the copy may be on another disk than the source
                 if self.classify(exc) in (Failure.FULL, Failure.DEVICE) and found is not None:
                     raise found.error(f"{target.parent}: {found.text}") from exc
                 raise
@@ -360,21 +373,22 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         with _raw(engine) as driver:
             self._empty_log(driver, "nothing was done")
             driver.execute("VACUUM")
-            self._empty_log(driver, "the file is written anew, but")
+            self._empty_log(driver, "the file was rewritten, but its log is not empty")
 
     def _empty_log(self, driver: sqlite3.Connection, so_far: str) -> None:
         if driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             raise StoreBusy(
-                f"{self.describe()}: {so_far}: another connection has read or written for {self.busy_timeout:g} s, and "
-                "its snapshot keeps the log from being emptied; end its query or transaction, and run it again"
+                f"{self.describe()}: {so_far}: another connection has read or written for {self.busy_timeout:g} s, so "
+                "the log cannot be emptied; end its query or transaction, and try again"
             )
 
 
 class _Connection(sqlite3.Connection):
     """A connection that gives up its transaction when it is closed.
 
-    SQLite keeps a closed connection, with its locks and its snapshot, for as long as a cursor of it is in the middle of
-    a result, such as one in a traceback. So the last cursors are known (0.4 us a statement), and closed first.
+    SQLite keeps a closed connection, with its locks and its snapshot, while one of its cursors is in the middle of a
+    result. A traceback can hold such a cursor. So a connection remembers its last cursors (0.4 us a statement), and
+    closes them first.
     """
 
     closed = False
@@ -390,18 +404,18 @@ class _Connection(sqlite3.Connection):
         return made
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        """Run a statement by a cursor that is known: Python's own makes one past ``cursor``."""
+        """Run a statement with a cursor that is remembered. Python's own ``execute`` does not call ``cursor``."""
         made: sqlite3.Cursor = self.cursor().execute(*arguments)
         return made
 
     def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        """Run a statement for many rows, likewise."""
+        """Run a statement for many rows, with a cursor that is remembered."""
         made: sqlite3.Cursor = self.cursor().executemany(*arguments)
         return made
 
     def close(self) -> None:
-        """Roll back and close; as often as one likes."""
-        with suppress(sqlite3.ProgrammingError):  # it was closed already
+        """Roll back and close. It may be called more than once."""
+        with suppress(sqlite3.ProgrammingError):  # raised if it is closed already
             for known in self._cursors:
                 if (cursor := known()) is not None:
                     cursor.close()
@@ -411,8 +425,8 @@ class _Connection(sqlite3.Connection):
 
 
 def _begin(conn: Connection) -> None:
-    # A DEFERRED transaction that turns into a write after someone else committed fails at once, whatever the
-    # timeout; so writers are IMMEDIATE from the start, and readers never wait.
+    # Suppose that a DEFERRED transaction begins to write after somebody else committed: it fails at once, whatever the
+    # timeout is. So writers are IMMEDIATE from the start, and readers never wait.
     write = conn.get_execution_options().get("memstore_write", False)
     conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
     if write:
@@ -421,7 +435,7 @@ def _begin(conn: Connection) -> None:
 
 @contextmanager
 def _raw(engine: Engine) -> Iterator[sqlite3.Connection]:
-    """A connection outside any transaction."""
+    """Yield a connection that is in no transaction."""
     connection = engine.raw_connection()
     try:
         yield cast(sqlite3.Connection, connection.driver_connection)
@@ -453,15 +467,16 @@ def _is_large(values: Sequence[Any]) -> bool:
 
 
 def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> None:
-    """Insert, and let the last row go: a cached statement keeps what was bound until it is bound again, here to no row.
+    """Insert rows, and free the memory of the last row.
 
-    A checkpoint of 300 MB stayed in memory until the next one, at 2 x 300 MB with what SQLAlchemy kept of it.
+    A cached statement keeps its values until it gets others. So it is run once more, with NULLs and for no row. Without
+    this, a checkpoint of 300 MB stayed in memory until the next checkpoint; with SQLAlchemy's copy it was 2 x 300 MB.
     """
     sql = _insert_chosen_sql(table, tuple(columns))
     try:
         driver.executemany(sql, ((*row, 1) for row in zip(*columns.values(), strict=True)))
     finally:
-        if driver.in_transaction:  # else it would have to wait for the write lock
+        if driver.in_transaction:  # outside a transaction, the statement would have to wait for the write lock
             driver.execute(sql, (*(None for _ in columns), 0))
 
 
