@@ -41,8 +41,8 @@ from memstore.errors import (
 from memstore.memory import EpisodicMemory, open
 from memstore.opening import buffers, drop
 from memstore.payload.fields import pad
-from memstore.queries import Column, Condition, col
 from memstore.queries.aggregates import count, maximum, mean, minimum, total
+from memstore.queries.columns import Column, Condition, col
 from memstore.queries.query import Query
 from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
 from memstore.sharing.limiter import SamplesPerInsert

@@ -48,11 +48,10 @@ from memstore.errors import InvalidValue, MemoryEmpty
 from memstore.opening import Opened, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
-from memstore.queries import EVERY, Column, Condition, col, constant_of
+from memstore.queries.columns import EVERY, Column, Condition, Over, col, constant_of
 from memstore.queries.parser import as_condition
 from memstore.queries.query import Query
 from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
-from memstore.queries.sql import Over
 from memstore.sharing import leases, limiter
 from memstore.sharing.limiter import SamplesPerInsert
 from memstore.sharing.waiting import check_timeout, wait_until

@@ -19,7 +19,7 @@ from memstore.cli.common import (
 )
 from memstore.cli.tables import records_table, shares_table
 from memstore.cli.text import parse_moment, shown
-from memstore.queries import MAX_INT
+from memstore.queries.columns import MAX_INT
 from memstore.queries.records import EpisodeSummary, ReplayEvent
 
 

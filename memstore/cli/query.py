@@ -24,9 +24,8 @@ from memstore.cli.common import (
 from memstore.cli.tables import rows_table
 from memstore.cli.text import shown, visible
 from memstore.errors import InvalidValue
-from memstore.queries import EPISODE_COLUMNS, HISTORY_COLUMNS, Column, Descending, ExtraColumn, col
+from memstore.queries.columns import EPISODE_COLUMNS, HISTORY_COLUMNS, Column, Descending, ExtraColumn, Over, col
 from memstore.queries.parser import parse
-from memstore.queries.sql import Over
 
 QUERY_HELP = f"""Show the episodes, or events, that TEXT is true of; without TEXT all of them.
 

@@ -19,8 +19,8 @@ from memstore.draws.knowledge import Populations
 from memstore.draws.population import Demand, Population
 from memstore.draws.told import Facts, Flags, is_settled, is_told, text_holds
 from memstore.episodes.log import history_of
-from memstore.queries import AllOf, Column, Comparison, Condition, HasTag, Not, conditions_within
-from memstore.queries import col as columns
+from memstore.queries.columns import AllOf, Column, Comparison, Condition, HasTag, Not, conditions_within
+from memstore.queries.columns import col as columns
 from memstore.queries.sql import Scope, conjuncts
 from memstore.storage.schema import UNMEASURED
 

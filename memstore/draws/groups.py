@@ -15,7 +15,7 @@ from memstore.draws.rejection import smallest_keys
 from memstore.draws.strategies import Strategy
 from memstore.draws.told import is_settled
 from memstore.errors import InvalidValue
-from memstore.queries import EVERY, Column, Condition, ExtraColumn
+from memstore.queries.columns import EVERY, Column, Condition, ExtraColumn
 from memstore.values.shown import shown
 
 

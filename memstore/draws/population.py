@@ -20,7 +20,7 @@ from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats, Ints
 from memstore.draws.arithmetic import TINY, log2_sum
 from memstore.draws.rejection import positions
-from memstore.queries import Column, Condition, col
+from memstore.queries.columns import Column, Condition, col
 from memstore.queries.sql import Scope
 from memstore.storage.schema import first_id, replay_event, replay_metadata
 from memstore.testing import count

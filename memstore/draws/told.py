@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.buffer.strata import Floats, Ints
-from memstore.queries import AllOf, AnyOf, Comparison, Condition, HasTag, In, Not, conditions_within
+from memstore.queries.columns import AllOf, AnyOf, Comparison, Condition, HasTag, In, Not, conditions_within
 
 Flags = NDArray[np.bool_]
 

@@ -11,7 +11,7 @@ from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group
-from memstore.queries import Condition
+from memstore.queries.columns import Condition
 from memstore.queries.sql import Scope
 from memstore.storage import stored
 

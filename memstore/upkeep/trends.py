@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from sqlalchemy import func, select
 from memstore.buffer.snapshot import Snapshot
 from memstore.draws.strategy import Strategy
 from memstore.draws.targets import domain_targets
-from memstore.queries import col
+from memstore.queries.columns import col
 from memstore.queries.query import Query
 from memstore.queries.records import EpisodeSummary, LossTrend, ReplayShare
 from memstore.storage.schema import UNMEASURED, first_id, replay_tally
@@ -37,9 +36,7 @@ def forgotten(snapshot: Snapshot, n: int) -> list[EpisodeSummary]:
     rows = hardest.select(col.id, col.loss, col.rise).arrays()
     best = np.lexsort((rows["id"], -rows["rise"]))[:n]
     decided = len(best) == n and rows["rise"][best[-1]] > rows["loss"][-1]
-    if decided:
-        risen = replace(risen, condition=col.id.in_(rows["id"][best].tolist()) & (col.rise > 0))
-    return risen.all()
+    return (risen.filter(col.id.in_(rows["id"][best].tolist())) if decided else risen).all()
 
 
 def loss_trend(snapshot: Snapshot, most: int, *, by_domain: bool) -> list[LossTrend]:

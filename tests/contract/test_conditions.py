@@ -13,7 +13,7 @@ import pytest
 
 import memstore
 from memstore import InvalidValue, col, count
-from memstore.queries import LOOK_UP, MAX_DEPTH, MAX_SIZE, AnyOf, Condition
+from memstore.queries.columns import LOOK_UP, MAX_DEPTH, MAX_SIZE, AnyOf, Condition
 from memstore.queries.parser import parse
 from tests.contract.helpers import OpenMemory
 

@@ -15,7 +15,7 @@ from sqlalchemy import event
 
 import memstore
 from memstore import InvalidValue, col, count, maximum, mean, minimum, total
-from memstore.queries import EPISODE_COLUMNS, HISTORY_COLUMNS, NAMES, AllOf, Column, Condition, ExtraColumn
+from memstore.queries.columns import EPISODE_COLUMNS, HISTORY_COLUMNS, NAMES, AllOf, Column, Condition, ExtraColumn
 from tests.contract.asking import HOSTILE, KEYS, TEXTS, Known, conditions, fill, holds, value_of
 from tests.contract.helpers import OpenMemory
 
@@ -250,7 +250,7 @@ def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicM
     memory.add({"x": 1.0})
     utc = datetime.UTC
     wrong: list[tuple[Any, str]] = [
-        (lambda: col.loss == "x", "loss is a number"),
+        (lambda: col.loss == "x", "loss needs a number"),
         (lambda: col.loss > math.nan, "finite"),
         (lambda: col.loss < math.inf, "finite"),
         (lambda: col.level == True, "number"),  # noqa: E712
@@ -259,7 +259,7 @@ def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicM
         (lambda: col.domain == "a\0", "NUL"),
         (lambda: col.domain == "\ud800", "surrogate"),
         (lambda: col.timestamp > datetime.datetime(2026, 1, 1), "time zone"),
-        (lambda: col.domain.in_("math"), "several"),
+        (lambda: col.domain.in_("math"), "list of values"),
         (lambda: 1 < col.loss < 2, "truth value"),
         (lambda: (col.loss > 1) and (col.loss < 2), "truth value"),
         (lambda: not col.loss, "truth value"),

@@ -19,7 +19,7 @@ from memstore import (
     col,
 )
 from memstore.draws.told import Facts, is_told
-from memstore.queries import AllOf, AnyOf, Not
+from memstore.queries.columns import AllOf, AnyOf, Not
 from memstore.testing import counting
 from tests.contract.helpers import OpenMemory, rows
 

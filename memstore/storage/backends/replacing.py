@@ -237,7 +237,7 @@ def _seen(found: os.stat_result) -> tuple[int, int, int]:
 
 def _busy(file: Path) -> StoreBusy:
     return StoreBusy(
-        f"{file} is open elsewhere, in this process or another; nothing was changed. Close all memories on it, end the "
+        f"{file} is open elsewhere, in this process or another; nothing was changed. Close every memory on it, end the "
         "processes that use it (fuser names them), and try again"
     )
 

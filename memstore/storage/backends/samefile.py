@@ -141,7 +141,7 @@ def _moved(where: str, found: _Identity | None) -> str:
         )
     return (
         f"{where}: the file was replaced by another while this memory had it open. What this memory writes is lost, "
-        "and this call counts as not done. Close all memories on the file, and delete the log beside it (-wal and "
+        "and this call counts as not done. Close every memory on the file, and delete the log beside it (-wal and "
         "-shm): it belongs to the old file and would damage the new one. Then open it again"
     )
 
@@ -149,7 +149,7 @@ def _moved(where: str, found: _Identity | None) -> str:
 def _log_gone(where: str, name: str) -> str:
     return (
         f"{where}: {name}, which holds the last commits, was deleted or replaced while the database was open. This "
-        "call counts as not done. Close all memories on the file, which saves what can be saved, then run "
+        "call counts as not done. Close every memory on the file, which saves what can be saved, then run "
         "'memstore check' and add again what is missing"
     )
 
