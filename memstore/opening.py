@@ -214,8 +214,8 @@ def _compare(name: str, settings: Settings, state: State, wanted: set[str], sign
     stored_fields, given_fields = Signature.from_json(state.signature), Signature.from_json(signature)
     if set(stored_fields.fields) != set(given_fields.fields):
         raise ConfigError(
-            f"buffer {name!r:.60} stores payloads of {stored_fields.described(3)}, and open() was given "
-            f"{given_fields.described(3)}; a signature is fixed: start another buffer with buffer='...'"
+            f"buffer {name!r:.60} stores payloads of {stored_fields.summary(3)}, and open() was given "
+            f"{given_fields.summary(3)}; a signature is fixed: start another buffer with buffer='...'"
         )
 
 
