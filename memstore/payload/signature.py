@@ -387,7 +387,7 @@ def _check_fit(where: str, field: Field, dtype: DType, given: DType, shape: tupl
     if not same_type(dtype, given):
         advice = f"memstore casts nothing silently, convert it with .astype({dtype.name!r})"
     elif len(shape) != len(field.shape):
-        advice = "the buffer fixes the number of dimensions, reshape the array"
+        advice = "the number of dimensions is fixed for the buffer, reshape the array"
     elif shape != field.shape and any(want not in (None, got) for want, got in zip(field.shape, shape, strict=True)):
         spec: Any = (
             dtype.name,

@@ -214,7 +214,7 @@ def _grouped(condition: Condition) -> str:
 def _joined(kind: type[AllOf] | type[AnyOf], one: Condition, other: object) -> Condition:
     if not isinstance(other, Condition):
         raise InvalidValue(
-            f"a condition can be combined with another condition only, got {shown(other)}; put brackets around each"
+            f"conditions can be combined only with conditions, got {shown(other)}; put brackets around each comparison"
         )
     parts = [part.conditions if isinstance(part, kind) else (part,) for part in (one, other)]
     # The size comes from the two halves alone. To count all parts again would take n * n steps for a chain of n joins.

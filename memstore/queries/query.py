@@ -67,7 +67,7 @@ class Query:
     """A query on one memory. Its methods return new queries; nothing is read before you ask for an answer.
 
     ``all``, ``result``, ``arrays``, ``ids``, ``count`` and the ``to_`` methods answer, and so does iteration. Each
-    answer comes from one consistent snapshot of what is committed, or of the open ``transaction()``. Without
+    answer comes from one consistent snapshot of the committed data, or of the open ``transaction()``. Without
     ``order_by``, rows come in the order of their ids (events: of their numbers; groups: of their columns). Missing
     values come last, texts are sorted by code points, and equal rows by id.
     """

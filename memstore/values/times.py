@@ -48,7 +48,7 @@ def check_time(what: str, value: Any) -> float:
 
 
 def check_limit(what: str, value: Any) -> float:
-    """Return the beginning or the end of a span of time in seconds, as ``check_time`` does, but for any size.
+    """Return the beginning or the end of a span of time in seconds. Unlike in ``check_time``, it may have any size.
 
     A buffer may hold larger times that an earlier memstore accepted, and a span must find them. Besides, ``1e18`` is
     common for an open end. A number beyond the largest float becomes that float.
@@ -150,7 +150,7 @@ def _check_seconds(what: str, seconds: int | float) -> float:
     if abs(seconds) > MAX_SECONDS:
         unit, divisor = next((unit, by) for least, unit, by in _SCALES if abs(seconds) >= least)
         raise InvalidValue(
-            f"{what} must be seconds, and {shown(seconds)} looks like {unit}: divide it by {divisor} "
+            f"{what} must be seconds, and {shown(seconds)} looks like {unit}: divide by {divisor} "
             f"(the largest time is {MAX_SECONDS:g}, the year 5138)"
         )
     return float(seconds)

@@ -1,4 +1,4 @@
-"""What differs between databases: each such statement, and each fact about a driver, has one method here.
+"""The differences between databases: each statement and each fact about a driver that differs has one method here.
 
 Methods take a ``Connection`` and never commit. Columns are passed as sequences of Python values, all of one length.
 Both databases take bulk data in this form: SQLite by ``executemany``, PostgreSQL by arrays in ``unnest``.
@@ -37,7 +37,7 @@ Located = tuple[int, int, float | None, int]
 
 
 class Failure(enum.Enum):
-    """What an error of a driver means. It is told by the error's code, never by its text."""
+    """The meaning of a driver's error. The code of the error decides it, never its text."""
 
     BUSY = "busy"
     CONFLICT = "conflict"
@@ -96,7 +96,7 @@ class Backend(Expressions):
     """True if a forked child may use the database while it still has its parent's connections, without using them."""
 
     advice = "nothing was found that keeps this process from the file; run 'memstore check'"
-    """What the user should look at if the database cannot be opened."""
+    """Advice for the user if the database cannot be opened."""
 
     only_read = False
     """True if nothing may be changed or created, not even beside the file. Set it before the first connection."""

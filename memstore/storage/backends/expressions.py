@@ -198,12 +198,12 @@ def _is_huge(value: int | float) -> bool:
 
 
 def _decimal(value: int | float) -> Decimal:
-    """The number as ``_exact`` gives it. A fraction is below 2**53, and becomes the shortest text that reads back."""
+    """Return the number as ``_exact`` gives it. A fraction is below 2**53, and becomes its shortest exact text."""
     return Decimal(int(value)) if value == int(value) else Decimal(repr(value))
 
 
 def _exact(real: ColumnElement[Any]) -> ColumnElement[Any]:
-    """A float8 as a numeric that sorts correctly among whole numbers. PostgreSQL's own cast rounds to 15 digits."""
+    """Cast a float8 to a numeric that sorts correctly among whole numbers. PostgreSQL's cast rounds to 15 digits."""
     end: ColumnElement[float] = literal_column("(2::float8 ^ 63)", Double())
     whole = and_(func.abs(real) >= literal_column("2::float8 ^ 53"), real >= -end, real < end)
     return case((whole, cast(cast(real, BigInteger()), Numeric())), else_=cast(cast(real, Text()), Numeric()))
