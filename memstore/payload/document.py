@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from memstore.errors import PayloadError, SchemaTooNew, StoreCorrupt
-from memstore.payload.fields import Array, check_array, check_size, parse_dtype, utf8
+from memstore.payload.fields import check_array, check_size, parse_dtype, utf8
 from memstore.payload.tensors import BITS, tensor_bits, tensor_of
-from memstore.values.foreign import MAX_DEPTH, is_tensor
+from memstore.values.foreign import MAX_DEPTH, Array, is_tensor
 from memstore.values.shown import shown
 
 DOCUMENT_VERSION = 2

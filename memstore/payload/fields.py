@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memstore.errors import InvalidValue, PayloadError
-from memstore.values.foreign import MAX_DEPTH
+from memstore.values.foreign import MAX_DEPTH, Array
 from memstore.values.shown import shown
 
-Array = npt.NDArray[Any]
 DType = np.dtype[Any]
 Path = tuple[str, ...]
 

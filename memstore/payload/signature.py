@@ -21,7 +21,6 @@ import numpy as np
 from memstore.errors import ConfigError, InvalidValue, PayloadError, SchemaTooNew, StoreCorrupt
 from memstore.payload.fields import (
     PYTHON_DTYPES,
-    Array,
     DType,
     Field,
     Path,
@@ -39,6 +38,7 @@ from memstore.payload.fields import (
     tuple_advice,
     utf8,
 )
+from memstore.values.foreign import Array
 from memstore.values.shown import first_of, listed, shown
 
 CODEC_VERSION = 1

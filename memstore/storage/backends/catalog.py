@@ -15,35 +15,33 @@ Rows = Sequence[tuple[Any, ...]]
 
 KINDS = {"v": "view", "m": "materialized view", "f": "foreign table", "p": "partitioned table", "r": "table"}
 
-RELATIONS = """
-SELECT c.relname, c.relkind::text FROM pg_class c
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'v', 'm', 'f', 'p')
-AND c.relname = ANY(%s::text[])
+_OURS = "c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[])"
+"""The condition that a relation has a name of memstore's, which the parameter lists, in the current schema."""
+
+RELATIONS = f"""
+SELECT c.relname, c.relkind::text FROM pg_class c WHERE {_OURS} AND c.relkind IN ('r', 'v', 'm', 'f', 'p')
 """
-RULES = """
+RULES = f"""
 SELECT r.rulename, c.relname FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND r.rulename <> '_RETURN'
+WHERE {_OURS} AND r.rulename <> '_RETURN'
 """
-COLUMNS = """
+COLUMNS = f"""
 SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' AND c.relname = ANY(%s::text[])
-AND a.attnum > 0 AND NOT a.attisdropped
+WHERE {_OURS} AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
 """
-INDEXES = """
+INDEXES = f"""
 SELECT i.relname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND x.indisvalid
+WHERE {_OURS} AND x.indisvalid
 """
-ACTING = """
+ACTING = f"""
 SELECT 'trigger', t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND NOT t.tgisinternal
+WHERE {_OURS} AND NOT t.tgisinternal
 UNION ALL
 SELECT CASE o.contype WHEN 'c' THEN 'check' ELSE 'foreign key' END, o.conname, c.relname
-FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND o.contype IN ('c', 'f')
+FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid WHERE {_OURS} AND o.contype IN ('c', 'f')
 UNION ALL
-SELECT 'row security', 'on', c.relname FROM pg_class c
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND c.relrowsecurity
+SELECT 'row security', 'on', c.relname FROM pg_class c WHERE {_OURS} AND c.relrowsecurity
 """
 NAMES = sorted(TABLES | VIEWS)
 

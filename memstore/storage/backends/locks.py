@@ -57,13 +57,13 @@ class OldReader:
     pages: int
 
 
-def writer(database: Path) -> str:
+def describe_writer(database: Path) -> str:
     """Say who holds the write lock of the database now. The phrase begins a sentence."""
     pids = [lock.pid for lock in _locks(database) if lock.first <= _WRITE <= lock.last]
-    return f"{process(pids[0])} held" if pids else "another connection, of this or another process, held"
+    return f"{describe_process(pids[0])} held" if pids else "another connection, of this or another process, held"
 
 
-def process(pid: int | None) -> str:
+def describe_process(pid: int | None) -> str:
     """Describe a process by its number and its command."""
     if pid is None:
         return "a process"

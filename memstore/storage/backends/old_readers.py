@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from memstore.printable import visible
-from memstore.storage.backends.locks import old_readers, process
+from memstore.storage.backends.locks import describe_process, old_readers
 from memstore.storage.backends.log import PAGE
 
 LONG_SNAPSHOT = 60.0
@@ -35,7 +35,7 @@ def of_file(database: Path, log: int, usual: int) -> Iterator[str]:
         return
     for reader in old_readers(database, usual):
         yield (
-            f"the log, {log / 2**20:,.0f} MiB, cannot shrink while {process(reader.pid)} reads what was there "
+            f"the log, {log / 2**20:,.0f} MiB, cannot shrink while {describe_process(reader.pid)} reads what was there "
             f"{reader.pages:,} written pages ago: let it end its transaction() or query, or end it"
         )
 

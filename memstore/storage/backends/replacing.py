@@ -54,13 +54,13 @@ class _Old:
         True if the file is whole without its log.
     empty : bool
         True if the file has no bytes.
-    seen : tuple of int
+    look : tuple of int
         Its inode, size and time of change.
     """
 
     sound: bool
     empty: bool
-    seen: tuple[int, int, int]
+    look: tuple[int, int, int]
 
 
 def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> Path | None:
@@ -93,24 +93,24 @@ def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> P
     for _ in range(ATTEMPTS):
         with telling(file):
             if not file.exists():
-                if _arrives(new, file):
+                if _take_free_place(new, file):
                     return None
                 continue
-            old = _examined(file, patience, force)
-            with _held(file):
-                if _seen(file.stat()) == old.seen and not (old.sound and _log(file)):
-                    return _replaced(new, file, old)
-    raise _busy(file)
+            old = _fold_log(file, patience, force)
+            with _exclusive_lock(file):
+                if _look(file.stat()) == old.look and not (old.sound and _has_log(file)):
+                    return _replace(new, file, old)
+    raise _busy_error(file)
 
 
-def _arrives(new: Partial, file: Path) -> bool:
+def _take_free_place(new: Partial, file: Path) -> bool:
     """Put the new file where there was none. False if somebody has just made one there.
 
     A log that was left there is kept under another name.
     """
-    if _log(file):
-        _keep(file, ("-wal", "-journal"), _kept_name(file))
-    _clear(file)
+    if _has_log(file):
+        _add_name(file, ("-wal", "-journal"), _free_name(file))
+    _remove_logs(file)
     new.settle()
     settle_folder(file)
     if not take_free_name(new.path, file):
@@ -119,7 +119,7 @@ def _arrives(new: Partial, file: Path) -> bool:
     return True
 
 
-def _examined(file: Path, patience: float, force: bool) -> _Old:
+def _fold_log(file: Path, patience: float, force: bool) -> _Old:
     """Fold the log into a file that nobody has open, and return what the file is."""
     address = f"{file.as_uri()}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=patience, isolation_level=None)) as alone:
@@ -132,13 +132,13 @@ def _examined(file: Path, patience: float, force: bool) -> _Old:
             if tables and VERSION_TABLE not in tables and not force:
                 raise NotAMemstore(f"{file} holds tables, but none of memstore's; nothing was changed. {_INSIST}")
             if alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise _busy(file)
+                raise _busy_error(file)
             found = file.stat()
-            return _Old(sound=True, empty=not found.st_size, seen=_seen(found))
+            return _Old(sound=True, empty=not found.st_size, look=_look(found))
         except sqlite3.Error as exc:
             code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
-                raise _busy(file) from exc
+                raise _busy_error(file) from exc
             if code not in _BEYOND_OPENING:
                 raise
             if code == sqlite3.SQLITE_NOTADB and not force:
@@ -146,11 +146,11 @@ def _examined(file: Path, patience: float, force: bool) -> _Old:
                     f"SQLite cannot open {file} as a database: it is another kind of file, or its first bytes are "
                     f"damaged; nothing was changed. {_INSIST}"
                 ) from exc
-            return _Old(sound=False, empty=False, seen=_seen(file.stat()))
+            return _Old(sound=False, empty=False, look=_look(file.stat()))
 
 
 @contextmanager
-def _held(file: Path) -> Iterator[None]:
+def _exclusive_lock(file: Path) -> Iterator[None]:
     """Hold the exclusive lock that SQLite would take, without SQLite."""
     if sys.platform == "win32":
         yield
@@ -160,25 +160,25 @@ def _held(file: Path) -> Iterator[None]:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, LOCK_BYTES, PENDING_BYTE)
         except (BlockingIOError, PermissionError) as exc:
-            raise _busy(file) from exc
+            raise _busy_error(file) from exc
         yield
     finally:
         os.close(handle)
 
 
-def _replaced(new: Partial, file: Path, old: _Old) -> Path | None:
+def _replace(new: Partial, file: Path, old: _Old) -> Path | None:
     new.settle()
     kept: Path | None = None
     try:
         if not old.empty:
-            earlier = _earlier(file)  # second names from a call that was killed between its last two steps
+            earlier = _added_names(file)  # second names from a call that was killed between its last two steps
             if old.sound:  # the file has all commits, so the earlier names are not needed
                 for name in earlier:
-                    _clear(name)
+                    _remove_logs(name)
                     name.unlink()
-            kept = earlier[0] if earlier and not old.sound else _kept_name(file)
-            _keep(file, ("",) if old.sound else ("", "-wal", "-journal"), kept)
-        _clear(file)
+            kept = earlier[0] if earlier and not old.sound else _free_name(file)
+            _add_name(file, ("",) if old.sound else ("", "-wal", "-journal"), kept)
+        _remove_logs(file)
         settle_folder(file)
         new.path.replace(file)
     except BaseException:
@@ -189,7 +189,7 @@ def _replaced(new: Partial, file: Path, old: _Old) -> Path | None:
     return kept
 
 
-def _keep(file: Path, suffixes: tuple[str, ...], kept: Path) -> None:
+def _add_name(file: Path, suffixes: tuple[str, ...], kept: Path) -> None:
     """Give these files of the database a second name each."""
     for suffix in suffixes:
         name, second = Path(f"{file}{suffix}"), Path(f"{kept}{suffix}")
@@ -206,23 +206,23 @@ def _keep(file: Path, suffixes: tuple[str, ...], kept: Path) -> None:
     settle_folder(file)
 
 
-def _kept_name(file: Path) -> Path:
+def _free_name(file: Path) -> Path:
     stem = f"{file.name}.replaced-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (file.with_name(f"{stem}{again}") for again in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
     return next(name for name in names if not any(os.path.lexists(f"{name}{suffix}") for suffix in ("", *SIDE_FILES)))
 
 
-def _earlier(file: Path) -> list[Path]:
+def _added_names(file: Path) -> list[Path]:
     found = (name for name in file.parent.iterdir() if name.name.startswith(f"{file.name}.replaced-"))
     return [name for name in found if not name.name.endswith(SIDE_FILES) and name.exists() and name.samefile(file)]
 
 
-def _clear(file: Path) -> None:
+def _remove_logs(file: Path) -> None:
     for suffix in SIDE_FILES:
         Path(f"{file}{suffix}").unlink(missing_ok=True)
 
 
-def _log(file: Path) -> bool:
+def _has_log(file: Path) -> bool:
     """True if a log beside the file holds something that is not folded into the file."""
     for suffix in ("-wal", "-journal"):
         with suppress(FileNotFoundError):
@@ -231,11 +231,11 @@ def _log(file: Path) -> bool:
     return False
 
 
-def _seen(found: os.stat_result) -> tuple[int, int, int]:
+def _look(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _busy(file: Path) -> StoreBusy:
+def _busy_error(file: Path) -> StoreBusy:
     return StoreBusy(
         f"{file} is open elsewhere, in this process or another; nothing was changed. Close every memory on it, end the "
         "processes that use it (fuser names them), and try again"

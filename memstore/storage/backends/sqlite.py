@@ -295,7 +295,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def lock_holder(self) -> str:
         path = sqlite_path(self.url)
-        return super().lock_holder() if path is None else locks.writer(path.resolve())
+        return super().lock_holder() if path is None else locks.describe_writer(path.resolve())
 
     def integrity(self, conn: Connection) -> Iterable[str]:
         for (message,) in _driver(conn).execute("PRAGMA integrity_check(20)"):
