@@ -93,10 +93,10 @@ class Condition:
         return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
     def __and__(self, other: Condition) -> Condition:
-        return _joined(AllOf, self, other)
+        return _combine(AllOf, self, other)
 
     def __or__(self, other: Condition) -> Condition:
-        return _joined(AnyOf, self, other)
+        return _combine(AnyOf, self, other)
 
     def __invert__(self) -> Condition:
         return self.condition if isinstance(self, Not) else Not(self)
@@ -117,13 +117,13 @@ class Condition:
         try:
             return self._text
         except AttributeError:  # the text may be long, and every draw needs it, so it is written only once
-            object.__setattr__(self, "_text", self._written())
+            object.__setattr__(self, "_text", self._write())
         return self._text
 
     def __repr__(self) -> str:
         return f"<{self}>"
 
-    def _written(self) -> str:
+    def _write(self) -> str:
         raise NotImplementedError
 
 
@@ -138,7 +138,7 @@ class Comparison(Condition):
     def __post_init__(self) -> None:
         self._measure(1, LOOK_UP if self.column.path else 1)
 
-    def _written(self) -> str:
+    def _write(self) -> str:
         if self.value is None:
             return f"{self.column} is {self.column.missing}"
         return f"{self.column} {'=' if self.operator == '==' else self.operator} {_literal(self.value)}"
@@ -154,7 +154,7 @@ class In(Condition):
     def __post_init__(self) -> None:
         self._measure(1, LOOK_UP if self.column.path else 1)
 
-    def _written(self) -> str:
+    def _write(self) -> str:
         return f"{self.column} in ({', '.join(map(_literal, self.values))})"
 
 
@@ -164,7 +164,7 @@ class HasTag(Condition):
 
     tag: str
 
-    def _written(self) -> str:
+    def _write(self) -> str:
         return f"tags has {_literal(self.tag)}"
 
 
@@ -175,10 +175,10 @@ class AllOf(Condition):
     conditions: tuple[Condition, ...]
 
     def __post_init__(self) -> None:
-        self._measure(*_joint(self.conditions))
+        self._measure(*_measure_all(self.conditions))
 
-    def _written(self) -> str:
-        return " and ".join(map(_grouped, self.conditions))
+    def _write(self) -> str:
+        return " and ".join(map(_in_brackets, self.conditions))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -188,10 +188,10 @@ class AnyOf(Condition):
     conditions: tuple[Condition, ...]
 
     def __post_init__(self) -> None:
-        self._measure(*_joint(self.conditions))
+        self._measure(*_measure_all(self.conditions))
 
-    def _written(self) -> str:
-        return " or ".join(map(_grouped, self.conditions))
+    def _write(self) -> str:
+        return " or ".join(map(_in_brackets, self.conditions))
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -203,15 +203,15 @@ class Not(Condition):
     def __post_init__(self) -> None:
         self._measure(1 + self.condition.depth, self.condition.size)
 
-    def _written(self) -> str:
-        return f"not {_grouped(self.condition)}"
+    def _write(self) -> str:
+        return f"not {_in_brackets(self.condition)}"
 
 
-def _grouped(condition: Condition) -> str:
+def _in_brackets(condition: Condition) -> str:
     return f"({condition})" if isinstance(condition, (AllOf, AnyOf, Not)) else str(condition)
 
 
-def _joined(kind: type[AllOf] | type[AnyOf], one: Condition, other: object) -> Condition:
+def _combine(kind: type[AllOf] | type[AnyOf], one: Condition, other: object) -> Condition:
     if not isinstance(other, Condition):
         raise InvalidValue(
             f"conditions can be combined only with conditions, got {shown(other)}; put brackets around each comparison"
@@ -225,7 +225,7 @@ def _joined(kind: type[AllOf] | type[AnyOf], one: Condition, other: object) -> C
     return joined
 
 
-def _joint(conditions: tuple[Condition, ...]) -> tuple[int, int]:
+def _measure_all(conditions: tuple[Condition, ...]) -> tuple[int, int]:
     """Return the depth and the size of the joined conditions."""
     deepest = max((condition.depth for condition in conditions), default=0)
     return _levels(len(conditions)) + deepest, sum(condition.size for condition in conditions)
@@ -576,8 +576,8 @@ HISTORY_COLUMNS: tuple[Column, ...] = tuple(column for column in _SELECTABLE if 
 """The columns that only the history has."""
 
 
-def check_columns(condition: Condition, columns: Iterable[Column], over: Over) -> None:
-    """Check that the columns, and those in the condition, can be asked for.
+def used_columns(columns: Iterable[Column], condition: Condition, over: Over) -> tuple[Column, ...]:
+    """Return these columns and those that the condition tests, each only once.
 
     Raises
     ------
@@ -585,8 +585,10 @@ def check_columns(condition: Condition, columns: Iterable[Column], over: Over) -
         If live episodes are asked for a column that only the history has.
     """
     tested = (test.column for test in conditions_within(condition) if not isinstance(test, HasTag))
-    for column in (*columns, *tested):
+    used = tuple({(str(column), column.kind): column for column in (*columns, *tested)}.values())
+    for column in used:
         if column.source == "history" and over != "history":
             raise InvalidValue(
                 f"{column} belongs to the history, not to live episodes: use query('history'), or --history"
             )
+    return used

@@ -30,9 +30,9 @@ from memstore.queries.columns import (
     ExtraColumn,
     Over,
     TagsColumn,
-    check_columns,
     col,
     no_column,
+    used_columns,
 )
 from memstore.values.shown import shown
 
@@ -117,7 +117,7 @@ def as_condition(given: Condition | str, *, over: Over = "episodes") -> Conditio
         raise InvalidValue(
             f"expected a condition such as col.loss > 1, or a text such as {EXAMPLE!r}, got {shown(given)}"
         )
-    check_columns(given, (), over)
+    used_columns((), given, over)  # refuses columns of the history
     return given
 
 
@@ -209,7 +209,7 @@ class _Parser:
             self._fail(token.at, no_column(token.text))
         column = col[token.text]
         if isinstance(column, Column):
-            self._build(token.at, check_columns, EVERY, [column], self._over)
+            self._build(token.at, used_columns, [column], EVERY, self._over)
         self._advance()
         if not isinstance(column, ExtraColumn):
             return column

@@ -29,8 +29,7 @@ from memstore.queries.columns import (
     Not,
     Operator,
     Over,
-    check_columns,
-    conditions_within,
+    used_columns,
 )
 from memstore.storage.schema import (
     domain,
@@ -116,10 +115,7 @@ class Scope:
         InvalidValue
             If live episodes are asked for a column of the history.
         """
-        columns = tuple(columns)
-        check_columns(condition, columns, over)
-        tested = (test.column for test in conditions_within(condition) if not isinstance(test, HasTag))
-        return cls(snapshot, over, (*columns, *tested), by_id)
+        return cls(snapshot, over, used_columns(columns, condition, over), by_id)
 
     def _uses(self, source: str) -> bool:
         # The table of episodes is not read for an id alone, because the metadata have it too.
