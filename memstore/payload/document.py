@@ -29,13 +29,19 @@ DOCUMENT_VERSION = 2
 """The newest version of documents that this memstore reads and writes."""
 
 _SINCE_2 = frozenset({"items", "ordered", "counter", "tensor"})
+"""Tags that a document of version 1 cannot have."""
+
 _MAPPINGS: dict[type, str | None] = {dict: None, OrderedDict: "ordered", Counter: "counter"}
+"""The types of mappings in a state, each with the tag of the node around its ``dict`` or ``items`` node."""
+
 _INSTEAD: dict[str, str] = {
     "defaultdict": "write dict(...)",
     "Size": "write tuple(...)",
     "set": "write sorted(...)",
     "frozenset": "write sorted(...)",
 }
+"""Advice for types that cannot be stored, by the name of the type."""
+
 _DEEPEST = 4 * MAX_DEPTH
 """Levels of a document. One level of a state takes at most four of them."""
 

@@ -26,11 +26,15 @@ MAX_DIMENSIONS = 32
 """Dimensions of an array that can be stored."""
 
 PYTHON_DTYPES: dict[type, str] = {bool: "|b1", int: "<i8", float: "<f8"}
+"""The types of Python scalars that a field can hold, with the dtype in which each is stored."""
 
 _DTYPE = re.compile(r"[<>|][biufc][0-9]{1,2}")
 _PYTHON_NAMES = {"|b1": "bool", "<i8": "int", "<u8": "int", "<f8": "float"}
 _SCALARS: dict[str, Iterable[str | None]] = {"python": _PYTHON_NAMES, "str": (None,), "bytes": (None,)}
+
 _WIDENING = ("<i8", "<u8", "<f8")
+"""Dtypes of Python numbers. A list that mixes them gets the last of its dtypes."""
+
 PARTS = '{"name": {str(i): part for i, part in enumerate(value)}}'
 """Code in messages: it turns one value of a gymnasium Tuple space into named fields."""
 

@@ -67,6 +67,7 @@ _COMPARE: dict[str, Callable[..., Condition]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+"""The signs of comparisons, each with the function that makes the condition."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ EXACT_FLOAT = 2**53
 """Every whole number up to this one is a float64."""
 
 _RECORDS: dict[str, type] = {"episodes": EpisodeSummary, "history": ReplayEvent}
+"""The records in which ``all`` answers, if no columns are selected."""
 
 
 class Read(Protocol):

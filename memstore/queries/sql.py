@@ -75,7 +75,7 @@ _EXPRESSIONS: dict[str, ColumnElement[Any]] = {
     "probability": _v.probability,
     "weight": _v.weight,
 }
-
+"""The SQL of all columns that are the same in every scope."""
 
 _GROUP_COLUMNS = frozenset({"what", "reason", "at", "step", "consumer", "strategy"})
 """Columns of the history that stand in the table ``event_group``."""

@@ -30,6 +30,7 @@ _INSTEAD = {
     "meta": "it has no data; make it on a device with memory",
     "nested": "write a list of tensors, .unbind()",
 }
+"""Advice for kinds of tensors that cannot be stored."""
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:

@@ -25,6 +25,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "D": 86400, "W": 7 * 86400}
 """How many seconds each unit has."""
 
 _SCALES = ((1e17, "nanoseconds", "1e9"), (1e14, "microseconds", "1e6"), (0.0, "milliseconds", "1000"))
+"""Units that a time may have by mistake: the least number for which each is likely, its name, and its divisor."""
+
 _LONGEST_CALENDAR = 10**6
 """Years or months from 1970 that numpy converts to days without an overflow. This is far beyond MAX_SECONDS."""
 

@@ -14,6 +14,7 @@ from memstore.storage.schema import metadata
 Rows = Sequence[tuple[Any, ...]]
 
 KINDS = {"v": "view", "m": "materialized view", "f": "foreign table", "p": "partitioned table", "r": "table"}
+"""The kinds of relations, by PostgreSQL's letters for them."""
 
 _OURS = "c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[])"
 """The condition that a relation has a name of memstore's, which the parameter lists, in the current schema."""
@@ -44,6 +45,7 @@ UNION ALL
 SELECT 'row security', 'on', c.relname FROM pg_class c WHERE {_OURS} AND c.relrowsecurity
 """
 NAMES = sorted(TABLES | VIEWS)
+"""The names of memstore's tables and views, as the parameter of the statements above."""
 
 
 def foreign(relations: Rows, rules: Rows) -> Iterator[str]:

@@ -59,7 +59,10 @@ LAYOUT: dict[str, str] = {
 """The ``fingerprint`` of each definition. ``python -m tests.support.layout`` writes it again."""
 
 VIEWS = frozenset({"v_domain", "v_episode", "v_history"})
+"""The names of memstore's views."""
+
 TABLES = frozenset({VERSION_TABLE, *metadata.tables})
+"""The names of memstore's tables."""
 
 
 def fingerprint(sql: str) -> str:

@@ -24,6 +24,7 @@ LISTENING = int.from_bytes(b"mems")
 """First half of the key of the advisory lock that listeners share. The second half is the number of the buffer."""
 
 ANNOUNCE = f"SELECT pg_notify('{CHANNEL}', %s) WHERE NOT pg_try_advisory_xact_lock({LISTENING}, %s::int4)"
+"""Notifies if somebody listens for the buffer. Its number is both parameters."""
 
 
 class Listener(Watch):

@@ -20,8 +20,11 @@ from memstore.printable import visible
 LOCKS = Path("/proc/locks")
 MAPS = Path("/proc/self/maps")
 MEMORY = Path("/proc/self/mem")
+"""Linux's files with all locks, with the maps of this process's memory, and with that memory."""
 
 _WRITE, _FIRST_READ, _LAST_READ = 120, 123, 127
+"""Bytes of the ``-shm`` file: the lock of the writer, and the first and the last of the five locks of readers."""
+
 _INDEX = struct.Struct("=16xI76xI5I")
 """Layout of the first bytes of the file: frames in the log, frames folded into the database, marks of five readers."""
 

@@ -18,6 +18,7 @@ LEAST_PAGES, MOST_PAGES = 4000, 16384
 """The log of a small file and that of a large file are folded at these numbers of pages."""
 
 _KNOWN = "memstore_log_pages"
+"""The key in a connection's notes (``info``) for the limit that was set last."""
 
 
 def usual_pages(driver: sqlite3.Connection) -> int:

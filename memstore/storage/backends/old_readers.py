@@ -12,13 +12,13 @@ from memstore.storage.backends.log import PAGE
 LONG_SNAPSHOT = 60.0
 """Seconds after which a transaction on a server is reported. Vacuum keeps all rows that the transaction may see."""
 
-# The server shows the sessions of other users only to some roles.
 ON_SERVER = (
     "SELECT pid, application_name, usename::text, state, extract(epoch FROM clock_timestamp() - xact_start)::float8 "
     "FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND datname = current_database() "
     "AND backend_type = 'client backend' AND clock_timestamp() - xact_start > make_interval(secs => %s) "
     "ORDER BY xact_start LIMIT 3"
 )
+"""Finds the oldest transactions on a server. The server shows the sessions of other users only to some roles."""
 
 
 def of_file(database: Path, log: int, usual: int) -> Iterator[str]:

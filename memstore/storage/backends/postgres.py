@@ -30,6 +30,7 @@ from memstore.storage.backends.resting import RestingPool
 from memstore.storage.schema import VERSION_TABLE, buffer, metadata, replay_metadata, stratum
 
 MINIMUM_VERSION = 130000
+"""The oldest server that memstore works with, as the server gives its version: 13.0."""
 
 STATEMENT_BYTES = 64 * 2**20
 """Bytes of blobs that one statement carries. A message may hold 1 GiB, but both sides keep it in memory."""

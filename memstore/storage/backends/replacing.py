@@ -42,6 +42,7 @@ ATTEMPTS = 5
 """How often steps 1 and 2 are tried. Others may open the file between them, and then both are done again."""
 
 _BEYOND_OPENING = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
+"""Codes of errors with which SQLite refuses to open a file at all."""
 
 
 @dataclass(frozen=True, slots=True)

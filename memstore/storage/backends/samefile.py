@@ -20,6 +20,7 @@ from memstore.errors import StoreUnavailable
 _Identity = tuple[int, int]
 
 _KEY = "memstore_files"
+"""The key in a connection's notes (``info``) for the files that it has open."""
 
 _SETTLED_NS = 2_000_000_000
 """Nanoseconds after a change of a folder, from which on another change gets a different time.
@@ -28,6 +29,7 @@ File systems count time in steps of up to 2 s (FAT); those of Linux in steps of 
 """
 
 LOG_SUFFIXES = ("-wal", "-shm")
+"""Ends of the names of the files that SQLite makes beside a database in WAL mode."""
 
 
 def note_files(engine: Engine, path: Path, where: str) -> None:

@@ -35,6 +35,7 @@ from memstore.storage.refusals import Refusal, Wanted, refused
 from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
 
 MINIMUM_VERSION = (3, 38, 0)
+"""The oldest SQLite that memstore works with."""
 
 LARGE = 1 << 20
 """Bytes of a large value. After an insert of one, a second statement frees its memory: see ``insert_large``."""
