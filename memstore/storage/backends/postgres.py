@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import selectors
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -204,19 +204,16 @@ class PostgresBackend(PostgresExpressions, Backend):
         present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
         if not present:  # there are no rows: every table has a column that is never NULL
             return
-        kinds = tuple(kind_of(table, name).sql for name in present)
-        for part in _parts(table, present):
-            arrays = [encode(kind_of(table, name), values[part]) for name, values in present.items()]
+        for rows in _parts(table, present):
+            kinds, arrays = _encode_columns(table, present, rows)
             _send(conn, _insert_sql(table.name, tuple(present), kinds), arrays)
 
     def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
-        kinds = tuple(kind_of(table, name).sql for name in columns)
-        arrays = [encode(kind_of(table, name), values) for name, values in columns.items()]
+        kinds, arrays = _encode_columns(table, columns)
         _send(conn, _update_sql(table.name, key, tuple(columns), kinds, least), arrays)
 
     def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:
-        kinds = tuple(kind_of(table, name).sql for name in columns)
-        arrays = [encode(kind_of(table, name), values) for name, values in columns.items()]
+        kinds, arrays = _encode_columns(table, columns)
         sql = _insert_sql(table.name, tuple(columns), kinds) + accumulation(table, tuple(added), tuple(columns))
         _send(conn, sql, arrays)
 
@@ -361,6 +358,13 @@ def _flush(driver: psycopg.Connection[Any]) -> None:
                 driver.pgconn.consume_input()
 
 
+def _encode_columns(table: Table, columns: Columns, rows: slice = slice(None)) -> tuple[tuple[str, ...], list[Array]]:
+    """Return the types of the columns, and an array of each column's values in these rows."""
+    kinds = [kind_of(table, name) for name in columns]
+    arrays = [encode(kind, values[rows]) for kind, values in zip(kinds, columns.values(), strict=True)]
+    return tuple(kind.sql for kind in kinds), arrays
+
+
 def _parts(table: Table, columns: Columns) -> Iterator[slice]:
     """Divide the rows among statements of at most ``STATEMENT_BYTES`` of blobs each."""
     count = len(next(iter(columns.values())))
@@ -375,10 +379,6 @@ def _parts(table: Table, columns: Columns) -> Iterator[slice]:
     yield slice(start, count)
 
 
-def _cached(build: Callable[..., str]) -> Callable[..., str]:
-    return functools.lru_cache(maxsize=None)(build)
-
-
 def _quoted(names: Iterable[str], prefix: str = "") -> str:
     return ", ".join(f'{prefix}"{name}"' for name in names)
 
@@ -387,12 +387,12 @@ def _arrays(kinds: tuple[str, ...]) -> str:
     return ", ".join(f"%s::{kind}[]" for kind in kinds)
 
 
-@_cached
+@functools.cache
 def _insert_sql(table: str, columns: tuple[str, ...], kinds: tuple[str, ...]) -> str:
     return f"INSERT INTO {table} ({_quoted(columns)}) SELECT * FROM unnest({_arrays(kinds)})"
 
 
-@_cached
+@functools.cache
 def _update_sql(table: str, key: str, columns: tuple[str, ...], kinds: tuple[str, ...], least: str | None) -> str:
     changes = ", ".join(
         f'"{name}" = CASE WHEN t."{name}" <= c."{name}" THEN t."{name}" ELSE c."{name}" END'
@@ -407,12 +407,12 @@ def _update_sql(table: str, key: str, columns: tuple[str, ...], kinds: tuple[str
     )
 
 
-@_cached
+@functools.cache
 def _delete_sql(table: str, key: str) -> str:
     return f'DELETE FROM {table} WHERE "{key}" = ANY(%s::int8[])'
 
 
-@_cached
+@functools.cache
 def _select_sql(table: str, columns: tuple[str, ...], key: str, kind: str) -> str:
     # Not "= ANY": the planner copies the array's constants into the index condition, up to 0.5 ms for 256 of them.
     return (
@@ -420,6 +420,6 @@ def _select_sql(table: str, columns: tuple[str, ...], key: str, kind: str) -> st
     )
 
 
-@_cached
+@functools.cache
 def _changed_sql(columns: tuple[str, ...]) -> str:
     return f"SELECT {_quoted(columns)} FROM {stratum.name} WHERE buffer_id = %s AND revision > %s ORDER BY id"

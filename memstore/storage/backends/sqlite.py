@@ -13,7 +13,7 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -481,23 +481,19 @@ def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> No
             driver.execute(sql, (*(None for _ in columns), 0))
 
 
-def _cached(build: Callable[..., str]) -> Callable[..., str]:
-    return functools.lru_cache(maxsize=None)(build)
-
-
-@_cached
+@functools.cache
 def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
     names = ", ".join(f'"{name}"' for name in columns)
     return f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})"
 
 
-@_cached
+@functools.cache
 def _insert_chosen_sql(table: str, columns: tuple[str, ...]) -> str:
     names = ", ".join(f'"{name}"' for name in columns)
     return f"INSERT INTO {table} ({names}) SELECT {', '.join('?' * len(columns))} WHERE ?"
 
 
-@_cached
+@functools.cache
 def _update_sql(table: str, key: str, columns: tuple[str, ...], least: str | None) -> str:
     changes = [
         f'"{name}" = CASE WHEN "{name}" <= ?{number} THEN "{name}" ELSE ?{number} END'
@@ -508,18 +504,18 @@ def _update_sql(table: str, key: str, columns: tuple[str, ...], least: str | Non
     return f'UPDATE {table} SET {", ".join(changes)} WHERE "{key}" = ?{len(columns) + 1}'
 
 
-@_cached
+@functools.cache
 def _delete_sql(table: str, key: str) -> str:
     return f'DELETE FROM {table} WHERE "{key}" IN (SELECT value FROM json_each(?))'
 
 
-@_cached
+@functools.cache
 def _select_sql(table: str, columns: tuple[str, ...], key: str) -> str:
     names = ", ".join(f't."{name}"' for name in columns)
     return f'SELECT {names} FROM json_each(?) AS j CROSS JOIN {table} AS t ON t."{key}" = j.value'
 
 
-@_cached
+@functools.cache
 def _changed_sql(columns: tuple[str, ...]) -> str:
     names = ", ".join(f'"{name}"' for name in columns)
     return f"SELECT {names} FROM {stratum.name} WHERE buffer_id = ? AND revision > ? ORDER BY id"
