@@ -118,9 +118,9 @@ class _Writer:
                 [self._key(key, where, depth + 1), self.node(item, f"{prefix}{_key_text(key)}", depth + 1)]
                 for key, item in value.items()
             ]
-            node = self._tagged("items", pairs)
+            node = self._tag("items", pairs)
         tag = _MAPPINGS[type(value)]
-        return node if tag is None else self._tagged(tag, node)
+        return node if tag is None else self._tag(tag, node)
 
     def _key(self, key: Any, where: str, depth: int) -> Any:
         plain = key if isinstance(key, tuple) else (key,)
@@ -134,7 +134,7 @@ class _Writer:
     def _array(self, value: Any, where: str) -> dict[str, Any]:
         if is_tensor(value):
             name, array = tensor_bits(where, value)
-            node = self._tagged("tensor", [name, array.shape])
+            node = self._tag("tensor", [name, array.shape])
         else:
             if advice := _INSTEAD.get(type(value).__name__):
                 raise PayloadError(f"{where}: cannot store {shown(value)}; {advice}")
@@ -144,7 +144,7 @@ class _Writer:
         self.chunks.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return node
 
-    def _tagged(self, tag: str, body: Any) -> dict[str, Any]:
+    def _tag(self, tag: str, body: Any) -> dict[str, Any]:
         self.version = DOCUMENT_VERSION
         return {tag: body}
 

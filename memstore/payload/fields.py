@@ -132,7 +132,7 @@ def leaves(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield (*path, key), child
 
 
-def nested(items: Iterable[tuple[Path, Any]]) -> dict[str, Any]:
+def nest(items: Iterable[tuple[Path, Any]]) -> dict[str, Any]:
     """Build the nested dict of these leaves. This is the inverse of ``leaves``."""
     root: dict[str, Any] = {}
     for path, value in items:

@@ -32,7 +32,7 @@ from memstore.payload.fields import (
     infer_column,
     infer_field,
     leaves,
-    nested,
+    nest,
     same_type,
     specified_field,
     tuple_advice,
@@ -243,12 +243,12 @@ class Signature:
             If a blob does not have the layout of the signature.
         """
         columns = self._decode(blobs)
-        return nested((field.path, columns[field.path]) for field in self.fields)
+        return nest((field.path, columns[field.path]) for field in self.fields)
 
     def decode_one(self, blob: bytes) -> dict[str, Any]:
         """Decode the payload of one episode. A field of the kind "python" gives a Python scalar. See ``decode``."""
         columns = self._decode([blob])
-        return nested((field.path, _single(field, columns[field.path])) for field in self.fields)
+        return nest((field.path, _single(field, columns[field.path])) for field in self.fields)
 
     @staticmethod
     def batch_size(payload: Mapping[str, Any]) -> int:

@@ -266,7 +266,7 @@ class _Parser:
         if token.kind == "text":
             self._advance()
             quote, inner = token.text[0], token.text[1:-1]
-            return _unescaped(inner) if quote == '"' else inner.replace("''", "'")
+            return _unescape(inner) if quote == '"' else inner.replace("''", "'")
         if token.is_word("true", "false"):
             return self._advance().text.lower() == "true"
         return self._fail(token.at, f"expected a value (a number or a quoted text), found {self._token_text()}")
@@ -327,7 +327,7 @@ class _Parser:
         raise InvalidValue(f"{message}\n  {line}\n  {' ' * (at - start)}^")
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     """Read a text in double quotes: with doubled quotes, and with the escapes of JSON as in keys of extra."""
     simple = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 

@@ -146,14 +146,14 @@ class Result:
 
 def _array(field: Field, values: list[Any]) -> NDArray[Any]:
     try:
-        return _converted(field, values)
+        return _convert(field, values)
     except InvalidValue:
         raise
     except (ValueError, TypeError, OverflowError) as exc:
         raise stored.damaged(f"the column {field.name!r:.80}", f"holds a value that is no {field.kind}") from exc
 
 
-def _converted(field: Field, values: list[Any]) -> NDArray[Any]:
+def _convert(field: Field, values: list[Any]) -> NDArray[Any]:
     if field.kind == "float" or (field.kind == "int" and field.nullable):
         return np.array([np.nan if value is None else value for value in values], np.float64)
     if not field.nullable and field.kind != "json" and None in values:  # numpy would turn None into 'None' or False

@@ -110,7 +110,7 @@ def seconds_of(what: str, value: Any) -> Any:
         unit, step = np.datetime_data(value.dtype)
         if np.isnat(value) or unit in ("generic", "Y", "M"):
             raise InvalidValue(f"{what} is {shown(value)}, which has no length in seconds; use weeks to attoseconds")
-        return _scaled([int(np.asarray(value).astype(np.int64))], unit, step)[0]
+        return _to_seconds([int(np.asarray(value).astype(np.int64))], unit, step)[0]
     return value
 
 
@@ -136,10 +136,10 @@ def _instants(what: str, values: npt.NDArray[Any]) -> list[float]:
         if np.abs(counts.astype(np.float64)).max(initial=0) * step > _LONGEST_CALENDAR:
             raise InvalidValue(f"{what} is {shown(values.flat[0])}, beyond the year 5138")
         values, unit, step = values.astype("datetime64[D]"), "D", 1
-    return _scaled(values.astype(np.int64).ravel().tolist(), unit, step)
+    return _to_seconds(values.astype(np.int64).ravel().tolist(), unit, step)
 
 
-def _scaled(counts: Sequence[int], unit: str, step: int) -> list[float]:
+def _to_seconds(counts: Sequence[int], unit: str, step: int) -> list[float]:
     if unit in _SECONDS:
         return [float(count * step * _SECONDS[unit]) for count in counts]
     # Python divides ints of any size, and rounds the result correctly and once.

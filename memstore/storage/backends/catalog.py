@@ -65,8 +65,8 @@ def altered(columns: Rows) -> Iterator[str]:
     for name, table in metadata.tables.items():
         if name not in found:
             yield f"the table {name!r} is missing"
-        elif found[name] != _declared(table):
-            wrong = sorted({column[0] for column in found[name] ^ _declared(table)})
+        elif found[name] != _declared_columns(table):
+            wrong = sorted({column[0] for column in found[name] ^ _declared_columns(table)})
             yield f"the table {name!r} is not as memstore defines it, in {', '.join(map(repr, wrong[:5]))}"
 
 
@@ -74,18 +74,18 @@ def missing(relations: Rows, indexes: Rows, acting: Rows) -> Iterator[str]:
     """Find views and indexes that are missing, and triggers and constraints that memstore did not make."""
     for name in sorted(VIEWS - {name for name, _ in relations}):
         yield f"the view {name!r} is missing"
-    for name in sorted(_indexes() - {name for (name,) in indexes}):
+    for name in sorted(_declared_indexes() - {name for (name,) in indexes}):
         yield f"the index {name!r} is missing or invalid"
     for kind, name, table in acting:
         yield f"the {kind} {name!r} on {table!r} is not memstore's"
 
 
-def _declared(table: Table) -> set[tuple[Any, ...]]:
+def _declared_columns(table: Table) -> set[tuple[Any, ...]]:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     return {(column.name, column.type.compile(dialect).lower(), not column.nullable) for column in table.columns}
 
 
-def _indexes() -> set[str]:
+def _declared_indexes() -> set[str]:
     names = set()
     for table in metadata.tables.values():
         unique = [constraint for constraint in table.constraints if isinstance(constraint, UniqueConstraint)]

@@ -48,14 +48,14 @@ def network_filesystem(path: Path, mounts: Path = MOUNTS) -> str | None:
     kinds: dict[Path, str] = {}
     for line in lines:
         _, point, kind, *_ = line.split(" ")
-        kinds[Path(_unescaped(point))] = kind  # a later mount hides an earlier one at the same place
+        kinds[Path(_unescape(point))] = kind  # a later mount hides an earlier one at the same place
     nearest = next((parent for parent in (folder, *folder.parents) if parent in kinds), None)
     if nearest is None or kinds[nearest] not in NETWORK:
         return None
     return kinds[nearest]
 
 
-def _unescaped(point: str) -> str:
+def _unescape(point: str) -> str:
     for octal, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         point = point.replace(octal, character)
     return point

@@ -51,7 +51,7 @@ def note_files(engine: Engine, path: Path, where: str) -> None:
             return
         first[:] = first or [found]
         if found != first[0]:
-            raise StoreUnavailable(_moved(where, found))
+            raise StoreUnavailable(_moved_message(where, found))
         record.info[_KEY] = _OpenFiles(path, where, found)
 
     event.listen(engine, "connect", note)
@@ -111,13 +111,13 @@ class _OpenFiles:
     def _look_at_each(self) -> None:
         found = _identity(self._path)
         if found != self._database:
-            raise StoreUnavailable(_moved(self._where, found))
+            raise StoreUnavailable(_moved_message(self._where, found))
         for suffix in LOG_SUFFIXES:
             found, known = _identity(self._real + suffix), self._logs.get(suffix)
             if known is None and found is not None:
                 self._logs[suffix] = found
             elif found != known:
-                raise StoreUnavailable(_log_gone(self._where, Path(self._real + suffix).name))
+                raise StoreUnavailable(_lost_log_message(self._where, Path(self._real + suffix).name))
 
 
 def hard_links(path: Path) -> int:
@@ -135,7 +135,7 @@ def links_warning(where: str, names: int) -> str:
     )
 
 
-def _moved(where: str, found: _Identity | None) -> str:
+def _moved_message(where: str, found: _Identity | None) -> str:
     if found is None:
         return (
             f"{where}: the file was deleted or moved away while this memory had it open. What this memory writes is "
@@ -148,7 +148,7 @@ def _moved(where: str, found: _Identity | None) -> str:
     )
 
 
-def _log_gone(where: str, name: str) -> str:
+def _lost_log_message(where: str, name: str) -> str:
     return (
         f"{where}: {name}, which holds the last commits, was deleted or replaced while the database was open. This "
         "call counts as not done. Close every memory on the file, which saves what can be saved, then run "
