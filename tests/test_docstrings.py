@@ -39,7 +39,10 @@ OPENINGS = r"(What|Who|Whom|Whose|Whether|Where|Which|Of|As|And|But|\.\.\.)(?!\w
 """No docstring begins like this: these words begin half a sentence."""
 
 NOUN_PHRASES = r"(The|A|An|Its|Their|Those|These|All|Every|Each|Some|No|How|One|Several)\b"
-"""No docstring of a function begins like this: it begins with the verb. A property may begin with a noun."""
+"""No docstring of a function begins like this: it begins with the verb. A property may begin with a noun.
+
+So may a command, because its docstring is the help that users see.
+"""
 
 everywhere = pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -64,6 +67,12 @@ class Docstring:
     def is_property(self) -> bool:
         """True if the node is a property."""
         return bool({"property", "cached_property"} & decorators(self.node))
+
+    @property
+    def is_function(self) -> bool:
+        """True if the node is a function that is neither a property nor a command."""
+        noun = {"property", "cached_property", "command", "group"} & decorators(self.node)
+        return isinstance(self.node, Function) and not noun
 
     @property
     def is_flag(self) -> bool:
@@ -130,14 +139,23 @@ for _module in MODULES:
             CLASSES.setdefault(_node.name, []).append(_node)
 
 
+def documents(owner: ast.ClassDef, method: str) -> bool:
+    """True if the class itself documents the method."""
+    return any(isinstance(one, Function) and one.name == method and ast.get_docstring(one) for one in owner.body)
+
+
+def base_names(owner: ast.ClassDef) -> list[str]:
+    """Return the names of the base classes, without their parameters."""
+    return [ast.unparse(base).partition("[")[0] for base in owner.bases]
+
+
 def inherits_docstring(owner: ast.ClassDef, method: str) -> bool:
-    """True if a base class in memstore documents the method."""
-    bases = [one for base in owner.bases for one in CLASSES.get(ast.unparse(base).partition("[")[0], [])]
-    return any(
-        any(isinstance(one, Function) and one.name == method and ast.get_docstring(one) for one in base.body)
-        or inherits_docstring(base, method)
-        for base in bases
-    )
+    """True if a base class in memstore, or any protocol of memstore, documents the method."""
+    protocols = [one for ones in CLASSES.values() for one in ones if "Protocol" in base_names(one)]
+    if any(documents(one, method) for one in protocols):
+        return True
+    bases = [one for name in base_names(owner) for one in CLASSES.get(name, [])]
+    return any(documents(base, method) or inherits_docstring(base, method) for base in bases)
 
 
 def undocumented(body: list[ast.stmt], owner: ast.ClassDef | None = None) -> Iterator[str]:
@@ -180,7 +198,7 @@ def test_a_function_says_what_it_does(module: Path) -> None:
     wrong = [
         f"{one.name}, line {one.line}: {one.summary}"
         for one in docstrings(module)
-        if isinstance(one.node, Function) and not one.is_property and re.match(NOUN_PHRASES, one.summary)
+        if one.is_function and re.match(NOUN_PHRASES, one.summary)
     ]
     assert not wrong, "\n".join(["begin with the verb:", *wrong])
 
