@@ -85,8 +85,7 @@ class Watch(ABC):
 class Backend(Expressions):
     """One database dialect: the facts and the statements that are its own.
 
-    A backend belongs to one address. Its methods may be called from any thread, each thread with its own connection.
-    Only ``commit`` and ``rollback`` end a transaction.
+    A backend belongs to one address. Threads may share it, but not a connection.
     """
 
     shared = False
