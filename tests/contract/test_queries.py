@@ -285,6 +285,7 @@ def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicM
         (lambda: memory.query().select(), "at least one"),
         (lambda: memory.query().select("loss"), "column"),  # type: ignore[arg-type]
         (lambda: memory.query().select(col.loss, col.loss).all(), "same name"),
+        (lambda: memory.query().group_by(col.domain, domain=col.level).all(), "same name"),
         (lambda: memory.query().select(**{"a b": col.loss}).all(), "cannot name"),
         (lambda: memory.query().select(**{"class": col.loss}).all(), "cannot name"),
         (lambda: memory.history(steps=(3, 1)), "first <= last"),
