@@ -576,19 +576,15 @@ HISTORY_COLUMNS: tuple[Column, ...] = tuple(column for column in _SELECTABLE if 
 """The columns that only the history has."""
 
 
-def used_columns(columns: Iterable[Column], condition: Condition, over: Over) -> tuple[Column, ...]:
-    """Return these columns and those that the condition tests, each only once.
+def tested_columns(condition: Condition) -> Iterator[Column]:
+    """Yield the columns that the condition tests, from left to right."""
+    return (test.column for test in conditions_within(condition) if not isinstance(test, HasTag))
 
-    Raises
-    ------
-    InvalidValue
-        If live episodes are asked for a column that only the history has.
-    """
-    tested = (test.column for test in conditions_within(condition) if not isinstance(test, HasTag))
-    used = tuple({(str(column), column.kind): column for column in (*columns, *tested)}.values())
-    for column in used:
+
+def check_columns(columns: Iterable[Column], over: Over) -> None:
+    """Raise ``InvalidValue`` if live episodes are asked for a column that only the history has."""
+    for column in columns:
         if column.source == "history" and over != "history":
             raise InvalidValue(
                 f"{column} belongs to the history, not to live episodes: use query('history'), or --history"
             )
-    return used

@@ -22,7 +22,6 @@ from typing import Any, NoReturn, TypeVar
 
 from memstore.errors import InvalidValue
 from memstore.queries.columns import (
-    EVERY,
     MAX_DEPTH,
     NAMES,
     Column,
@@ -30,9 +29,10 @@ from memstore.queries.columns import (
     ExtraColumn,
     Over,
     TagsColumn,
+    check_columns,
     col,
     no_column,
-    used_columns,
+    tested_columns,
 )
 from memstore.values.shown import shown
 
@@ -118,7 +118,7 @@ def as_condition(given: Condition | str, *, over: Over = "episodes") -> Conditio
         raise InvalidValue(
             f"expected a condition such as col.loss > 1, or a text such as {EXAMPLE!r}, got {shown(given)}"
         )
-    used_columns((), given, over)  # refuses columns of the history
+    check_columns(tested_columns(given), over)
     return given
 
 
@@ -210,7 +210,7 @@ class _Parser:
             self._fail(token.at, no_column(token.text))
         column = col[token.text]
         if isinstance(column, Column):
-            self._build(token.at, used_columns, [column], EVERY, self._over)
+            self._build(token.at, check_columns, [column], self._over)
         self._advance()
         if not isinstance(column, ExtraColumn):
             return column

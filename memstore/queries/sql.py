@@ -29,7 +29,8 @@ from memstore.queries.columns import (
     Not,
     Operator,
     Over,
-    used_columns,
+    check_columns,
+    tested_columns,
 )
 from memstore.storage.schema import (
     domain,
@@ -115,7 +116,10 @@ class Scope:
         InvalidValue
             If live episodes are asked for a column of the history.
         """
-        return cls(snapshot, over, used_columns(columns, condition, over), by_id)
+        every = (*columns, *tested_columns(condition))
+        used = tuple({(str(column), column.kind): column for column in every}.values())
+        check_columns(used, over)
+        return cls(snapshot, over, used, by_id)
 
     def _uses(self, source: str) -> bool:
         # The table of episodes is not read for an id alone, because the metadata have it too.
