@@ -18,7 +18,7 @@ CALLS = 10
 NEW = 10
 MODELS = {"8k parameters": (64, 100, 10), "85k parameters": (64, 256, 256, 10)}
 CONFIG = OnlineLearnerConfig(
-    learning_rate=0.01, momentum=0.6, batch_size=2 * NEW, replay_ratio=1.0, strategy="uniform", capacity=2000
+    learning_rate=0.01, momentum=0.6, batch_size=2 * NEW, replay_ratio=1.0, replay_strategy="uniform", capacity=2000
 )
 EVERY: dict[str, int | None] = {
     "a checkpoint in every call": 1,

@@ -37,7 +37,9 @@ def main() -> None:
     help="scikit-learn's bundled digits, or an .npz with arrays x, y and optionally domain.",
 )
 @click.option(
-    "--strategy", type=click.Choice([s.value for s in ReplayStrategy]), help="How replay is drawn.  [default: uniform]"
+    "--replay-strategy",
+    type=click.Choice([s.value for s in ReplayStrategy]),
+    help="How replayed episodes are drawn.  [default: uniform]",
 )
 @click.option(
     "--eviction",
@@ -45,7 +47,9 @@ def main() -> None:
     help="What leaves at capacity.  [default: reservoir]",
 )
 @click.option("--capacity", type=int, metavar="N", help="Episodes kept, at most.  [default: 200]")
-@click.option("--alpha", type=float, help="Exponent of the prioritized strategies.  [default: 0.6]")
+@click.option(
+    "--priority-alpha", type=float, metavar="A", help="Exponent of the prioritized strategies.  [default: 0.6]"
+)
 @click.option(
     "--replay-ratio",
     type=float,

@@ -11,7 +11,6 @@ from memstore.learner.models.mlp import MLP
 from memstore.learner.models.model import Model, Penalty
 from memstore.learner.models.optimizer import Optimizer
 from memstore.learner.models.torch_model import TorchModel
-from memstore.learner.protocol import OnlineLearner
 from memstore.learner.scheduler import (
     BatchCount,
     BufferThreshold,
@@ -44,7 +43,6 @@ __all__ = [
     "MemoryOnlineLearner",
     "Model",
     "OnlineExample",
-    "OnlineLearner",
     "OnlineLearnerConfig",
     "OnlineLearnerStats",
     "Optimizer",

@@ -17,9 +17,8 @@ from memstore.types import Batch
 
 def draw(memory: EpisodicMemory, config: OnlineLearnerConfig, count: int) -> Batch | None:
     """Draw by the configured strategy, without replacement; None from an empty memory."""
-    strategy = config.replay_strategy()
     try:
-        return memory.sample(count, strategy=strategy, beta=config.beta, normalize="batch")
+        return memory.sample(count, strategy=config.build_strategy(), beta=config.beta, normalize="batch")
     except MemoryEmpty:
         return None
 

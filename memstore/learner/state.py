@@ -148,8 +148,8 @@ class LearnerState:
 
     def refuse_other_config(self, name: str, given: OnlineLearnerConfig) -> None:
         """Raise ConfigError, naming the settings, when the state was saved under another configuration."""
-        pairs = {f.name: (getattr(self.config, f.name), getattr(given, f.name)) for f in fields(given)}
-        differing = [f"{name} (stored {a!r}, given {b!r})" for name, (a, b) in pairs.items() if a != b]
+        pairs = self.config.differences(given).items()
+        differing = [f"{setting} (stored {stored!r}, given {now!r})" for setting, (stored, now) in pairs]
         if differing:
             raise ConfigError(
                 f"checkpoint {name!r} was saved with other settings: {', '.join(differing)}; "

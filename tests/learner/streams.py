@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import memstore
 from memstore.learner import (
     BatchCount,
     ConsolidationScheduler,
@@ -29,7 +30,7 @@ CONFIG = OnlineLearnerConfig(
     learning_rate=0.02,
     batch_size=6,
     replay_ratio=1.5,
-    strategy="mixed",
+    replay_strategy="mixed",
     capacity=60,
     retrieval="mir",
     retrieval_candidates=12,
@@ -111,6 +112,17 @@ def run(learner: MemoryOnlineLearner) -> None:
     while done < STEPS:
         done = step(learner)
     learner.save_state()
+
+
+def under_former_names(memory: memstore.EpisodicMemory, name: str) -> None:
+    """Turn a learner's checkpoint into one of an earlier version: with ``strategy`` and ``alpha``."""
+    state = memory.load_checkpoint(name)
+    config = state["config"]
+    config["strategy"] = config.pop("replay_strategy")
+    config["alpha"] = config.pop("priority_alpha") or 0.6
+    if "options" in state["notes"]:
+        state["notes"]["options"].update(config)
+    memory.save_checkpoint(name, state)
 
 
 def facts(learner: MemoryOnlineLearner) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import numpy as np
 from sqlalchemy import URL
 
 from memstore.config import check_int
-from memstore.errors import CheckpointNotFound, ConfigError, StoreUnavailable
+from memstore.errors import ConfigError, StoreUnavailable
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.example import OnlineExample
 from memstore.learner.job.data import Dataset, Task, load_dataset, split_tasks, stream
 from memstore.learner.job.metrics import accuracy, average_accuracy, backward_transfer, forgetting
 from memstore.learner.learner import MemoryOnlineLearner
 from memstore.learner.models.mlp import MLP
+from memstore.learner.state import LearnerState
 from memstore.memory import EpisodicMemory
 from memstore.memory import open as open_memory
 from memstore.opening import drop
@@ -140,7 +141,7 @@ DIGITS = OnlineLearnerConfig(
     momentum=0.6,
     batch_size=2 * NEW_PER_STEP,
     replay_ratio=1.0,
-    strategy="uniform",
+    replay_strategy="uniform",
     eviction="reservoir",
     capacity=200,
     beta=0.0,
@@ -184,14 +185,12 @@ def run_training(
     """
     data = load_dataset(dataset)
     config = _fitted(config or DIGITS, data)
-    # By content and file name: the file may move, but it must not change.
-    options = {"dataset": f"{Path(data.name).name} ({data.digest()[:16]})", **config.to_dict()}
     if fresh:
         _discard(db, buffer)
     with _open(db, buffer, config) as memory:
         model = config.default_model()
         learner = MemoryOnlineLearner(memory, model, config)
-        _take_up(learner, options)
+        _resume(learner, data)
         return _Run(data, learner, model, config.seed).finish(on_progress)
 
 
@@ -312,7 +311,7 @@ def _fitted(config: OnlineLearnerConfig, data: Dataset) -> OnlineLearnerConfig:
 
 
 def _open(db: str | os.PathLike[str] | URL, buffer: str, config: OnlineLearnerConfig) -> EpisodicMemory:
-    """Open the memory of a run as it was begun, so that `_take_up` can name what differs, or make one."""
+    """Open the memory of a run as it was begun, so that `_resume` can name what differs, or make one."""
     try:
         found = open_memory(db, buffer=buffer, seed=config.seed, create=False)
     except (ConfigError, StoreUnavailable):
@@ -338,24 +337,26 @@ def _discard(db: str | os.PathLike[str] | URL, buffer: str) -> None:
     drop(db, buffer)
 
 
-def _take_up(learner: MemoryOnlineLearner, options: Mapping[str, Any]) -> None:
+def _resume(learner: MemoryOnlineLearner, data: Dataset) -> None:
     """Bring the learner to the last commit of this run, or to its beginning."""
     memory = learner.memory
-    try:
-        state = memory.load_checkpoint(CHECKPOINT)
-    except CheckpointNotFound:
+    # Named by its content and its file name: the file may move, but it must not change.
+    dataset = f"{Path(data.name).name} ({data.digest()[:16]})"
+    if CHECKPOINT not in memory.checkpoints():
         if len(memory):
-            raise ConfigError(
-                f"the database holds {len(memory)} episodes, but no training run; choose another file"
-            ) from None
-        learner.notes = {"options": dict(options), "position": 0, "matrix": []}
+            raise ConfigError(f"the database holds {len(memory)} episodes, but no training run; choose another file")
+        learner.notes = {"options": {"dataset": dataset}, "position": 0, "matrix": []}
         learner.save_state(CHECKPOINT)
         return
-    stored = state.get("notes", {}).get("options", {})
-    for name in {**options, **stored}:
-        if stored.get(name) != options.get(name):
-            raise ConfigError(
-                f"the run in the database has --{name.replace('_', '-')} {stored.get(name)}, this command "
-                f"has {options.get(name)}; give the same options to continue it, or --fresh to start anew"
-            )
+    found = LearnerState.from_dict(CHECKPOINT, memory.load_checkpoint(CHECKPOINT))
+    differing = found.config.differences(learner.config)
+    stored = found.notes.get("options", {}).get("dataset")
+    if stored != dataset:
+        differing["dataset"] = stored, dataset
+    if differing:
+        name, (theirs, ours) = next(iter(differing.items()))
+        raise ConfigError(
+            f"the run in the database has --{name.replace('_', '-')} {theirs}, this command has {ours}; give the same "
+            "options to continue it, or --fresh to start a new run"
+        )
     learner.load_state(CHECKPOINT)
