@@ -1,4 +1,4 @@
-"""Online learning on top of the memory: examples, models, learner, and the training job."""
+"""Online learning on top of the memory: examples, models, the learner, and the training job."""
 
 from memstore.learner.config import PRESETS, OnlineLearnerConfig
 from memstore.learner.curriculum import CurriculumConfig, CurriculumState

@@ -83,7 +83,7 @@ class MemoryOnlineLearner:
         self._span = Span(memory)
         self._span_start: Moment | None = None
         self._saved_notes: dict[str, Any] | None = None
-        self._claimed = self.config.checkpoint_every is None
+        self._owns_checkpoint = self.config.checkpoint_every is None
         self._owns_memory = False
 
     @classmethod
@@ -180,9 +180,9 @@ class MemoryOnlineLearner:
         """
         if not examples:
             return LearnResult()
-        self._claim()
+        self._claim_checkpoint()
         inputs, targets = stack(examples)
-        before = self._before()
+        before = self._moment()
         try:
             known = known_episodes(self.memory, examples)
             batch, debt = self._replay(inputs, targets)
@@ -200,17 +200,17 @@ class MemoryOnlineLearner:
             )
             progress = replace(progress, scheduler=self._after_batch(progress, len(examples)))
             consolidation = None
-            if self._due(progress):
-                progress, consolidation = self._consolidated(progress)
+            if self._is_due(progress):
+                progress, consolidation = self._consolidate_model(progress)
             every = self.config.checkpoint_every
             save = every is not None and progress.stats.batches_trained % every == 0
             ids = self._span.write(
                 lambda: self._commit(learned, progress, consolidation, save), stay_open=every is not None and not save
             )
         except BaseException as error:
-            self._return_to(before, error)
+            self._undo(before, error)
             raise
-        self._adopt(progress, before)
+        self._continue_from(progress, before)
         return learned.result(ids)
 
     def _replay(self, inputs: NDArray[Any], targets: NDArray[Any]) -> tuple[Batch | None, float]:
@@ -241,10 +241,10 @@ class MemoryOnlineLearner:
             self._save(self.config.checkpoint_name, progress)
         return ids
 
-    def _before(self) -> Moment:
+    def _moment(self) -> Moment:
         return Moment(self.model.state_dict(), self.memory.rng.bit_generator.state, self._progress)
 
-    def _return_to(self, before: Moment, error: BaseException) -> None:
+    def _undo(self, before: Moment, error: BaseException) -> None:
         """Undo a call that failed, or all calls since the last checkpoint if their common transaction failed."""
         self._span.abandon_if_dead()
         if self._span_start is not None and not self._span.open:
@@ -255,7 +255,7 @@ class MemoryOnlineLearner:
         self.memory.rng.bit_generator.state = before.generator
         self._set(before.progress)
 
-    def _adopt(self, progress: Progress, before: Moment) -> None:
+    def _continue_from(self, progress: Progress, before: Moment) -> None:
         """Continue from a call that was written."""
         self._set(progress)
         if not self._span.open:
@@ -272,7 +272,7 @@ class MemoryOnlineLearner:
         `learn_batch` consolidates by itself when one is due, so this is True only after a checkpoint was loaded under
         another scheduler, and before the first call.
         """
-        return self._due(self._progress)
+        return self._is_due(self._progress)
 
     def consolidate(self, policy: RetentionPolicy | None = None) -> Retention:
         """Take extra steps on the past, renew the Fisher estimate, and apply a retention policy, in one commit.
@@ -297,10 +297,10 @@ class MemoryOnlineLearner:
         MemstoreError
             The memory refused a read or a write. Nothing has changed.
         """
-        self._claim()
-        before = self._before()
+        self._claim_checkpoint()
+        before = self._moment()
         try:
-            progress, done = self._consolidated(self._progress)
+            progress, done = self._consolidate_model(self._progress)
 
             def commit() -> Retention:
                 removed = self._write(done, policy or self.config.retention(), progress.stats.batches_trained)
@@ -310,17 +310,17 @@ class MemoryOnlineLearner:
 
             removed = self._span.write(commit, stay_open=False)
         except BaseException as error:
-            self._return_to(before, error)
+            self._undo(before, error)
             raise
-        self._adopt(progress, before)
+        self._continue_from(progress, before)
         return removed
 
-    def _due(self, progress: Progress) -> bool:
+    def _is_due(self, progress: Progress) -> bool:
         return self._scheduler.due(progress.scheduler, loss=progress.stats.avg_loss)
 
-    def _consolidated(self, progress: Progress) -> tuple[Progress, Consolidation]:
+    def _consolidate_model(self, progress: Progress) -> tuple[Progress, Consolidation]:
         done = consolidate_model(self.memory, self.model, self.config, progress.ewc)
-        return progress.consolidated(done.ewc, len(done.rehearsed)), done
+        return progress.after_consolidation(done.ewc, len(done.rehearsed)), done
 
     def _write(self, done: Consolidation, policy: RetentionPolicy, step: int) -> Retention:
         for batch, losses in done.rehearsed:
@@ -334,10 +334,10 @@ class MemoryOnlineLearner:
         try:
             self._span.write(lambda: self._save(name, self._progress), stay_open=False)
         except BaseException as error:
-            self._return_to(self._before(), error)
+            self._undo(self._moment(), error)
             raise
-        self._claimed |= name == self.config.checkpoint_name
-        self._adopt(self._progress, self._before())
+        self._owns_checkpoint |= name == self.config.checkpoint_name
+        self._continue_from(self._progress, self._moment())
 
     def resume(self) -> bool:
         """Load the last checkpoint if the memory holds one; return True if it does."""
@@ -380,14 +380,14 @@ class MemoryOnlineLearner:
         except BaseException:
             self.memory.rng.bit_generator.state = generator
             raise
-        self._claimed |= name == self.config.checkpoint_name
+        self._owns_checkpoint |= name == self.config.checkpoint_name
         loaded = self.memory.rng.bit_generator.state
         self._span.abandon()
         self.memory.rng.bit_generator.state = loaded
         self._span_start = None
         self.notes = state.notes
         self._remember_notes()
-        self._set(state.progress.under(self.config, state.config))
+        self._set(state.progress.continue_under(self.config, state.config))
 
     # replay by hand: each call is a commit of its own
 
@@ -489,15 +489,15 @@ class MemoryOnlineLearner:
         """Return the memory's statistics."""
         return self.memory.stats()
 
-    def _claim(self) -> None:
+    def _claim_checkpoint(self) -> None:
         """Refuse to overwrite a checkpoint that somebody else made, before anything is learned."""
         name = self.config.checkpoint_name
-        if not self._claimed and name in self.memory.checkpoints():
+        if not self._owns_checkpoint and name in self.memory.checkpoints():
             raise ConfigError(
                 f"the memory holds a checkpoint {name!r}, which this learner has not loaded and would overwrite; call "
                 "resume() to go on from it, or give another checkpoint_name"
             )
-        self._claimed = True
+        self._owns_checkpoint = True
 
     def _save(self, name: str, progress: Progress) -> None:
         state = LearnerState(self.config, progress, self.notes, self.model.state_dict())
