@@ -345,29 +345,14 @@ class OnlineLearnerConfig:
 _NESTED: dict[str, Any] = {"scheduler": ConsolidationScheduler, "curriculum": CurriculumConfig}
 """Settings that are objects, with the class of each."""
 
-_WHOLE_NUMBERS = {
-    "batch_size": 1,
-    "capacity": 1,
-    "consolidation_interval": 1,
-    "retrieval_candidates": 1,
-    "ewc_samples": 1,
-    "checkpoint_every": 1,
-    "seed": 0,
-    "integrate_steps": 0,
-}
+_WHOLE_NUMBERS = dict.fromkeys(("seed", "integrate_steps"), 0) | dict.fromkeys(
+    ("batch_size", "capacity", "consolidation_interval", "retrieval_candidates", "ewc_samples", "checkpoint_every"), 1
+)
 """Settings that are integers, with the smallest value of each."""
 
-_NUMBERS = {
-    "replay_ratio": math.inf,
-    "priority_alpha": math.inf,
-    "beta": 1.0,
-    "ewc_lambda": math.inf,
-    "ewc_decay": 1.0,
-    "max_age": math.inf,
-    "min_importance": 1.0,
-    "consolidate_similar": 1.0,
-    "momentum": math.inf,
-}
+_NUMBERS = dict.fromkeys(("beta", "ewc_decay", "min_importance", "consolidate_similar"), 1.0) | dict.fromkeys(
+    ("replay_ratio", "priority_alpha", "ewc_lambda", "max_age", "momentum"), math.inf
+)
 """Settings that are finite numbers >= 0, with the largest value of each."""
 
 _OPTIONAL = {"priority_alpha", "checkpoint_every", "max_age", "min_importance", "consolidate_similar"}

@@ -9,6 +9,7 @@ from typing import Any
 from memstore.config import check_float, check_int
 from memstore.errors import ConfigError, InvalidValue
 from memstore.learner.example import MAX_LEVEL, MIN_LEVEL
+from memstore.learner.stored import exact_fields, refuse_damaged
 
 MAX_SPAN = 10**9
 """Largest ``min_examples_before_advance``. Above it, the decay of the running mean would round to 1."""
@@ -224,25 +225,17 @@ class CurriculumState:
         InvalidValue
             A field is missing, unknown, of another type or out of range, or two contradict each other.
         """
-        names = {item.name for item in fields(cls)}
-        if not isinstance(values, Mapping) or values.keys() != names:
-            raise InvalidValue(
-                f"the stored state of a curriculum has the fields {', '.join(sorted(names))}: {values!r}"
-            )
-        damaged = "the stored state of the curriculum is damaged: "
-        state = cls(**values)
+        state = cls(**exact_fields(cls, values, "state of the curriculum"))
         average, best = state.avg_loss_at_level, state.best_loss_at_level
-        try:
+        with refuse_damaged("state of the curriculum"):
             check_int("current_level", state.current_level, minimum=MIN_LEVEL, maximum=MAX_LEVEL)
             for name in ("examples_at_level", "advancements", "regressions"):
                 check_int(name, values[name], minimum=0)
             for name in ("avg_loss_at_level", "best_loss_at_level"):
                 if values[name] is not None:
                     check_float(name, values[name])
-        except ConfigError as error:
-            raise InvalidValue(damaged + str(error)) from error
-        if (average is None) != (state.examples_at_level == 0):
-            raise InvalidValue(f"{damaged}{state.examples_at_level} examples cannot have the mean loss {average!r}")
-        if best is not None and (average is None or best > average):
-            raise InvalidValue(f"{damaged}the best mean {best!r} cannot be above the present one, {average!r}")
+            if (average is None) != (state.examples_at_level == 0):
+                raise ConfigError(f"{state.examples_at_level} examples cannot have the mean loss {average!r}")
+            if best is not None and (average is None or best > average):
+                raise ConfigError(f"the best mean {best!r} cannot be above the present one, {average!r}")
         return state

@@ -9,6 +9,7 @@ from typing import Any
 
 from memstore.config import check_float, check_int
 from memstore.errors import ConfigError, InvalidValue
+from memstore.learner.stored import exact_fields, refuse_damaged
 
 IMPROVEMENT = 0.9
 """`LossThreshold` asks for another consolidation only below this share of the loss at the last one."""
@@ -264,20 +265,12 @@ class SchedulerState:
         InvalidValue
             A field is missing, unknown, of another type or out of range.
         """
-        names = [item.name for item in fields(cls)]
-        if not isinstance(values, Mapping) or values.keys() != set(names):
-            raise InvalidValue(f"the stored state of a scheduler has the fields {', '.join(names)}: {values!r}")
-        state = cls(**values)
-        try:
+        state = cls(**exact_fields(cls, values, "state of the scheduler"))
+        with refuse_damaged("state of the scheduler"):
             check_int("examples_since", state.examples_since, minimum=0)
             check_int("batches_since", state.batches_since, minimum=0)
             if state.last_loss is not None:
                 check_float("last_loss", state.last_loss)
-        except ConfigError as error:
-            raise InvalidValue(f"the stored state of the scheduler is damaged: {error}") from error
-        if not (isinstance(state.armed, bool) and isinstance(state.crossed, bool)):
-            raise InvalidValue(
-                "the stored state of the scheduler is damaged: armed and crossed must be True or False, got "
-                f"{state.armed!r} and {state.crossed!r}"
-            )
+            if not (isinstance(state.armed, bool) and isinstance(state.crossed, bool)):
+                raise ConfigError(f"armed and crossed must be True or False, got {state.armed!r} and {state.crossed!r}")
         return state

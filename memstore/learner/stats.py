@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from memstore.errors import InvalidValue
 from memstore.learner.example import MIN_LEVEL, OnlineExample
+from memstore.learner.stored import exact_fields
 
 DECAY = 0.99
 """Decay of the running average of the loss, per example."""
@@ -130,10 +130,7 @@ class OnlineLearnerStats:
         InvalidValue
             A field is missing or unknown.
         """
-        names = {item.name for item in fields(cls)}
-        if not isinstance(values, Mapping) or values.keys() != names:
-            raise InvalidValue(f"the stored statistics do not have the fields {', '.join(sorted(names))}")
-        return cls(**values)
+        return cls(**exact_fields(cls, values, "statistics"))
 
 
 def _add_counts(counts: Mapping[str, int], domains: Iterable[str]) -> dict[str, int]:
