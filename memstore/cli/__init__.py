@@ -21,20 +21,21 @@ from memstore.version import __version__
 )
 @click.version_option(__version__, prog_name="memstore")
 def main() -> None:
-    """A persistent experience-replay memory: train through it, ask it anything, keep it sound.
+    """A persistent experience-replay memory: train through it, ask it questions, and keep it sound.
 
-    DB is a file such as run.db, or a database URL.
+    DB is a file such as run.db, or a database URL such as postgresql://user@host/database. Each command explains
+    itself: memstore COMMAND --help. Times are local, and losses have the unit of the trainer that measured them.
     """
 
 
 @main.command(epilog="Example:  memstore train --db run.db    (kill it, run it again: it continues)")
-@click.option("--db", required=True, metavar="DB", help="Where the memory is, or is to be made.")
+@click.option("--db", required=True, metavar="DB", help="The memory's file or URL. It is made if need be.")
 @click.option(
     "--dataset",
     default="digits",
     show_default=True,
     metavar="NAME|FILE.npz",
-    help="scikit-learn's bundled digits, or an .npz with arrays x, y and optionally domain.",
+    help="scikit-learn's digits, or an .npz file with arrays x and y, and domain if you like.",
 )
 @click.option(
     "--replay-strategy",
@@ -44,9 +45,9 @@ def main() -> None:
 @click.option(
     "--eviction",
     type=click.Choice([e.value for e in EvictionPolicy]),
-    help="What leaves at capacity.  [default: reservoir]",
+    help="Which episodes leave at capacity.  [default: reservoir]",
 )
-@click.option("--capacity", type=int, metavar="N", help="Episodes kept, at most.  [default: 200]")
+@click.option("--capacity", type=int, metavar="N", help="Largest number of episodes kept.  [default: 200]")
 @click.option(
     "--priority-alpha", type=float, metavar="A", help="Exponent of the prioritized strategies.  [default: 0.6]"
 )
@@ -54,32 +55,35 @@ def main() -> None:
     "--replay-ratio",
     type=float,
     metavar="R",
-    help="Replayed examples per new one.  [default: 1, 10 new and 10 replayed]",
+    help="Replayed examples per new one.  [default: 1, which is 10 and 10 in each step]",
 )
 @click.option(
     "--retrieval",
     type=click.Choice(["draw", "mir"]),
-    help="Replay what is drawn, or of more drawn what a step on the new examples would harm most.  [default: draw]",
+    help="draw: replay the drawn episodes. mir: draw more, and replay those that a step on the new examples would "
+    "harm most.  [default: draw]",
 )
-@click.option("--ewc/--no-ewc", default=None, help="Elastic weight consolidation.  [default: off, but for stable]")
+@click.option(
+    "--ewc/--no-ewc", default=None, help="Elastic weight consolidation.  [default: off; on in the preset stable]"
+)
 @click.option(
     "--preset",
     type=click.Choice(["default", "fast", "stable", "prioritized", "balanced"]),
-    help="Replay settings of this preset; single options override it.",
+    help="Use the replay settings of this preset. Single options override it.",
 )
-@click.option("--seed", type=int, help="Of weights, stream order and draws.  [default: 0]")
+@click.option("--seed", type=int, help="Seed of the weights, the order of the stream and the draws.  [default: 0]")
 @click.option("--fresh", is_flag=True, help="Drop a former run in DB first.")
-@click.option("--no-replay", is_flag=True, help="Train only the arm without replay; DB is not touched.")
+@click.option("--no-replay", is_flag=True, help="Train only without replay. DB is not touched.")
 @as_json_option
 @reporting
 def train(
     db: str, dataset: str, fresh: bool, no_replay: bool, as_json: bool, preset: str | None, **settings: Any
 ) -> None:
-    """Learn a dataset task by task, in one pass, replaying through the memory.
+    """Learn a dataset task by task, in one pass, with replay through the memory.
 
-    Every step is one commit of new episodes, replayed losses and weights. Killed at any point and started again with
-    the same command, it continues from the last commit and ends with the same weights, bit for bit: compare the
-    digests. The table at the end shows the accuracy on each task, and the same without replay.
+    Every step is one commit of new episodes, replayed losses and weights. You may kill the command at any point and
+    start it again: it continues from the last commit and ends with the same weights, bit for bit (compare the sha256
+    that it prints). The table at the end shows the test accuracy on each task in percent, with and without replay.
     """
     from memstore.cli import report
     from memstore.learner import run_baseline, run_training, training_config

@@ -1,4 +1,4 @@
-"""The commands with ready-made questions: what was replayed, what is hard, what was forgotten, whose turn it is."""
+"""The commands with ready-made questions: history, hardest, forgotten, domains."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from memstore.cli.common import (
-    MOST,
+    COUNT,
     as_json_option,
     buffer_option,
     console,
-    opened,
+    open_buffer,
     print_records,
     reporting,
     table_width,
@@ -31,7 +31,7 @@ def _as_moment(context: click.Context, parameter: click.Parameter, text: str | N
 
 
 def _as_steps(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """First and last step, as far away as there are any where one is left out."""
+    """Return the first and the last step. A step that is left out is the furthest that there can be."""
     if text is None:
         return None
     first, colon, last = text.partition(":")
@@ -40,25 +40,33 @@ def _as_steps(context: click.Context, parameter: click.Parameter, text: str | No
             return int(first), int(first)
         return (int(first) if first else -MAX_INT), (int(last) if last else MAX_INT)
     except ValueError:
-        message = f"{shown(text)!r} is no range of steps; give A:B, A:, :B or A"
+        message = f"{shown(text)!r} is not a range of steps; give A:B, A:, :B or A"
         raise click.BadParameter(message, context, parameter) from None
 
 
 @click.command(epilog="Example:  memstore history run.db --domain math --since 10m")
 @click.argument("db")
 @buffer_option
-@click.option("--episode", type=int, metavar="ID", help="Of this episode, live or not.")
-@click.option("--domain", metavar="D", help="Of episodes of this domain.")
-@click.option("--consumer", metavar="C", help="What this consumer replayed or removed.")
-@click.option("--steps", callback=_as_steps, metavar="A:B", help="In these steps of the trainer, both inclusive.")
-@click.option("--since", callback=_as_moment, metavar="T", help="From T on: seconds, an ISO time, or an age (10m).")
-@click.option("--until", callback=_as_moment, metavar="T", help="Until T, likewise (2h, '3d ago').")
-@click.option("--limit", type=MOST, default=20, show_default=True, metavar="N", help="The newest so many.")
+@click.option("--episode", type=int, metavar="ID", help="Only events of this episode, live or not.")
+@click.option("--domain", metavar="D", help="Only events of episodes of this domain.")
+@click.option("--consumer", metavar="C", help="Only replays and removals by this consumer.")
+@click.option("--steps", callback=_as_steps, metavar="A:B", help="Only the trainer's steps A to B, both inclusive.")
+@click.option(
+    "--since",
+    callback=_as_moment,
+    metavar="T",
+    help="Only events from T on: seconds since 1970, an ISO time (local), or an age such as 10m.",
+)
+@click.option("--until", callback=_as_moment, metavar="T", help="Only events until T, such as 2h or '3d ago'.")
+@click.option("--limit", type=COUNT, default=20, show_default=True, metavar="N", help="Show the N newest events.")
 @as_json_option
 @reporting
 def history(db: str, buffer: str | None, limit: int, as_json: bool, **wanted: Any) -> None:
-    """Show what was replayed, with the loss before and after, and what left and why; the newest last."""
-    with opened(db, buffer) as memory:
+    """Show replays, with the loss before and after, and departures, with the reason. The newest event is last.
+
+    In an age, s is seconds, m minutes, h hours, d days and w weeks.
+    """
+    with open_buffer(db, buffer) as memory:
         events = memory.history(**wanted, limit=limit)
     if as_json:
         print_records(events)
@@ -74,7 +82,7 @@ def _print_table(records: Sequence[Any], kind: type) -> None:
 
 
 how_many_option = click.option(
-    "-n", "n", type=MOST, default=10, show_default=True, metavar="N", help="At most so many episodes."
+    "-n", "n", type=COUNT, default=10, show_default=True, metavar="N", help="Show N episodes at most."
 )
 
 
@@ -85,8 +93,8 @@ how_many_option = click.option(
 @as_json_option
 @reporting
 def hardest(db: str, buffer: str | None, n: int, as_json: bool) -> None:
-    """Show the episodes with the largest losses, largest first."""
-    with opened(db, buffer) as memory:
+    """Show the episodes with the largest losses, the largest first."""
+    with open_buffer(db, buffer) as memory:
         episodes = memory.hardest(n)
     _print_episodes(episodes, as_json, "no episode has a loss yet")
 
@@ -98,8 +106,8 @@ def hardest(db: str, buffer: str | None, n: int, as_json: bool) -> None:
 @as_json_option
 @reporting
 def forgotten(db: str, buffer: str | None, n: int, as_json: bool) -> None:
-    """Show the episodes whose loss has risen furthest above its lowest, furthest first."""
-    with opened(db, buffer) as memory:
+    """Show the episodes whose loss has risen furthest above its lowest value, the furthest first."""
+    with open_buffer(db, buffer) as memory:
         episodes = memory.forgotten(n)
     _print_episodes(episodes, as_json, "no loss is above its lowest")
 
@@ -119,8 +127,11 @@ def _print_episodes(episodes: list[EpisodeSummary], as_json: bool, nothing: str)
 @as_json_option
 @reporting
 def domains(db: str, buffer: str | None, as_json: bool) -> None:
-    """Show what each domain has of the episodes and of the replays, against what the strategy aims at."""
-    with opened(db, buffer) as memory:
+    """Show each domain's share of the episodes and of the replays, and the share that the strategy aims at.
+
+    Shares are in percent.
+    """
+    with open_buffer(db, buffer) as memory:
         shares = memory.replay_share()
     if as_json:
         print_records(shares)

@@ -32,9 +32,9 @@ from memstore.upkeep.restore import restore as restore_database
 @as_json_option
 @reporting
 def check(db: str, buffer: str | None, as_json: bool) -> None:
-    """Verify every invariant: pages, positions, bounds, counts, sums, checksums, orphans.
+    """Verify that a database is sound: pages, positions, bounds, counts, sums, checksums, orphans.
 
-    Reads everything once and changes nothing. Exit code 1 when something is wrong.
+    The command reads everything once and changes nothing. Its exit code is 1 if it finds a problem.
     """
     reports = each_buffer(db, buffer, lambda memory: (memory.name, memory.check()))
     if as_json:
@@ -55,13 +55,13 @@ def check(db: str, buffer: str | None, as_json: bool) -> None:
 
 @click.command(epilog="Example:  memstore upgrade run.db")
 @click.argument("db")
-@click.option("--no-backup", is_flag=True, help="Do not copy a SQLite file first.")
+@click.option("--no-backup", is_flag=True, help="Make no copy of a SQLite file first.")
 @as_json_option
 @reporting
 def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
     """Bring the tables of an older memstore up to date, in one transaction.
 
-    Stop the processes that use the database first. A SQLite file is copied before; the copy's name is printed.
+    First stop the processes that use the database. A SQLite file is copied before; the name of the copy is printed.
     """
     from memstore.storage.upgrade import upgrade as upgrade_database
 
@@ -84,10 +84,10 @@ def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
 @as_json_option
 @reporting
 def backup(db: str, to: str, as_json: bool) -> None:
-    """Copy the database as it is at one moment, while others go on writing.
+    """Copy a database as it is at one moment, while other processes go on writing.
 
-    TO is a file that does not exist, or a PostgreSQL database without a buffer; DB may be of the other kind. The copy
-    of a file has its permissions. Put it back with: memstore restore.
+    TO is a file that does not exist yet, or a PostgreSQL database without a buffer. DB may be of the other kind. The
+    copy of a file gets its permissions. To put a copy back, use memstore restore.
     """
     with _progress("copying") as on_progress:
         copy_database(db, to, on_progress=on_progress)
@@ -101,19 +101,24 @@ def backup(db: str, to: str, as_json: bool) -> None:
 @click.command(epilog="Example:  memstore restore copy.db run.db")
 @click.argument("backup")
 @click.argument("db")
-@click.option("--keep", metavar="FOLDER", help="On a server: where what is replaced goes.  [default: this folder]")
-@click.option("--force", is_flag=True, help="Replace also what is no memstore as far as can be told.")
+@click.option(
+    "--keep",
+    metavar="FOLDER",
+    help="Folder for the replaced content of a PostgreSQL database.  [default: this folder]",
+)
+@click.option("--force", is_flag=True, help="Replace DB even if it does not seem to be a memstore.")
 @as_json_option
 @reporting
 def restore(backup: str, db: str, keep: str | None, force: bool, as_json: bool) -> None:
-    """Put a backup in the place of a database, and keep what it replaces.
+    """Put a backup in the place of a database, and keep the replaced content.
 
-    Stop the processes that use DB first; while one has it open, it is refused. BACKUP is only read, and verified before
-    DB is touched. What DB held stays beside it as DB.replaced-DATE-TIME, of a server in a file of that name.
+    First stop the processes that use DB: while one of them has it open, the command refuses. BACKUP is only read, and
+    it is verified before DB is touched. The former content of DB stays beside it as DB.replaced-DATE-TIME; that of a
+    PostgreSQL database goes to a file of such a name.
 
-    Killed, it leaves DB as it was or as BACKUP is; run it again. Use this and not cp: a copy over run.db is mixed with
-    the log beside it (run.db-wal), a copy of run.db alone lacks what is in its log, and deleting the log deletes
-    commits.
+    If the command is killed, DB is either as it was or as BACKUP is; run it again. Do not use cp instead: a file copied
+    over run.db mixes with the log beside it (run.db-wal), a copy of run.db alone lacks the commits in its log, and
+    deleting the log deletes commits.
     """
     with _progress("copying") as on_progress:
         done = restore_database(backup, db, force=force, keep=keep, on_progress=on_progress)
@@ -135,10 +140,10 @@ def restore(backup: str, db: str, keep: str | None, force: bool, as_json: bool) 
 @as_json_option
 @reporting
 def vacuum(db: str, as_json: bool) -> None:
-    """Give back what deleted rows still hold.
+    """Free the space that deleted rows still occupy.
 
-    A SQLite file is written anew, for which nobody else may be writing or in the middle of a query;
-    PostgreSQL frees the space for new rows.
+    A SQLite file is written anew: no other process may be writing or in the middle of a query then. PostgreSQL frees
+    the space for new rows. The sizes printed are in B, KiB, MiB or GiB (1 KiB = 1,024 bytes).
     """
     done = vacuum_database(db)
     if as_json:
@@ -150,7 +155,7 @@ def vacuum(db: str, as_json: bool) -> None:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; yields what to call with what is done, and the whole."""
+    """Show a bar on stderr; yield the function to call with the work done and the whole work."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     out = console(stderr=True)
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:

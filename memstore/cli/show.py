@@ -1,4 +1,4 @@
-"""``memstore show``: one episode whole, its payload drawn and its life from the history."""
+"""``memstore show``: one whole episode, with its payload drawn and its history."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memstore.cli.common import (
     as_json_option,
     buffer_option,
     console,
-    opened,
+    open_buffer,
     picture_width,
     print_json,
     reporting,
@@ -31,8 +31,11 @@ from memstore.queries.records import ReplayEvent
 from memstore.types import Episode
 
 MOST_TEXT = 400
+"""Characters after which tags and extra are cut."""
 LAST_EVENTS = 5
+"""Number of the newest events that are shown."""
 REPLAYED = "replayed"
+"""The word of the history for a replay; events with another word are departures."""
 
 
 @click.command(epilog="Example:  memstore show run.db 4711")
@@ -42,19 +45,19 @@ REPLAYED = "replayed"
 @as_json_option
 @reporting
 def show(db: str, episode_id: int, buffer: str | None, as_json: bool) -> None:
-    """Show an episode whole: what was stored with it, its payload as a picture or curve, and its replays.
+    """Show a whole episode: its columns, its payload with pictures or curves, and its replays.
 
-    Of an episode that has left, its history: exit code 1. In JSON, arrays have a dtype, a shape and values; numbers
-    that are not finite are texts, complex ones pairs, bytes base64.
+    If the episode has left the memory, show its history; the exit code is 1 then. In JSON, an array has a dtype, a
+    shape and values; a number that is not finite is a text, a complex number a pair, and bytes are base64.
     """
-    with opened(db, buffer) as memory:
+    with open_buffer(db, buffer) as memory:
         try:
             episode = memory.get(episode_id)
         except EpisodeNotFound:
             episode = None
         events = memory.history(episode=episode_id)
     if as_json:
-        print_json(_document(episode_id, episode, events))
+        print_json(_as_json(episode_id, episode, events))
     elif episode is not None:
         _print_episode(console(), episode, events)
     elif events:
@@ -112,7 +115,7 @@ def _print_life(out: Console, events: list[ReplayEvent]) -> None:
         out.print(records_table(events[-LAST_EVENTS:], ReplayEvent, title=title, width=table_width(out)))
 
 
-def _document(episode_id: int, episode: Episode | None, events: list[ReplayEvent]) -> dict[str, Any]:
+def _as_json(episode_id: int, episode: Episode | None, events: list[ReplayEvent]) -> dict[str, Any]:
     history = [dataclasses.asdict(event) for event in events]
     if episode is None:
         return {"id": episode_id, "live": False, "history": history}

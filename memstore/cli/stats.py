@@ -1,4 +1,4 @@
-"""``memstore stats``: the health of a buffer, once or again and again."""
+"""``memstore stats``: the health of a buffer, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from memstore.memory import EpisodicMemory
 
 MOST_DOMAINS = 20
+"""Largest number of domains with a bar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at a buffer saw; rates are those since the look before, None at the first."""
+    """The statistics of a buffer at one moment, and the rates since the look before; the first look has no rates."""
 
     stats: ReplayStats
     at: float
@@ -32,7 +33,7 @@ class Look:
     replayed_per_s: float | None = None
 
     def after(self, former: Look | None) -> Look:
-        """The same look with rates."""
+        """Return the same look with the rates since the former one."""
         if former is None or self.at <= former.at:
             return self
         seconds = self.at - former.at
@@ -41,14 +42,18 @@ class Look:
         return Look(self.stats, self.at, added / seconds, replayed / seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dicts, lists and numbers."""
+        """Return the statistics and rates as plain dicts, lists and numbers."""
         return {**self.stats.to_dict(), "added_per_s": self.added_per_s, "replayed_per_s": self.replayed_per_s}
 
 
 @click.command(epilog="Example:  memstore stats run.db --watch")
 @click.argument("db")
 @all_buffers_option
-@click.option("--exact", is_flag=True, help="Scan the losses instead of using the sampling index's half-octaves.")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Scan all losses. Without it, quantiles are exact to half an octave (a factor of 1.41).",
+)
 @click.option(
     "--watch",
     "every",
@@ -56,12 +61,15 @@ class Look:
     flag_value=2.0,
     type=click.FloatRange(0.1, 86400.0),
     metavar="[SECONDS]",
-    help="Look again every 2 (or SECONDS) seconds, with rates, until Ctrl-C.",
+    help="Look again every 2 seconds, or every SECONDS, and show rates, until Ctrl-C.",
 )
 @as_json_option
 @reporting
 def stats(db: str, buffer: str | None, exact: bool, every: float | None, as_json: bool) -> None:
-    """Show the health of each buffer: size, losses, domains, replays, disk."""
+    """Show the health of each buffer: size, losses, domains, replays, disk.
+
+    Rates are per second. Sizes are in B, KiB, MiB or GiB (1 KiB = 1,024 bytes).
+    """
     if every is None:
         found = each_buffer(db, buffer, lambda memory: memory.stats(exact=exact))
         if as_json:
@@ -85,7 +93,7 @@ def stats(db: str, buffer: str | None, exact: bool, every: float | None, as_json
 
 
 def _looks(look: Callable[[], list[Look]], every: float) -> Iterator[list[Look]]:
-    """What each look sees, for ever."""
+    """Yield the looks at all buffers, without end."""
     former: dict[str, Look] = {}
     while True:
         seen = [one.after(former.get(one.stats.buffer)) for one in look()]
@@ -116,7 +124,7 @@ def _rates(look: Look) -> str:
 
 
 def stats_view(stats: ReplayStats, *, rates: str | None = None) -> RenderableType:
-    """One buffer as a table, its domains and losses as bars."""
+    """Return one buffer as a table, with its domains and losses as bars."""
     about = "" if stats.loss_quantiles_exact else "  (to half an octave; --exact scans)"
     facts = {
         "episodes": f"{stats.buffer_size:,} of {stats.capacity:,}",
