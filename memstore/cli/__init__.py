@@ -79,9 +79,9 @@ def main() -> None:
 def train(
     db: str, dataset: str, fresh: bool, no_replay: bool, as_json: bool, preset: str | None, **settings: Any
 ) -> None:
-    """Learn a dataset task by task, in one pass, with replay through the memory.
+    """Learn a dataset task by task, with replay through the memory.
 
-    Every step is one commit of new episodes, replayed losses and weights. You may kill the command at any point and
+    It takes one pass. Every step is one commit of new episodes, replayed losses and weights. You may kill the command at any point and
     start it again: it continues from the last commit and ends with the same weights, bit for bit (compare the sha256
     that it prints). The table at the end shows the test accuracy on each task in percent, with and without replay.
     """

@@ -62,9 +62,10 @@ def _as_steps(context: click.Context, parameter: click.Parameter, text: str | No
 @as_json_option
 @reporting
 def history(db: str, buffer: str | None, limit: int, as_json: bool, **wanted: Any) -> None:
-    """Show replays, with the loss before and after, and departures, with the reason. The newest event is last.
+    """Show replays and departures, the newest last.
 
-    In an age, s is seconds, m minutes, h hours, d days and w weeks.
+    A replay has the loss before and after, in the trainer's unit, and a departure its reason. Times are local. In an
+    age, s is seconds, m minutes, h hours, d days and w weeks.
     """
     with open_buffer(db, buffer) as memory:
         events = memory.history(**wanted, limit=limit)
@@ -93,7 +94,10 @@ how_many_option = click.option(
 @as_json_option
 @reporting
 def hardest(db: str, buffer: str | None, n: int, as_json: bool) -> None:
-    """Show the episodes with the largest losses, the largest first."""
+    """Show the episodes with the largest losses.
+
+    The largest is first. Losses have the trainer's unit, times are local, and ages are counted in insertions.
+    """
     with open_buffer(db, buffer) as memory:
         episodes = memory.hardest(n)
     _print_episodes(episodes, as_json, "no episode has a loss yet")
@@ -106,7 +110,11 @@ def hardest(db: str, buffer: str | None, n: int, as_json: bool) -> None:
 @as_json_option
 @reporting
 def forgotten(db: str, buffer: str | None, n: int, as_json: bool) -> None:
-    """Show the episodes whose loss has risen furthest above its lowest value, the furthest first."""
+    """Show the episodes whose loss rose most since its lowest value.
+
+    The one that rose most is first. Losses have the trainer's unit, times are local, and ages are counted in
+    insertions.
+    """
     with open_buffer(db, buffer) as memory:
         episodes = memory.forgotten(n)
     _print_episodes(episodes, as_json, "no loss is above its lowest")
@@ -127,9 +135,9 @@ def _print_episodes(episodes: list[EpisodeSummary], as_json: bool, nothing: str)
 @as_json_option
 @reporting
 def domains(db: str, buffer: str | None, as_json: bool) -> None:
-    """Show each domain's share of the episodes and of the replays, and the share that the strategy aims at.
+    """Show each domain's share of the episodes and replays.
 
-    Shares are in percent.
+    Beside them stands the share that the strategy aims at. Shares are in percent, losses in the trainer's unit.
     """
     with open_buffer(db, buffer) as memory:
         shares = memory.replay_share()

@@ -32,9 +32,10 @@ from memstore.upkeep.restore import restore as restore_database
 @as_json_option
 @reporting
 def check(db: str, buffer: str | None, as_json: bool) -> None:
-    """Verify that a database is sound: pages, positions, bounds, counts, sums, checksums, orphans.
+    """Verify that a database is sound.
 
-    The command reads everything once and changes nothing. Its exit code is 1 if it finds a problem.
+    The command checks pages, positions, bounds, counts, sums, checksums and orphans. It reads everything once, changes
+    nothing, and prints how many seconds that took. Its exit code is 1 if it finds a problem.
     """
     reports = each_buffer(db, buffer, lambda memory: (memory.name, memory.check()))
     if as_json:
@@ -59,9 +60,9 @@ def check(db: str, buffer: str | None, as_json: bool) -> None:
 @as_json_option
 @reporting
 def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
-    """Bring the tables of an older memstore up to date, in one transaction.
+    """Bring the tables of an older memstore up to date.
 
-    First stop the processes that use the database. A SQLite file is copied before; the name of the copy is printed.
+    This is one transaction. First stop the processes that use the database. A SQLite file is copied before; the name of the copy is printed.
     """
     from memstore.storage.upgrade import upgrade as upgrade_database
 
@@ -84,9 +85,9 @@ def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
 @as_json_option
 @reporting
 def backup(db: str, to: str, as_json: bool) -> None:
-    """Copy a database as it is at one moment, while other processes go on writing.
+    """Copy a database while others go on writing.
 
-    TO is a file that does not exist yet, or a PostgreSQL database without a buffer. DB may be of the other kind. The
+    The copy is the database as it is at one moment. TO is a file that does not exist yet, or a PostgreSQL database without a buffer. DB may be of the other kind. The
     copy of a file gets its permissions. To put a copy back, use memstore restore.
     """
     with _progress("copying") as on_progress:
@@ -110,8 +111,7 @@ def backup(db: str, to: str, as_json: bool) -> None:
 @as_json_option
 @reporting
 def restore(backup: str, db: str, keep: str | None, force: bool, as_json: bool) -> None:
-    """Put a backup in the place of a database, and keep the replaced content.
-
+    """Put a backup in the place of a database.
     First stop the processes that use DB: while one of them has it open, the command refuses. BACKUP is only read, and
     it is verified before DB is touched. The former content of DB stays beside it as DB.replaced-DATE-TIME; that of a
     PostgreSQL database goes to a file of such a name.

@@ -124,7 +124,11 @@ FIGURES: dict[str, Callable[[EpisodicMemory], Figure | None]] = {
 @as_json_option
 @reporting
 def plot(db: str, buffer: str | None, what: str | None, out: str | None, as_json: bool) -> None:
-    """Draw the losses, their trend by domain, the replays of episodes, and each domain's share of the replays.
+    """Draw losses, their trend, replays and domains.
+
+    losses is the number of episodes by the size of their loss, trend the mean loss of each domain in the course of the
+    replays, replays the number of episodes by how often they were replayed, and domains each domain's share of the
+    replays beside the share that the strategy aims at.
 
     Losses have the unit of the trainer, shares are in percent, and the trend runs over the trainer's steps; where
     replays have no step, it runs over seconds.

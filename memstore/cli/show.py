@@ -45,7 +45,10 @@ REPLAYED = "replayed"
 @as_json_option
 @reporting
 def show(db: str, episode_id: int, buffer: str | None, as_json: bool) -> None:
-    """Show a whole episode: its columns, its payload with pictures or curves, and its replays.
+    """Show one episode whole, with its history.
+
+    It prints the columns, the payload with pictures or curves, and the replays. Times are local, losses have the
+    trainer's unit.
 
     If the episode has left the memory, show its history; the exit code is 1 then. In JSON, an array has a dtype, a
     shape and values; a number that is not finite is a text, a complex number a pair, and bytes are base64.
