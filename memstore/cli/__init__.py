@@ -81,9 +81,10 @@ def train(
 ) -> None:
     """Learn a dataset task by task, with replay through the memory.
 
-    It takes one pass. Every step is one commit of new episodes, replayed losses and weights. You may kill the command at any point and
-    start it again: it continues from the last commit and ends with the same weights, bit for bit (compare the sha256
-    that it prints). The table at the end shows the test accuracy on each task in percent, with and without replay.
+    It takes one pass. Every step is one commit of new episodes, replayed losses and weights. You may kill the command
+    at any point and start it again: it continues from the last commit and ends with the same weights, bit for bit
+    (compare the sha256 that it prints). The table at the end shows the test accuracy on each task in percent, with and
+    without replay.
     """
     from memstore.cli import report
     from memstore.learner import run_baseline, run_training, training_config

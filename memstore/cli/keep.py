@@ -62,7 +62,8 @@ def check(db: str, buffer: str | None, as_json: bool) -> None:
 def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
     """Bring the tables of an older memstore up to date.
 
-    This is one transaction. First stop the processes that use the database. A SQLite file is copied before; the name of the copy is printed.
+    This is one transaction. First stop the processes that use the database. A SQLite file is copied before; the name of
+    the copy is printed.
     """
     from memstore.storage.upgrade import upgrade as upgrade_database
 
@@ -87,8 +88,9 @@ def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
 def backup(db: str, to: str, as_json: bool) -> None:
     """Copy a database while others go on writing.
 
-    The copy is the database as it is at one moment. TO is a file that does not exist yet, or a PostgreSQL database without a buffer. DB may be of the other kind. The
-    copy of a file gets its permissions. To put a copy back, use memstore restore.
+    The copy is the database as it is at one moment. TO is a file that does not exist yet, or a PostgreSQL database
+    without a buffer. DB may be of the other kind. The copy of a file gets its permissions. To put a copy back, use
+    memstore restore.
     """
     with _progress("copying") as on_progress:
         copy_database(db, to, on_progress=on_progress)

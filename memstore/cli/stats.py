@@ -68,7 +68,8 @@ class Look:
 def stats(db: str, buffer: str | None, exact: bool, every: float | None, as_json: bool) -> None:
     """Show the health of each buffer.
 
-    It prints size, losses, domains, replays and disk space. Losses have the trainer's unit. Rates are per second. Sizes are in B, KiB, MiB or GiB (1 KiB = 1,024 bytes).
+    It prints size, losses, domains, replays and disk space. Losses have the trainer's unit. Rates are per second. Sizes
+    are in B, KiB, MiB or GiB (1 KiB = 1,024 bytes).
     """
     if every is None:
         found = each_buffer(db, buffer, lambda memory: memory.stats(exact=exact))
