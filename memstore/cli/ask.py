@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
+from rich.table import Table
 
-from memstore.cli.common import (
-    COUNT,
-    as_json_option,
-    buffer_option,
-    console,
-    open_buffer,
-    print_records,
-    reporting,
-    table_width,
-)
+from memstore.cli.common import BUFFER, COUNT, DB, command, console, open_buffer, print_records, table_width
 from memstore.cli.tables import records_table, shares_table
 from memstore.cli.text import parse_moment, shown
 from memstore.queries import MAX_INT
@@ -44,23 +37,23 @@ def _as_steps(context: click.Context, parameter: click.Parameter, text: str | No
         raise click.BadParameter(message, context, parameter) from None
 
 
-@click.command(epilog="Example:  memstore history run.db --domain math --since 10m")
-@click.argument("db")
-@buffer_option
-@click.option("--episode", type=int, metavar="ID", help="Only events of this episode, live or not.")
-@click.option("--domain", metavar="D", help="Only events of episodes of this domain.")
-@click.option("--consumer", metavar="C", help="Only replays and removals by this consumer.")
-@click.option("--steps", callback=_as_steps, metavar="A:B", help="Only the trainer's steps A to B, both inclusive.")
-@click.option(
-    "--since",
-    callback=_as_moment,
-    metavar="T",
-    help="Only events from T on: seconds since 1970, an ISO time (local), or an age such as 10m.",
+@command(
+    "memstore history run.db --domain math --since 10m",
+    DB,
+    BUFFER,
+    click.option("--episode", type=int, metavar="ID", help="Only events of this episode, live or not."),
+    click.option("--domain", metavar="D", help="Only events of episodes of this domain."),
+    click.option("--consumer", metavar="C", help="Only replays and removals by this consumer."),
+    click.option("--steps", callback=_as_steps, metavar="A:B", help="Only the trainer's steps A to B, both inclusive."),
+    click.option(
+        "--since",
+        callback=_as_moment,
+        metavar="T",
+        help="Only events from T on: seconds since 1970, an ISO time (local), or an age such as 10m.",
+    ),
+    click.option("--until", callback=_as_moment, metavar="T", help="Only events until T, such as 2h or '3d ago'."),
+    click.option("--limit", type=COUNT, default=20, show_default=True, metavar="N", help="Show the N newest events."),
 )
-@click.option("--until", callback=_as_moment, metavar="T", help="Only events until T, such as 2h or '3d ago'.")
-@click.option("--limit", type=COUNT, default=20, show_default=True, metavar="N", help="Show the N newest events.")
-@as_json_option
-@reporting
 def history(db: str, buffer: str | None, limit: int, as_json: bool, **wanted: Any) -> None:
     """Show replays and departures, the newest last.
 
@@ -69,30 +62,26 @@ def history(db: str, buffer: str | None, limit: int, as_json: bool, **wanted: An
     """
     with open_buffer(db, buffer) as memory:
         events = memory.history(**wanted, limit=limit)
+    _print_answer(events, as_json, partial(records_table, events, ReplayEvent), "no such events")
+
+
+def _print_answer(records: Sequence[Any], as_json: bool, table: Callable[..., Table], nothing: str) -> None:
+    """Print records as JSON or as the table of a function of the width; if there are none, print ``nothing``."""
     if as_json:
-        print_records(events)
-    elif events:
-        _print_table(events, ReplayEvent)
+        print_records(records)
+    elif records:
+        out = console()
+        out.print(table(width=table_width(out)))
     else:
-        click.echo("no such events")
+        click.echo(nothing)
 
 
-def _print_table(records: Sequence[Any], kind: type) -> None:
-    out = console()
-    out.print(records_table(records, kind, width=table_width(out)))
-
-
-how_many_option = click.option(
+HOW_MANY = click.option(
     "-n", "n", type=COUNT, default=10, show_default=True, metavar="N", help="Show N episodes at most."
 )
 
 
-@click.command(epilog="Example:  memstore hardest run.db -n 5")
-@click.argument("db")
-@buffer_option
-@how_many_option
-@as_json_option
-@reporting
+@command("memstore hardest run.db -n 5", DB, BUFFER, HOW_MANY)
 def hardest(db: str, buffer: str | None, n: int, as_json: bool) -> None:
     """Show the episodes with the largest losses.
 
@@ -100,15 +89,10 @@ def hardest(db: str, buffer: str | None, n: int, as_json: bool) -> None:
     """
     with open_buffer(db, buffer) as memory:
         episodes = memory.hardest(n)
-    _print_episodes(episodes, as_json, "no episode has a loss yet")
+    _print_answer(episodes, as_json, partial(records_table, episodes, EpisodeSummary), "no episode has a loss yet")
 
 
-@click.command(epilog="Example:  memstore forgotten run.db -n 5")
-@click.argument("db")
-@buffer_option
-@how_many_option
-@as_json_option
-@reporting
+@command("memstore forgotten run.db -n 5", DB, BUFFER, HOW_MANY)
 def forgotten(db: str, buffer: str | None, n: int, as_json: bool) -> None:
     """Show the episodes whose loss rose most since its lowest value.
 
@@ -117,23 +101,10 @@ def forgotten(db: str, buffer: str | None, n: int, as_json: bool) -> None:
     """
     with open_buffer(db, buffer) as memory:
         episodes = memory.forgotten(n)
-    _print_episodes(episodes, as_json, "no loss is above its lowest")
+    _print_answer(episodes, as_json, partial(records_table, episodes, EpisodeSummary), "no loss is above its lowest")
 
 
-def _print_episodes(episodes: list[EpisodeSummary], as_json: bool, nothing: str) -> None:
-    if as_json:
-        print_records(episodes)
-    elif episodes:
-        _print_table(episodes, EpisodeSummary)
-    else:
-        click.echo(nothing)
-
-
-@click.command(epilog="Example:  memstore domains run.db")
-@click.argument("db")
-@buffer_option
-@as_json_option
-@reporting
+@command("memstore domains run.db", DB, BUFFER)
 def domains(db: str, buffer: str | None, as_json: bool) -> None:
     """Show each domain's share of the episodes and replays.
 
@@ -141,10 +112,4 @@ def domains(db: str, buffer: str | None, as_json: bool) -> None:
     """
     with open_buffer(db, buffer) as memory:
         shares = memory.replay_share()
-    if as_json:
-        print_records(shares)
-    elif shares:
-        out = console()
-        out.print(shares_table(shares, width=table_width(out)))
-    else:
-        click.echo("nothing added yet")
+    _print_answer(shares, as_json, partial(shares_table, shares), "nothing added yet")

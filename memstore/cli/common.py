@@ -47,8 +47,26 @@ COUNT = click.IntRange(1)
 """Type of an option that limits how many rows are shown."""
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-buffer_option = click.option("--buffer", metavar="NAME", help="Use this buffer.  [default: the only one]")
-all_buffers_option = click.option("--buffer", metavar="NAME", help="Use this buffer.  [default: all of them]")
+DB = click.argument("db")
+BUFFER = click.option("--buffer", metavar="NAME", help="Use this buffer.  [default: the only one]")
+ALL_BUFFERS = click.option("--buffer", metavar="NAME", help="Use this buffer.  [default: all of them]")
+
+
+def command(
+    example: str, *options: Callable[[Any], Any], help: str | None = None
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function, with an example in its help, these options, and ``--json``.
+
+    Memstore's errors become one line and an exit code, see `reporting`.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        run: Callable[..., None] = reporting(function)
+        for option in (as_json_option, *reversed(options)):
+            run = option(run)
+        return click.command(help=help, epilog=f"Example:  {example}")(run)
+
+    return decorate
 
 
 def reporting(command: Callable[P, None]) -> Callable[P, None]:

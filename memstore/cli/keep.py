@@ -10,15 +10,7 @@ from contextlib import contextmanager
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from memstore.cli.common import (
-    EXIT_FOUND,
-    all_buffers_option,
-    as_json_option,
-    console,
-    each_buffer,
-    print_json,
-    reporting,
-)
+from memstore.cli.common import ALL_BUFFERS, DB, EXIT_FOUND, command, console, each_buffer, print_json
 from memstore.cli.text import size_text, visible
 from memstore.storage.address import shown_address
 from memstore.upkeep.backup import backup as copy_database
@@ -26,11 +18,7 @@ from memstore.upkeep.backup import vacuum as vacuum_database
 from memstore.upkeep.restore import restore as restore_database
 
 
-@click.command(epilog="Example:  memstore check run.db && echo sound")
-@click.argument("db")
-@all_buffers_option
-@as_json_option
-@reporting
+@command("memstore check run.db && echo sound", DB, ALL_BUFFERS)
 def check(db: str, buffer: str | None, as_json: bool) -> None:
     """Verify that a database is sound.
 
@@ -54,11 +42,11 @@ def check(db: str, buffer: str | None, as_json: bool) -> None:
         sys.exit(EXIT_FOUND)
 
 
-@click.command(epilog="Example:  memstore upgrade run.db")
-@click.argument("db")
-@click.option("--no-backup", is_flag=True, help="Make no copy of a SQLite file first.")
-@as_json_option
-@reporting
+@command(
+    "memstore upgrade run.db",
+    DB,
+    click.option("--no-backup", is_flag=True, help="Make no copy of a SQLite file first."),
+)
 def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
     """Bring the tables of an older memstore up to date.
 
@@ -80,11 +68,7 @@ def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
             click.echo(f"the database as it was: {copy}")
 
 
-@click.command(epilog="Example:  memstore backup run.db copy.db")
-@click.argument("db")
-@click.argument("to")
-@as_json_option
-@reporting
+@command("memstore backup run.db copy.db", DB, click.argument("to"))
 def backup(db: str, to: str, as_json: bool) -> None:
     """Copy a database while others go on writing.
 
@@ -101,17 +85,17 @@ def backup(db: str, to: str, as_json: bool) -> None:
         click.echo(f"{visible(source)} is copied to {visible(copy)}")
 
 
-@click.command(epilog="Example:  memstore restore copy.db run.db")
-@click.argument("backup")
-@click.argument("db")
-@click.option(
-    "--keep",
-    metavar="FOLDER",
-    help="Folder for the replaced content of a PostgreSQL database.  [default: this folder]",
+@command(
+    "memstore restore copy.db run.db",
+    click.argument("backup"),
+    DB,
+    click.option(
+        "--keep",
+        metavar="FOLDER",
+        help="Folder for the replaced content of a PostgreSQL database.  [default: this folder]",
+    ),
+    click.option("--force", is_flag=True, help="Replace DB even if it does not seem to be a memstore."),
 )
-@click.option("--force", is_flag=True, help="Replace DB even if it does not seem to be a memstore.")
-@as_json_option
-@reporting
 def restore(backup: str, db: str, keep: str | None, force: bool, as_json: bool) -> None:
     """Put a backup in the place of a database.
     First stop the processes that use DB: while one of them has it open, the command refuses. BACKUP is only read, and
@@ -137,10 +121,7 @@ def restore(backup: str, db: str, keep: str | None, force: bool, as_json: bool) 
         click.echo(f"the database as it was: {visible(str(done.replaced))}")
 
 
-@click.command(epilog="Example:  memstore vacuum run.db")
-@click.argument("db")
-@as_json_option
-@reporting
+@command("memstore vacuum run.db", DB)
 def vacuum(db: str, as_json: bool) -> None:
     """Free the space that deleted rows still occupy.
 

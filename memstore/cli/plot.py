@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from memstore.cli.common import as_json_option, buffer_option, open_buffer, print_json, reporting
+from memstore.cli.common import BUFFER, DB, command, open_buffer, print_json
 from memstore.cli.pictures import Floats
 from memstore.cli.text import shown
 from memstore.errors import ConfigError
@@ -116,13 +116,13 @@ FIGURES: dict[str, Callable[[EpisodicMemory], Figure | None]] = {
 """The figures by the names that ``--what`` takes."""
 
 
-@click.command(epilog="Example:  memstore plot run.db --what trend --out trend.png")
-@click.argument("db")
-@buffer_option
-@click.option("--what", type=click.Choice(list(FIGURES)), help="Draw this figure.  [default: all of them]")
-@click.option("--out", metavar="FILE.png", help="Write a PNG instead of text. This needs matplotlib.")
-@as_json_option
-@reporting
+@command(
+    "memstore plot run.db --what trend --out trend.png",
+    DB,
+    BUFFER,
+    click.option("--what", type=click.Choice(list(FIGURES)), help="Draw this figure.  [default: all of them]"),
+    click.option("--out", metavar="FILE.png", help="Write a PNG instead of text. This needs matplotlib."),
+)
 def plot(db: str, buffer: str | None, what: str | None, out: str | None, as_json: bool) -> None:
     """Draw losses, their trend, replays and domains.
 

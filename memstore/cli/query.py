@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from memstore.cli.common import (
+    BUFFER,
     COUNT,
-    as_json_option,
-    buffer_option,
+    DB,
+    command,
     console,
     open_buffer,
     print_complete,
     print_json,
-    reporting,
     table_width,
 )
 from memstore.cli.tables import rows_table
@@ -37,31 +37,30 @@ history also has {", ".join(map(str, HISTORY_COLUMNS))}. Times are seconds since
 """The help of the command, with the names of all columns."""
 
 
-@click.command(
-    help=QUERY_HELP, epilog="""Example:  memstore query run.db "loss > 2 and domain = 'math'" --order -loss"""
+@command(
+    """memstore query run.db "loss > 2 and domain = 'math'" --order -loss""",
+    DB,
+    click.argument("text", required=False),
+    BUFFER,
+    click.option("--history", "over_history", is_flag=True, help="Show events of the history instead of episodes."),
+    click.option(
+        "--order",
+        metavar="COLUMN",
+        help="Sort by this column, the smallest first; with - in front, the largest first. extra.a.b sorts by numbers.",
+    ),
+    click.option("--limit", type=COUNT, default=20, show_default=True, metavar="N", help="Show the first N."),
+    click.option("--count", is_flag=True, help="Print only how many there are."),
+    click.option("--select", metavar="A,B,C", help="Show only these columns; extra.a.b is a place in extra."),
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(["table", "json", "csv"]),
+        default="table",
+        show_default=True,
+        help="Form in which rows are printed.",
+    ),
+    help=QUERY_HELP,
 )
-@click.argument("db")
-@click.argument("text", required=False)
-@buffer_option
-@click.option("--history", "over_history", is_flag=True, help="Show events of the history instead of episodes.")
-@click.option(
-    "--order",
-    metavar="COLUMN",
-    help="Sort by this column, the smallest first; with - in front, the largest first. extra.a.b sorts by numbers.",
-)
-@click.option("--limit", type=COUNT, default=20, show_default=True, metavar="N", help="Show the first N.")
-@click.option("--count", is_flag=True, help="Print only how many there are.")
-@click.option("--select", metavar="A,B,C", help="Show only these columns; extra.a.b is a place in extra.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    show_default=True,
-    help="Form in which rows are printed.",
-)
-@as_json_option
-@reporting
 def query(
     db: str,
     text: str | None,

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.text import Text
 
 from memstore.cli.common import (
+    BUFFER,
+    DB,
     EXIT_FOUND,
-    as_json_option,
-    buffer_option,
+    command,
     console,
     open_buffer,
     picture_width,
     print_json,
-    reporting,
     table_width,
 )
 from memstore.cli.payload import field_json, leaves, print_leaf
@@ -38,12 +38,7 @@ REPLAYED = "replayed"
 """The word of the history for a replay; events with another word are departures."""
 
 
-@click.command(epilog="Example:  memstore show run.db 4711")
-@click.argument("db")
-@click.argument("episode_id", metavar="ID", type=int)
-@buffer_option
-@as_json_option
-@reporting
+@command("memstore show run.db 4711", DB, click.argument("episode_id", metavar="ID", type=int), BUFFER)
 def show(db: str, episode_id: int, buffer: str | None, as_json: bool) -> None:
     """Show one episode whole, with its history.
 

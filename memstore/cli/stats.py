@@ -11,7 +11,7 @@ import click
 from rich.console import Group, RenderableType
 from rich.live import Live
 
-from memstore.cli.common import all_buffers_option, as_json_option, console, each_buffer, print_json, reporting
+from memstore.cli.common import ALL_BUFFERS, DB, command, console, each_buffer, print_json
 from memstore.cli.tables import bars_table, facts_table
 from memstore.cli.text import number, shown, size_text, visible
 from memstore.types import ReplayStats
@@ -46,25 +46,25 @@ class Look:
         return {**self.stats.to_dict(), "added_per_s": self.added_per_s, "replayed_per_s": self.replayed_per_s}
 
 
-@click.command(epilog="Example:  memstore stats run.db --watch")
-@click.argument("db")
-@all_buffers_option
-@click.option(
-    "--exact",
-    is_flag=True,
-    help="Scan all losses. Without it, quantiles are exact to half an octave (a factor of 1.41).",
+@command(
+    "memstore stats run.db --watch",
+    DB,
+    ALL_BUFFERS,
+    click.option(
+        "--exact",
+        is_flag=True,
+        help="Scan all losses. Without it, quantiles are exact to half an octave (a factor of 1.41).",
+    ),
+    click.option(
+        "--watch",
+        "every",
+        is_flag=False,
+        flag_value=2.0,
+        type=click.FloatRange(0.1, 86400.0),
+        metavar="[SECONDS]",
+        help="Look again every 2 seconds, or every SECONDS, and show rates, until Ctrl-C.",
+    ),
 )
-@click.option(
-    "--watch",
-    "every",
-    is_flag=False,
-    flag_value=2.0,
-    type=click.FloatRange(0.1, 86400.0),
-    metavar="[SECONDS]",
-    help="Look again every 2 seconds, or every SECONDS, and show rates, until Ctrl-C.",
-)
-@as_json_option
-@reporting
 def stats(db: str, buffer: str | None, exact: bool, every: float | None, as_json: bool) -> None:
     """Show the health of each buffer.
 
