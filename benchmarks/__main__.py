@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; returns the exit code."""
+    """Run the benchmarks; return the exit code."""
     options = _parser().parse_args(arguments)
     usual = [100_000] if options.against else [10_000, 100_000, 1_000_000]
     rows = options.rows or ([1000] if options.quick else usual)
@@ -118,7 +118,7 @@ def _write(file: Path | None, figures: dict[str, Any]) -> None:
 
 
 def _places(options: argparse.Namespace, stack: ExitStack, console: Console) -> list[Place]:
-    """Where to measure; without a PostgreSQL server ``both`` means SQLite, with a note."""
+    """Return the places to measure at. Without a PostgreSQL server, ``both`` means SQLite, and a note says so."""
     places: list[Place] = []
     if options.database != "postgres":
         folder = tempfile.TemporaryDirectory(prefix="memstore-benchmarks-", dir=options.folder)

@@ -1,4 +1,4 @@
-"""Draws behind a condition that so many in a hundred pass, each beside the draw without one, in pairs."""
+"""Draws with a condition that a given percentage of episodes meets, each paired with a draw without a condition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memstore import col
 
 SHARES = (1, 2, 4, 8, 16, 32, 64, 100)
 LIMIT = 2.5
-"""Most that a draw behind a condition may take, in draws without one."""
+"""Largest time of a draw with a condition, in times of a draw without one."""
 
 STRATEGIES: dict[str, tuple[memstore.Strategy, float]] = {
     "prioritized_loss": (memstore.PrioritizedLoss(), 0.0),
@@ -28,7 +28,7 @@ STRATEGIES: dict[str, tuple[memstore.Strategy, float]] = {
 }
 UPDATED = 256
 PAIRS = 20
-"""At least; a budget of time alone gives too few on a busy machine."""
+"""Least number of rounds. A budget of time alone gives too few on a busy machine."""
 
 
 def conditions(bench: Bench) -> None:

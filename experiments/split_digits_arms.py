@@ -1,4 +1,4 @@
-"""The arms of split-digits: how each is trained, and what is measured of it."""
+"""The arms of split-digits: how each is trained, and which numbers it returns."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ RESUMED = "killed, resumed"
 EMPTIED = "killed, emptied"
 
 EWC_LAMBDA, EWC_ALONE_LAMBDA = 0.1, 10_000.0
-"""The best final average accuracy on seeds 100 .. 119, which no trial uses, of 0, 0.1, 0.3, 1, 3 and 1, 10 ... 10 ** 5.
+"""Strength of elastic weight consolidation beside replay and alone.
 
-Beside replay, 0 .. 3 do not differ by more than chance.
+These values had the best final average accuracy on seeds 100 .. 119, which no trial uses, among 0, 0.1, 0.3, 1, 3 and
+among 1, 10 ... 10 ** 5. Beside replay, 0 .. 3 do not differ by more than chance.
 """
 
 _EWC = {"ewc": True, "consolidation_interval": 100}
@@ -54,7 +55,7 @@ REPLAY: dict[str, dict[str, Any]] = {
     EWC_REPLAY: {**_EWC, "ewc_lambda": EWC_LAMBDA},
     EWC_ALONE: {**_EWC, "ewc_lambda": EWC_ALONE_LAMBDA, "replay_ratio": 0.0},
 }
-"""What each arm through the memory changes of `training_config`; the number is its capacity."""
+"""Settings in which each arm with a memory differs from `training_config`. The number in a name is the capacity."""
 
 TWICE = (SAME_SAMPLES, JOINT_SAME_SAMPLES)
 ARMS = (FINE_TUNE, SAME_SAMPLES, *REPLAY, JOINT, JOINT_SAME_SAMPLES, RESUMED, EMPTIED)
@@ -64,14 +65,14 @@ KILLED_TASK = 2
 
 
 def train_arm(arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Train one arm, its databases in ``folder``.
+    """Train one arm, with its databases in ``folder``.
 
     Returns
     -------
     dict
-        ``average`` and ``final`` accuracies and the weights' ``digest``; of arms that meet the tasks in order also
-        ``matrix``, ``forgetting`` and ``backward_transfer``; of those with a memory also its ``capacity``, the
-        ``curve`` of accuracies over steps, and the step they were ``killed`` at.
+        ``average`` and ``final`` accuracies and the weights' ``digest``. Arms that meet the tasks in order also have
+        ``matrix``, ``forgetting`` and ``backward_transfer``. Arms with a memory also have its ``capacity``, the
+        ``curve`` of accuracies over steps, and the step at which they were ``killed``.
     """
     config = training_config(seed=seed, **REPLAY.get(arm, {}))
     repeats = 2 if arm in TWICE else 1
