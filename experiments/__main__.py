@@ -10,7 +10,7 @@ from experiments.experiment import EXPERIMENTS, experiment_named
 from experiments.progress import experiment_progress
 from experiments.report import JSON, TEXT
 from experiments.runner import run_experiment
-from memstore.cli.common import EXIT_CODES, as_json_option, reporting
+from memstore.cli.common import EXIT_CODES, as_json_option, report_errors
 from memstore.cli.output import safe_streams
 
 
@@ -24,7 +24,7 @@ from memstore.cli.output import safe_streams
 @click.option("--seeds", type=int, metavar="N", help="Seeds for each arm.  [default: the experiment's own number]")
 @click.option("--jobs", type=int, default=1, show_default=True, metavar="N", help="Run N trials at the same time.")
 @as_json_option
-@reporting
+@report_errors
 def main(name: str, out: str | None, quick: bool, seeds: int | None, jobs: int, as_json: bool) -> None:
     """Repeat a published experiment through the memory, and print the report. NAME is one of
 

@@ -77,15 +77,15 @@ def train_arm(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     config = training_config(seed=seed, **REPLAY.get(arm, {}))
     repeats = 2 if arm in TWICE else 1
     if arm in (JOINT, JOINT_SAME_SAMPLES):
-        return _joint(config, repeats)
+        return _train_jointly(config, repeats)
     if arm in (FINE_TUNE, SAME_SAMPLES):
         return _numbers(run_baseline(config, repeats=repeats))
     if arm in (RESUMED, EMPTIED):
-        return _killed(config, folder, emptied=arm == EMPTIED)
-    return _through_memory(folder / "run.db", config, {})
+        return _train_and_kill(config, folder, emptied=arm == EMPTIED)
+    return _train_through_memory(folder / "run.db", config, {})
 
 
-def _joint(config: OnlineLearnerConfig, repeats: int) -> dict[str, Any]:
+def _train_jointly(config: OnlineLearnerConfig, repeats: int) -> dict[str, Any]:
     """Train on all tasks at once: the same examples in random order, in as many batches."""
     data = load_dataset("digits")
     tasks = split_tasks(data, config.seed)
@@ -98,7 +98,7 @@ def _joint(config: OnlineLearnerConfig, repeats: int) -> dict[str, Any]:
     return {"average": float(np.mean(final)), "final": final, "digest": model.digest()}
 
 
-def _killed(config: OnlineLearnerConfig, folder: Path, *, emptied: bool) -> dict[str, Any]:
+def _train_and_kill(config: OnlineLearnerConfig, folder: Path, *, emptied: bool) -> dict[str, Any]:
     """Kill a run in the middle of its third task and finish it, with its memory or with an empty one."""
     steps = stream(split_tasks(load_dataset("digits"), config.seed), NEW_PER_STEP)
     during = [step for step, (task, _) in enumerate(steps) if task == KILLED_TASK]
@@ -106,10 +106,10 @@ def _killed(config: OnlineLearnerConfig, folder: Path, *, emptied: bool) -> dict
     curve = train_until_killed(db, config, during[len(during) // 2])
     if emptied:
         db = without_episodes(db, folder / "empty.db", config)
-    return _through_memory(db, config, curve)
+    return _train_through_memory(db, config, curve)
 
 
-def _through_memory(db: Path, config: OnlineLearnerConfig, curve: Accuracies) -> dict[str, Any]:
+def _train_through_memory(db: Path, config: OnlineLearnerConfig, curve: Accuracies) -> dict[str, Any]:
     result = run_training(db, config, on_progress=_recorder(curve))
     thinned = [[step, curve[step]] for step in sorted(curve) if step and step % CURVE_EVERY == 0]
     return {**_numbers(result), "capacity": config.capacity, "curve": thinned, "killed": result.resumed_at}

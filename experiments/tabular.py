@@ -113,7 +113,7 @@ class Replay(Protocol):
         """Return the next transition to learn from."""
         ...
 
-    def learned(self, error: float) -> None:
+    def take_error(self, error: float) -> None:
         """Record the |TD error| of the transition just drawn."""
         ...
 
@@ -140,7 +140,7 @@ class UniformReplay:
         """Return the next drawn transition."""
         return next(self._drawn)
 
-    def learned(self, error: float) -> None:
+    def take_error(self, error: float) -> None:
         """Ignore the error."""
 
 
@@ -168,7 +168,7 @@ class ProportionalReplay:
             self._batch = self._memory.sample(1, strategy=memstore.PrioritizedLoss(1.0))
         return _transitions(self._batch)[0]
 
-    def learned(self, error: float) -> None:
+    def take_error(self, error: float) -> None:
         """Make the error the loss of the transition."""
         with self._store:
             self._memory.update(self._batch, loss=error)
@@ -192,7 +192,7 @@ class GreedyReplay:
         self._chosen = int(self._errors.argmax())
         return self._walk.transitions[self._chosen]
 
-    def learned(self, error: float) -> None:
+    def take_error(self, error: float) -> None:
         """Keep the error."""
         self._errors[self._chosen] = error
 
@@ -214,7 +214,7 @@ class OracleReplay:
         """Return the transition whose update helps most."""
         return min(self._choices, key=lambda step: self._gain(values, step))
 
-    def learned(self, error: float) -> None:
+    def take_error(self, error: float) -> None:
         """Ignore the error."""
 
     def _gain(self, values: Floats, step: Transition) -> float:
@@ -233,7 +233,7 @@ def updates_to_convergence(walk: Cliffwalk, values: Floats, replay: Replay) -> i
                 step = replay.draw(values)
                 error = walk.error(values, step)
                 values[step.state, step.action] += STEP_SIZE * error
-                replay.learned(abs(error))
+                replay.take_error(abs(error))
                 updates += 1
                 if walk.distance(values) < CONVERGED:
                     return updates

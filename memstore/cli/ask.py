@@ -79,6 +79,7 @@ def _print_answer(records: Sequence[Any], as_json: bool, table: Callable[..., Ta
 HOW_MANY = click.option(
     "-n", "n", type=COUNT, default=10, show_default=True, metavar="N", help="Show N episodes at most."
 )
+"""The option for the number of episodes."""
 
 
 @command("memstore hardest run.db -n 5", DB, BUFFER, HOW_MANY)

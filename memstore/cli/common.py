@@ -48,8 +48,11 @@ COUNT = click.IntRange(1)
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 DB = click.argument("db")
+"""The argument for the address of a database."""
 BUFFER = click.option("--buffer", metavar="NAME", help="Use this buffer.  [default: the only one]")
+"""The option of commands that work on one buffer."""
 ALL_BUFFERS = click.option("--buffer", metavar="NAME", help="Use this buffer.  [default: all of them]")
+"""The option of commands that work on every buffer."""
 
 
 def command(
@@ -57,11 +60,11 @@ def command(
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command of a function, with an example in its help, these options, and ``--json``.
 
-    Memstore's errors become one line and an exit code, see `reporting`.
+    Memstore's errors become one line and an exit code, see `report_errors`.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        run: Callable[..., None] = reporting(function)
+        run: Callable[..., None] = report_errors(function)
         for option in (as_json_option, *reversed(options)):
             run = option(run)
         return click.command(help=help, epilog=f"Example:  {example}")(run)
@@ -69,7 +72,7 @@ def command(
     return decorate
 
 
-def reporting(command: Callable[P, None]) -> Callable[P, None]:
+def report_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Turn memstore's errors into one line and an exit code. Any other error is a bug and keeps its traceback."""
 
     @wraps(command)
@@ -132,7 +135,7 @@ def open_buffer(db: str, buffer: str | None) -> Iterator[EpisodicMemory]:
         yield memory
 
 
-def each_buffer(db: str, buffer: str | None, ask: Callable[[EpisodicMemory], T]) -> list[T]:
+def ask_each_buffer(db: str, buffer: str | None, ask: Callable[[EpisodicMemory], T]) -> list[T]:
     """Return the answers of all buffers, or of the one of this name."""
     import memstore
 
@@ -158,7 +161,7 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     click.echo(json.dumps(json_ready(value), indent=indent, allow_nan=False))
 
 
-def print_complete(text: str) -> None:
+def print_unescaped(text: str) -> None:
     """Print data for another program as they are: control characters are not escaped."""
     console().file.write(text)
 

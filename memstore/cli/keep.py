@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from memstore.cli.common import ALL_BUFFERS, DB, EXIT_FOUND, command, console, each_buffer, print_json
+from memstore.cli.common import ALL_BUFFERS, DB, EXIT_FOUND, ask_each_buffer, command, console, print_json
 from memstore.cli.text import size_text, visible
 from memstore.storage.address import shown_address
 from memstore.upkeep.backup import backup as copy_database
@@ -25,7 +25,7 @@ def check(db: str, buffer: str | None, as_json: bool) -> None:
     The command checks pages, positions, bounds, counts, sums, checksums and orphans. It reads everything once, changes
     nothing, and prints how many seconds that took. Its exit code is 1 if it finds a problem.
     """
-    reports = each_buffer(db, buffer, lambda memory: (memory.name, memory.check()))
+    reports = ask_each_buffer(db, buffer, lambda memory: (memory.name, memory.check()))
     if as_json:
         print_json([{"buffer": name, "ok": r.ok} | dataclasses.asdict(r) for name, r in reports])
     else:

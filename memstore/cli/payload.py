@@ -52,7 +52,7 @@ def print_leaf(out: Console, leaf: Leaf) -> None:
     if isinstance(value, np.ndarray) and value.ndim:
         _print_array(out, value)
     else:
-        out.print(_indented(_scalar_text(value)))
+        out.print(_indent(_scalar_text(value)))
 
 
 def _scalar_text(value: Any) -> str:
@@ -67,14 +67,14 @@ def _scalar_text(value: Any) -> str:
 
 
 def _print_array(out: Console, array: np.ndarray[Any, Any]) -> None:
-    out.print(_indented(_summary(array)))
+    out.print(_indent(_summary(array)))
     width = picture_width(out) - INDENT
     if array.ndim == 1 and array.size > 1:
-        out.print(_indented(sparkline(array, width)))
+        out.print(_indent(sparkline(array, width)))
     image = image_in(array)
     if image is None:
         return
-    out.print(_indented(f"as {image.size}, dark {number(image.dark)} .. bright {number(image.bright)}:"))
+    out.print(_indent(f"as {image.size}, dark {number(image.dark)} .. bright {number(image.bright)}:"))
     if out.encoding.startswith("utf") and out.color_system is not None and not out.no_color:
         picture = half_blocks(image, width)
     else:
@@ -109,25 +109,25 @@ def _mean(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     return float(np.nanmean(values / largest) * largest)
 
 
-def _indented(text: str) -> Text:
+def _indent(text: str) -> Text:
     return Text(" " * INDENT + text)
 
 
 def field_json(value: Any) -> Any:
     """Return the value for JSON, with everything that is needed to restore it."""
     if isinstance(value, np.ndarray):
-        return {"dtype": value.dtype.str, "shape": list(value.shape), "values": _plain(value.tolist())}
+        return {"dtype": value.dtype.str, "shape": list(value.shape), "values": _json_value(value.tolist())}
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
-    return _plain(value)
+    return _json_value(value)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """Return the value for JSON without loss: numbers that are not finite become texts, complex ones pairs."""
     if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return [_json_value(part) for part in value]
     if isinstance(value, complex):
-        return [_plain(value.real), _plain(value.imag)]
+        return [_json_value(value.real), _json_value(value.imag)]
     if isinstance(value, np.generic):
         return str(value)
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value

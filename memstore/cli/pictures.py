@@ -72,7 +72,7 @@ def sparkline(array: NDArray[Any], width: int = 60) -> str:
     """
     if not array.size:
         return ""
-    values = _scaled(_means(_scaled(real(array)), min(array.size, width)))
+    values = _scale(_average_groups(_scale(real(array)), min(array.size, width)))
     return "".join(" " if math.isnan(v) else BLOCKS[min(int(v * len(BLOCKS)), len(BLOCKS) - 1)] for v in values)
 
 
@@ -82,7 +82,7 @@ def image_in(array: NDArray[Any]) -> Image | None:
     Shapes of images are (h, w), (h, w, 1 | 3 | 4) and (1 | 3, h, w) with sides of 4 .. 256, and (n,) where n is the
     square of 8, 12, 16 .. 64. A fourth channel is left out.
     """
-    planes = _planes(array)
+    planes = _image_planes(array)
     if planes is None:
         return None
     values = real(planes)
@@ -93,18 +93,18 @@ def image_in(array: NDArray[Any]) -> Image | None:
         return Image(values, 0.0, 1.0)
     if array.dtype == np.uint8:
         return Image(values / 255, 0.0, 255.0)
-    return Image(_scaled(values), low, high)
+    return Image(_scale(values), low, high)
 
 
 def shaded(image: Image, width: int) -> list[str]:
     """Return the image as lines of characters from dark to bright, two a pixel, scaled down if it is too large."""
-    grey = _fitted(image.pixels, width // 2, MAX_HEIGHT // 2).mean(axis=2)
+    grey = _shrink(image.pixels, width // 2, MAX_HEIGHT // 2).mean(axis=2)
     return ["".join(2 * _shade(value) for value in row).rstrip() for row in grey.tolist()]
 
 
 def half_blocks(image: Image, width: int) -> Text:
     """Return the image in colour, with two pixels in each character, one above the other, in a size easy to see."""
-    pixels = _fitted(image.pixels, width, MAX_HEIGHT)
+    pixels = _shrink(image.pixels, width, MAX_HEIGHT)
     times = max(1, min(SMALL // max(pixels.shape[:2]), width // pixels.shape[1]))
     pixels = pixels.repeat(times, axis=0).repeat(times, axis=1)
     colours = np.where(np.isnan(pixels), UNKNOWN_COLOUR, np.rint(pixels * 255)).astype(int).tolist()
@@ -119,7 +119,7 @@ def half_blocks(image: Image, width: int) -> Text:
     return text
 
 
-def _planes(array: NDArray[Any]) -> NDArray[Any] | None:
+def _image_planes(array: NDArray[Any]) -> NDArray[Any] | None:
     """Return the array as (height, width, channels); None if it is not an image."""
     side = math.isqrt(array.size)
     if array.ndim == 1 and side in FLAT_SIDES and side * side == array.size:
@@ -137,7 +137,7 @@ def _are_sides(height: int, width: int) -> bool:
     return MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE
 
 
-def _scaled(values: Floats) -> Floats:
+def _scale(values: Floats) -> Floats:
     """Return the values scaled to 0 (the least) .. 1 (the greatest); 0.5 if all are equal."""
     if not np.isfinite(values).any():
         return values
@@ -149,7 +149,7 @@ def _scaled(values: Floats) -> Floats:
     return scaled
 
 
-def _means(values: Floats, count: int) -> Floats:
+def _average_groups(values: Floats, count: int) -> Floats:
     """Return the means of ``count`` groups of neighbours along the first axis; NaN for a group with no finite value."""
     if count == len(values):
         return values
@@ -161,11 +161,11 @@ def _means(values: Floats, count: int) -> Floats:
     return means
 
 
-def _fitted(pixels: Floats, width: int, height: int) -> Floats:
+def _shrink(pixels: Floats, width: int, height: int) -> Floats:
     """Return the image, no larger than this, with its proportions kept."""
     factor = min(1.0, width / pixels.shape[1], height / pixels.shape[0])
     rows, columns = (max(1, int(side * factor)) for side in pixels.shape[:2])
-    return _means(_means(pixels, rows).swapaxes(0, 1), columns).swapaxes(0, 1)
+    return _average_groups(_average_groups(pixels, rows).swapaxes(0, 1), columns).swapaxes(0, 1)
 
 
 def _shade(value: float) -> str:

@@ -152,8 +152,8 @@ def _text(figure: Figure) -> str:
     from memstore.figures import text
 
     if figure.kind == "bars":
-        return text.figure(_labelled(figure))
-    return strips(_labelled(figure), sys.stdout.encoding)
+        return text.figure(_cut_labels(figure))
+    return strips(_cut_labels(figure), sys.stdout.encoding)
 
 
 def _png_file(out: str) -> Path:
@@ -173,14 +173,14 @@ def _write(figures: Sequence[Figure], file: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # the font lacks a letter, and a box is drawn in its place
-            draw_panels([_labelled(figure) for figure in figures], file)
+            draw_panels([_cut_labels(figure) for figure in figures], file)
     except ImportError as exc:
         raise ConfigError("a PNG needs matplotlib: pip install 'memstore[plot]'; text needs nothing") from exc
     except OSError as exc:
         raise ConfigError(f"cannot write {str(file)!r}: {exc.strerror or exc}") from exc
 
 
-def _labelled(figure: Figure) -> Figure:
+def _cut_labels(figure: Figure) -> Figure:
     """Return the figure with labels that fit, and in which control characters are visible."""
     series = [
         dataclasses.replace(

@@ -17,8 +17,8 @@ from memstore.cli.common import (
     command,
     console,
     open_buffer,
-    print_complete,
     print_json,
+    print_unescaped,
     table_width,
 )
 from memstore.cli.tables import rows_table
@@ -138,7 +138,7 @@ def _print_csv(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(names)
     writer.writerows([[_csv_cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows])
-    print_complete(written.getvalue())
+    print_unescaped(written.getvalue())
 
 
 def _csv_cell(name: str, value: Any) -> str:

@@ -11,7 +11,7 @@ import click
 from rich.console import Group, RenderableType
 from rich.live import Live
 
-from memstore.cli.common import ALL_BUFFERS, DB, command, console, each_buffer, print_json
+from memstore.cli.common import ALL_BUFFERS, DB, ask_each_buffer, command, console, print_json
 from memstore.cli.tables import bars_table, facts_table
 from memstore.cli.text import number, shown, size_text, visible
 from memstore.types import ReplayStats
@@ -72,7 +72,7 @@ def stats(db: str, buffer: str | None, exact: bool, every: float | None, as_json
     are in B, KiB, MiB or GiB (1 KiB = 1,024 bytes).
     """
     if every is None:
-        found = each_buffer(db, buffer, lambda memory: memory.stats(exact=exact))
+        found = ask_each_buffer(db, buffer, lambda memory: memory.stats(exact=exact))
         if as_json:
             print_json([item.to_dict() for item in found])
         else:
@@ -82,7 +82,7 @@ def stats(db: str, buffer: str | None, exact: bool, every: float | None, as_json
     def look(memory: EpisodicMemory) -> Look:
         return Look(memory.stats(exact=exact), time.monotonic())
 
-    looks = _looks(lambda: each_buffer(db, buffer, look), every)
+    looks = _looks(lambda: ask_each_buffer(db, buffer, look), every)
     try:
         if as_json:
             for seen in looks:

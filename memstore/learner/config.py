@@ -102,7 +102,7 @@ class OnlineLearnerConfig:
     layers : tuple of int
         Widths of the default model's layers, inputs first, outputs last.
     head : {"classification", "regression"}
-        What the default model answers.
+        Kind of the default model's answer: one of several classes, or numbers.
     seed : int
         Seed of the default model's weights and of the memory's generator.
     capacity : int

@@ -159,7 +159,7 @@ class MemoryOnlineLearner:
         Parameters
         ----------
         examples : sequence of OnlineExample
-            All are trained on and stored; none is dropped. An empty sequence does nothing.
+            All of them are trained on and stored. An empty sequence does nothing.
 
         Returns
         -------
@@ -220,7 +220,7 @@ class MemoryOnlineLearner:
         if not count:
             return None, due
         batch = retrieve(self.memory, self.config, count, self.model, inputs, targets, self._penalty)
-        # What an empty memory could not give is not replayed later: that would come as one burst.
+        # Replays that an empty memory could not give are not made up for later: they would come as one burst.
         return batch, self.stats.replay_debt if batch is None else due - count
 
     def _after_batch(self, progress: Progress, new: int) -> SchedulerState:

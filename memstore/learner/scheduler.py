@@ -79,6 +79,7 @@ _TRIGGERS: dict[str, type[Any]] = {
     "loss_threshold": LossThreshold,
     "manual": Manual,
 }
+"""The triggers by the names under which they are stored."""
 
 
 @dataclass(frozen=True, slots=True)
