@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDED, DRAWN = 32, 256
+"""Episodes that one call adds, and episodes that one call draws or updates."""
 LOOP, ADD, DRAW, UPDATE = "loop", f"add {ADDED}", f"draw {DRAWN}", f"update {DRAWN}"
 CALLS = (LOOP, ADD, DRAW, UPDATE)
 WARMUPS = 40

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ROWS = 200_000
 """Largest number of rows. There are five times as many updates."""
 TURNOVER = 5
+"""Updates for each row."""
 WIDE = 2048
 """Number of floats in a payload of 8 KiB."""
 PATIENCE = 10.0

@@ -21,6 +21,7 @@ CREATE INDEX episode_domain_timestamp ON episode (domain, timestamp);
 """
 EVICT = "DELETE FROM episode WHERE id IN (SELECT id FROM episode WHERE loss IS NOT NULL ORDER BY loss, id LIMIT {})"
 REPLAYED_AT = 1.7e9
+"""Time of every update, in seconds since 1970."""
 
 
 class ByHand(ABC):

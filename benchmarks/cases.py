@@ -24,6 +24,7 @@ COLD, WARM = "memstore, payloads from SQL", "memstore, payloads cached"
 MEMSTORE = "memstore"
 ORDER_BY, BISECTION, GATHER = "ORDER BY random key", "numpy in memory, bisection", "numpy in memory, uniform"
 LOOP_ADDS = 32
+"""Episodes that each round of the loop adds."""
 
 
 def draw(bench: Bench) -> None:

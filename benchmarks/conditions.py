@@ -15,6 +15,7 @@ from benchmarks.workload import CACHE_BYTES, Workload, open_memory
 from memstore import col
 
 SHARES = (1, 2, 4, 8, 16, 32, 64, 100)
+"""Percentages of the episodes that match the conditions."""
 LIMIT = 2.5
 """Largest time of a draw with a condition, in times of a draw without one."""
 
@@ -27,6 +28,7 @@ STRATEGIES: dict[str, tuple[memstore.Strategy, float]] = {
     "mixed, beta 0.4": (memstore.Mixed(), 0.4),
 }
 UPDATED = 256
+"""Losses updated before each pair of draws."""
 PAIRS = 20
 """Least number of rounds. A budget of time alone gives too few on a busy machine."""
 

@@ -15,7 +15,9 @@ from benchmarks.bench import Bench
 from memstore.learner import MemoryOnlineLearner, OnlineExample, OnlineLearnerConfig
 
 CALLS = 10
+"""Learning calls that are timed together."""
 NEW = 10
+"""New examples of each call."""
 MODELS = {"8k parameters": (64, 100, 10), "85k parameters": (64, 256, 256, 10)}
 CONFIG = OnlineLearnerConfig(
     learning_rate=0.01, momentum=0.6, batch_size=2 * NEW, replay_ratio=1.0, replay_strategy="uniform", capacity=2000

@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 
 CHUNK = 2**18
+"""Bytes read at once."""
 
 
 class Proxy:

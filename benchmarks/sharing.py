@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
 LEARNERS = (0, 1, 2, 4)
+"""Numbers of learners beside one writer."""
 WRITERS = (1, 2, 4, 8)
+"""Numbers of writers."""
 START = 60.0
 """Seconds within which all processes must be ready."""
 
 CREWS = sorted({*(1 + learners for learners in LEARNERS), *WRITERS})
+"""Sizes of the crews of processes."""
 
 
 class Crew:

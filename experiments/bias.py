@@ -16,7 +16,9 @@ from experiments.summary import Interval, mean_interval
 from memstore.figures.figure import TableData
 
 REWARDS = np.array([0.0] * 9 + [10.0])
+"""Rewards of the stored episodes."""
 TRUE_VALUE = 1.0
+"""Mean of the rewards."""
 BIAS_ARMS = {
     "alpha0-beta0": (0.0, 0.0),
     "alpha0.5-beta0": (0.5, 0.0),
@@ -26,6 +28,7 @@ BIAS_ARMS = {
 }
 """Arms of the bias check, with the alpha and beta of each."""
 BATCH, STEP_SIZE, START = 128, 0.1, 5.0
+"""Size of a batch, step size, and the value at the start."""
 
 
 def replayed_value(memory: memstore.EpisodicMemory, alpha: float, beta: float, steps: int) -> float:

@@ -30,8 +30,10 @@ from experiments.tabular import (
 from memstore.figures.figure import Figure, Series, TableData
 
 EPSILON = 1e-4
+"""Epsilon of the priorities."""
 ARMS = ("uniform", "proportional", "greedy", "oracle")
 STORED_ARMS = ("uniform", "proportional")
+"""Arms that draw from the memory. The others are numpy references."""
 
 FULL = (tuple(range(2, 11)), tuple(BIAS_ARMS), 500)
 QUICK = ((4, 6, 8), ("alpha1-beta0", "alpha1-beta1"), 300)

@@ -25,13 +25,18 @@ Ints = NDArray[np.int64]
 
 CLASSES, RARE_CLASSES = 10, 5
 RARE_SHARE = 0.05
+"""Share of the examples of a rare class that is kept."""
 TEST_PER_CLASS = 44
+"""Test examples of each class."""
 FLIPPED_SHARE = 0.2
+"""Share of the training labels that the noisy arms flip."""
 HARDEST_SHARE = 0.1
+"""Share of the episodes that count as the hardest."""
 
 LAYERS, LEARNING_RATE, MOMENTUM = (64, 100, CLASSES), 0.15, 0.6
 """The step size of `memstore train`; of 0.02, 0.05, 0.1 and 0.15 uniform draws do best with it (seeds 100 .. 105)."""
 BATCH, STEPS, MEASURE_EVERY = 20, 400, 50
+"""Size of a batch, steps of a trial, and steps between two measurements."""
 
 
 @dataclass(frozen=True, slots=True)

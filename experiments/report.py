@@ -16,6 +16,7 @@ from memstore.figures.png import draw
 
 TEXT, JSON = "report.txt", "report.json"
 LINE = 110
+"""Characters in a line of the text."""
 
 
 def write_report(

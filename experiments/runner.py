@@ -26,8 +26,11 @@ from memstore.config import check_int
 Measured = tuple[Trial, dict[str, Any]]
 
 RESULTS = "results.jsonl"
+"""Name of the file of finished trials."""
 MEASURING = ("numpy", "scikit-learn", "sqlalchemy")
+"""Packages on whose versions a trial's numbers depend."""
 REPORTING = ("scipy", "matplotlib", "torch")
+"""Packages on whose versions only the report depends."""
 PRESENTATION = {"cli", "figures", "__main__.py", "progress.py", "report.py", "results.py", "runner.py"}
 """Modules and packages on which no trial's numbers depend."""
 

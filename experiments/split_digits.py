@@ -35,6 +35,7 @@ from memstore.figures.figure import Figure, Series, TableData
 from memstore.learner.job.metrics import BACKWARD_TRANSFER_FORMULA, FORGETTING_FORMULA
 
 SEEDS, QUICK_SEEDS = 20, 3
+"""Seeds of the full and of the quick version."""
 QUICK_ARMS = (FINE_TUNE, RESERVOIR, FIFO, JOINT)
 TASKS = ("0-1", "2-3", "4-5", "6-7", "8-9")
 EXAMPLES = 1347

@@ -58,10 +58,13 @@ REPLAY: dict[str, dict[str, Any]] = {
 """Settings in which each arm with a memory differs from `training_config`. The number in a name is the capacity."""
 
 TWICE = (SAME_SAMPLES, JOINT_SAME_SAMPLES)
+"""Arms that train twice on every batch, so that they see as many examples as replay does."""
 ARMS = (FINE_TUNE, SAME_SAMPLES, *REPLAY, JOINT, JOINT_SAME_SAMPLES, RESUMED, EMPTIED)
 
 CURVE_EVERY = 4
+"""Steps between two points of a curve."""
 KILLED_TASK = 2
+"""Number of the task, from 0, in which a run is killed."""
 
 
 def train_arm(arm: str, seed: int, folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from memstore.errors import ConfigError, InvalidValue
 
 CONFIDENCE = 0.95
+"""Confidence of the intervals."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,15 @@ import memstore
 Floats = NDArray[np.float64]
 
 STEP_SIZE = 0.25
+"""Step size of Q-learning."""
 CONVERGED = 1e-3
+"""Mean squared error below which the values have converged."""
 INITIAL_SCALE = 0.1
+"""Standard deviation of the initial values."""
 STEPS_PER_COMMIT = 500
+"""Updates in one transaction."""
 MOST_UPDATES = 1_000_000
+"""Updates after which a walk is given up."""
 
 
 class Transition(NamedTuple):
