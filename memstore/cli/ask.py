@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import click
-from rich.table import Table
 
-from memstore.cli.common import BUFFER, COUNT, DB, command, console, open_buffer, print_records, table_width
+from memstore.cli.common import BUFFER, COUNT, DB, command, console, open_buffer, print_json, table_width
 from memstore.cli.tables import records_table, shares_table
 from memstore.cli.text import parse_moment, shown
-from memstore.queries import MAX_INT
-from memstore.queries.records import EpisodeSummary, ReplayEvent
+from memstore.queries import EPISODE_COLUMNS, MAX_INT
+from memstore.queries.records import ReplayEvent
 
 
 def _as_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -62,16 +61,16 @@ def history(db: str, buffer: str | None, limit: int, as_json: bool, **wanted: An
     """
     with open_buffer(db, buffer) as memory:
         events = memory.history(**wanted, limit=limit)
-    _print_answer(events, as_json, partial(records_table, events, ReplayEvent), "no such events")
+    _print_answer(events, [field.name for field in fields(ReplayEvent)], as_json, "no such events")
 
 
-def _print_answer(records: Sequence[Any], as_json: bool, table: Callable[..., Table], nothing: str) -> None:
-    """Print records as JSON or as the table of a function of the width; if there are none, print ``nothing``."""
+def _print_answer(records: Sequence[Any], names: Sequence[str], as_json: bool, nothing: str) -> None:
+    """Print these attributes of the records, as JSON or as a table. If there are no records, print ``nothing``."""
     if as_json:
-        print_records(records)
+        print_json([{name: getattr(record, name) for name in names} for record in records])
     elif records:
         out = console()
-        out.print(table(width=table_width(out)))
+        out.print(records_table(records, names, width=table_width(out)))
     else:
         click.echo(nothing)
 
@@ -80,6 +79,9 @@ HOW_MANY = click.option(
     "-n", "n", type=COUNT, default=10, show_default=True, metavar="N", help="Show N episodes at most."
 )
 """The option for the number of episodes."""
+
+EPISODE = [column.name for column in EPISODE_COLUMNS]
+"""Attributes of an episode that are shown."""
 
 
 @command("memstore hardest run.db -n 5", DB, BUFFER, HOW_MANY)
@@ -90,7 +92,7 @@ def hardest(db: str, buffer: str | None, n: int, as_json: bool) -> None:
     """
     with open_buffer(db, buffer) as memory:
         episodes = memory.hardest(n)
-    _print_answer(episodes, as_json, partial(records_table, episodes, EpisodeSummary), "no episode has a loss yet")
+    _print_answer(episodes, EPISODE, as_json, "no episode has a loss yet")
 
 
 @command("memstore forgotten run.db -n 5", DB, BUFFER, HOW_MANY)
@@ -102,7 +104,7 @@ def forgotten(db: str, buffer: str | None, n: int, as_json: bool) -> None:
     """
     with open_buffer(db, buffer) as memory:
         episodes = memory.forgotten(n)
-    _print_answer(episodes, as_json, partial(records_table, episodes, EpisodeSummary), "no loss is above its lowest")
+    _print_answer(episodes, EPISODE, as_json, "no loss is above its lowest")
 
 
 @command("memstore domains run.db", DB, BUFFER)
@@ -113,4 +115,10 @@ def domains(db: str, buffer: str | None, as_json: bool) -> None:
     """
     with open_buffer(db, buffer) as memory:
         shares = memory.replay_share()
-    _print_answer(shares, as_json, partial(shares_table, shares), "nothing added yet")
+    if as_json:
+        print_json([asdict(share) for share in shares])
+    elif shares:
+        out = console()
+        out.print(shares_table(shares, width=table_width(out)))
+    else:
+        click.echo("nothing added yet")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -164,8 +163,3 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
 def print_unescaped(text: str) -> None:
     """Print data for another program as they are: control characters are not escaped."""
     console().file.write(text)
-
-
-def print_records(records: Iterable[Any]) -> None:
-    """Print dataclasses as a JSON list of objects."""
-    print_json([dataclasses.asdict(record) for record in records])

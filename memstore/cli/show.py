@@ -109,8 +109,9 @@ def _print_life(out: Console, events: list[ReplayEvent]) -> None:
         line = sparkline(np.array(losses), picture_width(out) - len(ends) - 10)
         out.print(Text(f"losses  {line}  {ends}"))
     if events:
+        names = [field.name for field in dataclasses.fields(ReplayEvent)]
         title = f"the last {LAST_EVENTS} of {len(events):,} events" if len(events) > LAST_EVENTS else "history"
-        out.print(records_table(events[-LAST_EVENTS:], ReplayEvent, title=title, width=table_width(out)))
+        out.print(records_table(events[-LAST_EVENTS:], names, title=title, width=table_width(out)))
 
 
 def _as_json(episode_id: int, episode: Episode | None, events: list[ReplayEvent]) -> dict[str, Any]:

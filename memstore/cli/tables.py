@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -106,9 +105,8 @@ def _table(title: str = "") -> Table:
     return Table(box=box.SIMPLE_HEAD, title=Text(shown(title)) if title else None, padding=(0, 1, 0, 0), pad_edge=False)
 
 
-def records_table(records: Sequence[Any], kind: type, *, title: str = "", width: int | None = None) -> Table:
-    """Return dataclasses as rows, without the fields in which none of them has a value."""
-    names = [field.name for field in dataclasses.fields(kind)]
+def records_table(records: Sequence[Any], names: Sequence[str], *, title: str = "", width: int | None = None) -> Table:
+    """Return these attributes of records as a table, without the columns in which no record has a value."""
     rows = [[getattr(record, name) for name in names] for record in records]
     return rows_table(names, rows, title=title, sparse=True, width=width)
 
