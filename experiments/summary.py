@@ -88,7 +88,7 @@ def compare(first: Sequence[float] | NDArray[np.float64], second: Sequence[float
     """
     a, b = _checked(first), _checked(second)
     if len(a) != len(b):
-        raise InvalidValue(f"paired values must be equally many, got {len(a)} and {len(b)}")
+        raise InvalidValue(f"both arms need equally many values, got {len(a)} and {len(b)}")
     difference = mean_interval(a - b)
     n, mean, half = difference.n, difference.mean, difference.half_width
     if n == 1 or not (mean or half):

@@ -61,7 +61,7 @@ class CurriculumConfig:
             if self.examples_per_level < least:
                 raise ConfigError(
                     f"examples_per_level {self.examples_per_level} is below min_examples_before_advance {least}, so no "
-                    "loss would be looked at; raise the one or lower the other"
+                    "loss would decide anything; raise the first or lower the second"
                 )
         if not isinstance(self.allow_regression, bool):
             raise ConfigError(f"allow_regression must be True or False, got {self.allow_regression!r}")

@@ -1,4 +1,4 @@
-"""Records of a checkpoint: each is read back only if it has exactly the fields that were written."""
+"""Parts of a checkpoint: each is read back only if it has exactly the fields that were written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from memstore.errors import ConfigError, InvalidValue
 
 
-def exact_fields(record: type[Any], values: Any, what: str) -> dict[str, Any]:
+def exact_fields(kind: type[Any], values: Any, what: str) -> dict[str, Any]:
     """Return stored values as the arguments of a dataclass.
 
     Raises
@@ -18,7 +18,7 @@ def exact_fields(record: type[Any], values: Any, what: str) -> dict[str, Any]:
     InvalidValue
         The values are not a mapping of exactly the fields; the message says ``what`` they belong to.
     """
-    names = sorted(item.name for item in fields(record))
+    names = sorted(item.name for item in fields(kind))
     if not isinstance(values, Mapping) or sorted(values) != names:
         raise InvalidValue(f"the stored {what} must have exactly the fields {', '.join(names)}, got {values!r}")
     return dict(values)

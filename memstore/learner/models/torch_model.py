@@ -83,7 +83,7 @@ class TorchModel:
         if not callable(loss) and loss not in ("cross_entropy", "mse"):
             raise ConfigError(f"loss={loss!r}: choose cross_entropy or mse, or give a function")
         if any(torch.nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
-            raise ConfigError("the module has lazy parameters without a shape; call it once before")
+            raise ConfigError("the module has lazy parameters without a shape; call the module once before")
         self.module = module
         self.optimizer = optimizer
         self._loss = loss
@@ -150,7 +150,7 @@ class TorchModel:
             if not np.all(np.isfinite(measured) & (measured >= 0)):
                 raise InvalidValue(
                     "a loss is negative, NaN or infinite: the model diverged, the data are not finite, or the "
-                    "loss function is none; lower the learning rate or scale the inputs"
+                    "loss function is wrong; lower the learning rate or scale the inputs"
                 )
             self._objective(losses, weight).backward()
             rates = {
