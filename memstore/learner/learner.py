@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -182,23 +183,8 @@ class MemoryOnlineLearner:
             return LearnResult()
         self._claim_checkpoint()
         inputs, targets = stack(examples)
-        before = self._moment()
-        try:
-            known = known_episodes(self.memory, examples)
-            batch, debt = self._replay(inputs, targets)
-            losses, steps = fit(
-                self.model, inputs, targets, batch, batch_size=self.config.batch_size, penalty=self._penalty
-            )
-            learned = Learned(examples, inputs, targets, known, batch, losses)
-            progress = self._progress.after(
-                self.config,
-                examples,
-                learned.new_losses.tolist(),
-                replayed=learned.replayed_domains,
-                steps=steps,
-                debt=debt,
-            )
-            progress = replace(progress, scheduler=self._after_batch(progress, len(examples)))
+        with self._all_or_nothing() as before:
+            learned, progress = self._learn(examples, inputs, targets)
             consolidation = None
             if self._is_due(progress):
                 progress, consolidation = self._consolidate_model(progress)
@@ -207,11 +193,21 @@ class MemoryOnlineLearner:
             ids = self._span.write(
                 lambda: self._commit(learned, progress, consolidation, save), stay_open=every is not None and not save
             )
-        except BaseException as error:
-            self._undo(before, error)
-            raise
         self._continue_from(progress, before)
         return learned.result(ids)
+
+    def _learn(
+        self, examples: Sequence[OnlineExample], inputs: NDArray[Any], targets: NDArray[Any]
+    ) -> tuple[Learned, Progress]:
+        """Train the model on new and replayed examples; return what is to be written, and the progress after it."""
+        known = known_episodes(self.memory, examples)
+        batch, debt = self._replay(inputs, targets)
+        size = self.config.batch_size
+        losses, steps = fit(self.model, inputs, targets, batch, batch_size=size, penalty=self._penalty)
+        learned = Learned(examples, inputs, targets, known, batch, losses)
+        new, replayed = learned.new_losses.tolist(), learned.replayed_domains
+        progress = self._progress.after(self.config, examples, new, replayed=replayed, steps=steps, debt=debt)
+        return learned, replace(progress, scheduler=self._after_batch(progress, len(examples)))
 
     def _replay(self, inputs: NDArray[Any], targets: NDArray[Any]) -> tuple[Batch | None, float]:
         """Draw the episodes that are due; return them and the new ``replay_debt``."""
@@ -243,6 +239,16 @@ class MemoryOnlineLearner:
 
     def _moment(self) -> Moment:
         return Moment(self.model.state_dict(), self.memory.rng.bit_generator.state, self._progress)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[Moment]:
+        """Undo the block if it fails; yield the state before it."""
+        before = self._moment()
+        try:
+            yield before
+        except BaseException as error:
+            self._undo(before, error)
+            raise
 
     def _undo(self, before: Moment, error: BaseException) -> None:
         """Undo a call that failed, or all calls since the last checkpoint if their common transaction failed."""
@@ -298,8 +304,7 @@ class MemoryOnlineLearner:
             The memory refused a read or a write. Nothing has changed.
         """
         self._claim_checkpoint()
-        before = self._moment()
-        try:
+        with self._all_or_nothing() as before:
             progress, done = self._consolidate_model(self._progress)
 
             def commit() -> Retention:
@@ -309,9 +314,6 @@ class MemoryOnlineLearner:
                 return removed
 
             removed = self._span.write(commit, stay_open=False)
-        except BaseException as error:
-            self._undo(before, error)
-            raise
         self._continue_from(progress, before)
         return removed
 
@@ -331,13 +333,10 @@ class MemoryOnlineLearner:
 
     def save_state(self, name: str = "latest") -> None:
         """Save the model, progress, configuration, notes and the memory's generator as a checkpoint, and commit."""
-        try:
+        with self._all_or_nothing() as before:
             self._span.write(lambda: self._save(name, self._progress), stay_open=False)
-        except BaseException as error:
-            self._undo(self._moment(), error)
-            raise
         self._owns_checkpoint |= name == self.config.checkpoint_name
-        self._continue_from(self._progress, self._moment())
+        self._continue_from(self._progress, before)
 
     def resume(self) -> bool:
         """Load the last checkpoint if the memory holds one; return True if it does."""
