@@ -11,7 +11,7 @@ import click
 from memstore.cli.common import BUFFER, COUNT, DB, command, console, open_buffer, print_json, table_width
 from memstore.cli.tables import records_table, shares_table
 from memstore.cli.text import parse_moment, shown
-from memstore.queries import EPISODE_COLUMNS, MAX_INT
+from memstore.queries.columns import EPISODE_COLUMNS, MAX_INT
 from memstore.queries.records import ReplayEvent
 
 

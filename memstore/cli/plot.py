@@ -70,8 +70,8 @@ def _spans_decades(losses: Floats) -> bool:
 
 def replays_figure(memory: EpisodicMemory) -> Figure | None:
     """Return the number of live episodes by how often they were replayed. This scans the replay metadata."""
-    from memstore.queries import col
     from memstore.queries.aggregates import count
+    from memstore.queries.columns import col
 
     found = memory.query().group_by(col.replay_count).aggregate(episodes=count()).arrays()
     if not len(found["episodes"]):

@@ -24,7 +24,7 @@ from memstore.cli.common import (
 from memstore.cli.tables import rows_table
 from memstore.cli.text import shown, visible
 from memstore.errors import InvalidValue
-from memstore.queries import EPISODE_COLUMNS, HISTORY_COLUMNS, Column, Descending, ExtraColumn, col
+from memstore.queries.columns import EPISODE_COLUMNS, HISTORY_COLUMNS, Column, Descending, ExtraColumn, col
 from memstore.queries.parser import parse
 from memstore.queries.sql import Over
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memstore.cli.text import MISSING, shown, value_text
-from memstore.queries import NAMES, col
+from memstore.queries.columns import NAMES, col
 from memstore.queries.records import ReplayShare
 
 BAR_WIDTH = 32
