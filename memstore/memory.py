@@ -1,82 +1,79 @@
-"""``EpisodicMemory``: the one public class. It delegates, and holds no SQL."""
+"""``EpisodicMemory``: the one public class. It checks nothing and holds no SQL: each method asks a room below."""
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import URL
 
-from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.config import (
     DEFAULT_BUSY_TIMEOUT,
     DEFAULT_CACHE_BYTES,
+    UNCHANGED,
     Durability,
-    check_float,
-    check_int,
+    History,
+    SamplesPerInsert,
+    Unchanged,
     check_name,
-    check_seconds,
 )
-from memstore.draws.batch import Normalize, make_batch
-from memstore.draws.filtered import Drawable
-from memstore.draws.groups import Grouping
-from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
-from memstore.episodes import checkpoint
-from memstore.episodes import insert as episodes
-from memstore.episodes import losses as recording
+from memstore.draws.batch import DrawOptions
+from memstore.draws.sampler import Sampler, check_where
+from memstore.draws.strategies import Strategy
+from memstore.episodes import checkpoint, insert, recall, replay
 from memstore.episodes.eviction import Eviction
 from memstore.episodes.inputs import (
-    as_losses,
     check_count,
     check_ids,
     check_option,
-    check_texts,
-    invalid_losses,
-    make_offer,
-    refuse_invalid,
 )
-from memstore.episodes.log import Group, History
-from memstore.errors import InvalidValue, MemoryEmpty
-from memstore.opening import Opened, open_buffer, reopen_buffer
+from memstore.episodes.log import Group
+from memstore.opening import Handle, Opened, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
-from memstore.queries import EVERY, Column, Condition, col, constant_of
-from memstore.queries.parser import as_condition
+from memstore.queries.columns import Column, Condition, Over, col
+from memstore.queries.history import history
 from memstore.queries.query import Query
-from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
-from memstore.queries.sql import Over
-from memstore.sharing import leases, limiter
-from memstore.sharing.limiter import SamplesPerInsert
-from memstore.sharing.waiting import check_timeout, wait_until
+from memstore.queries.records import LossTrend, ReplayEvent, ReplayShare
+from memstore.sharing import leases
 from memstore.storage.blocks import Block
+from memstore.storage.statements import Trace
 from memstore.types import (
     Batch,
     CheckReport,
+    Each,
     Episode,
     EvictionPolicy,
+    Extra,
+    Ids,
+    Losses,
     Match,
+    Normalize,
+    Payload,
     ReplayMetadata,
     ReplayStats,
     Retention,
     RetentionPolicy,
+    Seconds,
+    Steps,
+    Tags,
+    Time,
+    TrainerState,
     UpdateResult,
+    Vector,
 )
 from memstore.upkeep import removal, retention, trends
 from memstore.upkeep import settings as maintenance
 from memstore.upkeep import stats as health
 from memstore.upkeep.check import check
-from memstore.values.foreign import numpy_payload
 from memstore.values.letting_go import held_until_done
-from memstore.values.shown import shown
-from memstore.values.times import check_limit, check_time
 
 
 class EpisodicMemory:
@@ -87,21 +84,27 @@ class EpisodicMemory:
     gets its own connections and its own random stream; a pickled handle opens the same buffer where it is unpickled.
 
     Threads and asyncio tasks may share a memory. A ``transaction()`` belongs to the thread and task that opened it, and
-    so does the generator until its end: draws of others take generators of a second stream from the same seed, which no
-    checkpoint holds. Otherwise all draw from the one generator, one after the other. Writes of other threads wait for
-    the end of the block; where that would be for ever, ``ForeignTransaction`` is raised at once.
+    so does the generator until the block ends. Draws of others use generators of a second stream from the same seed
+    meanwhile; no checkpoint holds that stream. Outside of blocks all draw from the one generator, one after the other.
+    Writes of other threads wait for the end of the block; if they would wait for ever, ``ForeignTransaction`` is raised
+    at once.
 
     An interrupt (Ctrl-C, a signal handler that raises ``SystemExit``) comes out as itself: what was open is undone, or
     was committed as a whole, and the next call works.
+
+    Arguments of a wrong type or range raise ``InvalidValue`` or ``ConfigError``, which are both a ``ValueError``;
+    nothing is written then.
     """
 
     def __init__(self, opened: Opened, *, consumer: str | None = None) -> None:
         self._session = opened.session
-        self._populations = opened.populations
         self._name = opened.name
         self._resumed = opened.resumed
-        self._strategy = opened.strategy
         self._given_consumer = consumer
+        self._populations = opened.populations
+        self._sampler = Sampler(opened.session, opened.populations, opened.strategy, repr(self))
+
+    # What it is
 
     @property
     def name(self) -> str:
@@ -110,22 +113,22 @@ class EpisodicMemory:
 
     @property
     def url(self) -> str:
-        """Address of the database, its password hidden."""
+        """Address of the database, with its password hidden."""
         return self._session.database.backend.describe()
 
     @property
     def consumer(self) -> str:
-        """Who replays, as the history and the leases name it: as given to ``open``, else this host and process."""
+        """Name of this consumer in the history and the leases: as given to ``open``, else host and process number."""
         return self._given_consumer or f"{socket.gethostname()}:{os.getpid()}"
 
     @property
     def resumed(self) -> bool:
-        """Whether the buffer existed before this memory was opened."""
+        """True if the buffer existed before this memory was opened."""
         return self._resumed
 
     @property
     def rng(self) -> np.random.Generator:
-        """The generator behind every draw; its state is in every checkpoint."""
+        """The generator behind every draw. Its state is in every checkpoint."""
         return self._session.rng
 
     @property
@@ -135,118 +138,113 @@ class EpisodicMemory:
 
     @property
     def strategy(self) -> Strategy:
-        """What ``sample`` uses when not told otherwise."""
-        return self._session.read(self._default_strategy)
+        """The strategy that ``sample`` uses when it is given none."""
+        return self._session.read(self._sampler.default)
 
     @property
     def signature(self) -> Signature | None:
-        """Fields of the payloads, None until the first add."""
-        return self._session.read(signature_of)
+        """Fields of the payloads. None until the first add."""
+        return self._session.read(lambda s: s.settings.signature)
 
     def __len__(self) -> int:
         return self._session.read(lambda s: s.live)
 
-    def __contains__(self, episode_id: Any) -> bool:
+    def __contains__(self, episode_id: Ids) -> bool:
         return len(self._session.read(lambda s: s.find(check_ids(episode_id)))) == 1
 
     def __repr__(self) -> str:
         return f"<EpisodicMemory {self._name!r} at {self.url}>"
 
+    # Episodes that are here
+
     def get(self, episode_id: int) -> Episode:
-        """The live episode with this id.
+        """Return the live episode with this id, with its payload.
 
         Raises
         ------
         EpisodeNotFound
             When it was never added, was evicted or was deleted.
+        StoreCorrupt
+            When what is stored does not match its checksums. This holds for every call that returns payloads.
         """
-        return self.get_many(episode_id)[0]
+        return recall.episodes(self._session, episode_id)[0]
 
-    def get_many(self, ids: Any) -> list[Episode]:
-        """Live episodes in the order of the ids, from one snapshot; raises ``EpisodeNotFound`` if one is missing."""
-        wanted = check_ids(ids).tolist()
-        return self._session.read(lambda s: self._episodes(s, wanted))
+    def get_many(self, ids: Ids) -> list[Episode]:
+        """Return live episodes with their payloads, in the order of the ids, from one snapshot.
 
-    def metadata(self, ids: Any) -> list[ReplayMetadata]:
-        """Replay metadata in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
-        wanted = check_ids(ids).tolist()
-        found = self._session.read(lambda s: episodes.read_metadata(s, list(dict.fromkeys(wanted))))
-        return [found[i] for i in wanted]
-
-    def ids_of(self, keys: Sequence[str]) -> list[int | None]:
-        """The ids under which these keys were first added, None where one never was.
-
-        An id stays known when its episode has left.
+        Raises
+        ------
+        EpisodeNotFound
+            When one of them is not live.
         """
-        wanted = check_texts("key", keys)
-        known = self._session.read(lambda s: episodes.known_keys(s, wanted))
-        return [known.get(key) for key in wanted]
+        return recall.episodes(self._session, ids)
+
+    def metadata(self, ids: Ids) -> list[ReplayMetadata]:
+        """Return replay metadata in the order of the ids, from one snapshot; raises ``EpisodeNotFound`` as ``get``."""
+        return recall.metadata(self._session, ids)
+
+    def ids_of(self, keys: Iterable[str]) -> list[int | None]:
+        """Return the ids under which these keys were first added, None for a key that was never added.
+
+        A key stays known when its episode has left.
+        """
+        return recall.ids_of(self._session, keys)
 
     def recall_temporal(
-        self, start: Any, end: Any, *, domain: str | None = None, limit: int | None = None
+        self, start: Time, end: Time, *, domain: str | None = None, limit: int | None = None
     ) -> list[Episode]:
-        """Episodes whose timestamp lies in [start, end], both inclusive, by timestamp, then id."""
-        if domain is not None:
-            check_name("domain", domain)
-        low, high = check_limit("start", start), check_limit("end", end)
-        most = None if limit is None else check_count(limit)
-        return self._session.read(lambda s: self._episodes(s, episodes.ids_between(s, low, high, domain, most)))
+        """Return the episodes whose timestamp lies in [start, end], both inclusive, by timestamp, then id.
+
+        Parameters
+        ----------
+        start, end : float (seconds), aware datetime or datetime64
+        domain : str, optional
+            Only episodes of this domain.
+        limit : int, optional
+            At most so many, the earliest.
+        """
+        return recall.between(self._session, start, end, domain, limit)
 
     def recall_by_tags(
-        self, tags: Sequence[str], *, match: Literal["any", "all"] = "any", limit: int | None = None
+        self, tags: Iterable[str], *, match: Literal["any", "all"] = "any", limit: int | None = None
     ) -> list[Episode]:
-        """Episodes that carry any, or all, of the tags, oldest first."""
-        wanted = check_texts("tag", tags)
-        if not wanted:
-            raise InvalidValue("tags must be a non-empty sequence of str, got none")
-        check_option("match", match, "any", "all")
-        most = None if limit is None else check_count(limit)
-        return self._session.read(lambda s: self._episodes(s, episodes.ids_tagged(s, wanted, match == "all", most)))
+        """Return the episodes that carry any, or all, of the tags, oldest first; with ``limit`` at most so many."""
+        return recall.tagged(self._session, tags, match, limit)
 
-    def recall(self, query: Any, *, on: str, limit: int = 10) -> list[Match]:
-        """The episodes whose field ``on`` is nearest to ``query`` (Euclidean), nearest first.
+    def recall(self, query: Vector, *, on: str, limit: int = 10) -> list[Match]:
+        """Return the episodes nearest to ``query`` by the Euclidean distance of their field ``on``, nearest first.
 
-        Reads every payload once: time is proportional to the buffer, memory is not.
+        Reads every payload once: the time is proportional to the buffer, the memory used is not.
+
+        Parameters
+        ----------
+        query : array of real numbers
+            As many as the field holds, in any shape.
+        on : str
+            Name of a field of real numbers of fixed shape; ``"obs/position"`` for a nested one.
+        limit : int
+            At most so many.
         """
-        most = check_count(limit)
-
-        def work(snapshot: Snapshot) -> list[Match]:
-            signature = signature_of(snapshot)
-            if signature is None:
-                return []
-            found = episodes.nearest(snapshot, signature, on, query, most)
-            whole = self._episodes(snapshot, [episode_id for episode_id, _ in found])
-            return [Match(episode, distance) for episode, (_, distance) in zip(whole, found, strict=True)]
-
-        return self._session.read(work)
+        return recall.nearest(self._session, query, on, limit)
 
     def stats(self, *, exact: bool = False) -> ReplayStats:
-        """Health of the buffer, in time independent of its size.
+        """Return the health of the buffer, in time independent of its size.
 
-        ``exact=True`` scans the losses: quantiles and histogram are then of the losses themselves instead of the
-        strata's half-octave bounds.
+        ``exact=True`` scans the losses: quantiles and histogram are then those of the losses themselves. Otherwise they
+        are those of the mean losses of the strata. Each stratum spans a factor of the square root of 2.
         """
         return self._session.read(
-            lambda s: health.stats(s, self._name, self._default_strategy(s), self._session.cache.stats(), exact=exact)
+            lambda s: health.stats(s, self._name, self._sampler.default(s), self._session.cache.stats(), exact=exact)
         )
 
     def check(self) -> CheckReport:
         """Verify every invariant, reading the whole buffer: positions, bounds, counts, sums, checksums, orphans."""
         return self._session.read(check)
 
-    def _episodes(self, snapshot: Snapshot, ids: list[int]) -> list[Episode]:
-        signature = signature_of(snapshot)
-        if signature is None:
-            episodes.read_metadata(snapshot, ids)
-            return []
-        keep = not self._session.database.transaction_open
-        return episodes.read(snapshot, ids, signature, self._session.cache, keep=keep)
-
-    def _default_strategy(self, snapshot: Snapshot) -> Strategy:
-        return self._strategy or _stored_strategy(snapshot.settings.strategy)
+    # Questions
 
     def query(self, over: Over = "episodes") -> Query:
-        """A query over the live episodes, or over the events of the ``"history"``.
+        """Return a query over the live episodes, or over the events of the ``"history"``.
 
         See ``memstore.col`` for the columns: ``memory.query().filter(col.loss > 2).order_by(col.loss.descending)``.
         In the history the columns of an episode itself (level, extra, loss ...) are missing once it has left; its id
@@ -258,15 +256,15 @@ class EpisodicMemory:
     def history(
         self,
         *,
-        episode: Any = None,
+        episode: Ids | None = None,
         domain: str | None = None,
         consumer: str | None = None,
-        steps: int | tuple[int, int] | None = None,
-        since: Any = None,
-        until: Any = None,
+        steps: Steps | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
         limit: int | None = None,
     ) -> list[ReplayEvent]:
-        """What was replayed, with which loss before and after, and what left and why; in the order of events.
+        """Return what was replayed, with the loss before and after, and what left and why; in the order of events.
 
         Events outlive their episode. They are found through indexes by episode, step and time; by domain or consumer
         alone, the history is scanned, newest first, until ``limit`` events are found.
@@ -274,7 +272,7 @@ class EpisodicMemory:
         Parameters
         ----------
         episode : int, or several, optional
-            Episodes, live or not.
+            Ids of episodes, live or not.
         domain, consumer : str, optional
         steps : int or (first, last), optional
             The trainer's steps, both inclusive.
@@ -283,52 +281,36 @@ class EpisodicMemory:
         limit : int, optional
             At most so many, the newest.
         """
-        conditions: list[Condition] = []
-        if episode is not None:
-            conditions.append(col.id.in_(check_ids(episode).tolist()))
-        if domain is not None:
-            conditions.append(col.domain == check_name("domain", domain))
-        if consumer is not None:
-            conditions.append(col.consumer == check_name("consumer", consumer))
-        if steps is not None:
-            conditions.append(col.step.between(*_span(steps)))
-        if since is not None:
-            conditions.append(col.at >= check_limit("since", since))
-        if until is not None:
-            conditions.append(col.at <= check_limit("until", until))
-        query = self.query("history").filter(*conditions)
-        if limit is None:
-            return query.all()
-        newest: list[ReplayEvent] = query.order_by(col.event.descending).limit(check_count(limit)).all()
-        return newest[::-1]
+        return history(self.query("history"), episode, domain, consumer, steps, since, until, limit)
 
-    def hardest(self, n: int = 10) -> list[EpisodeSummary]:
-        """The episodes with the largest losses, largest first; by the index on loss."""
+    def hardest(self, n: int = 10) -> list[Episode]:
+        """Return the episodes with the largest losses, largest first, without payloads; by the index on loss."""
         return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n)).all()
 
-    def most_replayed(self, n: int = 10) -> list[EpisodeSummary]:
-        """The episodes with the most loss updates, most first; scans the replay metadata (see the README for times)."""
+    def most_replayed(self, n: int = 10) -> list[Episode]:
+        """Return the episodes with the most loss updates, most first, without payloads; scans the replay metadata."""
         found = self.query().filter(col.replay_count > 0).order_by(col.replay_count.descending)
         return found.limit(check_count(n)).all()
 
-    def never_replayed(self, n: int = 10) -> list[EpisodeSummary]:
-        """The oldest episodes without a loss update; scans the replay metadata until it has found ``n``."""
+    def never_replayed(self, n: int = 10) -> list[Episode]:
+        """Return the oldest episodes without a loss update, without payloads; scans until it has found ``n``."""
         return self.query().filter(col.replay_count == 0).limit(check_count(n)).all()
 
-    def forgotten(self, n: int = 10) -> list[EpisodeSummary]:
-        """The episodes whose loss has risen furthest above its lowest, furthest first.
+    def forgotten(self, n: int = 10) -> list[Episode]:
+        """Return the episodes whose loss has risen furthest above its lowest, furthest first, without payloads.
 
-        None can have risen by more than its loss: the hardest are looked at by the index on loss, and where they do not
-        decide it, the replay metadata is scanned.
+        No loss can have risen by more than its size. So the hardest episodes are looked at by the index on loss; where
+        they do not decide it, the replay metadata is scanned.
         """
         most = check_count(n)
         return self._session.read(lambda s: trends.forgotten(s, most))
 
     def loss_trend(self, by: Literal["domain"] | None = "domain", *, points: int = 60) -> list[LossTrend]:
-        """Mean losses in the course of the replays, for each domain, or for all together (``by=None``).
+        """Return mean losses in the course of the replays, for each domain, or for all together (``by=None``).
 
-        Every point stands for about the same number of replays. From the tally, which counts every replay in slots of
-        1/256 of the replays so far and is kept when the history is pruned: its size does not grow with the history.
+        Each point stands for about the same number of replays. They come from the tally, which counts every replay in
+        slots of 1/256 of the replays so far. The tally is kept when the history is pruned, and its size does not grow
+        with the history.
 
         Parameters
         ----------
@@ -336,20 +318,20 @@ class EpisodicMemory:
         points : int
             At most so many for each domain.
         """
-        _check_by(by)
+        if by is not None:
+            check_option("by", by, "domain")
         most = check_count(points)
-
         return self._session.read(lambda s: trends.loss_trend(s, most, by_domain=by is not None))
 
     def replay_share(self, by: Literal["domain"] = "domain") -> list[ReplayShare]:
-        """What each domain has of the episodes and of the replays, against what the strategy aims at; largest first.
+        """Return each domain's share of the episodes and replays, and the share the strategy aims at; largest first.
 
         From the strata and the tally, in time independent of the number of episodes and events.
         """
-        if by != "domain":
-            raise InvalidValue(f"replay_share is by 'domain', got {shown(by)}")
+        check_option("by", by, "domain")
+        return self._session.read(lambda s: trends.replay_share(s, self._sampler.default(s)))
 
-        return self._session.read(lambda s: trends.replay_share(s, self._default_strategy(s)))
+    # Drawing
 
     def sample(
         self,
@@ -361,7 +343,7 @@ class EpisodicMemory:
         replacement: bool = False,
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
-        timeout: float | None = None,
+        wait: Seconds | None = None,
         where: Condition | str | None = None,
     ) -> Batch:
         """Draw episodes from one consistent snapshot, with their payloads.
@@ -375,52 +357,54 @@ class EpisodicMemory:
         beta : float
             Exponent of the importance weights ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4); 0 gives
             ones. They correct the bias exactly at ``beta=1`` with ``replacement=True``, approximately without.
+        replacement : bool
+            True if an episode may be drawn several times.
         normalize : "buffer" or "batch"
-            What ``p_min`` is taken over. For ``Mixed`` over the buffer it is the share-weighted sum of the components'
-            minima: never above the true one, and equal to it when at most one component is not uniform.
+            ``p_min`` is the smallest probability of the buffer, or of the batch. For ``Mixed`` over the buffer it is
+            the share-weighted sum of the components' minima: never above the true one, and equal to it when at most one
+            component is not uniform.
         exact_probability : bool
             Compute ``probability`` even where that needs a scan of the buffer.
-        timeout : float, optional
-            Seconds to wait until ``count`` episodes are live, ``math.inf`` for as long as it takes; by default it does
-            not wait. In a buffer with a limiter (``SamplesPerInsert``) that says when to draw, and how many must be
-            live: seconds to wait for its turn, by default as long as it takes.
+        wait : float, optional
+            Seconds to wait until ``count`` episodes are live: 0 does not wait, ``math.inf`` waits for as long as it
+            takes. In a buffer with a limiter (``SamplesPerInsert``) the limiter says when to draw, and how many
+            episodes must be live: these are the seconds to wait for the draw's turn. The default, None, does not wait
+            and does not ask for ``count`` episodes; with a limiter it waits for as long as it takes.
         where : Condition or str, optional
             Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``, or as on the
-            command line ``"domain = 'math' and level >= 3"``: the strategy's law among them, and ``probability`` is
-            that under the condition. When fewer than ``count`` pass,
-            all of them, each once. Conditions on domain and loss choose among the strata. Others are tested on the
-            candidates; where few pass, a list of those that do finishes the draw. The process keeps what it reads for
-            that (lists of 8 conditions, some 40 bytes an episode that passes) and brings it up to date from the
-            history. So a condition costs a scan when it is new: in its first draw where fewer than a third pass, else
-            in its second. A condition whose constants change in every draw is new every time; ``col.age`` and
-            ``col.id`` are not: like loss and replay count they are tested without a query. A scan in every draw is what
-            few passing cost where the history is not recorded in full, and for conditions on ``lowest_loss``, ``rise``
-            or ``last_replayed_at``, or on two kinds at once with ``|``. ``probability`` is None where many pass a
-            condition beyond domains, unless ``exact_probability`` asks for a scan.
-            ``normalize="buffer"`` goes by the whole buffer all the same, a constant factor.
+            command line ``"domain = 'math' and level >= 3"``. The strategy's law holds among them, and ``probability``
+            is that under the condition. When fewer than ``count`` pass, all of them are drawn, each once.
+
+        Returns
+        -------
+        Batch
+            Rows in the order drawn.
 
         Raises
         ------
         MemoryEmpty
-            When there is nothing to draw from, and no ``timeout`` or limiter.
+            When there is nothing to draw from.
         WaitTimeout
             When the time is over.
+        InvalidValue
+            When ``wait`` is given and ``count`` is above the capacity.
+
+        Notes
+        -----
+        What a condition costs: conditions on domain and loss choose among the strata. Others are tested on the
+        candidates; where few pass, a list of those that do finishes the draw. The process keeps what it reads for that
+        (lists of 8 conditions, some 40 bytes for each episode that passes) and brings it up to date from the history.
+        So a condition costs a scan when it is new: in its first draw if fewer than a third pass, else in its second. A
+        condition with constants that change in every draw is new every time. ``col.age`` and ``col.id`` may change:
+        like loss and replay count they are tested without a query. If few pass, each draw scans where the history is
+        not recorded in full, for conditions on ``lowest_loss``, ``rise`` or ``last_replayed_at``, and for conditions
+        that join two kinds with ``|``.
+
+        Under a condition beyond domains that many pass, ``probability`` is None unless ``exact_probability`` asks for a
+        scan. ``normalize="buffer"`` goes by the whole buffer all the same, which is a constant factor.
         """
-        wanted, where = check_count(count), check_where(where)
-        work = self._draw(wanted, strategy, alpha, beta, replacement, normalize, exact_probability, where)
-        limit = check_timeout(timeout)
-        if timeout is not None:
-            self._check_reachable(wanted)
-        limited = self._session.committed.settings.limiter is not None
-        if limited or timeout is not None:
-            turn = partial(self._charge, wanted) if limited else partial(self._turn, wanted, where)
-            wait_until(self._session, turn, limit, self._standing)
-        try:
-            return self._session.draw(partial(work, Rows.none()))
-        except MemoryEmpty:
-            if limited:
-                self._session.aside(lambda s: limiter.refund(s, wanted))
-            raise
+        asked = DrawOptions(count, strategy, alpha, beta, normalize, exact_probability, check_where(where), replacement)
+        return self._sampler.sample(asked, wait)
 
     def sample_groups(
         self,
@@ -445,7 +429,7 @@ class EpisodicMemory:
         size : int
             Episodes of each group, exactly.
         by : Column
-            What never changes of an episode: ``col.domain``, ``col.level``, ``col.key``,
+            A column of an episode that never changes: ``col.domain``, ``col.level``, ``col.key``,
             ``col.extra["prompt"].text``. Episodes that have no value there belong to no group.
         where : Condition or str, optional
             As for ``sample``.
@@ -457,23 +441,9 @@ class EpisodicMemory:
         MemoryEmpty
             When no group is complete.
         """
-        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
-        chosen = as_strategy(strategy)
+        return self._sampler.sample_groups(groups, size, by, where, strategy)
 
-        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
-            drawn_from = self._filtered(snapshot, None)
-            found = grouping.draw(drawn_from, rng, chosen, wanted, each)
-            if not len(found.rows):
-                among = "" if where is None else f" where {where!s:.200}"
-                raise MemoryEmpty(
-                    f"{self!r} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
-                )
-            batch = self._batch(drawn_from, chosen, found.rows, 0.0, "batch", exact=False)
-            return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
-
-        return self._session.draw(work)
-
-    def wait(self, *, min_size: int = 1, timeout: float | None = None) -> int:
+    def wait(self, *, min_size: int = 1, wait: Seconds = math.inf) -> int:
         """Wait until so many episodes are live; returns how many there are.
 
         It ends soon after the commit that brings them, whichever process makes it: PostgreSQL notifies, SQLite's change
@@ -482,8 +452,8 @@ class EpisodicMemory:
         Parameters
         ----------
         min_size : int
-        timeout : float, optional
-            Seconds; by default as long as it takes.
+        wait : float
+            Seconds: 0 does not wait, ``math.inf``, the default, waits for as long as it takes.
 
         Raises
         ------
@@ -492,27 +462,24 @@ class EpisodicMemory:
         MemoryClosed
             When another thread closes the memory.
         """
-        wanted = check_count(min_size)
-        limit = check_timeout(timeout)
-        self._check_reachable(wanted)
-        return wait_until(self._session, partial(self._turn, wanted), limit, self._standing)
+        return self._sampler.wait(min_size, wait)
 
     def lease(
         self,
         count: int,
-        timeout: float = 60.0,
+        duration: Seconds = 60.0,
         *,
         strategy: Strategy | str | None = None,
         alpha: float | None = None,
         beta: float = 0.0,
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
-        wait: float = 0.0,
+        wait: Seconds = 0.0,
         where: Condition | str | None = None,
     ) -> Batch:
         """Draw episodes that no other consumer holds, and hold them: each has one consumer at a time.
 
-        The lease ends with ``update(batch, ...)`` or ``release(batch)``; with neither after ``timeout`` seconds, when
+        The lease ends with ``update(batch, ...)`` or ``release(batch)``; with neither after ``duration`` seconds, when
         the consumer counts as dead and others get the episodes. ``renew(batch)`` asks for more time. Committed on
         return; the law is that of a draw among the episodes not held. ``sample`` does not look at leases.
 
@@ -520,12 +487,13 @@ class EpisodicMemory:
         ----------
         count : int
             When fewer are free, those.
-        timeout : float > 0
+        duration : float > 0
             Seconds, by the database's clock: choose several times what a step takes.
         strategy, alpha, beta, normalize, exact_probability, where
             As for ``sample``; the probability is that of a draw among all.
         wait : float
-            Seconds to wait while none is free, ``math.inf`` for as long as it takes.
+            Seconds to wait while none is free: 0, the default, does not wait, ``math.inf`` waits for as long as it
+            takes.
 
         Raises
         ------
@@ -534,119 +502,34 @@ class EpisodicMemory:
         WaitTimeout
             When nothing became free in time.
         """
-        wanted = check_count(count)
-        seconds = check_seconds("timeout", timeout, exclusive=True)
-        patience = check_timeout(wait)
-        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, check_where(where))
-
-        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
-            now = snapshot.backend.clock(snapshot.conn)
-            batch = draw(leases.held(snapshot, now), snapshot, rng)
-            return leases.grant(snapshot, batch, self.consumer, now + seconds)
-
-        def attempt() -> Batch | None:
-            try:
-                return self._session.draw(work, write=True)
-            except MemoryEmpty:
-                return None
-
-        if not patience:
-            return self._session.draw(work, write=True)
-        return wait_until(self._session, attempt, patience, lambda: f"{self!r} has no episode that is free to lease")
+        asked = DrawOptions(count, strategy, alpha, beta, normalize, exact_probability, check_where(where))
+        return self._sampler.lease(asked, duration, wait, self.consumer)
 
     def release(self, batch: Batch) -> int:
         """Give leased episodes back unused; returns how many of them this lease still held. Committed on return."""
-        token = _token(batch)
-        return self._session.write(lambda s: leases.release(s, token))
+        return leases.release(self._session, batch)
 
-    def renew(self, batch: Batch, timeout: float = 60.0) -> int:
-        """Hold leased episodes for ``timeout`` seconds from now; returns how many this lease still holds.
+    def renew(self, batch: Batch, duration: Seconds = 60.0) -> int:
+        """Hold leased episodes for ``duration`` seconds from now; returns how many this lease still holds.
 
-        Fewer than ``len(batch)`` means that time was over before, and others may have the rest.
+        Fewer than ``len(batch)`` means that the time was over before, and others may have the rest.
         """
-        token, seconds = _token(batch), check_seconds("timeout", timeout, exclusive=True)
-        return self._session.write(lambda s: leases.renew(s, token, seconds))
+        return leases.renew(self._session, batch, duration)
 
-    def _draw(
-        self,
-        wanted: int,
-        strategy: Strategy | str | None,
-        alpha: float | None,
-        beta: float,
-        replacement: bool,
-        normalize: Normalize,
-        exact: bool,
-        where: Condition | None,
-    ) -> Callable[[Rows, Snapshot, np.random.Generator], Batch]:
-        """A draw as a function of the rows it must not touch, snapshot and generator; arguments are checked here."""
-        beta = check_float("beta", beta)
-        check_option("normalize", normalize, "buffer", "batch")
-
-        def work(taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
-            snapshot = self._filtered(committed, where)
-            taken = taken.take(snapshot.passing(taken))
-            chosen = self._default_strategy(snapshot) if strategy is None else as_strategy(strategy)
-            if alpha is not None:
-                chosen = chosen.with_alpha(alpha)
-            rows = Rows.none()
-            if snapshot.live > len(taken):
-                rows = chosen.draw(snapshot, rng, wanted, taken, replacement=replacement)
-            if not len(rows):
-                among = "" if where is None else f" where {where!s:.200}"
-                held = f"; {len(taken)} are leased" if len(taken) else "; add some first"
-                raise MemoryEmpty(f"{self!r} holds no episode that {chosen.name} can draw{among}{held}")
-            return self._batch(snapshot, chosen, rows, beta, normalize, exact=exact)
-
-        return work
-
-    def _batch(
-        self,
-        snapshot: Drawable,
-        strategy: Strategy,
-        rows: Rows,
-        beta: float,
-        normalize: Normalize,
-        *,
-        exact: bool,
-    ) -> Batch:
-        signature = signature_of(snapshot)
-        assert signature is not None
-        keep = not self._session.database.transaction_open
-        cache = self._session.cache
-        return make_batch(
-            snapshot, strategy, rows, signature, cache, keep=keep, beta=beta, normalize=normalize, exact=exact
-        )
-
-    def _filtered(self, snapshot: Snapshot, where: Condition | None) -> Drawable:
-        keep = not self._session.database.transaction_open
-        return Drawable.of(snapshot, where, self._populations, keep=keep)
-
-    def _turn(self, wanted: int, where: Condition | None = None) -> int | None:
-        live = len(self) if where is None else self.query().filter(where).count()
-        return live if live >= wanted else None
-
-    def _charge(self, count: int) -> int | None:
-        return count if self._session.aside(lambda s: limiter.charge(s, count)) else None
-
-    def _check_reachable(self, wanted: int) -> None:
-        if wanted > (capacity := self.capacity):
-            raise InvalidValue(f"{wanted} episodes can never be there: the capacity is {capacity}")
-
-    def _standing(self) -> str:
-        return self._session.read(lambda s: f"{self!r} holds {s.live} episodes{limiter.standing(s)}")
+    # Changing
 
     def add(
         self,
-        payload: Mapping[str, Any],
+        payload: Payload,
         *,
         domain: str = "default",
-        loss: float | None = None,
-        timestamp: Any = None,
-        level: int | None = None,
-        tags: Sequence[str] = (),
+        loss: SupportsFloat | None = None,
+        timestamp: Time | None = None,
+        level: SupportsIndex | None = None,
+        tags: Tags = (),
         key: str | None = None,
-        extra: Any = None,
-        timeout: float | None = None,
+        extra: Extra = None,
+        wait: Seconds = math.inf,
     ) -> int:
         """Add one episode; committed on return. Parameters as for ``extend``, each of them one value.
 
@@ -656,20 +539,21 @@ class EpisodicMemory:
             The episode's id; with a ``key`` that was seen before, that of the first episode with this key.
         """
         columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
-        return int(self._insert(numpy_payload(payload), None, timeout, columns | {"extra": extra})[0])
+        offer = (payload, columns | {"extra": extra}, wait)
+        return int(insert.add(self._session, *offer, self.consumer, self._sampler.standing, one=True)[0])
 
     def extend(
         self,
-        payload: Mapping[str, Any],
+        payload: Payload,
         *,
-        domain: str | Sequence[str] = "default",
-        loss: Any = None,
-        timestamp: Any = None,
-        level: Any = None,
-        tags: Any = (),
-        key: Any = None,
-        extra: Any = None,
-        timeout: float | None = None,
+        domain: Each[str] = "default",
+        loss: Each[SupportsFloat | None] = None,
+        timestamp: Each[Time | None] = None,
+        level: Each[SupportsIndex | None] = None,
+        tags: Tags | Iterable[Tags | None] = (),
+        key: Each[str | None] = None,
+        extra: Extra = None,
+        wait: Seconds = math.inf,
     ) -> NDArray[np.int64]:
         """Add n episodes in one commit: all of them or none. Every keyword takes one value or a sequence of n.
 
@@ -681,7 +565,7 @@ class EpisodicMemory:
         domain : str
             What the episode belongs to: a task, an environment, a data source.
         loss : float >= 0, optional
-            As measured by the trainer; None means never measured: drawn with the highest priority.
+            As measured by the trainer. None means never measured: such an episode is drawn with the highest priority.
         timestamp : float, aware datetime or datetime64, optional
             Seconds; now by default. A datetime64 is UTC. Beyond 1e11 (the year 5138) it is refused as milliseconds.
         level : int, optional
@@ -690,14 +574,14 @@ class EpisodicMemory:
             Idempotency key: adding it again is a no-op that returns the first id, also after a crash or an eviction.
         extra : JSON value, optional
             Numpy and PyTorch scalars become numbers, arrays lists; whole numbers of any size are kept exactly.
-        timeout : float, optional
-            Seconds to wait while the buffer's limiter (``SamplesPerInsert``) holds adds back; by default as long as it
-            takes. One value for all.
+        wait : float
+            Seconds to wait while the buffer's limiter (``SamplesPerInsert``) holds adds back: 0 does not wait,
+            ``math.inf``, the default, waits for as long as it takes. One value for all. Without a limiter no add waits.
 
         Returns
         -------
         int64 array, shape (n,)
-            Ids in the order given; consecutive but for repeated keys.
+            Ids in the order given; consecutive except for repeated keys.
 
         Raises
         ------
@@ -709,44 +593,10 @@ class EpisodicMemory:
             When the limiter did not admit them in time; nothing was written.
         """
         columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
-        payload = numpy_payload(payload)
-        return self._insert(payload, Signature.batch_size(payload), timeout, columns | {"extra": extra})
+        offer = (payload, columns | {"extra": extra}, wait)
+        return insert.add(self._session, *offer, self.consumer, self._sampler.standing, one=False)
 
-    def _insert(
-        self, payload: Mapping[str, Any], count: int | None, timeout: float | None, columns: dict[str, Any]
-    ) -> NDArray[np.int64]:
-        now = time.time()
-        patience = check_timeout(timeout)
-
-        def encode(signature: Signature) -> list[bytes]:
-            return [signature.encode_one(payload)] if count is None else signature.encode(payload, count)
-
-        # Before the lock is taken, so that other writers do not wait for it.
-        assumed = stored_signature(self._session.committed.signature) or Signature.infer(payload, count)
-        offer = make_offer(encode(assumed), now, one=count is None, **columns)
-        group = Group(now, self.consumer)
-
-        def work(snapshot: Snapshot) -> episodes.Inserted:
-            limiter.admit_add(snapshot)
-            stored = signature_of(snapshot)
-            if stored is None:
-                maintenance.fix_signature(snapshot, assumed.to_json())
-            elif stored != assumed:
-                return episodes.insert(snapshot, replace(offer, blobs=encode(stored)), group)
-            return episodes.insert(snapshot, offer, group)
-
-        def attempt() -> episodes.Inserted | None:
-            try:
-                return self._session.write(work, lambda result: result.blobs)
-            except limiter.OutOfStep:
-                return None
-
-        with held_until_done(offer.blobs):
-            inserted = wait_until(self._session, attempt, patience, self._standing)
-        self._session.cache.drop(inserted.evicted.tolist())
-        return inserted.ids
-
-    def delete(self, ids: Any = None, *, where: Condition | str | None = None) -> int:
+    def delete(self, ids: Ids | None = None, *, where: Condition | str | None = None) -> int:
         """Remove episodes in one commit: those with these ids, or all that pass a condition.
 
         Keys of removed episodes stay known, and the history records each departure as ``deleted``. Takes the write lock
@@ -769,86 +619,92 @@ class EpisodicMemory:
         InvalidValue
             When neither or both are given, or ``where`` is no condition on live episodes; nothing was removed.
         """
-        if (ids is None) == (where is None):
-            raise InvalidValue("delete takes either ids or where=...; clear() removes every episode")
-        condition = None if where is None else as_condition(where)
-        wanted = check_ids([] if ids is None else ids)
-        return self._remove(lambda s: [wanted] if condition is None else removal.passing(s, condition))
+        return removal.delete(self._session, ids, where, self.consumer)
 
     def clear(self) -> int:
         """Remove every live episode in one commit; returns how many there were.
 
-        What stays: the history (with a departure ``deleted`` for each), the tally behind ``loss_trend``, the keys ever
-        given, checkpoints, settings and signature, and the counters, so that no id is used again, the largest priority
-        ever measured is remembered, and a reservoir goes on with its stream.
+        These stay: the history (with a departure ``deleted`` for each), the tally behind ``loss_trend``, the keys ever
+        given, checkpoints, settings and signature. The counters stay too, so that no id is used again, the largest
+        priority ever measured is remembered, and a reservoir goes on with its stream.
         """
-        return self._remove(lambda s: removal.passing(s, EVERY))
+        return removal.clear(self._session, self.consumer)
 
-    def _remove(self, which: Callable[[Snapshot], Iterable[NDArray[np.int64]]]) -> int:
-        group = Group(time.time(), self.consumer, "deleted")
-        removed = self._session.write(lambda s: removal.remove_all(s, which(s), group))
-        self._session.cache.drop(removed.tolist())
-        return len(removed)
-
-    def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Any = None) -> Retention:
+    def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Time | None = None) -> Retention:
         """Remove what the policy does not keep, in one commit; with ``dry_run`` only count it.
 
-        ``now`` (seconds, an aware datetime or a datetime64) is what ``max_age`` counts back from. Looking for similar
-        payloads reads them all, before the write lock is taken, so that other writers do not wait for it.
+        Looking for similar payloads reads them all, before the write lock is taken, so that other writers do not wait
+        for it.
+
+        Parameters
+        ----------
+        policy : RetentionPolicy
+        dry_run : bool
+        now : float (seconds), aware datetime or datetime64, optional
+            The moment that ``max_age`` counts back from.
         """
-        policy = retention.checked_policy(policy)
-        at = time.time() if now is None else check_time("now", now)
-        twins = self._session.read(lambda s: retention.find_twins(s, signature_of(s), policy, at))
-        scope = self._session.read if dry_run else self._session.write
-        group = None if dry_run else Group(time.time(), self.consumer, "consolidated")
-        result, rows = scope(lambda s: retention.retain(s, policy, at, twins, group))
-        if not dry_run:
-            self._session.cache.drop(rows.ids.tolist())
-        return result
+        return retention.consolidate(self._session, policy, now, self.consumer, dry_run=dry_run)
 
     def configure(
         self,
         *,
-        capacity: int | None = None,
-        strategy: Strategy | str | None = None,
-        alpha: float | None = None,
-        eviction: Eviction | EvictionPolicy | str | None = None,
-        max_replays: int | None = None,
-        limiter: SamplesPerInsert | Literal["none"] | None = None,
-        history: History | Literal["on", "off"] | None = None,
+        capacity: int | Unchanged = UNCHANGED,
+        strategy: Strategy | str | Unchanged = UNCHANGED,
+        alpha: float | Unchanged = UNCHANGED,
+        eviction: Eviction | EvictionPolicy | str | Unchanged = UNCHANGED,
+        max_replays: int | Unchanged | None = UNCHANGED,
+        limiter: SamplesPerInsert | Unchanged | None = UNCHANGED,
+        history: History | Unchanged | None = UNCHANGED,
     ) -> int:
-        """Change stored settings for every process, in one commit; shrinking evicts. Returns how many were evicted.
+        """Change stored settings for every process, in one commit.
 
-        ``max_replays=0`` and ``limiter="none"`` lift those limits; a new limiter counts from now on; a history that is
-        to be shorter is cut at once.
+        A setting that is left out, or is ``UNCHANGED``, stays as it is. None means off.
+
+        Parameters
+        ----------
+        capacity : int
+            Shrinking evicts, by the eviction policy.
+        strategy, alpha
+            They hold from now on for this handle too. Another exponent of the losses scans the buffer once.
+        eviction : Eviction or str
+            Another policy scans the buffer once.
+        max_replays : int or None
+            None: an episode stays, however often it is replayed.
+        limiter : SamplesPerInsert or None
+            A new one counts from now on. None: draws and adds never wait.
+        history : History or None
+            What the policy need not keep is forgotten at once. None: nothing is recorded from now on.
+
+        Returns
+        -------
+        int
+            How many episodes were evicted.
+
+        Raises
+        ------
+        ConfigError
+            A value is invalid; nothing was changed.
         """
-        changes: dict[str, Any] = {
-            "capacity": capacity,
-            "strategy": strategy,
-            "alpha": alpha,
-            "eviction": eviction,
-            "max_replays": max_replays,
-            "limiter": limiter,
-            "history": history,
-        }
+        changes = maintenance.Changes(
+            capacity=capacity,
+            strategy=strategy,
+            alpha=alpha,
+            eviction=eviction,
+            max_replays=max_replays,
+            limiter=limiter,
+            history=history,
+        )
         group = Group(time.time(), self.consumer)
-
-        def work(snapshot: Snapshot) -> NDArray[np.int64]:
-            settings = maintenance.changed_settings(snapshot.settings, **changes)
-            return maintenance.reconfigure(snapshot, settings, group)
-
-        evicted = self._session.write(work)
-        if strategy is not None or alpha is not None:
-            self._strategy = None
+        evicted = self._session.write(lambda s: maintenance.reconfigure(s, changes, group))
+        if changes.strategy is not UNCHANGED or changes.alpha is not UNCHANGED:
+            self._sampler.own = None
         return len(evicted)
-
-    # Learning
 
     def update(
         self,
-        replayed: Batch | Any,
+        replayed: Batch | Ids,
         *,
-        loss: Any,
+        loss: Losses,
         step: int | None = None,
         on_invalid: Literal["raise", "skip"] = "raise",
     ) -> UpdateResult:
@@ -865,35 +721,18 @@ class EpisodicMemory:
         on_invalid : "raise" or "skip"
             What to do with losses that are NaN, infinite or negative: refuse everything, or write the valid ones and
             report the others as ``rejected``.
+
+        Returns
+        -------
+        UpdateResult
+            The ids that were updated, those that were missing, and those whose loss was rejected.
+
+        Raises
+        ------
+        InvalidValue
+            When a loss is refused, or there is not one for each id; nothing was written.
         """
-        drawn = replayed if isinstance(replayed, Batch) else None
-        ids = check_ids(replayed) if drawn is None else drawn.ids
-        losses = as_losses(loss, len(ids))
-        check_option("on_invalid", on_invalid, "raise", "skip")
-        if on_invalid == "raise":
-            refuse_invalid(losses, ids.tolist())
-        valid = ~invalid_losses(losses)
-        replay = recording.Replay(ids, losses)
-        if drawn is not None:
-            replay = replace(replay, probability=drawn.probability, weight=drawn.weight)
-        group = Group(
-            at=time.time(),
-            consumer=self.consumer,
-            step=None if step is None else check_int("step", step, minimum=-(2**62)),
-            strategy=None if drawn is None else drawn.strategy,
-        )
-        if not valid.any():
-            return UpdateResult(np.empty(0, np.int64), np.empty(0, np.int64), np.unique(ids))
-        token = None if drawn is None else drawn.lease
-
-        def work(snapshot: Snapshot) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-            if token is not None:
-                leases.release(snapshot, token)
-            return recording.update(snapshot, group, replay.take(valid))
-
-        updated, missing = self._session.write(work)
-        rejected = np.setdiff1d(ids[~valid], ids[valid])
-        return UpdateResult(updated, missing, rejected)
+        return replay.update(self._session, replayed, loss, step, on_invalid, self.consumer)
 
     # Transactions, checkpoints, life
 
@@ -918,25 +757,25 @@ class EpisodicMemory:
         """How many ``transaction()`` blocks this thread is in: 0 outside of any."""
         return self._session.database.transaction_depth
 
-    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Store a trainer's state with the generator's.
+    def save_checkpoint(self, name: str, state: TrainerState) -> None:
+        """Store the state of a trainer together with the state of the memory's generator.
 
-        Replaces the checkpoint of the same name; atomic and durable like every write. Inside ``transaction()`` it
-        commits together with the episodes and losses it belongs to.
+        It replaces the checkpoint of the same name, and is atomic and durable like every write. Inside
+        ``transaction()`` it commits together with the episodes and losses of the block.
 
         Parameters
         ----------
         name : str
         state : dict
-            Nested dicts (OrderedDict and Counter too; keys are str, int, float, bool, None or tuples of them), lists
-            and tuples of arrays, tensors, numbers, str, bytes and None: ``{"net": net.state_dict(), "optimizer":
-            optimizer.state_dict(), "rng": torch.get_rng_state()}``. Each comes back as the type it had. Of two tensors
-            that share their storage (tied weights) each comes back with storage of its own.
+            Nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None, such as ``{"net":
+            net.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}``. OrderedDict and
+            Counter will do; keys are str, int, float, bool, None or tuples of them. Each value comes back as the type
+            it had. Two tensors that share their storage (tied weights) come back with storage of their own.
 
         Raises
         ------
         PayloadError
-            For anything else, naming its place; nothing was written.
+            A value is of another type; the message names its place. Nothing was written.
         """
         check_name("checkpoint", name)
         packed = list(pack(state))  # before the lock is taken, so that other writers do not wait for it
@@ -945,15 +784,17 @@ class EpisodicMemory:
             self._session.draw(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()), write=True)
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
-        """The stored state; the generator goes on where it was then.
+        """Return the stored state, and put the generator into its state of then.
 
-        Tensors come back on the CPU, without a graph; where PyTorch is not installed, as arrays (a bfloat16 as the
-        float32 of the same values).
+        Tensors come back on the CPU, without a graph. Without PyTorch they come back as arrays, a bfloat16 as the
+        float32 of the same values.
 
         Raises
         ------
-        CheckpointNotFound, StoreCorrupt
-            The generator is left as it was.
+        CheckpointNotFound
+            No checkpoint has this name. The generator is left as it was.
+        StoreCorrupt
+            The checkpoint is damaged. The generator is left as it was.
         """
         check_name("checkpoint", name)
         state, generator = self._session.read(lambda s: checkpoint.load(s, name))
@@ -961,7 +802,7 @@ class EpisodicMemory:
         return state
 
     def checkpoints(self) -> list[str]:
-        """Names of the stored checkpoints, oldest first."""
+        """Return the names of the stored checkpoints, oldest first."""
         return self._session.read(checkpoint.names)
 
     def close(self) -> None:
@@ -981,7 +822,7 @@ class EpisodicMemory:
         return {
             "address": self._session.database.address(),
             "name": self._name,
-            "strategy": self._strategy and self._strategy.to_json(),
+            "strategy": self._sampler.own and self._sampler.own.to_json(),
             "consumer": self._given_consumer,
             "cache_bytes": self._session.cache.max_bytes,
             "seeds": (seeds.entropy, seeds.spawn_key),
@@ -995,25 +836,28 @@ def open(
     target: str | os.PathLike[str] | URL,
     *,
     buffer: str = "default",
-    capacity: int | None = None,
-    strategy: Strategy | str | None = None,
-    alpha: float | None = None,
-    epsilon: float | None = None,
-    eviction: Eviction | EvictionPolicy | str | None = None,
-    max_replays: int | None = None,
-    limiter: SamplesPerInsert | None = None,
-    history: History | Literal["on", "off"] | None = None,
-    signature: Mapping[str, Any] | None = None,
+    capacity: int | Unchanged = UNCHANGED,
+    strategy: Strategy | str | Unchanged = UNCHANGED,
+    alpha: float | Unchanged = UNCHANGED,
+    epsilon: float | Unchanged = UNCHANGED,
+    eviction: Eviction | EvictionPolicy | str | Unchanged = UNCHANGED,
+    max_replays: int | Unchanged | None = UNCHANGED,
+    limiter: SamplesPerInsert | Unchanged | None = UNCHANGED,
+    history: History | Unchanged | None = UNCHANGED,
+    signature: Mapping[str, Any] | Unchanged = UNCHANGED,
     seed: int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     durability: Durability = "process",
     busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
     consumer: str | None = None,
     create: bool = True,
+    trace: Trace | None = None,
 ) -> EpisodicMemory:
     """Open a memory: create it, or resume it where it was left.
 
-    Settings marked * are stored with the buffer: given at creation (defaults below), and on resuming only checked.
+    The settings marked * are stored with the buffer. ``UNCHANGED``, their default, means: as it is stored, in a new
+    buffer the default below. None means off. On resuming, a setting that differs from the stored one is refused;
+    ``configure`` changes it.
 
     Parameters
     ----------
@@ -1025,28 +869,27 @@ def open(
         Which of the database's buffers.
     capacity* : int
         Largest number of live episodes, 1,000,000 by default.
-    strategy : Strategy or str
-        What ``sample`` draws by, ``"mixed"`` by default. Stored at creation; given on resuming, it holds for this
-        handle.
-    alpha : float
-        Exponent of the strategy (see there); 0.6 by default.
+    strategy* : Strategy or str
+        What ``sample`` draws by, ``"mixed"`` by default. On resuming it is not refused: another strategy than the
+        stored one holds for this handle.
+    alpha* : float
+        Exponent of the strategy (see there), 0.6 by default. On resuming like ``strategy``.
     epsilon* : float > 0
         Added to a loss to make a priority, 1e-6 by default; keeps zero losses reachable. Fixed at creation.
     eviction* : Eviction or str
-        A policy such as ``Reservoir()``, or its name.
-        By default what goes with the strategy: ``lowest_loss`` with PrioritizedLoss and Mixed, ``largest_domain`` with
-        DomainBalanced, else ``fifo``.
-    max_replays* : int
+        A policy such as ``Reservoir()``, or its name. The default goes with the strategy: ``lowest_loss`` with
+        PrioritizedLoss and Mixed, ``largest_domain`` with DomainBalanced, else ``fifo``.
+    max_replays* : int or None
         Remove an episode after this many loss updates; never by default.
-    limiter* : SamplesPerInsert
+    limiter* : SamplesPerInsert or None
         Keep draws and adds in step across all processes; none by default.
-    history* : History, "on" or "off"
-        What the replay history records and how long; everything, for ever, by default.
+    history* : History or None
+        What the replay history records and for how long; everything, for ever, by default. None records nothing.
     signature* : mapping
         Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``; None is a ragged
         dimension. Fixed by the first add otherwise.
-    seed : int
-        Of this handle's draws; of the buffer's reservoir, at creation.
+    seed : int, optional
+        Of this handle's draws; of the buffer's reservoir, at creation. Drawn from the system's entropy by default.
     cache_bytes : int
         Budget for hot payloads, 256 MiB by default; 0 turns the cache off.
     durability : "process" or "power"
@@ -1054,10 +897,15 @@ def open(
         the server). SQLite's ``synchronous``, PostgreSQL's ``synchronous_commit``; neither setting can corrupt.
     busy_timeout : float
         Seconds to wait for another process's write lock, or to try again after a conflict or a lost connection.
-    consumer : str
+    consumer : str, optional
         Name written into the replay history; host and process number by default.
     create : bool
-        Whether a missing database or buffer may be made.
+        False refuses to make a missing database or buffer.
+    trace : callable
+        Is given a line of text for each statement of this handle, such as
+        ``"0.21 ms, 256 rows: SELECT ..."``: the time that this process spent on it, the rows that it gave or changed.
+        ``trace=print`` shows them. Begin and commit are statements too. Values and passwords never appear. It is called
+        in the thread that ran the statement, and must neither raise nor use the memory. A pickled handle forgets it.
 
     Raises
     ------
@@ -1066,6 +914,8 @@ def open(
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
         The database is not one that this version can open; it was not changed. A file without tables, as a killed
         creation leaves it, is filled, unless ``create`` is false.
+    StoreCorrupt
+        The buffer's settings or counters are damaged.
 
     Warns
     -----
@@ -1074,9 +924,7 @@ def open(
     """
     if consumer is not None:
         check_name("consumer", consumer)
-    opened = open_buffer(
-        target,
-        buffer=buffer,
+    changes = maintenance.Changes(
         capacity=capacity,
         strategy=strategy,
         alpha=alpha,
@@ -1086,53 +934,14 @@ def open(
         limiter=limiter,
         history=history,
         signature=signature,
+    )
+    handle = Handle(
+        buffer=buffer,
         seed=seed,
         cache_bytes=cache_bytes,
         durability=durability,
         busy_timeout=busy_timeout,
         create=create,
+        trace=trace,
     )
-    return EpisodicMemory(opened, consumer=consumer)
-
-
-@lru_cache(maxsize=64)
-def _stored_strategy(text: str) -> Strategy:
-    return strategy_from_json(text)
-
-
-@lru_cache(maxsize=64)
-def stored_signature(text: str | None) -> Signature | None:
-    """The signature stored as this text, read once."""
-    return None if text is None else Signature.from_json(text)
-
-
-def signature_of(snapshot: Snapshot) -> Signature | None:
-    """The buffer's signature, None before the first add."""
-    return stored_signature(snapshot.state.signature)
-
-
-def _span(steps: Any) -> tuple[int, int]:
-    ends = steps if isinstance(steps, (tuple, list)) else (steps, steps)
-    if len(ends) != 2:
-        raise InvalidValue(f"steps must be one step or (first, last), got {shown(steps)}")
-    first, last = (constant_of("steps", "int", end) for end in ends)
-    assert isinstance(first, (int, float)) and isinstance(last, (int, float))
-    if first > last or int(first) != first or int(last) != last:
-        raise InvalidValue(f"steps must be whole numbers (first, last) with first <= last, got {shown(steps)}")
-    return int(first), int(last)
-
-
-def _check_by(by: Any) -> None:
-    if by is not None and not (isinstance(by, str) and by == "domain"):
-        raise InvalidValue(f"by must be 'domain' or None, got {shown(by)}")
-
-
-def check_where(where: Condition | str | None) -> Condition | None:
-    """The condition on episodes, from itself or its text; refuse what is none."""
-    return None if where is None else as_condition(where)
-
-
-def _token(batch: Any) -> str:
-    if not isinstance(batch, Batch) or batch.lease is None:
-        raise InvalidValue(f"expected a batch that lease() returned, got {shown(batch)}")
-    return batch.lease
+    return EpisodicMemory(open_buffer(target, changes, handle), consumer=consumer)

@@ -28,6 +28,19 @@ class Counts:
     listed: int = 0
     """Draws, or ends of draws, from a list of all that may be drawn."""
 
+    completed: int = 0
+    """Those of ``listed`` that ended a draw of which candidates had given a part."""
+
+    statements: int = 0
+    """Statements sent to databases, BEGIN, COMMIT and savepoints included; one for many rows is one."""
+
+    exchanges: int = 0
+    """Times that this process waited for the answer of a database.
+
+    PostgreSQL: round trips to the server; statements that are sent together, and awaited together, are one exchange.
+    SQLite has no server: each statement is an exchange.
+    """
+
 
 _counting: list[Counts] = []
 
@@ -42,6 +55,11 @@ def counting() -> Iterator[Counts]:
     finally:
         # By identity: counts that are equal so far are not the same.
         _counting[:] = [other for other in _counting if other is not counts]
+
+
+def is_counting() -> bool:
+    """True inside a block of ``counting``."""
+    return bool(_counting)
 
 
 def count(what: str) -> None:

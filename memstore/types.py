@@ -1,15 +1,70 @@
-"""What memstore hands out: frozen records, and batches of numpy arrays."""
+"""The public types: names for the types of arguments, frozen records, batches of numpy arrays."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import ItemsView, KeysView
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class SupportsArray(Protocol):
+    """An array or scalar of numpy, or of another library: a tensor, a column of a data frame."""
+
+    def __array__(self) -> np.ndarray[Any, Any]: ...
+
+
+T = TypeVar("T")
+
+MaybeNone: TypeAlias = Any
+"""Stands for None where a type checker need not ask for a test of it, because the caller knows which case it is."""
+
+Payload: TypeAlias = Mapping[str, object]
+"""The fields of an episode by name: arrays, tensors, numbers, str, bytes, or mappings of such.
+
+For several episodes at once each field has one row an episode: an array of shape (n, ...), or a list of n values.
+"""
+
+Each: TypeAlias = T | Sequence[T] | SupportsArray
+"""One value for all episodes, or a sequence with one value for each."""
+
+Ids: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | SupportsArray
+"""One episode id, or several: whole numbers, in one dimension. An empty sequence stands for no episode."""
+
+Losses: TypeAlias = SupportsFloat | Sequence[SupportsFloat] | SupportsArray
+"""One loss for all episodes, or a loss for each: finite and at least 0. A tensor is detached."""
+
+Time: TypeAlias = SupportsFloat | datetime | SupportsArray
+"""One moment: seconds (of any clock), a datetime with a time zone, or a ``numpy.datetime64``, which is UTC."""
+
+Seconds: TypeAlias = SupportsFloat | timedelta | np.timedelta64
+"""A duration: a number of seconds, a timedelta or a ``numpy.timedelta64``."""
+
+Tags: TypeAlias = Iterable[str]
+"""Tags of one episode; a tag that is given twice counts once."""
+
+Extra: TypeAlias = object
+"""Any JSON value: None, true or false, numbers, text, lists, mappings; scalars and arrays of numpy and PyTorch too."""
+
+Steps: TypeAlias = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
+"""One step of a trainer, or the first and the last of several, both inclusive."""
+
+Vector: TypeAlias = SupportsFloat | Sequence[object] | SupportsArray
+"""The numbers of one field of a payload, in any shape."""
+
+Places: TypeAlias = Sequence[SupportsIndex] | SupportsArray
+"""Rows of a batch, counted from 0, or a mask that has one flag a row."""
+
+TrainerState: TypeAlias = Mapping[str, object]
+"""The state of a trainer: nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None."""
+
+Normalize: TypeAlias = Literal["buffer", "batch"]
+"""Importance weights are scaled by the smallest probability of the buffer, or by that of the batch."""
 
 
 class ReplayStrategy(enum.StrEnum):
@@ -39,13 +94,13 @@ class EvictionPolicy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReplayMetadata:
-    """The mutable part of an episode.
+    """The part of an episode that replays change, as of the read.
 
     Attributes
     ----------
     episode_id : int
     loss : float or None
-        Last measured loss; None when it was never measured.
+        Last measured loss. None if it was never measured.
     domain : str
     timestamp : float
         Seconds, as given to ``add``.
@@ -65,27 +120,55 @@ class ReplayMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One stored experience, with its replay metadata as of the read."""
+    """One live episode: what was added, and what replays have changed since, as of the read.
+
+    Attributes
+    ----------
+    id : int
+    domain : str
+    timestamp : float
+        Seconds, as given to ``add``.
+    level : int or None
+    key : str or None
+    extra : JSON value or None
+    age : int
+        Number of episodes inserted since, this one included: the newest has age 1.
+    loss, lowest_loss : float or None
+        The last and the smallest measured loss. None if the loss was never measured.
+    replay_count : int
+        Number of loss updates.
+    last_replayed_at : float or None
+        Seconds since the epoch of the last loss update.
+    tags : tuple of str
+        In the order in which they were given.
+    payload : dict or None
+        Nested as it was added; arrays are the caller's own. None if payloads were not read: a query does not read them,
+        ``get`` and ``recall`` do.
+    """
 
     id: int
-    payload: dict[str, Any]
     domain: str
     timestamp: float
     level: int | None
-    tags: tuple[str, ...]
     key: str | None
     extra: Any
-    metadata: ReplayMetadata
+    age: int
+    loss: float | None
+    lowest_loss: float | None
+    replay_count: int
+    last_replayed_at: float | None
+    tags: tuple[str, ...]
+    payload: dict[str, Any] | MaybeNone = None
 
     @property
-    def loss(self) -> float | None:
-        """Last measured loss, None when never measured."""
-        return self.metadata.loss
+    def rise(self) -> float | None:
+        """``loss - lowest_loss``: how much of the best result was forgotten. None if the loss was never measured."""
+        return None if self.loss is None or self.lowest_loss is None else self.loss - self.lowest_loss
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An episode recalled by similarity, and its Euclidean distance from the query."""
+    """An episode that was recalled by likeness, and the Euclidean distance of its field from the query."""
 
     episode: Episode
     distance: float
@@ -95,7 +178,9 @@ class Match:
 class Batch:
     """Episodes drawn together; row ``i`` of every array belongs to ``ids[i]``.
 
-    Arrays are the caller's own: writing to them changes nothing that is stored or cached.
+    ``len(batch)`` is the number of rows, ``batch["x"]`` a field of the payload. A batch does not iterate: its length
+    is that of its rows, and one would expect its fields. Arrays are the caller's own: writing to them changes nothing
+    that is stored or cached.
 
     Attributes
     ----------
@@ -104,22 +189,22 @@ class Batch:
         Nested as it was added. A fixed-shape field is one array of shape (n, ...); a ragged one a list of n arrays;
         text and bytes a list of n.
     loss : float64, shape (n,)
-        NaN where never measured.
+        NaN where the loss was never measured.
     domain : str array, shape (n,)
     age : int64, shape (n,)
-        Episodes inserted since, counting itself: the newest has age 1.
+        Number of episodes inserted since, the row's own included: the newest has age 1.
     replay_count : int64, shape (n,)
     probability : float64, shape (n,), or None
-        Probability that the first draw picks the row; None where that needs a scan that was not asked for
-        (``sample(..., exact_probability=True)``).
+        Probability that the first draw picks the row. None if that needs a scan and
+        ``sample(..., exact_probability=True)`` did not ask for one.
     weight : float64, shape (n,)
-        Importance weight, at most 1 (at most 1 up to rounding).
+        Importance weight, at most 1 up to rounding.
     strategy : str
         Name of the strategy that drew the batch.
     lease : str or None
-        Token of the lease that holds the episodes for this consumer; None for a batch that was sampled.
+        Token of the lease that holds the episodes for this consumer. None for a batch that was sampled.
     group : int64, shape (n,), or None
-        Which group of the batch each row belongs to: 0, 1, ... (``sample_groups``).
+        Number of the group that each row belongs to: 0, 1, ... None unless ``sample_groups`` drew the batch.
     """
 
     ids: NDArray[np.int64]
@@ -137,16 +222,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    # Its length is that of its rows, and its fields are what one would iterate over: the two must not be confused.
     __iter__ = None
 
     def __getitem__(self, field_name: str) -> Any:
         return self.payload[field_name]
 
-    def take(self, rows: Any) -> Batch:
-        """The batch of these rows alone, in their order (indices, or a mask of n).
+    def take(self, rows: Places) -> Batch:
+        """Return the batch of these rows alone, in their order.
 
-        A lease is still that of all rows: updating a part of a leased batch releases the whole.
+        A lease stays the lease of all rows: updating a part of a leased batch releases the whole.
         """
         chosen = np.arange(len(self.ids))[np.asarray(rows)]
         columns = {
@@ -174,11 +258,12 @@ def _rows(field: Any, chosen: NDArray[np.int64]) -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateResult:
-    """What one ``update`` did; the three id arrays partition the ids given, each distinct id once.
+    """The outcome of one ``update``: each distinct id that was given stands in one of three arrays.
 
     Attributes
     ----------
     updated : int64 array
+        Ids whose losses were written.
     missing : int64 array
         Ids that are no longer live (evicted or deleted meanwhile); nothing else was touched in their place.
     rejected : int64 array
@@ -195,33 +280,34 @@ class UpdateResult:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """What ``consolidate`` keeps. A limit of None removes nothing.
+    """The rule by which ``consolidate`` keeps episodes. A limit of None removes nothing.
 
     Importance is a weighted mean, in [0, 1], of three things:
 
-    - hardness, ``loss / (1 + loss)``, 1 for a never-measured episode: what is not learned yet;
-    - recency, ``2 ** -(age / half_life)``, age in insertions, 0 for the newest (clocks decide nothing): what the
-      stream is like now;
-    - use, ``replay_count / (1 + replay_count)``: what the strategy keeps choosing. Under draws by loss that is what
-      stays hard or is forgotten again and again; under uniform draws it offsets recency for the old that last.
+    - hardness, ``loss / (1 + loss)``, 1 for an episode that was never measured: such episodes are not learned yet;
+    - recency, ``2 ** -(age / half_life)``, where age counts insertions and is 0 for the newest; no clock is asked:
+      recent episodes show what the stream is like now;
+    - use, ``replay_count / (1 + replay_count)``: the strategy keeps choosing these episodes. Under draws by loss they
+      stay hard or are forgotten again and again. Under uniform draws use makes up for what old episodes lose by age.
 
     Attributes
     ----------
     max_age : float or None
-        Seconds; episodes whose timestamp lies further back leave.
+        Seconds. Episodes whose timestamp lies further back leave.
     max_episodes : int or None
-        Beyond it the least important leave, the oldest first among equals.
+        If more episodes are left, the least important leave, the oldest first among equals.
     min_importance : float or None
-        In [0, 1]; what is less important leaves.
+        In [0, 1]. Episodes that are less important leave.
     consolidate_similar : bool or float or None
-        Of near-identical episodes the most important stays, the oldest among equals; True is a tolerance of 0.001.
-        Two are near-identical when their domain, every shape and every value that is no floating-point number are
-        equal, and the Euclidean distance between all their floating-point numbers is at most the tolerance, below 1,
-        times the larger of the two norms. Values that are NaN or infinite are compared bit by bit.
+        Of near-identical episodes the most important stays, the oldest among equals. The number is the tolerance, at
+        least 0 and below 1; True stands for 0.001. Two episodes are near-identical if their domain, every shape and
+        every value that is no floating-point number are equal, and the Euclidean distance between all their
+        floating-point numbers is at most the tolerance times the larger of the two norms. Values that are NaN or
+        infinite are compared bit by bit.
     hardness, recency, use : float
-        Weights of the three, >= 0; their sum need not be 1.
+        Weights of the three, each >= 0. Their sum need not be 1.
     half_life : float or None
-        Insertions after which recency has halved; None: as many as the capacity.
+        Number of insertions after which recency has halved. None stands for the capacity.
     """
 
     max_age: float | None = None
@@ -236,7 +322,10 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What ``consolidate`` removed, or with ``dry_run`` would remove; the reasons are disjoint, in this order."""
+    """How many episodes ``consolidate`` removed, or with ``dry_run`` would remove.
+
+    An episode counts for the first reason that holds, in the order of the attributes.
+    """
 
     too_old: int
     unimportant: int
@@ -247,22 +336,76 @@ class Retention:
 
     @property
     def removed(self) -> int:
-        """Total of the reasons."""
+        """Number of episodes that left, for whatever reason."""
         return self.too_old + self.unimportant + self.similar + self.over_count
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayStats:
-    """Health of a buffer; ``to_dict()`` is JSON-serialisable.
+    """What a buffer holds and what happened to it, as of one snapshot; ``to_dict()`` is JSON-serialisable.
+
+    A replay is one loss written by ``update``. "Ever" counts since the buffer was created, over all processes.
 
     Attributes
     ----------
+    buffer : str
+        Name of the buffer.
+    buffer_size : int
+        Live episodes now.
+    capacity : int
+        Largest number of live episodes that the settings allow.
+    total_inserted : int
+        Episodes ever added, also those that a reservoir turned away. A repeated key adds nothing.
+    total_evicted : int
+        Episodes that were ever added and are no longer live, for whatever reason: evicted, turned away, deleted,
+        consolidated, or replayed ``max_replays`` times.
+    total_replays : int
+        Replays of the episodes that are live now. It falls when replayed episodes leave.
+    total_events : int
+        Replays ever, also of episodes that have left. It never falls. It does not count departures, and does not
+        depend on what the history records.
+    unmeasured : int
+        Live episodes whose loss was never measured.
+    avg_loss : float
+        Mean loss of the live episodes that have one, 0.0 if none has.
+    max_priority : float
+        Largest priority (loss + epsilon) ever measured, 1.0 before any. Never-measured episodes are drawn with it.
+    loss_quantiles : dict of str to float
+        Losses at ``"5%"``, ``"25%"``, ``"50%"``, ``"75%"`` and ``"95%"`` of the measured live episodes; empty if there
+        are none.
+    loss_quantiles_exact : bool
+        True if quantiles and histogram are those of the losses themselves. Otherwise each loss stands at the mean of
+        its half-octave of priority in its domain.
+    loss_histogram : tuple of (float, float, int)
+        Lower and upper loss of each bin, and its number of measured live episodes. The 12 bins are equal steps of the
+        logarithm; losses of 0 count in the first.
+    domain_distribution : dict of str to int
+        Live episodes of each domain that has any.
+    strategy : str
+        Name of the strategy that this handle draws by.
+    alpha : float
+        Exponent of the weights whose sums are stored, which is that of the buffer's strategy.
+    epsilon : float
+        What is added to a loss to make a priority.
+    eviction : str
+        Name of the eviction policy.
+    max_replays : int or None
+        Replays after which an episode leaves; None for no limit.
     leased : int
-        Episodes that some consumer holds.
+        Live episodes that some consumer holds now.
     limiter : dict or None
-        Settings of the buffer's limiter, and under ``drawn`` how many draws it has counted.
-    total_replays, total_events : int
-        Replays (loss updates) of the live episodes, and all that there ever were.
+        Settings of the buffer's limiter, and under ``drawn`` how many episodes were drawn since it was set. That count
+        began in balance with the episodes added before. None without a limiter.
+    signature : str or None
+        Fields of the payloads; None before the first add.
+    cache : dict of str to float
+        The payload cache of this handle since it was opened: see ``PayloadCache.stats``.
+    bytes_on_disk : dict of str to int
+        Bytes that the whole database occupies, all its buffers, by part.
+    schema_version : str
+        Revision of the tables.
+    revision : int
+        Writes to the buffer, ever: each call that changes it counts one.
     notes : tuple of str
         What keeps the database from shrinking, such as a reader of an old snapshot, with its name where that is known.
     """
@@ -296,13 +439,13 @@ class ReplayStats:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dicts, lists and numbers."""
+        """Return the figures as plain dicts, lists and numbers."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What ``check`` found.
+    """The findings of ``check``.
 
     Attributes
     ----------
@@ -311,11 +454,11 @@ class CheckReport:
     problems : tuple of str
         Empty when every invariant holds.
     notes : tuple of str
-        Facts worth knowing that are no damage.
+        Facts that are worth knowing and are no damage.
     seconds : float
         How long it took.
     unchecked : tuple of str
-        What could not be looked at, or not be compared with anything.
+        What could not be looked at, or could not be compared with anything.
     """
 
     episodes: int
@@ -326,5 +469,5 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every invariant holds."""
+        """True if every invariant holds."""
         return not self.problems

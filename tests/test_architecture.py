@@ -19,7 +19,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "figures", "payload"),
     ("storage",),
     ("buffer",),
-    ("episodes", "sharing"),
+    ("sharing",),
+    ("episodes",),
     ("queries",),
     ("draws",),
     ("upkeep",),
@@ -35,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 NARROW: dict[str, set[str]] = {
     "figures": {"errors", "values"},
     "payload": {"errors", "types", "values"},
-    "storage": {"config", "errors", "printable", "types", "values", "version"},
+    "storage": {"config", "errors", "printable", "testing", "types", "values", "version"},
     # The rooms that the public names come from: the package itself is still being imported when the learner is.
     "learner": {"memstore", "config", "draws", "errors", "memory", "opening", "types"},
 }

@@ -184,9 +184,9 @@ def test_defaults_named_in_the_help_are_the_real_ones() -> None:
     output = " ".join(_run("train", "--help").output.split())
     for option, value in (
         ("capacity", config.capacity),
-        ("strategy", config.strategy),
+        ("replay-strategy", config.replay_strategy),
         ("eviction", config.eviction),
-        ("alpha", config.alpha),
+        ("priority-alpha", training_config("default").priority_alpha),
         ("seed", config.seed),
         ("retrieval", config.retrieval),
         ("replay-ratio", f"{config.replay_ratio:g}"),
@@ -208,7 +208,7 @@ def test_commands_on_either_database(url: str) -> None:
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
 def test_a_run_is_the_same_on_either_database(url: str, tmp_path: Path, small: str) -> None:
     """The seed decides, not the database: weights and draws agree to the bit."""
-    options = ("--dataset", small, "--capacity", "60", "--strategy", "prioritized_loss")
+    options = ("--dataset", small, "--capacity", "60", "--replay-strategy", "prioritized_loss")
     here = _results("--db", url, *options)
     there = _results("--db", str(tmp_path / "other.db"), *options)
     assert here["replay"]["steps"] >= 20

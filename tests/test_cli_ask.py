@@ -23,6 +23,7 @@ from sqlalchemy import make_url
 import memstore
 from memstore.cli import main
 from memstore.cli.text import moment, parse_moment, shown, value_text
+from memstore.queries.columns import EPISODE_COLUMNS
 from tests.contract.helpers import OpenMemory
 from tests.support.postgres import PostgresServer
 
@@ -112,7 +113,13 @@ def _json(*arguments: str) -> Any:
 
 
 def _records(found: list[Any]) -> Any:
-    return json.loads(json.dumps([asdict(record) for record in found]))
+    return json.loads(json.dumps([_named(record) for record in found]))
+
+
+def _named(record: Any) -> dict[str, Any]:
+    if isinstance(record, memstore.Episode):
+        return {column.name: getattr(record, column.name) for column in EPISODE_COLUMNS}
+    return asdict(record)
 
 
 def test_json_is_what_the_library_says(db: str, memory: memstore.EpisodicMemory) -> None:

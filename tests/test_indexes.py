@@ -41,7 +41,8 @@ def _fill(memory: EpisodicMemory) -> None:
 def _plans(url: str, work: Callable[[], Any], memory: EpisodicMemory) -> list[tuple[str, str]]:
     """Every statement that ``work`` runs, with the database's plan for it."""
     told: list[str] = []
-    engine = memory._session.database.engine
+    connections = memory._session.database.connections
+    engine = connections.engine
     sqlite = engine.dialect.name == "sqlite"
 
     def trace(connection: Any, _record: Any) -> None:
@@ -53,10 +54,10 @@ def _plans(url: str, work: Callable[[], Any], memory: EpisodicMemory) -> list[tu
         connection.commit()
         connection.add_notice_handler(lambda notice: told.append(notice.message_primary))
 
-    engine.dispose()
+    connections.clear()
     event.listen(engine, "connect", trace)
     work()
-    engine.dispose()
+    connections.clear()
     event.remove(engine, "connect", trace)
     return _sqlite_plans(url, told) if sqlite else [_postgres_plan(text) for text in told if "Query Text:" in text]
 

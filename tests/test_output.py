@@ -321,5 +321,5 @@ def test_the_log_does_not_steer_a_terminal(path: str, monkeypatch: pytest.Monkey
         pytest.raises(memstore.WaitTimeout),
     ):
         memory.add({"x": 1.0})
-        memory.sample(1, timeout=0.05)
+        memory.sample(1, wait=0.05)
     assert caplog.messages and all(message.isprintable() for message in caplog.messages)

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from memstore.buffer.facts import refuse_unreadable
 from memstore.buffer.snapshot import Snapshot, State
 from memstore.errors import MemoryClosed, MemstoreError, StoreBusy, StoreCorrupt
 from memstore.payload.cache import PayloadCache
+from memstore.storage.attempts import Attempts
 from memstore.storage.backends import Watch
 from memstore.storage.blocks import Block
 from memstore.storage.database import Database
@@ -30,12 +32,12 @@ from memstore.storage.owners import Scope, Turn, enter_context, this_owner
 T = TypeVar("T")
 
 BESIDE = 2**32 - 1
-"""Key of the second stream of random numbers, a child that ``spawn`` never comes to."""
+"""Key of the second stream of random numbers: ``spawn`` never reaches this child."""
 
 
 @dataclass(eq=False)
 class _Open:
-    """What belongs to an open block, and is published, or handed to the block around it, at its commit."""
+    """An open block. At its commit the state and the payloads are published, or become the outer block's."""
 
     scope: Scope
     outer: _Open | None
@@ -44,7 +46,7 @@ class _Open:
 
 
 class Known(Protocol):
-    """What a process knows of what is committed, from one call to the next."""
+    """What a process remembers of committed data from one call to the next."""
 
     def clear(self) -> None:
         """Forget all: a server may have forgotten commits."""
@@ -71,7 +73,7 @@ class Session:
         self.cache = cache
         self._caches: tuple[Known, ...] = (cache, *known)
         self.committed = state
-        self._losses = database.losses
+        self._broken = database.connections.broken
         self._start(seeds)
         _sessions.add(self)
 
@@ -86,22 +88,21 @@ class Session:
 
     def read(self, work: Callable[[Snapshot], T]) -> T:
         """Run ``work`` on one consistent snapshot."""
-
-        def scope(conn: Connection) -> tuple[T, State]:
-            state = self._known(conn).at(conn, self.database.backend)
-            return work(Snapshot(conn, self.database.backend, state)), state
-
+        visit = _Visit(self, sys._getframe())
         try:
-            result, state = self.database.in_read(scope)
+            for snapshot in visit:
+                with visit:
+                    result = work(snapshot)
+            return result
         except MemstoreError as exc:
             self._blame_extra(exc)
             raise
-        if not self.database.transaction_open:
-            self._publish(state)
-        return result
+        finally:
+            visit.end()
+            del visit  # which refers to this function's variables
 
     def _blame_extra(self, exc: MemstoreError) -> None:
-        """Name the row where it is an extra JSON that stopped the database, or could not be read; else return."""
+        """Raise the error that names the row, if an extra that is no JSON may have caused ``exc``; else return."""
         unnamed = isinstance(exc, StoreCorrupt) and exc.episode_id is None
         if type(exc) is not MemstoreError and not unnamed:
             return
@@ -111,76 +112,51 @@ class Session:
         with suppress(MemoryClosed):
             self.database.in_read(lambda conn: refuse_unreadable(conn, number))
 
+    def write(
+        self,
+        work: Callable[[Snapshot], T],
+        payloads: Callable[[T], Mapping[int, bytes]] | None = None,
+        *,
+        locked: bool = True,
+    ) -> T:
+        """Run ``work`` under the buffer's lock and commit; then cache what ``payloads`` finds in its result."""
+        visit = _Visit(self, sys._getframe(), write=True, locked=locked)
+        try:
+            for snapshot in visit:
+                with visit:
+                    result = work(snapshot)
+                    if payloads is not None:
+                        visit.payloads = payloads(result)
+            return result
+        finally:
+            visit.end()
+            del visit  # which refers to this function's variables
+
     def draw(self, work: Callable[[Snapshot, np.random.Generator], T], *, write: bool = False) -> T:
-        """``read``, or ``write``, with the generator: one draw at a time, and none of a failed one is used up.
+        """``read``, or ``write``, with the generator. One draw at a time; a failed draw uses up no random numbers.
 
-        While the generator belongs to a block or a writing draw of another thread or task, a reading one does not wait
-        for it: it has a generator of its own, one of a second stream from the same seed.
+        While a block or a writing draw of another thread or task holds the generator, a reading draw does not wait: it
+        gets another generator, of a second stream from the same seed.
         """
-        scope = Scope(this_owner(), sys._getframe(), long=write)
+        visit = _Visit(self, sys._getframe(), write=write, draws=True)
         try:
-            if write:
-                self._take_turn(scope)
-            rng = self._generator(scope)
-            before = rng.bit_generator.state
-
-            def attempt(snapshot: Snapshot) -> T:
-                rng.bit_generator.state = before  # the database may ask for another attempt: the same draw
-                return work(snapshot, rng)
-
-            try:
-                return self.write(attempt) if write else self.read(attempt)
-            except BaseException:
-                rng.bit_generator.state = before
-                raise
+            for snapshot in visit:
+                with visit:
+                    result = work(snapshot, visit.generator)
+            return result
+        except MemstoreError as exc:
+            self._blame_extra(exc)
+            raise
         finally:
-            self._drawing.release(scope)
-            self._writing.release(scope)
-            del scope  # which refers to this function's variables
-
-    def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
-        """Run ``work`` under the buffer's lock and commit; ``payloads`` says what of its result to cache then."""
-
-        def scope(conn: Connection) -> tuple[T, State]:
-            backend = self.database.backend
-            self._lock_buffer(conn)
-            state = self._known(conn).at(conn, backend).copy()
-            result = work(Snapshot(conn, backend, state))
-            state.flush(conn, backend)
-            backend.announce(conn, state.buffer_id)
-            return result, state
-
-        turn = Scope(this_owner(), sys._getframe())
-        try:
-            self._take_turn(turn)
-            result, state = self.database.in_write(scope)
-            new = {} if payloads is None else payloads(result)
-            block = self._own_block()
-            if block is None:
-                self._publish(state)
-                self.cache.put(new)
-            else:
-                block.state = state
-                block.payloads.update(new)
-        finally:
-            self._writing.release(turn)
-            del turn  # which refers to this function's variables
-        return result
+            visit.end()
+            del visit  # which refers to this function's variables
 
     def aside(self, work: Callable[[Snapshot], T]) -> T:
-        """Commit a change that leaves the buffer's state alone, so without its lock; the snapshot may be mixed."""
-
-        def scope(conn: Connection) -> T:
-            backend = self.database.backend
-            result = work(Snapshot(conn, backend, self._known(conn).at(conn, backend)))
-            backend.announce(conn, self.committed.buffer_id)
-            return result
-
-        self._refuse_foreign(Scope(this_owner()))
-        return self.database.in_write(scope)
+        """Commit a change that leaves the buffer's state alone, so without its lock. The snapshot may be mixed."""
+        return self.write(work, locked=False)
 
     def watch(self) -> Watch:
-        """A started watch on commits to the buffer by anyone; close it."""
+        """Start a watch on commits to the buffer by anyone; the caller closes it."""
         return self.database.watch(self.committed.buffer_id)
 
     def transaction(self, given: T) -> Block[T]:
@@ -202,7 +178,7 @@ class Session:
             del scope  # which refers to this function's variables
 
     def child_seeds(self) -> np.random.SeedSequence:
-        """Seeds for another process, independent of this one's and of every other child's."""
+        """Return seeds for another process, independent of this one's and of every other child's."""
         return self.seeds.spawn(1)[0]
 
     def close(self) -> None:
@@ -226,7 +202,7 @@ class Session:
             raise foreign(holder.owner)
 
     def _generator(self, scope: Scope) -> np.random.Generator:
-        """The generator, held by the scope or by the block around it; one of its own for a draw that must not wait."""
+        """Return the generator, held by the scope or the block around it; another one for a draw that must not wait."""
         holder = self._drawing.holder
         if holder is not None and holder.owner == scope.owner and not holder.is_over():
             return self.rng
@@ -246,22 +222,22 @@ class Session:
         )
 
     def _own_block(self) -> _Open | None:
-        """The innermost open block, if it is one of this thread and task."""
+        """Return the innermost open block, if this thread and task opened it."""
         block = self._block
         return block if block is not None and block.scope.owner == this_owner() else None
 
     def _known(self, conn: Connection) -> State:
-        """The state to start from: the own one in a block, else the last one published."""
+        """Return the state to start from: that of the own block, else the last one published."""
         block = self._own_block()
         if block is not None:
             return block.state or self.committed
         # Another thread's transaction is not visible here, nor is its state.
-        losses = self.database.losses
-        if self._losses != losses:
+        broken = self.database.connections.broken
+        if self._broken != broken:
             for cache in self._caches:
                 cache.clear()
-            self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
-            self._losses = losses
+            self.committed = self.committed.reload(conn, self.database.backend)
+            self._broken = broken
         return self.committed
 
     def _publish(self, state: State) -> None:
@@ -277,8 +253,91 @@ class Session:
         self._start(self._fork_seeds)
 
 
+class _Visit(Attempts[Snapshot]):
+    """One call's way to a snapshot: its turns, its attempts, and what the process knows afterwards.
+
+    Parameters
+    ----------
+    session : Session
+    frame : frame
+        Of the function that runs the loop.
+    write, locked, draws : bool
+        True if the work may write, if a writing work holds the buffer's lock, and if it is given the generator.
+    """
+
+    def __init__(
+        self, session: Session, frame: FrameType, *, write: bool = False, locked: bool = True, draws: bool = False
+    ) -> None:
+        scope = Scope(this_owner(), frame, long=write and draws)
+        database = session.database
+        super().__init__(database.connections, database.open_transaction(scope.owner), scope, write=write)
+        self.payloads: Mapping[int, bytes] = {}
+        self.generator = session.rng
+        self._session = session
+        self._changes = write and locked
+        self._draws = draws
+        self._before: Mapping[str, Any] | None = None
+        self._snapshot: Snapshot | None = None
+
+    def __iter__(self) -> _Visit:
+        """Take the turns."""
+        if self._changes:
+            self._session._take_turn(self.scope)
+        elif self.write:
+            self._session._refuse_foreign(self.scope)
+        if self._draws:
+            self.generator = self._session._generator(self.scope)
+            self._before = self.generator.bit_generator.state
+        return self
+
+    def begun(self, conn: Connection) -> Snapshot:
+        """Make the snapshot; its state is a copy if the work may change it."""
+        session = self._session
+        if self._changes:
+            session._lock_buffer(conn)
+        state = session._known(conn).at(conn, session.database.backend)
+        self._snapshot = Snapshot(conn, session.database.backend, state.copy() if self._changes else state)
+        return self._snapshot
+
+    def finish(self) -> None:
+        """Store the state, and wake those who wait."""
+        if self.write and (snapshot := self._snapshot) is not None:
+            if self._changes:
+                snapshot.state.flush(snapshot.conn, snapshot.backend)
+            snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
+
+    def committed(self) -> None:
+        """Publish the state and cache the payloads, or leave both to the block around."""
+        self._before = None
+        if self._snapshot is None or (self.write and not self._changes):
+            return  # without the lock the state may be mixed from two revisions
+        session, state = self._session, self._snapshot.state
+        block = session._own_block()
+        if block is None:
+            session._publish(state)
+            session.cache.put(self.payloads)
+        elif self.write:
+            block.state = state
+            block.payloads.update(self.payloads)
+
+    def end(self) -> None:
+        """Leave nothing open, give back the random numbers of a failed draw, let the next one have its turn."""
+        self._rewind()
+        super().end()
+        self._session._drawing.release(self.scope)
+        self._session._writing.release(self.scope)
+
+    def _undo(self) -> None:
+        self._rewind()  # another attempt is the same draw
+        super()._undo()
+
+    def _rewind(self) -> None:
+        if self._before is not None:
+            self.generator.bit_generator.state = self._before
+
+
 class _Steps(Generic[T]):
-    """One block of ``Session.transaction``; of nested ones the outermost has the turns."""
+    """One block of ``Session.transaction``. Of nested blocks the outermost one has the turns."""
 
     def __init__(self, session: Session, given: T) -> None:
         self._session = session
@@ -290,7 +349,7 @@ class _Steps(Generic[T]):
         self._before: Mapping[str, Any] | None = None
 
     def enter(self) -> T:
-        """Take the turns, begin."""
+        """Take the turns and begin."""
         session = self._session
         outer = session._own_block()
         session._take_turn(self._scope)
@@ -319,7 +378,7 @@ class _Steps(Generic[T]):
         self.abandon()
 
     def abandon(self) -> None:
-        """Undo what is left of it."""
+        """Undo what is still open."""
         session, opened = self._session, self._open
         self._database.abandon()
         if self._before is not None:

@@ -1,7 +1,7 @@
-"""What leaves at capacity: one small frozen class per policy.
+"""The eviction policies, which decide who leaves at capacity: one small frozen class each.
 
-A plan is made before anything is written, and never depends on how the newcomers were cut into batches: ``extend`` of
-n episodes keeps what n single ``add`` calls would keep.
+A plan is made before anything is written. It does not depend on how the newcomers are cut into batches: ``extend`` of n
+episodes keeps the same episodes as n calls of ``add``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import and_, func, select
 
-from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
 from memstore.errors import ConfigError, MemoryFull
-from memstore.storage.schema import first_id, replay_metadata
+from memstore.storage.schema import replay_metadata
 from memstore.storage.stored import damaged
 from memstore.types import EvictionPolicy
 from memstore.values.shown import shown
@@ -28,7 +28,7 @@ _m = replay_metadata.c
 
 @dataclass(frozen=True, slots=True)
 class Newcomers:
-    """Episodes about to be inserted: their ids (consecutive), domains and losses (NaN: never measured)."""
+    """Episodes about to be inserted: ids, numbers of their domains, and losses (NaN if never measured)."""
 
     ids: Ints
     domains: Ints
@@ -38,18 +38,26 @@ class Newcomers:
         return len(self.ids)
 
     def take(self, which: NDArray[np.bool_]) -> Newcomers:
-        """The newcomers at these places."""
+        """Return the newcomers at these places."""
         return Newcomers(self.ids[which], self.domains[which], self.loss[which])
 
     @staticmethod
+    def like(snapshot: Snapshot, rows: Rows) -> Newcomers:
+        """Return live episodes as if they were newcomers."""
+        return Newcomers(rows.ids, snapshot.state.strata.domain[rows.stratum], rows.loss)
+
+    @staticmethod
     def none() -> Newcomers:
-        """Nobody: for a buffer that shrinks."""
+        """Return nobody: for a buffer that shrinks."""
         return Newcomers(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who leaves, and which newcomers stay; a newcomer that does not has come and gone."""
+    """Which live episodes leave, and which newcomers stay.
+
+    A newcomer that does not stay still uses up an id and gets an event in the history.
+    """
 
     leaving: Ints
     staying: NDArray[np.bool_]
@@ -61,18 +69,18 @@ Order = tuple[list[int | None], list[int | None]]
 
 
 class Eviction(ABC):
-    """What leaves when the memory is at capacity; values are immutable and comparable, and stored by name."""
+    """A rule for who leaves when the memory is at capacity. Values are immutable, comparable, and stored by name."""
 
-    name: ClassVar[str]
+    name: ClassVar[EvictionPolicy]
     always_plans: ClassVar[bool] = False
-    """Whether a newcomer may be turned away while there is room."""
+    """True if a newcomer may be turned away while there is room."""
 
     @abstractmethod
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         """Decide who leaves so that the newcomers fit."""
 
     def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
-        """Return the policy's own order for these episodes; None where it needs none."""
+        """Return the order in which these episodes leave, as stored; None for a policy that needs no such order."""
         return [None] * len(newcomers), [None] * len(newcomers)
 
 
@@ -80,7 +88,7 @@ class Eviction(ABC):
 class Fifo(Eviction):
     """The oldest leaves."""
 
-    name: ClassVar[str] = EvictionPolicy.FIFO.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.FIFO
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         excess = excess_of(snapshot, newcomers)
@@ -92,21 +100,20 @@ class Fifo(Eviction):
 class LowestLoss(Eviction):
     """The smallest measured loss leaves, never the newcomer; where nothing is measured, the oldest."""
 
-    name: ClassVar[str] = EvictionPolicy.LOWEST_LOSS.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.LOWEST_LOSS
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        return Plan(*_evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_)))
+        return _evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_))
 
 
 @dataclass(frozen=True)
 class LargestDomain(Eviction):
-    """The oldest of the domain that holds most leaves."""
+    """The oldest episode of the domain with the most episodes leaves."""
 
-    name: ClassVar[str] = EvictionPolicy.LARGEST_DOMAIN.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.LARGEST_DOMAIN
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        strata = snapshot.state.strata
-        counts = np.bincount(strata.domain, weights=strata.count, minlength=len(snapshot.state.domain_names) + 1)
+        counts = np.concatenate([[0], snapshot.state.strata.sizes(len(snapshot.state.domain_names))])
         evictions = np.zeros(len(counts), np.int64)
         total = snapshot.live
         for domain in [None] * max(total - snapshot.settings.capacity, 0) + newcomers.domains.tolist():
@@ -136,17 +143,18 @@ class LargestDomain(Eviction):
 class Reservoir(Eviction):
     """A uniform sample of everything ever offered stays (Vitter 1985, by one random key per episode).
 
-    After deletions or growth, and until it is full again, newcomers are favoured by a share of 1 / capacity.
+    After deletions or growth, and until the buffer is full again, newcomers are favoured by a share of 1 / capacity.
     """
 
-    name: ClassVar[str] = EvictionPolicy.RESERVOIR.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR
     always_plans: ClassVar[bool] = True
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         keys = reservoir_keys(snapshot, newcomers.ids)
         floor = snapshot.state.counters.reservoir_floor
-        # The floor is the largest key that ever left. Below it a newcomer would have left already, so deletions and
-        # growth open no side door; until the reservoir is full again its chance is (k + 1) / (t + 1) instead of k / t.
+        # The floor is the largest key that ever left. A newcomer below it would have left already, so it does not
+        # profit from deletions or growth. Until the reservoir is full again, the chance of a newcomer is
+        # (k + 1) / (t + 1) in place of k / t.
         staying = np.ones(len(newcomers), np.bool_) if floor is None else keys > floor
         excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
         if excess <= 0:
@@ -165,27 +173,27 @@ class Reservoir(Eviction):
 
 @dataclass(frozen=True)
 class ReservoirLoss(Eviction):
-    """The newcomer enters with the reservoir's probability; then the smallest measured loss leaves.
+    """A newcomer enters with the probability of a reservoir; then the smallest measured loss leaves.
 
     This is a heuristic: the sample is not uniform.
     """
 
-    name: ClassVar[str] = EvictionPolicy.RESERVOIR_LOSS.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR_LOSS
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        offered = newcomers.ids - first_id(snapshot.state.buffer_id)
+        offered = newcomers.ids - snapshot.first_id
         uniform = reservoir_keys(snapshot, newcomers.ids) / 2.0**63
         room = max(snapshot.settings.capacity - snapshot.live, 0)
         lottery = uniform < snapshot.settings.capacity / np.maximum(offered, 1)
         entering = lottery | (np.arange(len(newcomers)) < room)
-        return Plan(*_evict_easiest(snapshot, newcomers, entering))
+        return _evict_easiest(snapshot, newcomers, entering)
 
 
 @dataclass(frozen=True)
 class Refuse(Eviction):
-    """Nothing leaves: newcomers that do not fit are refused with ``MemoryFull``."""
+    """Nothing leaves: ``MemoryFull`` refuses newcomers that do not fit."""
 
-    name: ClassVar[str] = EvictionPolicy.NONE.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.NONE
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         capacity = snapshot.settings.capacity
@@ -201,12 +209,7 @@ class Refuse(Eviction):
 
 
 _POLICIES: dict[EvictionPolicy, Eviction] = {
-    EvictionPolicy.FIFO: Fifo(),
-    EvictionPolicy.LOWEST_LOSS: LowestLoss(),
-    EvictionPolicy.LARGEST_DOMAIN: LargestDomain(),
-    EvictionPolicy.RESERVOIR: Reservoir(),
-    EvictionPolicy.RESERVOIR_LOSS: ReservoirLoss(),
-    EvictionPolicy.NONE: Refuse(),
+    policy.name: policy for policy in (Fifo(), LowestLoss(), LargestDomain(), Reservoir(), ReservoirLoss(), Refuse())
 }
 
 
@@ -216,9 +219,9 @@ def as_eviction(value: Eviction | EvictionPolicy | str) -> Eviction:
     Raises
     ------
     ConfigError
-        There is no policy of this name.
+        There is no such policy.
     """
-    if isinstance(value, Eviction):
+    if isinstance(value, Eviction) and value in _POLICIES.values():
         return value
     if not isinstance(value, str) or value not in _POLICIES:
         known = ", ".join(policy.value for policy in EvictionPolicy)
@@ -240,14 +243,16 @@ def default_eviction(strategy_name: str) -> Eviction:
 
 
 def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    """Decide about these newcomers by the buffer's eviction policy.
+    """Decide who leaves, by the buffer's eviction policy, so that these newcomers fit.
 
     Raises
     ------
     MemoryFull
-        Under policy ``none``, when they do not all fit.
+        They do not all fit, and the policy is ``none``.
+    StoreCorrupt
+        The strata count rows that are not there.
     """
-    policy = as_eviction(snapshot.settings.eviction)
+    policy = _POLICIES[snapshot.settings.eviction]
     if snapshot.live > snapshot.settings.capacity:
         _refuse_miscounted(snapshot)
     if excess_of(snapshot, newcomers) <= 0 and not policy.always_plans:
@@ -256,7 +261,10 @@ def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
 
 
 def _refuse_miscounted(snapshot: Snapshot) -> None:
-    """A buffer holds more than its capacity only while it shrinks; else the strata count rows that are not there."""
+    """Raise ``StoreCorrupt`` if the strata count rows that are not there.
+
+    Only a buffer that shrinks holds more than its capacity; in any other case that is damage.
+    """
     found = snapshot.conn.scalars(select(func.count()).select_from(replay_metadata).where(snapshot.own)).one()
     if found != snapshot.live:
         raise damaged(f"buffer {snapshot.state.buffer_id}", f"has {found} rows where its strata count {snapshot.live}")
@@ -264,21 +272,21 @@ def _refuse_miscounted(snapshot: Snapshot) -> None:
 
 def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> Order:
     """Return the order that the buffer's eviction policy gives these episodes."""
-    return as_eviction(snapshot.settings.eviction).order(snapshot, newcomers)
+    return _POLICIES[snapshot.settings.eviction].order(snapshot, newcomers)
 
 
 def excess_of(snapshot: Snapshot, newcomers: Newcomers) -> int:
-    """Return how many are too many once the newcomers are in."""
+    """Return by how many episodes the capacity would be exceeded."""
     return snapshot.live + len(newcomers) - snapshot.settings.capacity
 
 
 def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
-    """63 random bits per episode, a function of (buffer seed, insertion number) alone.
+    """Return 63 random bits for each episode, a function of the buffer's seed and the insertion number alone.
 
-    Philox is counter-based (Salmon et al. 2011): block n of its stream belongs to insertion n, so the keys are the
+    Philox is counter-based (Salmon et al. 2011): block n of its stream belongs to insertion n. So the keys are the
     same for any number of writers, batches and restarts.
     """
-    sequence = ids - first_id(snapshot.state.buffer_id)
+    sequence = ids - snapshot.first_id
     if not len(sequence):
         return np.empty(0, np.int64)
     first, last = int(sequence.min()), int(sequence.max())
@@ -287,10 +295,8 @@ def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
     return (blocks[sequence - first] >> np.uint64(1)).astype(np.int64)
 
 
-def _evict_easiest(
-    snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]
-) -> tuple[Ints, NDArray[np.bool_]]:
-    """One at a time: the smallest measured loss leaves, then the newcomer enters; no newcomer displaces itself."""
+def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]) -> Plan:
+    """Plan that before each newcomer enters, the smallest measured loss leaves. So no newcomer displaces itself."""
     room = snapshot.settings.capacity - snapshot.live
     evictions = int(entering.sum()) - room
     measured = _measured_easiest(snapshot, evictions)
@@ -317,27 +323,28 @@ def _evict_easiest(
         elif measured or unmeasured:
             evict()
         else:
-            # Everything here is a newcomer that was never measured: the oldest of them leaves.
+            # Only newcomers that were never measured are left: the oldest of them leaves.
             gone.append(waiting.pop(0))
         if loss == loss:
             heapq.heappush(measured, (loss, episode_id))
         else:
             waiting.append(episode_id)
     left = np.array(gone, np.int64)
-    return left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left)
+    return Plan(left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left))
 
 
 def _first(snapshot: Snapshot, count: int, *, unmeasured: bool = False) -> Ints:
-    """The oldest live ids (of the never-measured ones)."""
+    """Return the oldest live ids, or the oldest of never-measured episodes."""
     if count <= 0:
         return np.empty(0, np.int64)
-    # Of the never-measured ones, through the loss index: NULLs stand together there, in id order.
+    # The index on loss finds the never-measured ones: its NULLs stand together, in id order.
     which = and_(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_(None)) if unmeasured else snapshot.own
     query = select(_m.episode_id).where(which).order_by(_m.episode_id).limit(count)
     return np.array(snapshot.conn.scalars(query).all(), np.int64)
 
 
 def _measured_easiest(snapshot: Snapshot, count: int) -> list[tuple[float, int]]:
+    """Return loss and id of the measured episodes with the smallest losses."""
     if count <= 0:
         return []
     query = select(_m.loss, _m.episode_id).where(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_not(None))
@@ -346,7 +353,7 @@ def _measured_easiest(snapshot: Snapshot, count: int) -> list[tuple[float, int]]
 
 
 def _by_key(snapshot: Snapshot, group: int, count: int) -> tuple[Ints, Ints]:
-    """Ids and keys of the first rows in the policy's own order."""
+    """Return ids and keys of the first rows in the policy's order."""
     query = select(_m.episode_id, _m.eviction_key).where(
         _m.buffer_id == snapshot.state.buffer_id, _m.eviction_group == group, _m.eviction_key.is_not(None)
     )

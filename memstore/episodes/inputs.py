@@ -1,24 +1,50 @@
-"""What callers pass, checked and turned into columns before any transaction starts."""
+"""Check what callers give, and turn it into columns, before any transaction starts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memstore.config import check_choice, check_float, check_int, check_name
 from memstore.episodes.extras import extra_json
-from memstore.episodes.insert import Offer
 from memstore.errors import ConfigError, InvalidValue, PayloadError
+from memstore.types import Ids, Losses
 from memstore.values.foreign import as_numpy, is_arraylike, is_tensor
 from memstore.values.shown import shown
 from memstore.values.times import check_time, check_times, is_zoneless
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MAX_COUNT = 2**31
+"""At most so many episodes may be asked for in one call."""
+
 UPDATE_ADVICE = "update takes on_invalid='skip' to write the valid ones"
 EXTEND_ADVICE = "give None for what was never measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Episodes offered to the buffer, as columns of equal length; a loss is NaN if it was never measured."""
+
+    blobs: list[bytes]
+    domains: list[str]
+    timestamps: list[float]
+    loss: NDArray[np.float64]
+    levels: list[int | None]
+    keys: list[str | None]
+    tags: list[tuple[str, ...]]
+    extras: list[str | None]
+
+    def take(self, places: list[int]) -> Offer:
+        """Return the offers at these places."""
+        columns = (getattr(self, field.name) for field in fields(self))
+        taken: Any = (c[places] if isinstance(c, np.ndarray) else [c[i] for i in places] for c in columns)
+        return Offer(*taken)
 
 
 def make_offer(
@@ -34,12 +60,21 @@ def make_offer(
     key: Any,
     extra: Any,
 ) -> Offer:
-    """Columns of equal length from keywords; with ``one`` each is one value, else one value or one per episode.
+    """Make columns of equal length from keywords.
+
+    Parameters
+    ----------
+    blobs : list of bytes
+        One encoded payload an episode.
+    now : float
+        The timestamp of an episode that is given none, in seconds.
+    one : bool
+        Each keyword is the value of one episode; else one value for all, or one for each.
 
     Raises
     ------
     InvalidValue
-        Naming the keyword, the value, and what was expected.
+        With the keyword, the value, and what was expected.
     """
     count = len(blobs)
     if isinstance(key, str) and count > 1:
@@ -50,7 +85,7 @@ def make_offer(
         domains=[_name("domain", domain)] if one else _domains(domain, count),
         timestamps=[now if at is None else at for at in each("timestamp", timestamp, count, _timestamp, check_times)],
         loss=_loss(loss) if one else _initial_losses(loss, count),
-        levels=each("level", level, count, lambda v: None if v is None else _int("level", v)),
+        levels=each("level", level, count, _level),
         keys=each("key", key, count, lambda v: None if v is None else _name("key", v)),
         tags=[_distinct(_listed(() if tags is None else tags))] if one else _tags(tags, count),
         extras=each("extra", extra, count, extra_json),
@@ -61,8 +96,14 @@ def _timestamp(value: Any) -> float | None:
     return None if value is None else check_time("timestamp", value)
 
 
-def check_ids(ids: Any) -> NDArray[np.int64]:
-    """Episode ids, one or many, as a flat int64 array; numpy scalars and integer arrays of any width included."""
+def check_ids(ids: Ids) -> NDArray[np.int64]:
+    """Return episode ids, one or several, as a flat int64 array.
+
+    Raises
+    ------
+    InvalidValue
+        When they are no whole numbers in one dimension.
+    """
     try:
         array = np.atleast_1d(np.asarray(as_numpy("episode ids", ids)))
     except (PayloadError, ValueError, TypeError) as exc:
@@ -77,17 +118,14 @@ def check_ids(ids: Any) -> NDArray[np.int64]:
 
 
 def check_count(value: Any) -> int:
-    """Number of episodes asked for."""
-    try:
-        return check_int("count", value, minimum=1, maximum=MAX_COUNT)
-    except ConfigError as exc:
-        raise InvalidValue(str(exc)) from None
+    """Return the number of episodes that is asked for, from 1 to ``MAX_COUNT``."""
+    return _valid(check_int, "count", value, minimum=1, maximum=MAX_COUNT)
 
 
-def as_losses(values: Any, count: int) -> NDArray[np.float64]:
-    """``count`` numbers as float64, unchecked for range; a single number serves for all.
+def as_losses(values: Losses, count: int) -> NDArray[np.float64]:
+    """Return ``count`` numbers as float64, a copy; their range is not checked. A single number stands for all.
 
-    A tensor is detached: a loss comes with its graph.
+    A tensor is detached, because a loss comes with its graph.
     """
     try:
         values = as_numpy("loss", values)
@@ -120,7 +158,7 @@ def _not_a_number(values: Iterable[Any]) -> bool:
 
 
 def _one_wrong(values: Any) -> str:
-    """The first that is no number, where there are several."""
+    """Show the first value that is no number, with its index if there are several."""
     if isinstance(values, np.ndarray) and values.dtype.kind == "O":
         values = values.ravel().tolist()
     wrong = next((v for v in values if _not_a_number([v])), values) if isinstance(values, (list, tuple)) else values
@@ -129,12 +167,12 @@ def _one_wrong(values: Any) -> str:
 
 
 def invalid_losses(loss: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which are NaN, infinite or negative."""
+    """Return a mask of the losses that are NaN, infinite or negative."""
     return ~(np.isfinite(loss) & (loss >= 0))
 
 
 def refuse_invalid(loss: NDArray[np.float64], names: Sequence[int] | None = None, advice: str = UPDATE_ADVICE) -> None:
-    """Raise ``InvalidValue`` naming the first loss that is NaN, infinite or negative."""
+    """Raise ``InvalidValue`` with the first loss that is NaN, infinite or negative, if there is one."""
     bad = np.flatnonzero(invalid_losses(loss))
     if len(bad):
         at = int(bad[0])
@@ -146,7 +184,7 @@ def refuse_invalid(loss: NDArray[np.float64], names: Sequence[int] | None = None
 
 
 def _loss(loss: Any) -> NDArray[np.float64]:
-    """The loss of one episode."""
+    """Return the loss of one new episode, NaN for None."""
     if loss is None:
         return np.full(1, np.nan)
     try:
@@ -184,7 +222,10 @@ def _alone(what: str, value: Any, count: int, check: Check, checks: Checks | Non
 
 
 def _each(what: str, value: Any, count: int, check: Check, checks: Checks | None = None) -> list[Any]:
-    """One value per episode from one for all, or from a sequence of them; ``checks`` takes them all at once."""
+    """Return one checked value an episode, from one value for all or from a sequence of values.
+
+    ``checks``, where given, takes the whole sequence at once.
+    """
     if is_zoneless(value) and np.ndim(value):
         raise InvalidValue(f"{what} is a column of times without a time zone; give it one: .dt.tz_localize('UTC')")
     if is_arraylike(value) and np.ndim(value):
@@ -221,15 +262,12 @@ def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:
 
 
 def check_option(name: str, value: Any, *choices: str) -> str:
-    """One of several words."""
-    try:
-        return check_choice(name, value, choices)
-    except ConfigError as exc:
-        raise InvalidValue(str(exc)) from None
+    """Return the value if it is one of these words."""
+    return _valid(check_choice, name, value, choices)
 
 
 def check_texts(what: str, values: Any) -> list[str]:
-    """Names, given as a sequence of them; ``what`` is the name of one."""
+    """Return a sequence of names as a list; ``what`` is the word for one of them, for the error."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise InvalidValue(f"{what}s must be a sequence of str, got {shown(values)}")
     return [str(check_name(what, value)) for value in values]
@@ -249,14 +287,16 @@ def _distinct(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def _name(what: str, value: Any) -> str:
-    try:
-        return str(check_name(what, value))  # drivers do not know numpy's str
-    except ConfigError as exc:
-        raise InvalidValue(str(exc)) from None
+    return str(_valid(check_name, what, value))  # drivers do not know numpy's str
 
 
-def _int(what: str, value: Any) -> int:
+def _level(value: Any) -> int | None:
+    return None if value is None else _valid(check_int, "level", value, minimum=-(2**31), maximum=2**31 - 1)
+
+
+def _valid(check: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
+    """Return what the check of a setting returns; its error is that of a value here."""
     try:
-        return check_int(what, value, minimum=-(2**31), maximum=2**31 - 1)
+        return check(*args, **keywords)
     except ConfigError as exc:
         raise InvalidValue(str(exc)) from None

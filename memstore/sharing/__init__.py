@@ -1,1 +1,1 @@
-"""Keeping processes in step: limiter, leases, waiting."""
+"""Keeping processes in step: waiting, the limiter, leases."""

@@ -6,66 +6,82 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
-from typing import Any, TypeVar
 
 from memstore.buffer.session import Session
 from memstore.config import check_seconds
 from memstore.errors import ConfigError, WaitTimeout
 from memstore.printable import visible
-
-T = TypeVar("T")
+from memstore.storage.backends import Watch
+from memstore.values.foreign import number
 
 LONGEST_WAIT = 0.25
 """Seconds after which a waiter looks again unasked: notices can be missed, memories closed, leases expire."""
 
 REMINDER = 60.0
-"""Seconds after which the log says what is being waited for, again and again."""
+"""Seconds between two lines of the log that say what is being waited for."""
 
 log = logging.getLogger("memstore")
 
 
-def wait_until(session: Session, attempt: Callable[[], T | None], timeout: float, what: Callable[[], str]) -> T:
-    """Run ``attempt`` now and after commits by others, until it returns something.
+class Patience:
+    """Look again and again until something is there: ``with Patience(...) as patience: while not there: pause()``.
 
     Parameters
     ----------
-    timeout : float
+    session : Session
+        It watches the commits to its buffer.
+    wait : float
         Seconds; infinity for as long as it takes.
-    what : callable
-        Describes what is waited for and how things stand, for the error and the log.
-
-    Raises
-    ------
-    WaitTimeout
-        When the time is over. At once inside ``transaction()``: it sees no commit of others, or keeps them from it.
-    MemoryClosed
-        When another thread closes the memory.
+    standing : callable
+        Says what is waited for and how things stand, for the error and the log.
     """
-    result = attempt()
-    if result is not None:
-        return result
-    if session.database.transaction_open:
-        raise WaitTimeout(f"{what()}; inside transaction() nothing can be waited for: wait before the block")
-    begun = time.monotonic()
-    reminder = begun + REMINDER
-    with closing(session.watch()) as watch:
-        while (result := attempt()) is None:
-            now = time.monotonic()
-            if now - begun >= timeout:
-                raise WaitTimeout(f"{what()}; waited {timeout:g} s")
-            if now >= reminder:
-                log.warning("%s; waiting for %.0f s", visible(what()), now - begun)
-                reminder += REMINDER
-            watch.wait(min(LONGEST_WAIT, begun + timeout - now))
-    return result
+
+    def __init__(self, session: Session, wait: float, standing: Callable[[], str]) -> None:
+        self._session = session
+        self._wait = wait
+        self._standing = standing
+        self._watch: Watch | None = None
+
+    def __enter__(self) -> Patience:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._watch is not None:
+            self._watch.close()
+
+    def pause(self) -> None:
+        """Return after the next commit by others, or a little later; the first pause only starts to watch.
+
+        Raises
+        ------
+        WaitTimeout
+            When the time is over. At once inside ``transaction()``: it sees no commit of others, or keeps them from it.
+        MemoryClosed
+            When another thread closes the memory.
+        """
+        if self._watch is None:
+            if self._session.database.transaction_open:
+                raise WaitTimeout(
+                    f"{self._standing()}; inside transaction() nothing can be waited for: wait before the block"
+                )
+            self._begun = time.monotonic()
+            self._reminder = self._begun + REMINDER
+            self._watch = self._session.watch()  # what was committed before it began is seen by another look
+            return
+        now = time.monotonic()
+        if now - self._begun >= self._wait:
+            raise WaitTimeout(f"{self._standing()}; waited {self._wait:g} s")
+        if now >= self._reminder:
+            log.warning("%s; waiting for %.0f s", visible(self._standing()), now - self._begun)
+            self._reminder += REMINDER
+        self._watch.wait(min(LONGEST_WAIT, self._begun + self._wait - now))
 
 
-def check_timeout(value: Any) -> float:
-    """Seconds to wait; None is for as long as it takes."""
-    if value is None or (isinstance(value, float) and value == math.inf):
+def check_wait(value: object) -> float:
+    """Seconds to wait, at least 0: a number, a ``timedelta`` or a ``timedelta64``; infinity is allowed."""
+    if number(value) == math.inf:
         return math.inf
     try:
-        return check_seconds("timeout", value)
+        return check_seconds("wait", value)
     except ConfigError as exc:
-        raise ConfigError(f"{exc} (seconds; None waits for as long as it takes)") from None
+        raise ConfigError(f"{exc} (seconds: 0 does not wait, math.inf waits for as long as it takes)") from None

@@ -1,4 +1,4 @@
-"""Where a database is: what an address says, made absolute once, and how it may be shown."""
+"""Addresses of databases: read, made absolute once, and shown without secrets."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from sqlalchemy.exc import ArgumentError
 from memstore.errors import ConfigError
 
 MAX_ADDRESS_BYTES = 8192
+"""Longest address that is read."""
 
 EXPECTED = "expected a path, sqlite:///run.db or postgresql://user@host/database"
+"""The end of a message about an address that was not understood."""
 
 # Nothing that matches is repeated in a message: it may hold a password.
 _LIKE_A_SERVER = re.compile(
@@ -55,14 +57,14 @@ def parse_url(target: str | os.PathLike[str] | URL) -> URL:
     ----------
     target : str, path or URL
         ``run.db``, ``/data/run.db``, ``sqlite:///run.db``, ``file:run.db?mode=ro``,
-        ``postgresql://user@host/database``. Of SQLite's options ``mode=ro``, ``mode=rw``, ``immutable=1`` and ``vfs=``
-        are passed on.
+        ``postgresql://user@host/database``. SQLite gets the options ``mode=ro``, ``mode=rw``, ``immutable=1`` and
+        ``vfs=``.
 
     Raises
     ------
     ConfigError
-        When it is no address, an in-memory database, or a database memstore does not know, or asks for what memstore
-        does not do. An address of a server that is not written quite right is refused too, and never repeated.
+        When it is no address, is an in-memory database or a database that memstore does not know, or has an option that
+        memstore does not honour. The message never repeats the address of a server, for it may hold a password.
     """
     if isinstance(target, os.PathLike):
         target = os.fspath(target)
@@ -76,7 +78,7 @@ def parse_url(target: str | os.PathLike[str] | URL) -> URL:
 
 
 def shown_url(url: URL) -> str:
-    """The URL as it may appear in a message: no password, and no option that may hold one."""
+    """Return the URL as it may appear in a message: without a password, and without options that may hold one."""
     if url.get_backend_name() == "sqlite":
         options = {name: value for name, value in url.query.items() if name != "uri"}
         return URL.create("sqlite", database=str(sqlite_path(url)), query=options).render_as_string()
@@ -85,7 +87,7 @@ def shown_url(url: URL) -> str:
 
 
 def shown_address(address: str) -> str:
-    """What a user typed, without a password: a path as it is, a URL as ``shown_url``.
+    """Return what a user typed, without a password: a path as it is, a URL as ``shown_url`` shows it.
 
     Raises
     ------
@@ -97,19 +99,19 @@ def shown_address(address: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A message about what was typed, without what looks like a password in it."""
+    """Return the message without anything that looks like a password."""
     return _SECRET.sub(lambda found: f"{found['before']}***@" if found["before"] else f"{found['name']}***", text)
 
 
 def sqlite_path(url: URL) -> Path | None:
-    """The file behind a SQLite URL, None for other databases."""
+    """Return the file behind a SQLite URL; None for other databases."""
     if url.get_backend_name() != "sqlite" or url.database is None:
         return None
     return Path(_file_uri(url.database)[0] if url.database.startswith("file:") else url.database)
 
 
 def _split(text: Any) -> URL:
-    """Take an address apart; of one that is refused nothing is repeated."""
+    """Take an address apart. An error repeats nothing of it, for it may hold a password."""
     if not isinstance(text, str):
         raise ConfigError(f"the database is given as a path or URL, got a {type(text).__name__}")
     encoded = text.encode(errors="surrogatepass")
@@ -169,7 +171,7 @@ def _harmless(name: str, value: str | tuple[str, ...]) -> bool:
 
 
 def _sqlite_url(url: URL) -> URL:
-    """The URL with an absolute path, and with those options of SQLite's that change anything."""
+    """Return the URL with an absolute path, and with those options that change how SQLite works."""
     if url.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise ConfigError("memstore uses Python's own driver of SQLite: write sqlite:/// without another")
     if url.host or url.username or url.password or url.port:
@@ -191,7 +193,7 @@ def _sqlite_url(url: URL) -> URL:
 
 
 def _file_uri(uri: str) -> tuple[str, dict[str, str]]:
-    """Path and options of SQLite's kind of URI, https://sqlite.org/uri.html."""
+    """Return path and options of a URI as SQLite knows it, https://sqlite.org/uri.html."""
     path, _, query = uri.removeprefix("file:").partition("?")
     if "#" in path + query:
         raise ConfigError("an address that begins with file: may not hold a #; write %23 for one in a name")
@@ -204,7 +206,7 @@ def _file_uri(uri: str) -> tuple[str, dict[str, str]]:
 
 
 def _sqlite_options(asked: Mapping[str, Any]) -> dict[str, str]:
-    """Those to pass on; what SQLite does anyway is left out."""
+    """Return the options to pass on, without those that ask for SQLite's own defaults."""
     kept: dict[str, str] = {}
     for name, value in asked.items():
         match name, str(value).lower():
@@ -244,5 +246,5 @@ def _unsupported(name: str) -> str:
 
 
 def restoring(where: str) -> str:
-    """Advice on damage, for the end of a sentence."""
+    """Return advice on damage, for the end of a sentence."""
     return f"or restore a backup: memstore restore BACKUP {shlex.quote(where)}"

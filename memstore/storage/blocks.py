@@ -1,8 +1,8 @@
 """``with`` blocks that end with their ``with``, wherever an interrupt strikes.
 
 A method ``__exit__`` can be interrupted before its first line, and a generator of ``contextlib`` after its ``yield``:
-nobody ends the block then, and its locks stay. Here an object that nobody but the ``with`` statement itself refers to
-ends the block by its own end.
+then nobody ends the block, and its locks stay. Here the ``with`` statement holds the only reference to a guard. However
+the statement ends, Python then deletes the guard, and the guard ends the block.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Steps(Protocol[T_co]):
-    """What a block does."""
+    """The steps of a block."""
 
     def enter(self) -> T_co:
-        """Begin it; the result is what ``as`` names. What it leaves unfinished, ``abandon`` undoes."""
+        """Begin the block; ``as`` names the result. If this fails half-way, ``abandon`` undoes it."""
 
     def leave(self, *, commit: bool) -> None:
-        """End it."""
+        """End the block."""
 
     def abandon(self) -> None:
-        """Undo what is left of it, if there is anything; as often as one likes."""
+        """Undo what is still open. May be called any number of times."""
 
 
 class _Guard(Generic[T]):
@@ -41,7 +41,7 @@ class _Guard(Generic[T]):
 
 
 class _Exit:
-    """``__exit__``: what ``with`` gets of it is the only reference to the guard."""
+    """Give ``with`` an ``__exit__`` that holds the only reference to the guard."""
 
     def __get__(self, block: Block[T] | None, kind: type) -> Callable[..., None]:
         if block is None:
@@ -55,7 +55,7 @@ class _Exit:
 
 
 class Block(Generic[T]):
-    """A ``with`` block of these steps; to be entered once."""
+    """A ``with`` block of these steps. It can be entered once."""
 
     __exit__ = _Exit()
 

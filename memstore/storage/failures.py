@@ -1,4 +1,4 @@
-"""What a driver's failure is called, and what to do about it."""
+"""memstore's errors for the failures of a driver; each message says what to do."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from memstore.storage.refusals import Refusal
 
 
 def reraise_interrupt(exc: BaseException, outer: BaseException | None) -> None:
-    """Raise the interrupt instead in whose place an exception came, such as one of an ``assert`` in a ``finally``.
+    """Raise the interrupt that ``exc`` has replaced, if there is one.
 
-    ``outer`` is what was handled before, which may be an interrupt as well.
+    An exception replaces an interrupt when it is raised while Python handles that, such as by an ``assert`` in a
+    ``finally``. ``outer`` was being handled before all this, and is left alone even if it is an interrupt.
     """
     hidden = exc.__context__
     while hidden is not None and hidden is not outer:
         if not isinstance(hidden, Exception):
-            raise hidden
+            raise hidden from None  # as itself: what replaced it says nothing
         hidden = hidden.__context__
 
 
 def dead() -> TransactionDead:
-    """For whatever is tried in a transaction that the database gave up."""
+    """Make the error for a call in a transaction that has ended."""
     return TransactionDead(
         "this transaction was ended by the database (a full disk, a lost connection, a conflict) or by an interrupt: "
         "nothing of the block was committed; leave the block, remove the cause, and run it again"
@@ -41,7 +42,7 @@ def dead() -> TransactionDead:
 
 
 def foreign(owner: Owner) -> ForeignTransaction:
-    """For whatever would be included into somebody else's transaction, and rolled back with it."""
+    """Make the error for a call that would become part of somebody else's transaction."""
     return ForeignTransaction(
         f"the open transaction() of this memory belongs to {owner}, and nobody else may write in it or commit it; "
         "nothing was written. Let the block end first; in asyncio run it whole, as one function (asyncio.to_thread)"
@@ -49,7 +50,7 @@ def foreign(owner: Owner) -> ForeignTransaction:
 
 
 def error_for(failure: Failure, backend: Backend, exc: Exception, holder: Owner | None = None) -> MemstoreError:
-    """memstore's error for a driver's, which becomes its cause; ``holder`` writes in this process."""
+    """Make memstore's error for one of the driver's. ``holder`` is who writes to the database in this process."""
     detail = str(getattr(exc, "orig", exc)).splitlines()[0]
     where = backend.describe()
     refusal = _refusal(failure, backend)
@@ -90,7 +91,7 @@ def error_for(failure: Failure, backend: Backend, exc: Exception, holder: Owner 
 
 
 def _refusal(failure: Failure, backend: Backend) -> Refusal | None:
-    """What the operating system objects to, for the failures that it causes."""
+    """Find the cause in the operating system, for the failures that have one there."""
     match failure:
         case Failure.UNAVAILABLE:
             found = backend.refusal("open")

@@ -1,4 +1,4 @@
-"""A file that is there as a whole or not at all, and never in the place of another."""
+"""New files that appear as a whole or not at all, and never replace another file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if sys.platform != "win32":  # there, what a killed process left behind stays
     import fcntl
 
 SIDE_FILES = ("-wal", "-shm", "-journal")
-"""What SQLite adds to the name of a database for the files beside it."""
+"""SQLite adds these to the name of a database for the files beside it."""
 
 _PARTIAL = re.compile(r"(?P<name>.+)\.(?P<maker>\d+)-[0-9a-f]{8}\.partial", re.DOTALL)
 
@@ -31,9 +31,9 @@ class Partial:
     Attributes
     ----------
     path : Path
-        Its name until then.
+        Its temporary name.
     mode : int or None
-        Permissions that it has in the end; None for those of any new file.
+        Its final permissions; None for those of any new file.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Partial:
     handle: int
 
     def settle(self) -> None:
-        """Let it survive a loss of power, with its mode; nothing may have it open.
+        """Write it to the disk, with its mode. Nobody may have it open.
 
         The handle is closed here and not later. Once the file has its final name another thread may open it, and
         closing one handle of a file gives up all locks of the process on it.
@@ -54,14 +54,14 @@ class Partial:
         self.close()
 
     def close(self) -> None:
-        """Give the handle and its lock up, if that did not happen."""
+        """Close the handle, and give up its lock, unless that has happened."""
         if self.handle >= 0:
             os.close(self.handle)
         self.handle = -1
 
 
 def check_free(file: Path) -> None:
-    """Refuse a name at which no new file can be."""
+    """Raise ``ConfigError`` if no new file can have this name."""
     with telling(file):
         taken = os.path.lexists(file)
     if taken:
@@ -74,14 +74,14 @@ def check_free(file: Path) -> None:
 
 @contextmanager
 def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
-    """A file beside this one, to be given its name; without that, nothing is left of it.
+    """Make a file with a temporary name beside ``file``. At the end it is deleted, unless it was given its final name.
 
     Parameters
     ----------
     file : Path
-        The name it is for. What killed processes left of others for this name is removed.
+        The final name. Partial files for it whose makers were killed are removed.
     like : Path, optional
-        Whose mode and, where that is allowed, owner it has from its first byte.
+        A file whose mode the new one has from its first byte, and whose owner where that is allowed.
     """
     with telling(file):
         _sweep(file)
@@ -95,9 +95,9 @@ def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
 
 @contextmanager
 def written_whole(file: Path, like: Path | None = None) -> Iterator[Path]:
-    """A name of nobody else's to write under. At the end the file gets its own, and survives a loss of power.
+    """Give a temporary name to write under. At the end the file gets its final name, and survives a loss of power.
 
-    What fails leaves nothing. Of several that write the same file at once the first to end has it, and the others
+    A failure leaves nothing. When several write the same file at once, the first to end has the name, and the others
     raise ``ConfigError``. Mode and owner are those of ``like``, as in ``partial_file``.
     """
     with partial_file(file, like) as partial:
@@ -111,7 +111,7 @@ def written_whole(file: Path, like: Path | None = None) -> Iterator[Path]:
 def take_free_name(partial: Path, file: Path) -> bool:
     """Rename a finished file if the name is free; False if it is not.
 
-    It has two names for a moment only, for whoever opens a database of two names is warned.
+    The file has two names for a moment only: to open a database that has two names warns.
     """
     try:
         os.link(partial, file)
@@ -127,7 +127,7 @@ def take_free_name(partial: Path, file: Path) -> bool:
 
 
 def settle_folder(file: Path) -> None:
-    """Let the names in the file's folder survive a loss of power."""
+    """Write the names in the file's folder to the disk, so that they survive a loss of power."""
     handle = os.open(file.absolute().parent, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -175,7 +175,7 @@ def _publish(partial: Path, file: Path) -> None:
 
 
 def _sweep(file: Path) -> None:
-    """Remove what is left of files for this name whose makers are gone."""
+    """Remove partial files for this name whose makers no longer run."""
     if sys.platform == "win32":
         return
     for found in file.absolute().parent.iterdir():
@@ -195,7 +195,7 @@ def _runs(pid: int) -> bool:
 
 
 def _locked(partial: Path) -> bool:
-    """True if another process holds it. Containers share folders, and each numbers its processes from 1."""
+    """True if another process holds its lock. Its number is not enough: each container counts processes from 1."""
     if sys.platform == "win32":
         return True
     try:

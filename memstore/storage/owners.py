@@ -44,7 +44,7 @@ class Owner:
 
 
 def this_owner() -> Owner:
-    """Who runs this."""
+    """Return the thread and task that run this."""
     try:
         thread = _threads.mark
     except AttributeError:
@@ -72,11 +72,11 @@ class Scope:
 
     @property
     def is_block(self) -> bool:
-        """Whether it is a block."""
+        """True if it is a block."""
         return self.frame is None
 
     def is_over(self) -> bool:
-        """Whether the function has ended, be it without giving back what it held."""
+        """True if the function has ended, even if it gave nothing back."""
         if self.frame is None:
             return False
         try:
@@ -86,7 +86,7 @@ class Scope:
         return True
 
     def waits_in_vain(self, holder: Scope) -> bool:
-        """Whether ``holder`` is a block that cannot end while this one waits for it, as far as can be seen."""
+        """True if ``holder`` is a block that cannot end while this one waits for it, as far as can be seen."""
         return holder.is_block and (holder.owner.thread is self.owner.thread or _inside.get() is holder)
 
 
@@ -100,7 +100,7 @@ def enter_context(block: Scope | None) -> None:
 
 
 class Turn:
-    """One scope at a time holds it."""
+    """A turn: one scope at a time has it."""
 
     def __init__(self) -> None:
         self._held: dict[str, Scope] = {}
@@ -109,16 +109,16 @@ class Turn:
 
     @property
     def holder(self) -> Scope | None:
-        """Who holds it."""
+        """The scope that has the turn."""
         return self._held.get("by")
 
     def take(self, scope: Scope, patience: float, yields: Callable[[Scope], bool] = lambda _: False) -> Scope:
-        """Hold it, or give up: after so many seconds, or at once where ``yields`` says so of its holder.
+        """Take the turn, or give up: after ``patience`` seconds, or at once if ``yields`` is true of its holder.
 
         Returns
         -------
         Scope
-            The one that holds it now: ``scope`` if it was taken.
+            The one that has the turn now: ``scope`` if it was taken.
         """
         deadline: float | None = None
         # One step of the interpreter: either the dictionary says that the scope holds it, or another one does.
@@ -134,7 +134,7 @@ class Turn:
         return scope
 
     def release(self, scope: Scope) -> None:
-        """Hold it no longer, if the scope does."""
+        """Give the turn up, if the scope has it."""
         if self._held.get("by") is scope:
             del self._held["by"]
             if self._bell.empty():

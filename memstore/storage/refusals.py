@@ -1,4 +1,4 @@
-"""Why the operating system refuses a file: found out by looking, when it has just refused."""
+"""Why the operating system refuses a file: it is looked at right after the refusal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Literal
 from memstore.errors import MemstoreError, StoreFull, StoreReadOnly, StoreUnavailable
 
 MOST_PATH_BYTES = 512 - len("-journal")
-"""Longest path that SQLite opens (MAX_PATHNAME)."""
+"""The longest path that SQLite opens (MAX_PATHNAME)."""
 
 TRIAL_BYTES = 64 * 1024
-"""Written to see if there is room: more than SQLite ever adds to a file in one step."""
+"""So many bytes are written to see if there is room: SQLite never adds more to a file in one step."""
 
 Wanted = Literal["open", "write", "room"]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A cause that was seen, what to do about it, and the error to raise for it."""
+    """A cause that was found: the error to raise, and its text, which says what to do."""
 
     error: type[MemstoreError]
     text: str
@@ -33,7 +33,7 @@ class Refusal:
 
 @contextmanager
 def telling(path: Path) -> Iterator[None]:
-    """Let errors of the operating system come out as memstore's, with what it says of which file."""
+    """Raise memstore's errors for those of the operating system; they name the file and the cause."""
     try:
         yield
     except MemstoreError:
@@ -45,14 +45,14 @@ def telling(path: Path) -> Iterator[None]:
 
 
 def refused(path: Path, what: Wanted) -> Refusal | None:
-    """What keeps this process from the file, None where nothing is found.
+    """Find what keeps this process from the file; None if nothing is found.
 
     Parameters
     ----------
     path : Path
         The file, there or not.
     what : "open", "write" or "room"
-        What was tried: SQLite opens a file by making others beside it; it writes it; it adds bytes to its disk.
+        What was tried: to open it, for which SQLite makes files beside it; to write it; to add bytes to its disk.
     """
     path = path.absolute()
     try:
@@ -60,7 +60,7 @@ def refused(path: Path, what: Wanted) -> Refusal | None:
         if found is None and what == "write":
             found = _by_writing(path)
         return found or (_by_room(path) if what == "room" else _by_making(path))
-    except OSError as exc:  # what is looked at changes, or cannot be looked at: then that is the finding
+    except OSError as exc:  # the file changes meanwhile, or cannot be looked at: that is the cause then
         return Refusal(StoreUnavailable, str(exc))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Double,
     Index,
     Integer,
@@ -76,7 +77,7 @@ buffer = Table(
     Column("high_water", Float),
     Column("reservoir_floor", Count),
     Column("recorded", Count, nullable=False, server_default="0"),
-    # Of what is fixed or configured, and of the counters; see memstore.storage.checksums.
+    # Checksums of the settings, and of the counters; see memstore.storage.checksums.
     Column("checksum", Count),
     Column("counters_checksum", Count),
     sqlite_autoincrement=True,
@@ -110,7 +111,7 @@ episode = Table(
     sqlite_strict=True,
 )
 
-# Outlives the episode: a retry with the same key returns the first id even after the episode was evicted.
+# A key outlives its episode: a retry with the same key returns the first id even after the episode was evicted.
 episode_key = Table(
     "episode_key",
     metadata,
@@ -195,7 +196,7 @@ stratum = Table(
     sqlite_strict=True,
 )
 
-# A row for a buffer with a limiter, apart from the buffer's: a draw must not wait for the writer that holds that.
+# One row for each buffer with a limiter. It is not in the buffer's row: a draw must not wait for the writer of that.
 limiter = Table(
     "limiter",
     metadata,
@@ -216,7 +217,7 @@ lease = Table(
     sqlite_strict=True,
 )
 
-# What events that happened at once have in common; its id is the number of the first of them.
+# One row for events that happened at once, with what they have in common. Its id is the number of the first event.
 event_group = Table(
     "event_group",
     metadata,
@@ -260,7 +261,7 @@ Index(
     postgresql_where=replay_event.c.ends.is_not(None),
 )
 
-# What all replays come to, by domain and slot of the buffer's count of replays; stays when events are pruned.
+# Sums over all replays, by domain and slot of the buffer's count of replays. They stay when events are pruned.
 replay_tally = Table(
     "replay_tally",
     metadata,
@@ -300,3 +301,8 @@ def first_id(buffer_id: int) -> int:
 def id_range(buffer_id: int) -> tuple[int, int]:
     """Smallest and largest id that the buffer can ever issue, both inclusive."""
     return first_id(buffer_id) + 1, first_id(buffer_id + 1)
+
+
+def of_buffer(buffer_id: int, ids: ColumnElement[int]) -> ColumnElement[bool]:
+    """Condition that an id is the buffer's own."""
+    return ids.between(*id_range(buffer_id))

@@ -1,6 +1,6 @@
-"""What comes out of the database, where it is read: of the right type and within bounds, or ``StoreCorrupt``.
+"""Values from the database are checked where they are read: right type, within bounds, or ``StoreCorrupt``.
 
-STRICT tables and constraints hold for whoever writes through the database. Flipped bits, editors and strangers do not.
+STRICT tables and constraints bind whoever writes through the database. They do not bind flipped bits and editors.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 
 from memstore.errors import MemstoreError, StoreCorrupt
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGEST = 2**63 - 1
@@ -37,7 +36,7 @@ UNREADABLE = (
     ),
     *(NoResultFound, MultipleResultsFound),
 )
-"""What reading of damaged data may end in."""
+"""Exceptions in which the reading of damaged data may end."""
 
 # Memstore and what it calls: Python's own library, and installed packages.
 _KNOWN = (str(Path(__file__).resolve().parents[1]), str(Path(os.__file__).resolve().parent), "<")
@@ -45,7 +44,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 
 def damaged(what: str, why: str, *, episode_id: int | None = None) -> StoreCorrupt:
-    """The error that names the row."""
+    """Make the error that names the row."""
     return StoreCorrupt(
         f"{what} {why}; run 'memstore check', or restore a backup: memstore restore BACKUP DB", episode_id=episode_id
     )
@@ -59,7 +58,7 @@ def onward(last: Any, before: Any, what: str) -> Any:
 
 
 def parsed(text: Any, what: str, *, episode_id: int | None = None) -> Any:
-    """The value of a stored JSON text."""
+    """Return the value of a stored JSON text."""
     try:
         return json.loads(text, parse_constant=_refused)
     except (ValueError, TypeError, RecursionError) as exc:
@@ -67,12 +66,12 @@ def parsed(text: Any, what: str, *, episode_id: int | None = None) -> Any:
 
 
 def extra(text: Any, episode_id: int) -> Any:
-    """The value of an episode's extra JSON."""
+    """Return the value of an episode's extra JSON."""
     return parsed(text, f"episode {episode_id}: its extra", episode_id=episode_id)
 
 
 def built(what: str, text: Any, make: Callable[[Any], T]) -> T:
-    """What ``make`` makes of a stored JSON text."""
+    """Make an object from a stored JSON text, by ``make``."""
     document = parsed(text, what)
     try:
         return make(document)
@@ -81,28 +80,28 @@ def built(what: str, text: Any, make: Callable[[Any], T]) -> T:
 
 
 def whole(value: Any, what: str, low: int = 0, high: int = LARGEST) -> int:
-    """A whole number within these bounds."""
+    """Return the value if it is a whole number within these bounds."""
     if type(value) is not int or not low <= value <= high:
         raise damaged(what, f"is no whole number from {low} to {high}: {value!r:.40}")
     return value
 
 
 def real(value: Any, what: str, low: float = -math.inf) -> float:
-    """A finite number, at least ``low``."""
+    """Return the value if it is a finite number, at least ``low``."""
     if type(value) is not float or not math.isfinite(value) or value < low:
         raise damaged(what, f"is no number: {value!r:.40}")
     return value
 
 
 def text(value: Any, what: str) -> str:
-    """A text."""
+    """Return the value if it is a text."""
     if type(value) is not str:
         raise damaged(what, f"is no text: {value!r:.40}")
     return value
 
 
 def wholes(values: Iterable[Any], what: str, *, unknown: int | None = None) -> NDArray[np.int64]:
-    """A column of whole numbers; ``unknown`` stands for NULL where there may be one."""
+    """Return a column of whole numbers; ``unknown`` replaces NULL where NULL is allowed."""
     column = list(values)
     array = np.array(column)
     if array.dtype == np.int64:  # only whole numbers become that
@@ -117,7 +116,7 @@ def wholes(values: Iterable[Any], what: str, *, unknown: int | None = None) -> N
 
 
 def reals(values: Iterable[Any], what: str, *, nullable: bool = True) -> NDArray[np.float64]:
-    """A column of numbers, NaN where there is none."""
+    """Return a column of numbers, with NaN for NULL."""
     column = list(values)
     if not set(map(type, column)) <= ({float, type(None)} if nullable else {float}):
         raise damaged(what, "holds what is no number")
@@ -125,35 +124,26 @@ def reals(values: Iterable[Any], what: str, *, nullable: bool = True) -> NDArray
 
 
 def named(names: Sequence[str], number: int, what: str) -> str:
-    """The name of this number, counted from 1."""
+    """Return the name with this number, counted from 1."""
     return names[whole(number, what, 1, len(names)) - 1]
 
 
-def guarded(work: Callable[P, T], describe: Callable[[], str]) -> Callable[P, T]:
-    """``work``, whose reading of stored data ends in an answer or in an error of memstore's or of the driver's.
+def unreadable(exc: Exception, describe: Callable[[], str]) -> StoreCorrupt | None:
+    """The error for work that ended in ``exc`` because it read damaged data; None where ``exc`` says all.
 
     The last resort: every column has a place of its own where it is looked at. What was raised by a user's own code,
     called from within, comes out as it is.
     """
-
-    def watched(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return work(*args, **kwargs)
-        except MemstoreError:
-            raise
-        except UNREADABLE as exc:
-            if _is_foreign(exc):
-                raise
-            raise StoreCorrupt(
-                f"{describe()} holds what cannot be read ({_brief(exc)}): it is damaged, or this is a bug in memstore; "
-                "run 'memstore check', and report it where that finds nothing"
-            ) from exc
-
-    return watched
+    if isinstance(exc, MemstoreError) or not isinstance(exc, UNREADABLE) or _is_foreign(exc):
+        return None
+    return StoreCorrupt(
+        f"{describe()} holds what cannot be read ({_brief(exc)}): it is damaged, or this is a bug in memstore; "
+        "run 'memstore check', and report it where that finds nothing"
+    )
 
 
 def _is_foreign(exc: BaseException) -> bool:
-    """Whether code that is neither memstore's nor an installed library's took part in it."""
+    """True if code took part in it that is neither memstore's nor an installed library's."""
     trace = exc.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename

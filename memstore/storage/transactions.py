@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from memstore.errors import TransactionDead
 from memstore.storage.backends import Backend, TransactionState
-from memstore.storage.failures import dead, reraise_interrupt
+from memstore.storage.failures import dead
 from memstore.storage.owners import Owner, Scope
-
-T = TypeVar("T")
 
 
 class Transaction:
@@ -39,32 +34,33 @@ class Transaction:
         if self._pid != os.getpid():
             raise TransactionDead("this process was forked inside transaction(); the block belongs to its parent")
 
-    def run(self, work: Callable[[Connection], T]) -> T:
-        """Run work, and let every error of its statements surface here."""
-        return self._alive(lambda: self._settled(work))
+    def check_alive(self) -> None:
+        """Raise ``TransactionDead`` if nothing of it can be committed."""
+        if self.dead:
+            raise dead()
 
-    def run_in_savepoint(self, work: Callable[[Connection], T]) -> T:
-        """As ``run``; nothing remains of work that fails."""
+    def settle(self) -> None:
+        """Let every error of the statements so far surface here."""
+        self._backend.settle(self.conn)
 
-        def run() -> T:
-            level = self.save()
-            try:
-                result = self._settled(work)
-            except Exception:
-                self.return_to(level)
-                raise
-            self.release(level)
-            return result
-
-        return self._alive(run)
+    def look(self) -> None:
+        """Ask the database if the transaction is still open."""
+        self.dead |= self._state() is not TransactionState.OPEN
 
     def save(self) -> int:
         """Make a savepoint; its level."""
-        if self.dead:
-            raise dead()
+        self.check_alive()
         self.depth += 1
         self._backend.send(self.conn, f"SAVEPOINT memstore_{self.depth}")
         return self.depth
+
+    def undo(self, level: int) -> None:
+        """Leave nothing of work that failed; ``level`` is that of its savepoint, 0 for work that only read."""
+        with suppress(Exception):  # of statements that are given up
+            self.settle()
+        if level:
+            self.return_to(level)
+        self.look()
 
     def return_to(self, level: int) -> None:
         """Undo what came after the savepoint."""
@@ -75,7 +71,7 @@ class Transaction:
             return
         try:
             self._backend.send(self.conn, f"ROLLBACK TO SAVEPOINT memstore_{level}")
-            self._backend.settle(self.conn)
+            self.settle()
         except BaseException:
             self.dead = True
             raise
@@ -83,45 +79,12 @@ class Transaction:
     def release(self, level: int) -> None:
         """Make what came after the savepoint part of what was before it."""
         self.depth = level - 1
-        if self.dead:
-            raise dead()
+        self.check_alive()
         self._backend.send(self.conn, f"RELEASE SAVEPOINT memstore_{level}")
 
     def abandon(self, level: int) -> None:
         """Give up all of it at this savepoint, which an interrupt left unfinished."""
         self.depth, self.dead = level - 1, True
-
-    def _alive(self, run: Callable[[], T]) -> T:
-        if self.dead:
-            raise dead()
-        outer = sys.exception()
-        try:
-            return run()
-        except Exception as exc:
-            self._die_of_interrupt(exc, outer)
-            raise
-        except BaseException:
-            self.dead = True  # nobody knows what the connection is in the middle of
-            raise
-        finally:
-            self.dead |= self._state() is not TransactionState.OPEN
-
-    def _die_of_interrupt(self, exc: Exception, outer: BaseException | None) -> None:
-        try:
-            reraise_interrupt(exc, outer)
-        except BaseException:
-            self.dead = True
-            raise
-
-    def _settled(self, work: Callable[[Connection], T]) -> T:
-        try:
-            result = work(self.conn)
-        except Exception:
-            with suppress(Exception):  # of statements that are given up
-                self._backend.settle(self.conn)
-            raise
-        self._backend.settle(self.conn)
-        return result
 
     def _state(self) -> TransactionState:
         return self._backend.transaction_state(self.conn)

@@ -1,4 +1,4 @@
-"""The tables' revision: read cheaply, created or upgraded under a lock, refused when it is not ours.
+"""The schema's revision: tables are created or upgraded under a lock, and other revisions are refused.
 
 Opening costs one small read; alembic is imported only where tables are really made.
 """
@@ -28,7 +28,7 @@ HEAD = REVISIONS[-1]
 """The revision that this version works with."""
 
 SHOWN = 3
-"""How many of the differences a message names."""
+"""So many differences are named in a message."""
 
 _version_query = select(table(VERSION_TABLE, column("version_num")).c.version_num)
 # Alembic keeps its context in module globals: of 6 threads that upgraded 6 different files without this, all failed.
@@ -37,12 +37,12 @@ _alembic_lock = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Upgraded:
-    """What happened to the tables of a database.
+    """An upgrade that was done.
 
     Attributes
     ----------
     before, after : str or None
-        Schema revision found (None: no tables) and left behind.
+        Schema revisions before (None: no tables) and after it.
     backup : Path or None
         Copy of the database as it was, if one was made.
     """
@@ -89,7 +89,7 @@ def upgrade(
     target : str, path or URL
         The database.
     backup : bool
-        On SQLite, keep a copy of the database as it was, made under the write lock: it misses nothing.
+        On SQLite, first copy the database, under the write lock: the copy misses nothing.
     busy_timeout : float
         Seconds to wait for other writers.
     """
@@ -101,9 +101,9 @@ def upgrade(
 
 
 def schema_version(conn: Connection, *, shared: bool = False) -> str | None:
-    """Schema revision of the connection's database, None when it holds no memstore.
+    """Return the schema revision of the connection's database; None if it holds no memstore.
 
-    ``NotAMemstore`` for tables of others; where the database is ``shared`` with them, only for tables named as ours.
+    Raises ``NotAMemstore`` if it holds other tables; in a ``shared`` database only if they have names of memstore's.
     """
     where = shown_url(conn.engine.url)
     inspector = inspect(conn)
@@ -125,7 +125,7 @@ def schema_version(conn: Connection, *, shared: bool = False) -> str | None:
 
 
 def known_revisions() -> tuple[str, ...]:
-    """Every schema revision this version can upgrade or read, oldest first; a test compares it with the migrations."""
+    """Return every schema revision that this version can upgrade or read, oldest first."""
     return REVISIONS
 
 

@@ -1,4 +1,4 @@
-"""Whether every promise about the stored rows holds: everything is read once and compared."""
+"""``check``: read everything stored once, and compare each part with the others that must agree with it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ from sqlalchemy import Table, func, or_, select
 
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Ints, Strata, bucket_of, log2_priority
-from memstore.draws.strategies import strategy_from_json
 from memstore.episodes.eviction import Newcomers, order_keys
-from memstore.episodes.insert import all_payloads
+from memstore.episodes.payloads import all_payloads
 from memstore.errors import MemstoreError, StoreCorrupt
-from memstore.payload.signature import Signature
-from memstore.storage.schema import UNMEASURED, episode, episode_tag, first_id, id_range, payload, replay_metadata
+from memstore.storage.schema import UNMEASURED, episode, episode_tag, payload, replay_metadata
 from memstore.storage.stored import UNREADABLE
 from memstore.storage.upgrade import HEAD
 from memstore.types import CheckReport
 from memstore.upkeep.recorded import Recorded
-from memstore.upkeep.sealed import Seals, Unsealed, some
+from memstore.upkeep.sealed import Seals, Unsealed, rows_of, some, tell
 
 MOST_FINDINGS = 20
-"""Findings of one examination that are told."""
+"""An examination tells so many findings at most."""
 
 SUM_TOLERANCE = 1e-6
-"""Error allowed in a stored sum, per row: rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
+"""Error allowed in a stored sum, for each row: rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
 
 
 def check(snapshot: Snapshot) -> CheckReport:
@@ -45,7 +43,7 @@ def check(snapshot: Snapshot) -> CheckReport:
         except (MemstoreError, *UNREADABLE) as exc:
             problems.append(f"reading stopped: {exc} ({type(exc).__name__})")
         except Exception as exc:
-            # Whatever a damaged file makes the driver raise is a finding, not a crash.
+            # An error that a damaged file makes the driver raise is a finding, not a crash.
             if backend.classify(exc) is None:
                 raise
             problems.append(f"reading stopped: {exc}")
@@ -60,7 +58,7 @@ def check(snapshot: Snapshot) -> CheckReport:
         examine(partial(part, conn))
     examine(rows)
     recorded = Recorded(snapshot, found[0], unsealed)
-    for examination in (*Seals(snapshot, unsealed).parts(), lambda: strategy_of(snapshot), recorded.findings):
+    for examination in (*Seals(snapshot, unsealed).parts(), recorded.findings):
         examine(examination)
     unchecked = [*backend.unchecked(), *unsealed.notes(), *_unknowable(recorded)]
     notes = tuple(backend.notes(conn))
@@ -68,26 +66,22 @@ def check(snapshot: Snapshot) -> CheckReport:
     return CheckReport(len(found[0]), tuple(dict.fromkeys(problems)), notes, seconds, tuple(unchecked))
 
 
-def strategy_of(snapshot: Snapshot) -> Iterator[str]:
-    """Nothing, where the stored strategy can be read."""
-    strategy_from_json(snapshot.settings.strategy)
-    yield from ()
-
-
 def _unknowable(recorded: Recorded) -> Iterator[str]:
     if not recorded.is_whole:
-        yield "lowest losses, times of last replays and the tally: the history, not whole, cannot vouch for them"
+        yield "lowest losses, times of last replays and the tally: the history is not whole, so it cannot confirm them"
     if recorded.snapshot.settings.limiter is not None:
         yield "the count of the limiter: draws change it without the lock"
 
 
 @dataclass(frozen=True)
 class _Examination:
+    """The examination of the live rows: replay metadata, strata, and the tables that must agree with them."""
+
     snapshot: Snapshot
     rows: Rows
 
     def problems(self) -> Iterator[str]:
-        """Each finding in one sentence that names the first few episodes or strata."""
+        """Yield each finding in one sentence that names the first few episodes or strata."""
         strata = self.snapshot.state.strata
         outside = (self.rows.stratum < 0) | (self.rows.stratum >= len(strata))
         if outside.any():
@@ -118,13 +112,10 @@ class _Examination:
         sound = measured & ~invalid & ~misplaced
         above = np.zeros(len(loss), np.bool_)
         above[sound] = bucket_of(loss[sound], epsilon) > self._bucket[sound]
-        for what, bad in (
-            ("have an infinite or negative loss", invalid),
-            ("stand in a stratum for never-measured episodes though measured, or the reverse", misplaced),
-            ("have a priority above the bound of their stratum", above),
-        ):
-            if bad.any():
-                yield f"{some(self.rows.ids[bad])} {what}"
+        ids, stratum = self.rows.ids, "a stratum for never-measured episodes"
+        yield from tell(ids, invalid, "have an infinite or negative loss")
+        yield from tell(ids, misplaced, f"stand in {stratum} though measured, or the reverse")
+        yield from tell(ids, above, "have a priority above the bound of their stratum")
         top = np.log2(self.snapshot.state.counters.top_priority)
         if sound.any() and log2_priority(loss[sound], epsilon, 1.0).max() > top + 1e-12:
             yield "the buffer's largest priority is below that of a live episode"
@@ -161,7 +152,7 @@ class _Examination:
         replays = int(rows.replay_count.sum())
         if replays != state.counters.live_replays:
             yield f"the buffer counts {state.counters.live_replays} replays of live episodes, they have {replays}"
-        if len(rows) and int(rows.ids[-1]) - first_id(state.buffer_id) > state.counters.inserted:
+        if len(rows) and rows.ids[-1] > self.snapshot.newest_possible():
             yield f"episode {rows.ids[-1]} is newer than the buffer's insertion counter, {state.counters.inserted}"
         if len(rows) > state.settings.capacity:
             yield f"{len(rows)} live episodes exceed the capacity of {state.settings.capacity}"
@@ -170,38 +161,37 @@ class _Examination:
 
     def _tables(self) -> Iterator[str]:
         ids = self.rows.ids
-        for table, key in ((episode, "id"), (payload, "episode_id"), (episode_tag, "episode_id")):
-            found = self._column(table, key, key)
+        described = self._columns(episode, "id", "domain_id")
+        for table, found in (
+            (episode, described[0]),
+            (payload, self._columns(payload, "episode_id")[0]),
+            (episode_tag, self._columns(episode_tag, "episode_id")[0]),
+        ):
             if table is not episode_tag and len(absent := np.setdiff1d(ids, found)):
                 yield f"{some(absent)} have no row in table {table.name}"
             if len(orphans := np.setdiff1d(found, ids)):
                 yield f"{some(orphans)} are orphans in table {table.name}"
-        in_episode = np.isin(ids, self._column(episode, "id", "id"))
-        domain_ids = self._column(episode, "id", "domain_id")
-        if in_episode.all() and len(domain_ids) == len(ids):
-            other = domain_ids - first_id(self.snapshot.state.buffer_id) != self._domain
-            if other.any():
-                yield f"{some(ids[other])} stand in a stratum of another domain"
+        if np.array_equal(described[0], ids):
+            other = described[1] - self.snapshot.first_id != self._domain
+            yield from tell(ids, other, "stand in a stratum of another domain")
         strangers = select(func.count()).where(
             self.snapshot.own, replay_metadata.c.buffer_id != self.snapshot.state.buffer_id
         )
         if count := self.snapshot.conn.scalars(strangers).one():
             yield f"{count} rows of {replay_metadata.name} name another buffer than their id"
 
-    def _column(self, table: Table, key: str, column: str) -> NDArray[np.int64]:
-        low, high = id_range(self.snapshot.state.buffer_id)
-        query = select(table.c[column]).where(table.c[key].between(low, high)).order_by(table.c[key])
-        return np.array(self.snapshot.conn.scalars(query).all(), np.int64)
+    def _columns(self, table: Table, *names: str) -> NDArray[np.int64]:
+        """Return columns of whole numbers, shape (names, rows). The first is the id; the rows are in its order."""
+        return np.array(rows_of(self.snapshot, table, *names), np.int64).reshape(-1, len(names)).T
 
     def _eviction_order(self) -> Iterator[str]:
-        expected = order_keys(self.snapshot, Newcomers(self.rows.ids, self._domain, self.rows.loss))
+        expected = order_keys(self.snapshot, Newcomers.like(self.snapshot, self.rows))
         m = replay_metadata.c
         query = select(m.eviction_group, m.eviction_key).where(self.snapshot.own).order_by(m.episode_id)
         stored = self.snapshot.conn.execute(query)
         pairs = zip(zip(*expected, strict=True), stored, strict=True)
         wrong = np.array([should != tuple(row) for should, row in pairs], np.bool_)
-        if wrong.any():
-            yield f"{some(self.rows.ids[wrong])} have the wrong place in the order of eviction"
+        yield from tell(self.rows.ids, wrong, "have the wrong place in the order of eviction")
 
     def _lowest(self) -> Iterator[str]:
         m = replay_metadata.c
@@ -210,9 +200,9 @@ class _Examination:
             yield f"{some(ids)} have a smallest loss that cannot be"
 
     def _payloads(self) -> Iterator[str]:
-        if self.snapshot.state.signature is None:
+        signature = self.snapshot.settings.signature
+        if signature is None:
             return
-        signature = Signature.from_json(self.snapshot.state.signature)
         damaged: list[int] = []
         for ids, blobs in all_payloads(self.snapshot, damaged):
             try:

@@ -1,9 +1,10 @@
-"""The history compared with itself and with what it led to: groups, chains, tally, replay metadata."""
+"""The history compared with itself, with the tally and with the replay metadata."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,23 +13,27 @@ from sqlalchemy import func, select
 
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, history_of, slot_of
+from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, slot_of
 from memstore.storage import stored
-from memstore.storage.schema import event_group, first_id, id_range, replay_event, replay_metadata, replay_tally
-from memstore.upkeep.sealed import Unsealed, some
+from memstore.storage.schema import event_group, id_range, of_buffer, replay_event, replay_metadata, replay_tally
+from memstore.upkeep.sealed import Unsealed, pages, some, tell
 
 PAGE = 512
 """Groups read at a time."""
 
 TOLERANCE = 1e-9
-"""Of a tally that a migration made of single events, in another order."""
+"""Relative error allowed in the sums of a tally that a migration made: it added single events, in another order."""
 
 _t, _m = replay_tally.c, replay_metadata.c
 
 
 @dataclass(frozen=True)
 class Log:
-    """All recorded events that are there, as columns; ``first`` is the number of the oldest."""
+    """All events of the history, as columns; ``first`` is the number of the oldest.
+
+    ``ends`` is true for the last event of an episode that has left, ``replayed`` for replays. ``groups`` are the rows
+    of the groups, in order.
+    """
 
     first: int
     episode: Ints
@@ -53,15 +58,15 @@ class Recorded:
     rows: Rows
     unsealed: Unsealed
     is_whole: bool = False
-    """Whether every replay of the buffer is in the log, so that everything that replays lead to can be compared."""
+    """True if every replay of the buffer is in the log; only then can the results of the replays be compared."""
 
     def findings(self) -> Iterator[str]:
-        """In one sentence each."""
+        """Yield each finding in one sentence."""
         problems: list[str] = []
         log = self._log(problems)
         yield from problems
         if problems:
-            return  # what follows takes the log for whole
+            return  # the other examinations need a log that is whole
         counters = self.snapshot.state.counters
         self.is_whole = int(log.replayed.sum()) == counters.events
         yield from self._chains(log)
@@ -69,12 +74,12 @@ class Recorded:
         yield from self._tally(log)
 
     def _log(self, problems: list[str]) -> Log:
-        low, high = id_range(self.snapshot.state.buffer_id)
+        """Read all events, and append to ``problems`` the findings about their groups."""
         conn, v = self.snapshot.conn, replay_event.c
         pages: list[tuple[Any, ...]] = []
         groups: list[dict[str, Any]] = []
         expected = None
-        for page in self._groups(low, high):
+        for page in self._groups():
             first, end = page[0]["id"], page[-1]["id"] + page[-1]["count"]
             query = select(*(v[name] for name in (*EVENT, "ends", "group_id"))).where(v.id >= first, v.id < end)
             columns = _columns(conn.execute(query.order_by(v.id)).all())
@@ -84,37 +89,36 @@ class Recorded:
                 expected = group["id"] + group["count"]
                 problems += self._group(group, columns, group["id"] - first)
                 if len(problems) > len(page):
-                    return _log_of(low, [], [])
+                    return _log_of(0, [], [])
             pages.append(columns)
             groups += page
-        newest = low + self.snapshot.state.counters.recorded
-        log = _log_of(groups[0]["id"] if groups else newest, pages, groups)
-        there = conn.scalars(select(func.count()).select_from(replay_event).where(v.id.between(low, high))).one()
+        following = self.snapshot.first_id + self.snapshot.state.counters.recorded + 1
+        log = _log_of(groups[0]["id"] if groups else following, pages, groups)
+        own = of_buffer(self.snapshot.state.buffer_id, v.id)
+        there = conn.scalars(select(func.count()).select_from(replay_event).where(own)).one()
         if there != len(log):
             problems.append(f"{there} events are there where the groups of events say {len(log)}")
-        if expected not in (None, newest) and not problems:
-            problems.append(f"event {expected} would be the next, by the buffer's counter of events it is {newest}")
+        if expected not in (None, following) and not problems:
+            problems.append(f"event {expected} would be the next, by the buffer's counter of events it is {following}")
         return log
 
-    def _groups(self, low: int, high: int) -> Iterator[list[dict[str, Any]]]:
-        g, after = event_group.c, low - 1
-        while True:
-            query = select(*(g[name] for name in (*GROUP, "checksum"))).where(g.id > after, g.id <= high)
-            page = [dict(row._mapping) for row in self.snapshot.conn.execute(query.order_by(g.id).limit(PAGE))]
-            if not page:
-                return
+    def _groups(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the rows of the groups, a page at a time."""
+        _, high = id_range(self.snapshot.state.buffer_id)
+        names = (*GROUP, "checksum")
+        for rows in pages(self.snapshot, event_group, names, PAGE):
+            page = [dict(zip(names, row, strict=True)) for row in rows]
             for group in page:
                 what = f"group {group['id']} of events"
                 stored.whole(group["count"], f"{what}: its count", 1, high - group["id"] + 1)
                 stored.real(group["at"], f"{what}: its time")
             yield page
-            after = stored.onward(page[-1]["id"], after, f"the rows of {event_group.name}")
 
     def _group(self, group: dict[str, Any], columns: tuple[Any, ...], start: int) -> Iterator[str]:
         part = {name: values[start : start + group["count"]] for name, values in zip(EVENT, columns, strict=False)}
         number, count = group["id"], group["count"]
         if len(part["id"]) != count or not np.array_equal(part["id"], np.arange(number, number + count)):
-            yield f"groups of events: {number} has more or fewer than it says, or others"
+            yield f"groups of events: {number} has another number of events than it says, or other events"
         elif (columns[-1][start : start + count] != number).any():
             yield f"events of group {number} say that they are of another"
         elif group["checksum"] is None:
@@ -129,30 +133,27 @@ class Recorded:
                 yield f"groups of events: {number} has losses that are negative or infinite"
 
     def _chains(self, log: Log) -> Iterator[str]:
-        """Each event names the one before of its episode; the last one is named by the row, or ends the chain."""
+        """Examine the chains: an event names the one before it of the same episode.
+
+        The row of a live episode names its last event. The last event of one that has left ends the chain.
+        """
         order = np.argsort(log.episode, kind="stable")
         episode, number = log.episode[order], order + log.first
-        follows = np.concatenate([[False], episode[1:] == episode[:-1]]) if len(order) else np.empty(0, np.bool_)
-        before = np.concatenate([[0], number[:-1]]) if len(order) else number
-        previous = log.previous[order]
-        wrong = np.where(follows, previous != before, previous >= log.first)
-        if wrong.any():
-            yield f"events {some(number[wrong])} name an event before them that is not the one before"
-        last = np.concatenate([episode[1:] != episode[:-1], [True]]) if len(order) else np.empty(0, np.bool_)
-        live = np.isin(episode, self.rows.ids)
+        follows, last = np.diff(episode, prepend=-1) == 0, np.diff(episode, append=-1) != 0
+        live, previous = np.isin(episode, self.rows.ids), log.previous[order]
+        wrong = np.where(follows, previous != np.roll(number, 1), previous >= log.first)
+        yield from tell(number, wrong, "name an event before them that is not the one before", kind="events ")
         wrong = log.ends[order] != (last & ~live)
-        if wrong.any():
-            yield f"events {some(number[wrong])} end a chain that goes on, or end it without saying so"
+        yield from tell(number, wrong, "end a chain that goes on, or end it without saying so", kind="events ")
         heads = number[last & live]
         place = np.searchsorted(self.rows.ids, episode[last & live])
         named = self.rows.last_event.copy()
         named[place] -= heads
-        wrong_rows = np.where(np.isin(np.arange(len(named)), place), named != 0, named >= log.first)
-        if wrong_rows.any():
-            yield f"{some(self.rows.ids[wrong_rows])} name as their last event one that is not"
+        wrong = np.where(np.isin(np.arange(len(named)), place), named != 0, named >= log.first)
+        yield from tell(self.rows.ids, wrong, "name as their last event one that is not")
 
     def _replays(self, log: Log) -> Iterator[str]:
-        """What replays lead to in the rows, where all of them are known."""
+        """Compare the rows with the replays of their episodes, if all replays are known."""
         columns = (_m.episode_id, _m.lowest_loss, _m.last_replayed_at)
         found = self.snapshot.conn.execute(select(*columns).where(self.snapshot.own).order_by(_m.episode_id)).all()
         ids, lowest, at = zip(*found, strict=True) if found else ((), (), ())
@@ -161,13 +162,9 @@ class Recorded:
         if not np.array_equal(stored.wholes(ids, what), self.rows.ids) or np.isinf(replayed_at).any():
             yield "the replay metadata holds times that cannot be"
             return
-        never = self.rows.replay_count == 0
-        for reason, wrong in (
-            ("have a time of their last replay and no replay, or the reverse", never != np.isnan(replayed_at)),
-            ("have a smallest loss that cannot be", ~_same(lowest_loss, self.rows.loss) & never),
-        ):
-            if wrong.any():
-                yield f"{some(self.rows.ids[wrong])} {reason}"
+        never, tell_of = self.rows.replay_count == 0, partial(tell, self.rows.ids)
+        yield from tell_of(never != np.isnan(replayed_at), "have a time of their last replay and none, or the reverse")
+        yield from tell_of(never & ~_same(lowest_loss, self.rows.loss), "have a smallest loss that cannot be")
         if not self.is_whole:
             return
         mine = log.replayed & np.isin(log.episode, self.rows.ids)
@@ -176,14 +173,10 @@ class Recorded:
         last[place], time[place] = loss, log.at[mine]
         np.minimum.at(least, place, np.fmin(loss, log.before[mine]))
         counts = np.bincount(place, minlength=len(ids))
-        for reason, equal in (
-            ("have another number of replays than the history", counts == self.rows.replay_count),
-            ("have another loss than the history", _same(last, self.rows.loss) | never),
-            ("have another smallest loss than the history", _same(least, lowest_loss) | never),
-            ("were last replayed at another time than the history says", _same(time, replayed_at)),
-        ):
-            if not equal.all():
-                yield f"{some(self.rows.ids[~equal])} {reason}"
+        yield from tell_of(counts != self.rows.replay_count, "have another number of replays than the history")
+        yield from tell_of(~(_same(last, self.rows.loss) | never), "have another loss than the history")
+        yield from tell_of(~(_same(least, lowest_loss) | never), "have another smallest loss than the history")
+        yield from tell_of(~_same(time, replayed_at), "were last replayed at another time than the history says")
 
     def _tally(self, log: Log) -> Iterator[str]:
         state = self.snapshot.state
@@ -193,14 +186,14 @@ class Recorded:
         for slot, domain_id, replays, loss_sum, step, at in found:
             what = f"the tally of slot {slot!r:.30}"
             stored.whole(slot, what, 1, max(state.counters.events, 1))
-            stored.named(state.domain_names, stored.whole(domain_id, what) - first_id(state.buffer_id), what)
+            state.domain_name(domain_id, what)
             stored.whole(replays, what, 1, state.counters.events)
             tally[slot, domain_id] = [replays, stored.real(loss_sum, what, 0.0), step, stored.real(at, what)]
             if slot_of(slot) != slot:
                 yield f"{what} cannot be"
         if sum(replays for replays, *_ in tally.values()) > state.counters.events:
             yield "the tally has more replays than there were"
-        if not self.is_whole or not history_of(self.snapshot.settings).record:
+        if not self.is_whole or not self.snapshot.settings.history.record:
             return
         exact = all(group["checksum"] is not None for group in log.groups)
         computed = _tallied(log)
@@ -211,7 +204,7 @@ class Recorded:
 
 
 def _tallied(log: Log) -> dict[tuple[int, int], list[Any]]:
-    """What the tally should be: counted as it was, a group after the other."""
+    """Return the tally that the history gives, by slot and domain, counted like the stored one: group after group."""
     tally: dict[tuple[int, int], list[Any]] = {}
     replays, start = 0, 0
     for group in log.groups:
@@ -242,7 +235,7 @@ def _same(one: Floats, other: Floats) -> NDArray[np.bool_]:
 
 
 def _columns(rows: Any) -> tuple[Any, ...]:
-    """Columns of ``EVENT``, then ``ends`` and the group."""
+    """Return the columns of ``EVENT``, then ``ends`` and the group."""
     names = (*EVENT, "ends", "group_id")
     columns = zip(*rows, strict=True) if rows else ((),) * len(names)
     return tuple(

@@ -1,26 +1,55 @@
-"""Many episodes removed at once: by ids, or by a condition, a bounded number at a time."""
+"""Remove many episodes, by ids or by a condition, a bounded number at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from sqlalchemy import select
 
+from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
+from memstore.episodes.inputs import check_ids
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group
-from memstore.queries import Condition
+from memstore.errors import InvalidValue
+from memstore.queries.columns import EVERY, Condition
+from memstore.queries.parser import as_condition
 from memstore.queries.sql import Scope
 from memstore.storage import stored
+from memstore.types import Ids
 
 AT_ONCE = 8192
-"""Episodes found and removed together: some MB of what is known of them, whatever their number in all."""
+"""Episodes that are found and removed together. Their rows take some MB, whatever the number in all."""
+
+
+def delete(session: Session, ids: Ids | None, where: Condition | str | None, consumer: str) -> int:
+    """Remove the live ones of these ids, or all that pass a condition, in one commit; returns how many."""
+    if (ids is None) == (where is None):
+        raise InvalidValue("delete takes either ids or where=...; clear() removes every episode")
+    if where is not None:
+        condition = as_condition(where)
+        return _remove(session, lambda s: passing(s, condition), consumer)
+    wanted = check_ids([] if ids is None else ids)
+    return _remove(session, lambda _: [wanted], consumer)
+
+
+def clear(session: Session, consumer: str) -> int:
+    """Remove every live episode, in one commit; returns how many there were."""
+    return _remove(session, lambda s: passing(s, EVERY), consumer)
+
+
+def _remove(session: Session, which: Callable[[Snapshot], Iterable[Ints]], consumer: str) -> int:
+    group = Group(time.time(), consumer, "deleted")
+    removed = session.write(lambda s: remove_all(s, which(s), group))
+    session.cache.drop(removed.tolist())
+    return len(removed)
 
 
 def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
-    """Ids of the episodes that pass, oldest first, some at a time; those given out may be removed meanwhile."""
+    """Yield the ids of the episodes that pass, oldest first, by pages; a page may be removed before the next one."""
     scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
     tables, passes = scope.rows(condition)
     query = select(scope.identity()).select_from(tables).where(passes).order_by(scope.identity()).limit(AT_ONCE)
@@ -35,7 +64,7 @@ def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
 
 
 def remove_all(snapshot: Snapshot, parts: Iterable[Ints], group: Group) -> Ints:
-    """Remove the live ones of these ids, with ``group`` in the history; returns them."""
+    """Remove the live episodes among these ids, with ``group`` in the history; returns the ids removed."""
     removed = [np.empty(0, np.int64)]
     for ids in parts:
         for start in range(0, len(ids), AT_ONCE):

@@ -16,18 +16,24 @@ import numpy as np
 
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.episodes.insert import all_payloads, read_blobs
+from memstore.episodes.payloads import all_payloads, read_blobs
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import Signature
 
 DIRECTIONS = 8
+"""Directions that payloads are projected on."""
+
 HELD_BYTES = 64 << 20
-"""Of the payloads compared in full; more are read again when they are needed."""
+"""Bytes of payloads kept for comparison in full; others are read again when they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sketch:
-    """What is remembered of each payload, as columns; rows in order of importance."""
+    """A few numbers of each payload, as columns; the rows stand in order of importance.
+
+    ``group`` is equal for payloads that may be near-identical, ``whole`` for those that are equal bit by bit. ``norm``
+    is the length of their floating-point numbers as one vector, ``shadow`` its projections.
+    """
 
     group: Ints
     whole: Ints
@@ -50,7 +56,7 @@ def near_identical(
         See `RetentionPolicy.consolidate_similar`.
     """
     sketch = _sketch(snapshot, signature, ids, domains)
-    # Equal bit by bit first: ten thousand equal payloads are one, and not fifty million pairs.
+    # Payloads that are equal bit by bit count as one: ten thousand of them would be fifty million pairs.
     _, first, place = np.unique(sketch.whole, return_index=True, return_inverse=True)
     leader = first[place]
     held = PayloadCache(HELD_BYTES)
@@ -59,9 +65,9 @@ def near_identical(
         blobs = read_blobs(snapshot, [int(ids[row])], held, keep=True)
         return next(_parts(signature, blobs))[1]
 
-    for rows in _crowds(sketch, np.sort(first), tolerance):
+    for rows in _crowds(sketch, np.sort(first)):
         _follow(sketch, rows, tolerance, vector, leader)
-    # One that equals a leaver leaves with it, for the same leader.
+    # A payload that equals a leaving one leaves too, for the same leader.
     leader = leader[leader]
     return [(int(ids[row]), int(ids[leader[row]])) for row in np.flatnonzero(leader != np.arange(len(ids)))]
 
@@ -86,7 +92,7 @@ def _sketch(snapshot: Snapshot, signature: Signature, ids: Ints, domains: Ints) 
 
 
 def _parts(signature: Signature, blobs: Sequence[bytes]) -> Iterator[tuple[bytes, Floats]]:
-    """What must be equal of each payload, and its floating-point numbers in a row."""
+    """Yield for each payload a digest of all that must be equal, and its floating-point numbers as one vector."""
     columns = signature.decode(blobs)
     for row in range(len(blobs)):
         exact, near = hashlib.blake2b(digest_size=16), [np.empty(0)]
@@ -116,14 +122,14 @@ def _digest(*parts: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def _directions(size: int) -> Floats:
-    """Unit vectors as columns, the same for every vector of this length."""
+    """Return unit vectors as columns; they are the same for every vector of this length."""
     drawn = np.random.default_rng(size).standard_normal((size, DIRECTIONS))
     unit: Floats = drawn / np.maximum(np.linalg.norm(drawn, axis=0), 1e-300)
     return unit
 
 
-def _crowds(sketch: _Sketch, rows: Ints, tolerance: float) -> Iterator[Ints]:
-    """Rows of one group each, two or more, that have a neighbour along the first direction."""
+def _crowds(sketch: _Sketch, rows: Ints) -> Iterator[Ints]:
+    """Yield the rows of each group of two or more, sorted along the first direction."""
     rows = rows[np.isfinite(sketch.norm[rows])]
     rows = rows[np.lexsort((sketch.shadow[rows, 0], sketch.group[rows]))]
     for crowd in np.split(rows, np.flatnonzero(np.diff(sketch.group[rows])) + 1):
@@ -132,10 +138,10 @@ def _crowds(sketch: _Sketch, rows: Ints, tolerance: float) -> Iterator[Ints]:
 
 
 def _follow(sketch: _Sketch, rows: Ints, tolerance: float, vector: Callable[[int], Floats], leader: Ints) -> None:
-    """Set the leader of each row of a crowd, sorted along the first direction, that is near to one kept before."""
+    """Set the leader of each row of a crowd that is near to one kept before it."""
     shadow, norm = sketch.shadow[rows], sketch.norm[rows]
-    # Near-identical payloads differ in norm by the tolerance at most, so this bounds the distance from either side.
-    # Projections are rounded; the slack lets no pair escape for that.
+    # The norms of near-identical payloads differ by the tolerance at most, so this bounds the distance from either
+    # side. Projections are rounded; the slack makes up for that.
     reach = norm * (tolerance / (1 - tolerance) + 1e-9)
     low = np.searchsorted(shadow[:, 0], shadow[:, 0] - reach, "left")
     high = np.searchsorted(shadow[:, 0], shadow[:, 0] + reach, "right")

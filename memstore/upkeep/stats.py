@@ -1,4 +1,4 @@
-"""How a buffer is doing, in time independent of its size."""
+"""``stats``: the numbers of a buffer, in time independent of its size."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from sqlalchemy import text
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats, Strata
 from memstore.draws.strategies import Strategy
-from memstore.payload.signature import Signature
 from memstore.sharing import leases, limiter
 from memstore.storage.schema import UNMEASURED, VERSION_TABLE
 from memstore.types import ReplayStats
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""The quantiles of the losses that are told."""
 
 
 def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, float], *, exact: bool) -> ReplayStats:
-    """Everything from the buffer row and the strata; ``exact`` adds one scan of the losses."""
+    """Return everything from the buffer row and the strata; ``exact`` adds one scan of the losses."""
     state, settings = snapshot.state, snapshot.settings
     strata, counters = state.strata, state.counters
-    sizes = np.bincount(strata.domain, weights=strata.count, minlength=len(state.domain_names) + 1)[1:]
+    sizes = strata.sizes(len(state.domain_names)).tolist()
     if exact:
         loss = snapshot.scan().loss
         values, weights = loss[~np.isnan(loss)], None
     else:
-        values, weights = _representatives(strata, settings.epsilon)
+        values, weights = _representatives(strata)
     return ReplayStats(
         buffer=name,
         buffer_size=strata.live,
@@ -40,15 +40,15 @@ def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, fl
         loss_quantiles=_quantiles(values, weights),
         loss_quantiles_exact=exact,
         loss_histogram=_histogram(values, weights),
-        domain_distribution={n: int(c) for n, c in zip(state.domain_names, sizes.tolist(), strict=True) if c},
+        domain_distribution={n: size for n, size in zip(state.domain_names, sizes, strict=True) if size},
         strategy=strategy.name,
         alpha=settings.alpha,
         epsilon=settings.epsilon,
-        eviction=settings.eviction,
+        eviction=settings.eviction.value,
         max_replays=settings.max_replays,
         leased=leases.count(snapshot),
         limiter=limiter.account(snapshot),
-        signature=None if state.signature is None else Signature.from_json(state.signature).describe(),
+        signature=None if settings.signature is None else settings.signature.describe(),
         cache=cache,
         bytes_on_disk=snapshot.backend.size(snapshot.conn),
         schema_version=str(snapshot.conn.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one()),
@@ -57,16 +57,15 @@ def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, fl
     )
 
 
-def _representatives(strata: Strata, epsilon: float) -> tuple[Floats, Floats]:
-    """One loss per stratum, the mean of its rows, with the stratum's count."""
+def _representatives(strata: Strata) -> tuple[Floats, Floats]:
+    """Return one loss for each stratum, the mean of its rows, and the number of its rows."""
     measured = (strata.bucket != UNMEASURED) & (strata.count > 0)
-    root = np.exp2(strata.bucket[measured] / 4.0)
     count = strata.count[measured]
-    return strata.loss_sum[measured] / count * root * root, count.astype(np.float64)
+    return strata.losses(measured, count), count.astype(np.float64)
 
 
 def _mean(values: Floats) -> float:
-    # In units of 2**40: a sum of large losses would overflow.
+    # The unit is 2**40, for a sum of large losses would overflow.
     return float(np.ldexp(np.ldexp(values, -40).mean(), 40))
 
 
@@ -80,7 +79,7 @@ def _quantiles(values: Floats, weights: Floats | None) -> dict[str, float]:
 
 
 def _histogram(values: Floats, weights: Floats | None, bins: int = 12) -> tuple[tuple[float, float, int], ...]:
-    """(low, high, count) over equal steps of log loss; zero losses fall into the first bin."""
+    """Return (low, high, count) for equal steps of the logarithm of loss; zero losses fall into the first bin."""
     positive = values[values > 0]
     if not len(positive):
         return ((0.0, 0.0, int(len(values) if weights is None else weights.sum())),) if len(values) else ()

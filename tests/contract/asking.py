@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import memstore
-from memstore.queries import AllOf, AnyOf, Column, Comparison, Condition, HasTag, In, Not, col
+from memstore.queries.columns import AllOf, AnyOf, Column, Comparison, Condition, HasTag, In, Not, col
 
 HOSTILE = [
     "'; DROP TABLE episode; --",

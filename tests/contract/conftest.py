@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.pool import NullPool, Pool
+from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, text
+from sqlalchemy.pool import NullPool
 
 import memstore
+from memstore.storage.backends.sqlite import SQLiteBackend
 from tests.contract.helpers import Damage, Existing, OpenMemory, Room, Sql
 
 READER = """
@@ -123,7 +124,7 @@ def vanish(url: str, request: pytest.FixtureRequest) -> Callable[[], None]:
 
 
 @pytest.fixture
-def room(url: str, engine: Engine, open_memory: OpenMemory) -> Iterator[Room]:
+def room(url: str, engine: Engine, open_memory: OpenMemory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     """Make the disk full: for so many more pages on SQLite, rows of payload on PostgreSQL, None for plenty.
 
     The one is a limit on the file, for every connection from its next use on; the other a trigger that raises the
@@ -136,18 +137,18 @@ def room(url: str, engine: Engine, open_memory: OpenMemory) -> Iterator[Room]:
         return
     limit = PLENTY
 
-    def apply(connection: Any, *_: Any) -> None:
-        connection.execute(f"PRAGMA max_page_count = {limit}")
+    begin = SQLiteBackend.begin
+
+    def limited(backend: SQLiteBackend, conn: Connection, *, write: bool) -> None:
+        backend.driver(conn).execute(f"PRAGMA max_page_count = {limit}")
+        begin(backend, conn, write=write)
 
     def choose(left: int | None) -> None:
         nonlocal limit
         limit = PLENTY if left is None else _executed(engine, "PRAGMA page_count", {})[0][0] + left
 
-    event.listen(Pool, "checkout", apply)
-    try:
-        yield choose
-    finally:
-        event.remove(Pool, "checkout", apply)
+    monkeypatch.setattr(SQLiteBackend, "begin", limited)
+    yield choose
 
 
 def _set_room(engine: Engine, rows: int | None) -> None:

@@ -84,7 +84,7 @@ def everything(memory: EpisodicMemory, ids: Any) -> list[tuple[Any, ...]]:
             episode.tags,
             episode.key,
             episode.extra,
-            episode.metadata,
+            (episode.loss, episode.lowest_loss, episode.replay_count, episode.last_replayed_at),
         )
         for episode in memory.get_many(ids)
     ]

@@ -448,7 +448,7 @@ def test_18_max_replays_removes(open_memory: OpenMemory, sql: Sql) -> None:
         (a, "max_replays", 0.25),
         (c, "max_replays", 0.1),
     ]
-    memory.configure(max_replays=0)
+    memory.configure(max_replays=None)
     memory.update([b, b, b], loss=0.1)
     assert live_ids(memory) == [b]
 
@@ -544,8 +544,9 @@ def test_27_a_loss_update_leaves_the_rest_as_it_was(open_memory: OpenMemory) -> 
     assert after.payload["number"] == 1 and (after.payload["x"] == before.payload["x"]).all()
     assert (after.domain, after.level, after.tags, after.key) == ("math", 3, ("b", "a"), "k")
     assert (after.extra, after.timestamp) == ({"a": [1, None]}, 12.5)
-    assert before.loss is None and after.loss == 0.5 and after.metadata.replay_count == 1
-    assert memory.metadata(one) == [after.metadata]
+    assert before.loss is None and after.loss == 0.5 and after.replay_count == 1
+    assert memory.metadata(one) == [memstore.ReplayMetadata(one, 0.5, "math", 12.5, 1, after.last_replayed_at)]
+    assert (after.lowest_loss, after.rise, after.age, before.rise) == (0.5, 0.0, 1, None)
     batch = memory.sample(1)
     assert set(batch.keys()) == set(dict(batch)) == {"x", "number"}
     assert {name: value is batch[name] for name, value in batch.items()} == {"x": True, "number": True}

@@ -13,7 +13,7 @@ import pytest
 
 import memstore
 from memstore import InvalidValue, col, count
-from memstore.queries import LOOK_UP, MAX_DEPTH, MAX_SIZE, AnyOf, Condition
+from memstore.queries.columns import LOOK_UP, MAX_DEPTH, MAX_SIZE, AnyOf, Condition
 from memstore.queries.parser import parse
 from tests.contract.helpers import OpenMemory
 
@@ -51,7 +51,7 @@ def test_a_text_is_taken_wherever_a_condition_is(filled: memstore.EpisodicMemory
     assert filled.query().filter(text).ids().tolist() == ids
     assert filled.query().filter("level >= 5", col.domain == "a").ids().tolist() == ids
     assert sorted(filled.sample(100, where=text).ids.tolist()) == ids
-    assert set(filled.sample(3, where=text, timeout=1).ids.tolist()) <= set(ids)
+    assert set(filled.sample(3, where=text, wait=1).ids.tolist()) <= set(ids)
     held = filled.lease(100, where=text)
     assert sorted(held.ids.tolist()) == ids
     filled.release(held)

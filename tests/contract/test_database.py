@@ -203,4 +203,4 @@ def test_a_read_whose_connection_breaks_is_repeated(database: Database) -> None:
         return mine
 
     assert database.in_read(work) == attempts[1] != attempts[0]
-    assert database.losses == 1
+    assert database.connections.broken == 1

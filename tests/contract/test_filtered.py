@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +29,8 @@ from memstore import (
     col,
 )
 from memstore.draws.knowledge import KEPT
-from memstore.draws.population import FORGOTTEN_SHARE, Demand
+from memstore.draws.population import FORGOTTEN_SHARE
+from memstore.testing import Counts, counting
 from tests.contract.helpers import Child, OpenMemory, in_child, row, rows
 
 EVERYTHING = 10**6
@@ -94,37 +95,18 @@ def some(memory: EpisodicMemory) -> list[Any]:
 
 def agrees(warm: EpisodicMemory, cold: EpisodicMemory) -> None:
     """Draw from what was followed and from what is read now: alike, and what a query finds."""
-    cold._populations.clear()
+    cold._sampler._populations.clear()
     assert passing(warm) == passing(cold) == asked(cold)
     cold.rng.bit_generator.state = warm.rng.bit_generator.state
-    cold._populations.clear()
+    cold._sampler._populations.clear()
     assert some(warm) == some(cold)
 
 
-class Reads:
-    """How often what passes was read by a query over all episodes, and from the log."""
-
-    def __init__(self) -> None:
-        self.anew = self.followed = 0
-
-
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    """Counts, and changes nothing."""
-    counted = Reads()
-    read, followed = Demand.read, Demand.followed
-
-    def reading(demand: Demand, *arguments: Any) -> Any:
-        counted.anew += 1
-        return read(demand, *arguments)
-
-    def following(demand: Demand, *arguments: Any) -> Any:
-        counted.followed += 1
-        return followed(demand, *arguments)
-
-    monkeypatch.setattr(Demand, "read", reading)
-    monkeypatch.setattr(Demand, "followed", following)
-    return counted
+def reads() -> Iterator[Counts]:
+    """Counts how often the episodes that pass were read by a query over all (``scans``), and from the log."""
+    with counting() as counts:
+        yield counts
 
 
 # What is known follows the log.
@@ -172,10 +154,10 @@ def step(memory: EpisodicMemory, rng: np.random.Generator, kind: str) -> None:
 
 
 KINDS = ("add", "update", "delete", "consolidate", "transaction", "rollback", "savepoint")
-HISTORIES: dict[str, tuple[History | str, ...]] = {
-    "all": ("on",),
-    "none": ("off",),
-    "switched": ("off", "on", History(0.5), "on", History(max_events=4)),
+HISTORIES: dict[str, tuple[History | None, ...]] = {
+    "all": (History(),),
+    "none": (None,),
+    "switched": (None, History(), History(0.5), History(), History(max_events=4)),
 }
 
 
@@ -186,11 +168,11 @@ def test_random_histories(open_memory: OpenMemory, history: str) -> None:
     policies = HISTORIES[history]
     memory = open_memory(capacity=90, eviction="lowest_loss", max_replays=6, strategy="prioritized_loss")
     other = open_memory()
-    memory.configure(history=policies[0])  # type: ignore[arg-type]
+    memory.configure(history=policies[0])
     add(memory, rng, 80)
     for number in range(10):
         if len(policies) > 1:
-            other.configure(history=policies[number % len(policies)])  # type: ignore[arg-type]
+            other.configure(history=policies[number % len(policies)])
         writer = (memory, other)[int(rng.integers(2))]
         step(writer, rng, str(rng.choice(KINDS)))
         agrees(memory, other)
@@ -206,18 +188,18 @@ def elsewhere(url: str, seed: int) -> None:
             step(memory, rng, kind)
 
 
-def test_another_process_writes(open_memory: OpenMemory, url: str, reads: Reads) -> None:
+def test_another_process_writes(open_memory: OpenMemory, url: str, reads: Counts) -> None:
     rng = np.random.default_rng(5)
     memory = open_memory(capacity=1000)
     add(memory, rng, 800)
     passing(memory)
     in_child(elsewhere, url, 6)
-    before = reads.anew
-    assert passing(memory) == asked(memory) and reads.anew == before
+    before = reads.scans
+    assert passing(memory) == asked(memory) and reads.scans == before
     agrees(memory, open_memory())
 
 
-def test_what_is_followed_and_what_is_read_anew(open_memory: OpenMemory, reads: Reads) -> None:
+def test_what_is_followed_and_what_is_read_anew(open_memory: OpenMemory, reads: Counts) -> None:
     """Followed as long as the log tells all that happened, and not too much did."""
     rng = np.random.default_rng(7)
     memory, other = open_memory(capacity=400), open_memory()
@@ -241,30 +223,31 @@ def test_what_is_followed_and_what_is_read_anew(open_memory: OpenMemory, reads: 
         ("resized", lambda: memory.configure(capacity=350), 0),
         ("resized again", lambda: other.configure(capacity=400), 0),
         ("leased", lambda: other.lease(5, where=WHERE), 0),
-        ("off", lambda: other.configure(history="off"), 0),
+        ("off", lambda: other.configure(history=None), 0),
         ("off, only newcomers", lambda: add(memory, rng, 3), 0),
         ("off, deleted", lambda: memory.delete(mine(2)), 1),
         ("off, updated", lambda: other.update(mine(2), loss=0.25), 1),
-        ("on", lambda: other.configure(history="on"), 0),
+        ("on", lambda: other.configure(history=History()), 0),
         ("on, updated", lambda: memory.update(mine(2), loss=0.75), 0),
         ("more than one in four", lambda: add(memory, rng, 120), 1),
         ("nothing new again", lambda: None, 0),
         ("half", lambda: other.configure(history=History(0.5)), 0),
         ("half, updated", lambda: memory.update(mine(20), loss=0.5), 1),
-        ("whole", lambda: other.configure(history="on"), 0),
+        ("whole", lambda: other.configure(history=History()), 0),
         ("recorded, then forgotten", recorded_and_forgotten, 1),
         ("short, updated", lambda: memory.update(mine(5), loss=0.8), 0),
     ]
     for what, change, anew in changes:
         change()
-        before, followed = reads.anew, reads.followed
-        assert passing(memory) == asked(other), what
-        assert (reads.anew - before, reads.followed - followed) == (anew, int(what != "nothing known yet")), what
+        with counting() as counts:
+            assert passing(memory) == asked(other), what
+        assert counts.scans == anew and counts.scans + counts.followed <= 1, what
+    before = reads.scans
     passing(open_memory())
-    assert reads.anew == before + 1, "another handle knows nothing of this one's"
+    assert reads.scans == before + 1, "another handle knows nothing of this one's"
 
 
-def test_what_a_transaction_wrote_is_not_kept(open_memory: OpenMemory, reads: Reads) -> None:
+def test_what_a_transaction_wrote_is_not_kept(open_memory: OpenMemory, reads: Counts) -> None:
     memory = open_memory()
     add(memory, np.random.default_rng(8), 200)
     before = passing(memory)
@@ -280,28 +263,28 @@ def test_what_a_transaction_wrote_is_not_kept(open_memory: OpenMemory, reads: Re
             raise _RollbackError
         assert passing(memory) == inside
         raise _RollbackError
-    assert passing(memory) == before and reads.anew == 1
+    assert passing(memory) == before and reads.scans == 1
     # The same number of events and newcomers as were undone, and others.
     memory.update(sorted(before)[5:8], loss=9.0)
     memory.delete(sorted(before)[:2])
     memory.add(row(0), level=0, loss=1.0)
     assert passing(memory) == asked(memory) and len(passing(memory)) == len(before) - 2
-    assert reads.anew == 1
+    assert reads.scans == 1
 
 
-def test_what_was_used_last_is_kept(open_memory: OpenMemory, reads: Reads) -> None:
+def test_what_was_used_last_is_kept(open_memory: OpenMemory, reads: Counts) -> None:
     memory = open_memory()
     add(memory, np.random.default_rng(9), 200)
     conditions = [(col.level == 1) & (col.timestamp > i) for i in range(KEPT + 1)]
     for condition in (*conditions[:KEPT], *conditions[:KEPT]):
         passing(memory, condition)
-    assert reads.anew == KEPT
+    assert reads.scans == KEPT
     passing(memory, conditions[KEPT])  # the first one goes
     for condition in conditions[1:]:
         passing(memory, condition)
-    assert reads.anew == KEPT + 1
+    assert reads.scans == KEPT + 1
     passing(memory, conditions[0])
-    assert reads.anew == KEPT + 2
+    assert reads.scans == KEPT + 2
 
 
 def test_conditions_that_read_alike_are_told_apart(open_memory: OpenMemory) -> None:
@@ -326,7 +309,7 @@ def test_labels_of_groups_that_are_gone_are_forgotten(open_memory: OpenMemory) -
         memory.extend(rows(8), extra=[{"prompt": (start + i) // 2} for i in range(8)])
         batch = memory.sample_groups(40, 2, by=PROMPT)
         assert len(batch) == len(memory)
-    (kept,) = memory._populations._kept.values()
+    (kept,) = memory._sampler._populations._kept.values()
     assert len(kept.labels) <= FORGOTTEN_SHARE * 40 + 4
 
 
@@ -355,7 +338,7 @@ def test_same_seed_same_draws(open_memory: OpenMemory, path: str) -> None:
     copies: list[EpisodicMemory] = []
 
     def forget(memory: EpisodicMemory, _: int) -> EpisodicMemory:
-        memory._populations.clear()
+        memory._sampler._populations.clear()
         return memory
 
     def pickled(memory: EpisodicMemory, number: int) -> EpisodicMemory:
@@ -423,18 +406,18 @@ def _in_fork(memory: EpisodicMemory) -> tuple[bool, int]:
     same = passing(memory) == asked(memory)
     memory.update(sorted(asked(memory))[:4], loss=7.0)
     memory.delete(sorted(asked(memory))[4:6])
-    return same and passing(memory) == asked(memory), len(memory._populations._kept)
+    return same and passing(memory) == asked(memory), len(memory._sampler._populations._kept)
 
 
-def test_a_forked_child_begins_anew(open_memory: OpenMemory, reads: Reads) -> None:
+def test_a_forked_child_begins_anew(open_memory: OpenMemory, reads: Counts) -> None:
     memory = open_memory()
     add(memory, np.random.default_rng(12), 200)
     passing(memory)
     some(memory)
     assert Child(_in_fork, memory, method="fork").result() == (True, 1)
-    before = reads.anew
+    before = reads.scans
     assert passing(memory) == asked(memory)
-    assert reads.anew == before
+    assert reads.scans == before
     assert {loss for _, loss in passing(memory).values()} >= {"7.0"}
 
 
@@ -447,9 +430,9 @@ def test_waiting_counts_those_that_pass(open_memory: OpenMemory) -> None:
     memory.add(row(20), level=1)
     begun = time.monotonic()
     with pytest.raises(WaitTimeout):
-        memory.sample(3, where=WHERE, timeout=0.1)
+        memory.sample(3, where=WHERE, wait=0.1)
     assert time.monotonic() - begun > 0.1
-    assert len(memory.sample(1, where=WHERE, timeout=0.1)) == 1
+    assert len(memory.sample(1, where=WHERE, wait=0.1)) == 1
 
     def act() -> None:
         time.sleep(0.1)
@@ -458,11 +441,11 @@ def test_waiting_counts_those_that_pass(open_memory: OpenMemory) -> None:
 
     thread = threading.Thread(target=act)
     thread.start()
-    batch = memory.sample(3, where=WHERE, timeout=30)
+    batch = memory.sample(3, where=WHERE, wait=30)
     thread.join()
     assert sorted(batch.ids.tolist()) == sorted(asked(memory)) and len(batch) == 3
     with pytest.raises(InvalidValue, match="capacity"):
-        memory.sample(10**7, where=WHERE, timeout=1)
+        memory.sample(10**7, where=WHERE, wait=1)
 
 
 def test_leases_of_those_that_pass(open_memory: OpenMemory) -> None:
@@ -497,7 +480,7 @@ def test_what_is_no_condition_on_episodes_is_refused(path: str, where: Any) -> N
             with pytest.raises(InvalidValue):
                 memory.sample(2, where=where)
             with pytest.raises(InvalidValue):
-                memory.sample(2, where=where, timeout=0.1)
+                memory.sample(2, where=where, wait=0.1)
             with pytest.raises(InvalidValue):
                 memory.sample_groups(2, 2, where=where)
             with pytest.raises(InvalidValue):
@@ -606,4 +589,4 @@ def test_a_draw_that_found_nothing_is_not_counted(open_memory: OpenMemory) -> No
         with pytest.raises(memstore.MemoryEmpty, match="level = 9"):
             memory.sample(4, where=col.level == 9)
     assert memory.stats().limiter is not None and memory.stats().limiter["drawn"] == 0  # type: ignore[index]
-    assert len(memory.sample(4, timeout=5)) == 4
+    assert len(memory.sample(4, wait=5)) == 4

@@ -124,9 +124,9 @@ def _lived(handles: list[memstore.EpisodicMemory], dice: random.Random) -> list[
                 told.append((first, domain[first], "evicted", None, loss.pop(first), None, who))
         elif action < 0.9:
             ids = dice.choices(list(loss), k=dice.randint(1, 8))
-            losses = [round(dice.random(), 2) for _ in ids]
-            memory.update([*ids, 10**6], loss=[*losses, 1.0], step=step)
-            for i, after in zip(ids, losses, strict=True):
+            measured = [round(dice.random(), 2) for _ in ids]
+            memory.update([*ids, 10**6], loss=[*measured, 1.0], step=step)
+            for i, after in zip(ids, measured, strict=True):
                 told.append((i, domain[i], "replayed", step, loss[i], after, who))
                 loss[i] = after
         else:
@@ -249,12 +249,12 @@ def test_a_chain_outlives_changes_of_the_policy(open_memory: OpenMemory, sql: Sq
     memory = open_memory()
     memory.extend(rows(6), loss=1.0)
     memory.update([1, 2, 3, 3, 4], loss=2.0)
-    memory.configure(history="off")
+    memory.configure(history=None)
     memory.update([1, 5], loss=3.0)
     memory.delete([2, 3, 6])
     memory.configure(history=History(record=1e-9))
     memory.delete([4])
-    memory.configure(history="on")
+    memory.configure(history=History())
     memory.update([1, 5], loss=4.0)
     memory.delete([5])
     events = memory.history()
@@ -274,12 +274,12 @@ def test_a_chain_outlives_changes_of_the_policy(open_memory: OpenMemory, sql: Sq
 
 
 def test_off_records_nothing(open_memory: OpenMemory, sql: Sql) -> None:
-    memory = open_memory(capacity=10, eviction="fifo", history="off")
+    memory = open_memory(capacity=10, eviction="fifo", history=None)
     memory.extend(rows(15))
     memory.update([11, 12], loss=[1.0, 2.0])
     assert memory.history() == [] and memory.loss_trend() == [] and memory.stats().total_events == 2
     assert [sql(f"SELECT count(*) FROM {t}") for t in ("replay_event", "event_group", "replay_tally")] == [[(0,)]] * 3
-    memory.configure(history="on")
+    memory.configure(history=History())
     memory.update([11], loss=0.5)
     assert facts(memory.history(), "event", "loss_before") == [(1, 1.0)] and memory.check().ok
 
@@ -353,9 +353,9 @@ def test_the_policy_is_stored_with_the_buffer(open_memory: OpenMemory) -> None:
     open_memory().close()
     open_memory(history=History(max_events=500)).close()
     with pytest.raises(ConfigError, match=r"configure\(history"):
-        open_memory(history="on")
+        open_memory(history=History())
     open_memory(buffer="plain").close()
-    open_memory(buffer="plain", history="on").close()
+    open_memory(buffer="plain", history=History()).close()
 
 
 @pytest.mark.parametrize(
@@ -376,12 +376,12 @@ def test_a_policy_without_sense_is_refused(wrong: Any) -> None:
 
 
 def test_no_policy_at_all_is_refused(open_memory: OpenMemory) -> None:
-    for wrong in ("yes", True, 0.5, np.array(["on", "off"])):
+    for wrong in ("yes", "on", "off", True, 0.5, np.array(["on", "off"])):
         with pytest.raises(ConfigError, match="history must be"):
             open_memory(history=wrong)
     memory = open_memory(buffer="b")
     with pytest.raises(ConfigError, match="history must be"):
-        memory.configure(history="sometimes")  # type: ignore[arg-type]
+        memory.configure(history="off")  # type: ignore[arg-type]
 
 
 # What it all comes to

@@ -257,7 +257,7 @@ def test_ids_of_every_integer_type(open_memory: OpenMemory, kind: Callable[[int]
     assert memory.metadata(kind(2))[0].episode_id == 2
     assert memory.update(kind(2), loss=np.float32(0.5)).updated.tolist() == [2]
     assert memory.update([kind(2), kind(3)], loss=[np.float16(0.5), 1]).updated.tolist() == [2, 3]
-    assert memory.get(kind(2)).metadata.replay_count == 2
+    assert memory.get(kind(2)).replay_count == 2
     assert memory.delete(kind(2)) == 1 and live_ids(memory) == [1, 3]
 
 
@@ -293,14 +293,16 @@ def test_timestamps(open_memory: OpenMemory) -> None:
     """Seconds or aware datetimes, in any time zone, before 1970 too; now by default."""
     memory = open_memory()
     zone = datetime.timezone(datetime.timedelta(hours=5, minutes=30))
-    times = [datetime.datetime(2024, 1, 1, 5, 30, tzinfo=zone), datetime.datetime(1960, 1, 1, tzinfo=datetime.UTC), -7]
+    early = datetime.datetime(1960, 1, 1, tzinfo=datetime.UTC)
+    times: list[Any] = [datetime.datetime(2024, 1, 1, 5, 30, tzinfo=zone), early, -7]
     ids = memory.extend(rows(3), timestamp=times)
     assert [e.timestamp for e in memory.get_many(ids)] == [1704067200.0, -315619200.0, -7.0]
     found = memory.recall_temporal(datetime.datetime(1950, 1, 1, tzinfo=datetime.UTC), 0)
     assert [e.id for e in found] == [ids[1], ids[2]]
     before = datetime.datetime.now(datetime.UTC).timestamp()
     assert before <= memory.get(memory.add(row(0))).timestamp <= before + 60
-    for start, end in ((math.nan, 1), (0, math.inf), ("a", 1), (datetime.datetime(2024, 1, 1), 2)):
+    wrong: list[Any] = [(math.nan, 1), (0, math.inf), ("a", 1), (datetime.datetime(2024, 1, 1), 2)]
+    for start, end in wrong:
         with pytest.raises(InvalidValue):
             memory.recall_temporal(start, end)
     assert memory.recall_temporal(10, 5) == []

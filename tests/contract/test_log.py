@@ -171,6 +171,6 @@ def test_an_old_snapshot_on_a_server_is_named(
 
 
 def test_a_process_in_words() -> None:
-    assert "of this process" in locks.process(os.getpid())
-    assert locks.process(None) == "a process"
-    assert locks.process(2**22 + 1) == f"process {2**22 + 1}"
+    assert "of this process" in locks.describe_process(os.getpid())
+    assert locks.describe_process(None) == "a process"
+    assert locks.describe_process(2**22 + 1) == f"process {2**22 + 1}"

@@ -55,7 +55,7 @@ HUGE: list[Any] = [
 def calls(memory: Any, value: Any) -> Iterator[Callable[[], Any]]:
     """Every public call with the value in every place."""
     known = memory.sample(1).ids
-    for keyword in ("domain", "loss", "timestamp", "level", "tags", "key", "extra", "timeout"):
+    for keyword in ("domain", "loss", "timestamp", "level", "tags", "key", "extra", "wait"):
         yield partial(memory.add, row(1), **{keyword: value})
         yield partial(memory.extend, rows(2), **{keyword: value})
     for call in (memory.add, memory.extend):
@@ -73,9 +73,9 @@ def calls(memory: Any, value: Any) -> Iterator[Callable[[], Any]]:
     yield lambda: memory.consolidate(RetentionPolicy(max_age=value))
     yield lambda: memory.consolidate(RetentionPolicy(), now=value)
     yield lambda: memory.sample(value)
-    for keyword in ("beta", "timeout", "where", "strategy", "alpha", "normalize"):
+    for keyword in ("beta", "wait", "where", "strategy", "alpha", "normalize"):
         yield partial(memory.sample, 1, **{keyword: value})
-    yield lambda: memory.lease(1, timeout=value)
+    yield lambda: memory.lease(1, duration=value)
     yield lambda: memory.recall_temporal(value, 1)
     yield lambda: memory.recall_by_tags(value)
     yield lambda: memory.recall_by_tags(["a"], match=value)

@@ -58,7 +58,7 @@ def test_the_address_is_made_absolute_once(tmp_path: Path, monkeypatch: pytest.M
                 child.start()
             child.join(60)
             assert child.exitcode == 0
-        memory.wait(min_size=8, timeout=10)
+        memory.wait(min_size=8, wait=10)
         assert len(memory) == 8 and memory.stats().bytes_on_disk["database"] > 0
         assert str(tmp_path / "run.db") in memory.url
         memstore.backup(tmp_path / "run.db", "copy.db")
@@ -194,9 +194,9 @@ def test_closing_saves_what_a_lost_log_held(memory: EpisodicMemory, path: str, f
 
 @pytest.mark.skipif(os.name == "nt", reason="what is open cannot be deleted there")
 def test_a_new_connection_of_another_file_is_refused(memory: EpisodicMemory, path: str) -> None:
-    """As one is opened for a second thread, or after the pool gave the old ones up."""
+    """As one is opened for a second thread, or after the old ones were closed."""
     replaced_by_a_restored_copy(path)
-    memory._session.database.engine.dispose()
+    memory._session.database.connections.clear()
     for _attempt in range(2):
         with pytest.raises(StoreUnavailable, match="replaced"):
             len(memory)

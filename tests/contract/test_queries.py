@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from sqlalchemy import event
 
 import memstore
 from memstore import InvalidValue, col, count, maximum, mean, minimum, total
-from memstore.queries import EPISODE_COLUMNS, HISTORY_COLUMNS, NAMES, AllOf, Column, Condition, ExtraColumn
+from memstore.queries.columns import EPISODE_COLUMNS, HISTORY_COLUMNS, NAMES, AllOf, Column, Condition, ExtraColumn
 from tests.contract.asking import HOSTILE, KEYS, TEXTS, Known, conditions, fill, holds, value_of
 from tests.contract.helpers import OpenMemory
 
@@ -193,11 +195,13 @@ def test_groups_sort_by_what_is_known_of_them(past: tuple[memstore.EpisodicMemor
 
 def test_rows_are_whole(past: tuple[memstore.EpisodicMemory, list[Known]]) -> None:
     memory, rows = past
-    names = list(memstore.EpisodeSummary.__slots__)
+    names = [*(field.name for field in dataclasses.fields(memstore.Episode) if field.name != "payload"), "rise"]
     found = memory.query().all()
     assert [{name: getattr(row, name) for name in names} for row in found] == [
         {name: row[name] for name in names} for row in rows
     ]
+    assert all(row.payload is None for row in found)
+    assert [replace(row, payload=None) for row in memory.get_many([row.id for row in found])] == found
     assert memory.query().limit(9).order_by(col.domain).all() == sorted(found, key=lambda row: row.domain.encode())[:9]
     chosen = memory.query().select(col.id, place=col.extra["p"], more=col.extra["p"].number).all()
     assert [(row.id, row.place) for row in chosen] == [(row["id"], value_of(col.extra["p"], row)) for row in rows]
@@ -250,7 +254,7 @@ def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicM
     memory.add({"x": 1.0})
     utc = datetime.UTC
     wrong: list[tuple[Any, str]] = [
-        (lambda: col.loss == "x", "loss is a number"),
+        (lambda: col.loss == "x", "loss needs a number"),
         (lambda: col.loss > math.nan, "finite"),
         (lambda: col.loss < math.inf, "finite"),
         (lambda: col.level == True, "number"),  # noqa: E712
@@ -259,7 +263,7 @@ def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicM
         (lambda: col.domain == "a\0", "NUL"),
         (lambda: col.domain == "\ud800", "surrogate"),
         (lambda: col.timestamp > datetime.datetime(2026, 1, 1), "time zone"),
-        (lambda: col.domain.in_("math"), "several"),
+        (lambda: col.domain.in_("math"), "list of values"),
         (lambda: 1 < col.loss < 2, "truth value"),
         (lambda: (col.loss > 1) and (col.loss < 2), "truth value"),
         (lambda: not col.loss, "truth value"),
@@ -285,6 +289,7 @@ def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicM
         (lambda: memory.query().select(), "at least one"),
         (lambda: memory.query().select("loss"), "column"),  # type: ignore[arg-type]
         (lambda: memory.query().select(col.loss, col.loss).all(), "same name"),
+        (lambda: memory.query().group_by(col.domain, domain=col.level).all(), "same name"),
         (lambda: memory.query().select(**{"a b": col.loss}).all(), "cannot name"),
         (lambda: memory.query().select(**{"class": col.loss}).all(), "cannot name"),
         (lambda: memory.history(steps=(3, 1)), "first <= last"),

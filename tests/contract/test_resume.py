@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from memstore import (
     PrioritizedRecency,
     Uniform,
 )
+from memstore.buffer.settings import read_settings
 from tests.contract.helpers import FRESH, OpenMemory, everything, live_ids, row, rows
 
 # Settings
@@ -160,6 +162,79 @@ def test_two_handles_see_a_change_of_settings(open_memory: OpenMemory) -> None:
     assert live_ids(two) == [8, 9, 10, 11]
     two.add(row(12), loss=0.6)
     assert live_ids(one) == [8, 9, 10, 12]
+
+
+def test_unchanged_leaves_a_setting_as_it_is(open_memory: OpenMemory) -> None:
+    """It is what stands for a setting that is left out, in ``open`` and in ``configure``."""
+    settings: dict[str, Any] = {
+        "capacity": 10,
+        "strategy": PrioritizedLoss(0.9),
+        "eviction": "fifo",
+        "max_replays": 3,
+        "limiter": memstore.SamplesPerInsert(4.0),
+        "history": memstore.History(max_events=100),
+    }
+    left_out = dict.fromkeys(settings, memstore.UNCHANGED)
+    memory = open_memory(**settings)
+    before = memory._session.read(lambda s: s.settings)
+    memory.configure(**left_out, alpha=memstore.UNCHANGED)
+    resumed = open_memory(**left_out, epsilon=memstore.UNCHANGED, signature=memstore.UNCHANGED)
+    assert resumed._session.read(lambda s: s.settings) == before
+    assert memory.strategy == resumed.strategy == PrioritizedLoss(0.9)
+    assert repr(memstore.UNCHANGED) == "UNCHANGED" and copy.deepcopy(memstore.UNCHANGED) is memstore.UNCHANGED
+
+
+def test_none_means_off(open_memory: OpenMemory) -> None:
+    """Where a setting can be off: at creation, in ``configure``, and compared on resuming."""
+    off: dict[str, Any] = {"max_replays": None, "limiter": None, "history": None}
+    on = {"max_replays": 1, "limiter": memstore.SamplesPerInsert(4.0), "history": memstore.History()}
+    memory = open_memory(**on)
+    for name in off:
+        with pytest.raises(ConfigError, match=rf"{name}=.*configure\({name}="):
+            open_memory(**{name: None})
+    memory.configure(**off)
+    open_memory(**off).close()
+    memory.extend(rows(2), loss=1.0)
+    memory.update([1, 1], loss=2.0)
+    assert len(memory) == 2 and memory.history() == []
+    assert (memory.stats().max_replays, memory.stats().limiter) == (None, None)
+    assert open_memory(buffer="off", **off).stats().limiter is None
+
+
+@pytest.mark.parametrize("name", ["capacity", "strategy", "alpha", "epsilon", "eviction", "signature"])
+def test_none_is_refused_where_nothing_can_be_off(open_memory: OpenMemory, name: str) -> None:
+    memory = open_memory()
+    with pytest.raises(ConfigError, match=name):
+        open_memory(**{name: None})
+    if name not in ("epsilon", "signature"):
+        nothing: dict[str, Any] = {name: None}
+        with pytest.raises(ConfigError, match=name):
+            memory.configure(**nothing)
+
+
+def test_settings_are_parsed_when_they_change(open_memory: OpenMemory) -> None:
+    read_settings.cache_clear()
+    memory, other = open_memory(history=memstore.History(max_events=100)), open_memory()
+    memory.extend(rows(5), loss=1.0)
+    len(other)
+    parsed = read_settings.cache_info().misses
+    for handle in (memory, other):
+        handle.update(handle.sample(3), loss=1.0)
+        handle.add(row(9))
+        handle.stats()
+    assert read_settings.cache_info().misses == parsed
+    memory.configure(capacity=100)
+    assert other.capacity == 100 and read_settings.cache_info().misses > parsed
+
+
+def test_an_eviction_policy_of_ones_own_is_refused(open_memory: OpenMemory) -> None:
+    """It would be stored by a name that nobody can read."""
+
+    class Mine(memstore.Fifo):
+        pass
+
+    with pytest.raises(ConfigError, match="unknown eviction policy a value of type Mine"):
+        open_memory(eviction=Mine())
 
 
 def test_a_reservoir_cannot_begin_halfway(open_memory: OpenMemory) -> None:
@@ -305,7 +380,7 @@ def trajectory(memory: EpisodicMemory) -> Any:
     """What must agree between two runs: every episode and its losses; wall clock times are left out."""
     ids = live_ids(memory)
     return [
-        (fact[:3] + fact[4:8], fact[8].loss, fact[8].replay_count) for fact in everything(memory, ids)
+        (fact[:3] + fact[4:8], fact[8][0], fact[8][2]) for fact in everything(memory, ids)
     ], memory.stats().total_events
 
 

@@ -18,8 +18,8 @@ from memstore import (
     Uniform,
     col,
 )
-from memstore.draws.told import Facts, is_told
-from memstore.queries import AllOf, AnyOf, Not
+from memstore.draws.conditions import Episodes, is_told
+from memstore.queries.columns import AllOf, AnyOf, Not
 from memstore.testing import counting
 from tests.contract.helpers import OpenMemory, rows
 
@@ -68,18 +68,18 @@ def test_which_strategies_scan(open_memory: OpenMemory) -> None:
     fill(memory)
     for name, strategy in STRATEGIES.items():
         for beta in (0.0, 0.4):
-            memory._populations.clear()
+            memory._sampler._populations.clear()
             needs = beta > 0 and name in MIXED - {"mixed"}
             assert scans(memory, strategy, beta=beta) == [int(needs), 0, 0], (name, beta)
             # Where most pass: the list of ids is read the second time.
-            memory._populations.clear()
+            memory._sampler._populations.clear()
             first = name == "balanced" or (beta > 0 and name in MIXED)
             found = scans(memory, strategy, beta=beta, where=col.level >= 1)
             assert found == ([1, 0, 0] if first else [0, 1, 0]), (name, beta)
-            memory._populations.clear()
+            memory._sampler._populations.clear()
             assert scans(memory, strategy, beta=beta, where=col.level == 3) == [1, 0, 0], (name, beta)
         for where in (None, col.level >= 1, col.level == 3, col.loss > 0.5, col.replay_count >= 1, col.age <= 60):
-            memory._populations.clear()
+            memory._sampler._populations.clear()
             options: dict[str, Any] = {"exact_probability": True, "beta": 0.4, "where": where}
             found = scans(memory, strategy, **options)
             assert max(found) <= 1 and found[1:] == [0, 0], (name, str(where), found)
@@ -89,12 +89,12 @@ def test_without_history_a_change_is_a_scan(open_memory: OpenMemory) -> None:
     """One, for all components; none as long as nothing changes."""
     memory = open_memory(strategy=PrioritizedLoss(STORED))
     fill(memory)
-    memory.configure(history="off")
+    memory.configure(history=None)
     for name in sorted(MIXED - {"mixed"}):
-        memory._populations.clear()
+        memory._sampler._populations.clear()
         assert scans(memory, STRATEGIES[name], beta=0.4) == [1, 1, 1]
         assert scans(memory, STRATEGIES[name], beta=0.4, changed=False) == [0, 0, 0]
-        memory._populations.clear()
+        memory._sampler._populations.clear()
         with memory.transaction():  # keeps nothing for the next draw
             assert scans(memory, STRATEGIES[name], beta=0.4, exact_probability=True) == [1, 1, 1]
 
@@ -151,15 +151,13 @@ def test_rows_tell_what_the_databases_would(open_memory: OpenMemory) -> None:
     names = sorted({episode.domain for episode in everything})
     for condition in conditions:
         assert is_told(condition)
-        facts = Facts(
+        episodes = Episodes(
             np.array([episode.id for episode in everything]),
             np.array([np.nan if episode.loss is None else episode.loss for episode in everything]),
             np.array([episode.replay_count for episode in everything]),
             np.array([names.index(episode.domain) + 1 for episode in everything]),
-            200,
-            names,
         )
-        told = facts.ids[facts.passing(condition)].tolist()
+        told = episodes.ids[episodes.passing(condition, 200, names)].tolist()
         assert told == sorted(episode.id for episode in memory.query().filter(condition).all()), str(condition)
 
 

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,11 +42,11 @@ class TestWait:
     def test_returns_at_once_what_is_there(self, open_memory: OpenMemory) -> None:
         memory = open_memory()
         memory.extend(rows(3))
-        assert memory.wait(min_size=3, timeout=0) == 3
+        assert memory.wait(min_size=3, wait=0) == 3
 
     def test_ends_when_another_handle_adds(self, open_memory: OpenMemory) -> None:
         memory, other = open_memory(), open_memory()
-        waiter = in_thread(lambda: memory.wait(min_size=5, timeout=60))
+        waiter = in_thread(lambda: memory.wait(min_size=5, wait=60))
         other.extend(rows(4))
         time.sleep(0.05)
         assert not waiter.done()
@@ -56,7 +58,7 @@ class TestWait:
     ) -> None:
         monkeypatch.setattr(waiting, "LONGEST_WAIT", 60.0)
         memory, other = open_memory(), open_memory()
-        waiter = in_thread(lambda: memory.wait(min_size=1, timeout=120))
+        waiter = in_thread(lambda: memory.wait(min_size=1, wait=120))
         while threading.active_count() < 2:
             time.sleep(0.01)
         time.sleep(0.3)  # it is watching now
@@ -67,7 +69,7 @@ class TestWait:
         memory = open_memory(capacity=10)
         memory.extend(rows(3))
         with pytest.raises(memstore.WaitTimeout, match=r"holds 3 episodes; waited 0\.05 s") as caught:
-            memory.wait(min_size=4, timeout=0.05)
+            memory.wait(min_size=4, wait=0.05)
         assert isinstance(caught.value, TimeoutError)
 
     def test_ends_at_close(self, open_memory: OpenMemory) -> None:
@@ -83,14 +85,32 @@ class TestWait:
         with pytest.raises(memstore.InvalidValue, match="11 episodes can never be there: the capacity is 10"):
             memory.wait(min_size=11)
         with pytest.raises(memstore.InvalidValue, match="can never be there"):
-            memory.sample(11, timeout=1)
+            memory.sample(11, wait=1)
 
-    @pytest.mark.parametrize("timeout", [-1, math.nan, "soon"])
-    def test_bad_timeouts_are_refused(self, open_memory: OpenMemory, timeout: Any) -> None:
+    @pytest.mark.parametrize("wait", [-1, math.nan, -math.inf, "soon", "inf", True, [1.0]])
+    def test_bad_waits_are_refused(self, open_memory: OpenMemory, wait: Any) -> None:
         memory = open_memory()
-        for call in (memory.wait, lambda timeout: memory.sample(1, timeout=timeout)):
-            with pytest.raises(memstore.ConfigError, match="timeout"):
-                call(timeout=timeout)
+        memory.extend(rows(3))
+        calls: list[Callable[..., object]] = [
+            memory.wait,
+            partial(memory.sample, 1),
+            partial(memory.lease, 1),
+            partial(memory.add, {"x": 1}),
+            partial(memory.extend, rows(2)),
+        ]
+        for call in calls:
+            with pytest.raises(memstore.ConfigError, match=r"wait must .*math\.inf"):
+                call(wait=wait)
+        for call in calls[:1] + calls[2:]:
+            with pytest.raises(memstore.ConfigError, match="wait must be a number, got None"):
+                call(wait=None)
+        assert len(memory) == 3
+
+    def test_waits_of_every_kind_of_number(self, open_memory: OpenMemory) -> None:
+        memory = open_memory()
+        memory.extend(rows(3))
+        for wait in (0, 0.0, np.float32(1), np.float32("inf"), math.inf, timedelta(seconds=1)):
+            assert memory.wait(min_size=3, wait=wait) == len(memory.sample(3, wait=wait)) == 3
 
     def test_not_inside_a_transaction(self, open_memory: OpenMemory) -> None:
         memory = open_memory()
@@ -103,13 +123,13 @@ class TestWait:
         monkeypatch.setattr(waiting, "REMINDER", 0.05)
         monkeypatch.setattr(waiting, "LONGEST_WAIT", 0.02)
         with caplog.at_level(logging.WARNING, "memstore"), pytest.raises(memstore.WaitTimeout):
-            open_memory().wait(min_size=1, timeout=0.3)
+            open_memory().wait(min_size=1, wait=0.3)
         assert "holds 0 episodes; waiting for" in caplog.text
 
     def test_sample_waits_for_all_it_was_asked(self, open_memory: OpenMemory) -> None:
         memory, other = open_memory(), open_memory()
         other.extend(rows(7))
-        waiter = in_thread(lambda: memory.sample(8, timeout=60))
+        waiter = in_thread(lambda: memory.sample(8, wait=60))
         time.sleep(0.05)
         assert not waiter.done()
         other.add({"x": 7})
@@ -127,7 +147,7 @@ class TestWait:
         memory.extend(rows(50))
         before = memory.rng.bit_generator.state
         with pytest.raises(memstore.WaitTimeout):
-            memory.sample(60, timeout=0.05)
+            memory.sample(60, wait=0.05)
         assert memory.rng.bit_generator.state == before
 
 
@@ -136,21 +156,21 @@ class TestLimiter:
         rule = memstore.SamplesPerInsert(ratio=2.0, min_size=10, error_buffer=20.0)
         memory = open_memory(limiter=rule)
         with pytest.raises(memstore.WaitTimeout, match="0 were added and 0 drawn"):
-            memory.sample(4, timeout=0.05)
+            memory.sample(4, wait=0.05)
         memory.extend(rows(10))
         # ahead = 20, draws wait from ahead <= 0 on
         for _ in range(5):
-            memory.sample(4, timeout=0)
+            memory.sample(4, wait=0)
         with pytest.raises(memstore.WaitTimeout, match="10 were added and 20 drawn"):
-            memory.sample(4, timeout=0.05)
+            memory.sample(4, wait=0.05)
         # ahead = 0, adds wait from ahead >= 40 on
         for start in range(10, 30):
-            memory.add({"x": start}, timeout=0)
+            memory.add({"x": start}, wait=0)
         with pytest.raises(memstore.WaitTimeout, match="30 were added and 20 drawn"):
-            memory.add({"x": 30}, timeout=0.05)
+            memory.add({"x": 30}, wait=0.05)
         assert len(memory) == 30
-        memory.sample(2, timeout=0)
-        memory.add({"x": 30}, timeout=0)
+        memory.sample(2, wait=0)
+        memory.add({"x": 30}, wait=0)
 
     def test_both_sides_never_wait_at_once(self, open_memory: OpenMemory) -> None:
         """Batches far larger than the error buffer: at every moment one of the two may go on."""
@@ -159,10 +179,10 @@ class TestLimiter:
         for _ in range(60):
             went_on = 0
             with contextlib.suppress(memstore.WaitTimeout):
-                memory.extend(rows(13), timeout=0)
+                memory.extend(rows(13), wait=0)
                 added, went_on = added + 13, went_on + 1
             with contextlib.suppress(memstore.WaitTimeout):
-                memory.sample(17, timeout=0)
+                memory.sample(17, wait=0)
                 drawn, went_on = drawn + 17, went_on + 1
             assert went_on
             assert abs(0.7 * (added - 1) - drawn) <= 17 + 0.01
@@ -174,7 +194,7 @@ class TestLimiter:
         waiter = in_thread(lambda: other.add({"x": 3}))
         time.sleep(0.05)
         assert not waiter.done()
-        memory.sample(3, timeout=0)
+        memory.sample(3, wait=0)
         assert waiter.result(timeout=SOON) == 4
 
     def test_it_is_stored_and_shared(self, open_memory: OpenMemory) -> None:
@@ -185,17 +205,17 @@ class TestLimiter:
         with pytest.raises(memstore.ConfigError, match="limiter"):
             open_memory(limiter=memstore.SamplesPerInsert(3.0, min_size=5))
         with pytest.raises(memstore.WaitTimeout):
-            open_memory().sample(1, timeout=0)
+            open_memory().sample(1, wait=0)
 
     def test_configure_sets_balances_and_lifts_it(self, open_memory: OpenMemory) -> None:
         memory, other = open_memory(), open_memory()
         memory.extend(rows(100))
         memory.configure(limiter=memstore.SamplesPerInsert(1.0, min_size=10, error_buffer=5.0))
         len(other)  # it learns of it with its next look
-        other.sample(5, timeout=0)
+        other.sample(5, wait=0)
         with pytest.raises(memstore.WaitTimeout):
-            other.sample(1, timeout=0)
-        memory.configure(limiter="none")
+            other.sample(1, wait=0)
+        memory.configure(limiter=None)
         len(other)
         assert len(other.sample(50)) == 50
         assert len(memory.extend(rows(50))) == 50
@@ -258,7 +278,7 @@ class TestLease:
         memory = open_memory()
         memory.extend(rows(4))
         batch = memory.lease(3)
-        assert memory.renew(batch, timeout=100) == 3
+        assert memory.renew(batch, duration=100) == 3
         assert memory.release(batch) == 3
         assert memory.release(batch) == 0
         assert memory.renew(batch) == 0
@@ -269,7 +289,7 @@ class TestLease:
     def test_the_dead_lose_theirs(self, open_memory: OpenMemory) -> None:
         memory, other = open_memory(), open_memory()
         memory.extend(rows(4))
-        dead = memory.lease(4, timeout=0.2)
+        dead = memory.lease(4, duration=0.2)
         batch = other.lease(4, wait=60)
         assert sorted(batch.ids) == sorted(dead.ids)
         assert memory.renew(dead) == 0
@@ -339,12 +359,15 @@ class TestLease:
         # 0.999 quantile of chi-square with 2 degrees of freedom
         assert ((counts - expected) ** 2 / expected).sum() < 13.82
 
-    @pytest.mark.parametrize("timeout", [0, -1, math.inf, math.nan])
-    def test_bad_times_are_refused(self, open_memory: OpenMemory, timeout: float) -> None:
+    @pytest.mark.parametrize("duration", [0, -1, math.inf, math.nan, None, "soon"])
+    def test_bad_durations_are_refused(self, open_memory: OpenMemory, duration: Any) -> None:
         memory = open_memory()
         memory.add({"x": 1})
-        with pytest.raises(memstore.ConfigError, match="timeout"):
-            memory.lease(1, timeout=timeout)
+        with pytest.raises(memstore.ConfigError, match="duration"):
+            memory.lease(1, duration=duration)
+        held = memory.lease(1)
+        with pytest.raises(memstore.ConfigError, match="duration"):
+            memory.renew(held, duration=duration)
 
 
 class TestConsumer:
@@ -385,7 +408,7 @@ class TestNotices:
             other.add({"x": 1})
             begun = time.monotonic()
             with pytest.raises(memstore.WaitTimeout):
-                memory.wait(min_size=1, timeout=0.3)
+                memory.wait(min_size=1, wait=0.3)
             assert time.monotonic() - begun < SOON
             waiter = in_thread(lambda: memory.wait(min_size=1))
             time.sleep(0.1)

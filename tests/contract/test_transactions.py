@@ -296,7 +296,7 @@ def test_a_full_disk_changes_nothing(heavy: EpisodicMemory, sql: Sql, room: Room
     assert dump(sql) == before
     assert len(heavy) == 3 and len(heavy.sample(3)) == 3
     # On PostgreSQL a trigger of the test's own makes the disk full: the check tells it, and nothing else.
-    assert set(heavy.check().problems) <= {"trigger 'take_room' on 'payload' is none of memstore's"}
+    assert set(heavy.check().problems) <= {"the trigger 'take_room' on 'payload' is not memstore's"}
     assert heavy.update([1, 2], loss=0.5).updated.tolist() == [1, 2]
     assert heavy.delete([1]) == 1
     room(None)

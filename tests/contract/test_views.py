@@ -55,7 +55,7 @@ class Buffer:
             lowest = min(self.measured[e.id], default=None)
             rise = None if lowest is None or e.loss is None else e.loss - lowest
             facts = e.id, self.name, e.domain, e.timestamp, e.level, e.key, e.extra
-            replayed = e.metadata.replay_count, e.metadata.last_replayed_at
+            replayed = e.replay_count, e.last_replayed_at
             rows.append((*facts, e.loss, lowest, rise, *replayed, sizes[e.id]))
         return rows
 

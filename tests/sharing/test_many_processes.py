@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import memstore
@@ -34,8 +35,11 @@ def sabotaged(how: str | None) -> Iterator[None]:
             fold = history.fold
 
             # One write in three: that none of 24 updates in 60 writes is hit has a chance of about 1 in 30,000.
-            def forgetful(s: Any, rows: Any, folded: history.Folded, at: float) -> None:
-                fold(s, rows, replace(folded, replays=folded.replays * (s.state.counters.revision % 3 != 0)), at)
+            def forgetful(s: Any, rows: Any, place: Any, *rest: Any) -> None:
+                if s.state.counters.revision % 3 == 0:
+                    rows = replace(rows, replay_count=rows.replay_count - np.bincount(place, minlength=len(rows)))
+                    s.state.counters.live_replays -= len(place)
+                fold(s, rows, place, *rest)
 
             patch.setattr(history, "fold", forgetful)
         elif how == "lost updates":

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 import memstore
-from memstore import DomainBalanced, EpisodicMemory, Mixed, PrioritizedLoss, PrioritizedRecency, StoreCorrupt, Uniform
+from memstore import (
+    DomainBalanced,
+    EpisodicMemory,
+    Mixed,
+    PrioritizedLoss,
+    PrioritizedRecency,
+    StoreCorrupt,
+    Strategy,
+    Uniform,
+)
+from tests.contract.helpers import OpenMemory
 from tests.statistics.models import Model, act, payload
 
 STRATEGIES = (Uniform(), PrioritizedLoss(0.6), PrioritizedLoss(2.0), PrioritizedRecency(1.0), DomainBalanced(), Mixed())
@@ -119,3 +129,57 @@ def test_what_other_processes_see_does_not_depend_on_the_copy_of_the_strata(fill
         with memstore.open(path, seed=6) as fresh:
             fresh.rng.bit_generator.state = state
             assert draws(fresh) == draws(refreshed)
+
+
+PINNED: dict[tuple[Strategy, bool, str], list[int]] = {
+    (Uniform(), False, ""): [198, 24, 87, 168],
+    (Uniform(), False, "domain = 'b'"): [284, 113, 233, 32],
+    (Uniform(), True, "level = 3"): [234, 264, 274, 284],
+    (Uniform(), False, "level >= 2"): [175, 59, 296, 37],
+    (Uniform(), False, "loss > 2"): [29, 65, 270, 133],
+    (PrioritizedLoss(0.6), True, ""): [98, 208, 16, 297],
+    (PrioritizedLoss(0.6), False, "domain = 'b'"): [17, 176, 95, 170],
+    (PrioritizedLoss(0.6), False, "level = 3"): [164, 64, 234, 254],
+    (PrioritizedLoss(0.6), True, "level >= 2"): [19, 296, 236, 220],
+    (PrioritizedLoss(0.6), False, "loss > 2"): [133, 81, 170, 117],
+    (PrioritizedLoss(1.5), False, ""): [178, 185, 145, 140],
+    (PrioritizedLoss(1.5), True, "domain = 'b'"): [65, 287, 200, 131],
+    (PrioritizedLoss(1.5), False, "level = 3"): [214, 154, 74, 134],
+    (PrioritizedLoss(1.5), False, "level >= 2"): [267, 247, 64, 248],
+    (PrioritizedLoss(1.5), True, "loss > 2"): [16, 250, 285, 134],
+    (PrioritizedRecency(0.8), False, ""): [298, 288, 292, 215],
+    (PrioritizedRecency(0.8), False, "domain = 'b'"): [296, 269, 248, 281],
+    (PrioritizedRecency(0.8), True, "level = 3"): [274, 264, 294, 274],
+    (PrioritizedRecency(0.8), False, "level >= 2"): [254, 277, 280, 297],
+    (PrioritizedRecency(0.8), False, "loss > 2"): [254, 285, 85, 287],
+    (DomainBalanced(), True, ""): [270, 194, 7, 257],
+    (DomainBalanced(), False, "domain = 'b'"): [200, 164, 38, 194],
+    (DomainBalanced(), False, "level = 3"): [284, 94, 134, 54],
+    (DomainBalanced(), True, "level >= 2"): [60, 96, 208, 197],
+    (DomainBalanced(), False, "loss > 2"): [283, 50, 133, 84],
+    (Mixed(), False, ""): [247, 150, 213, 240],
+    (Mixed(), True, "domain = 'b'"): [65, 206, 140, 233],
+    (Mixed(), False, "level = 3"): [84, 164, 74, 54],
+    (Mixed(), False, "level >= 2"): [65, 238, 254, 154],
+    (Mixed(), True, "loss > 2"): [61, 282, 17, 32],
+}
+"""What seed 7 drew when this test was written, one batch after the other."""
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["nothing known", "conditions known"])
+def test_draws_stay_bit_for_bit(open_memory: OpenMemory, known: bool) -> None:
+    """Another way to answer a draw must not change what is drawn."""
+    memory = open_memory(seed=7, strategy=PrioritizedLoss(0.6), epsilon=0.1)
+    loss = [None if i % 9 == 0 else i % 17 / 4 for i in range(300)]
+    memory.extend(payload(300), loss=loss, domain=["a", "b", "c"] * 100, level=[i % 10 for i in range(300)])
+    memory.update(memory.sample(40), loss=0.4)
+    memory.delete(list(range(20, 300, 7)))
+    if known:
+        before = memory.rng.bit_generator.state
+        for _ in range(2):
+            for _, _, where in PINNED:
+                memory.sample(1, where=where or None)
+        memory.rng.bit_generator.state = before
+    for (strategy, replacement, where), ids in PINNED.items():
+        drawn = memory.sample(4, strategy=strategy, replacement=replacement, where=where or None)
+        assert drawn.ids.tolist() == ids, (strategy, replacement, where)

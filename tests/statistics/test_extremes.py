@@ -152,3 +152,12 @@ def test_alpha_so_large_that_only_the_largest_is_drawn(path: str) -> None:
         assert batch.ids.tolist() == list(range(50, 30, -1))
         assert memory.sample(3, strategy=PrioritizedRecency(50.0)).ids.tolist() == [50, 49, 48]
         assert memory.check().problems == ()
+
+
+def test_a_mixture_whose_smallest_probability_is_below_every_float(path: str) -> None:
+    """(1e-9) ** 50 is no float; weights are over the smallest one then."""
+    with memstore.open(path, epsilon=1e-9, seed=8) as memory:
+        memory.extend(payload(100), loss=[0.0] * 50 + [1.0] * 50)
+        for part in (PrioritizedRecency(50.0), PrioritizedLoss(40.0)):
+            batch = memory.sample(10, strategy=Mixed({PrioritizedLoss(50.0): 0.5, part: 0.5}), beta=0.4)
+            assert ((batch.weight > 0) & (batch.weight <= 1)).all()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,11 @@ from memstore import (
     Uniform,
     col,
 )
-from memstore.buffer.snapshot import Rows
+from memstore.buffer.snapshot import Located
 from memstore.draws import rejection as draws
-from memstore.draws.filtered import Drawable
+from memstore.draws.pool import Request
+from memstore.draws.pools import Filtered
+from memstore.testing import Counts, counting
 from tests.contract.helpers import OpenMemory
 from tests.statistics.laws import (
     Draw,
@@ -260,34 +262,11 @@ def few(memory: EpisodicMemory, others: int, passing: int = len(LOSS)) -> Few:
 SPARSE = col.level == 1
 
 
-@dataclass
-class Ways:
-    """How many draws looked at candidates, and how many at all that pass."""
-
-    tested: int = 0
-    listed: int = 0
-    kept: list[int] = field(default_factory=list)
-    """For each list, how many had been accepted before."""
-
-
 @pytest.fixture
-def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
-    """Counts the ways that draws take."""
-    counted = Ways()
-    by_scan, one_round = draws._by_scan, draws._round
-
-    def scanned(source: draws.Source, rng: np.random.Generator, wanted: int, taken: Rows, replacement: bool) -> Rows:
-        counted.listed += 1
-        counted.kept.append(len(taken))
-        return by_scan(source, rng, wanted, taken, replacement)
-
-    def proposed(*arguments: Any) -> Rows | None:
-        counted.tested += 1
-        return one_round(*arguments)
-
-    monkeypatch.setattr(draws, "_by_scan", scanned)
-    monkeypatch.setattr(draws, "_round", proposed)
-    return counted
+def ways() -> Iterator[Counts]:
+    """Counts how many rounds of candidates draws take, and how many lists."""
+    with counting() as counts:
+        yield counts
 
 
 BY_LOSS, BY_AGE = PrioritizedLoss(INDEX_ALPHA), PrioritizedRecency(0.8)
@@ -305,7 +284,7 @@ BY_LOSS, BY_AGE = PrioritizedLoss(INDEX_ALPHA), PrioritizedRecency(0.8)
     ids=str,
 )
 def test_without_replacement(
-    path: str, ways: Ways, strategy: Strategy, wrong: Strategy, others: int, condition: Condition
+    path: str, ways: Counts, strategy: Strategy, wrong: Strategy, others: int, condition: Condition
 ) -> None:
     """Drawn by testing candidates, from the list of those that pass, and begun one way and ended the other."""
     times = 160
@@ -315,21 +294,20 @@ def test_without_replacement(
     law = plackett_luce(known.weight(strategy), 2)
     must_follow(*tally(drawn, law))
     must_refute(*tally(drawn, plackett_luce(known.weight(wrong), 2)))
-    assert ways.tested >= times, "every draw begins with candidates"
-    begun = sum(kept > 0 for kept in ways.kept)
+    assert ways.rounds >= times, "every draw begins with candidates"
     if others > 100:
-        assert ways.listed > 0.5 * times and begun > 0.2 * times
+        assert ways.listed > 0.5 * times and ways.completed > 0.2 * times
     else:
         assert ways.listed < 0.5 * times, "most are complete by then"
 
 
-def test_without_replacement_on_every_database(open_memory: OpenMemory, ways: Ways) -> None:
+def test_without_replacement_on_every_database(open_memory: OpenMemory, ways: Counts) -> None:
     memory = open_memory(strategy=BY_LOSS, epsilon=EPSILON)
     known = few(memory, 150, 5)
     drawn = known.sequences(memory.sample(2, where=SPARSE) for _ in range(250))
     must_follow(*tally(drawn, plackett_luce(known.weight(BY_LOSS), 2)))
     must_refute(*tally(drawn, plackett_luce(known.weight(Uniform()), 2)))
-    assert ways.tested and any(ways.kept)
+    assert ways.rounds and ways.completed
     batch = memory.sample(4000, where=SPARSE, replacement=True)
     counts = np.bincount(np.searchsorted(known.ids, batch.ids), minlength=5)
     law = share(known.weight(BY_LOSS))
@@ -338,7 +316,7 @@ def test_without_replacement_on_every_database(open_memory: OpenMemory, ways: Wa
     np.testing.assert_allclose(np.asarray(batch.probability), law[np.searchsorted(known.ids, batch.ids)], rtol=1e-9)
 
 
-def test_a_condition_on_what_changes(path: str, ways: Ways) -> None:
+def test_a_condition_on_what_changes(path: str, ways: Counts) -> None:
     """Listed anew for every draw: what passed before may not pass now."""
     with memstore.open(path, strategy=BY_LOSS, epsilon=EPSILON, seed=4) as memory:
         known = few(memory, 150, 6)
@@ -350,7 +328,7 @@ def test_a_condition_on_what_changes(path: str, ways: Ways) -> None:
         known.loss[3:] = 1.0
         drawn = known.sequences(memory.sample(2, where=col.replay_count > 0) for _ in range(150))
     must_follow(*tally(drawn, plackett_luce(known.weight(BY_LOSS), 2)))
-    assert ways.tested and ways.listed and any(ways.kept)
+    assert ways.rounds and ways.listed and ways.completed
 
 
 def test_mixed_components_draw_from_what_is_left(path: str) -> None:
@@ -417,18 +395,22 @@ class Behind(Table):
 
     passes: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.filter = draws.Filter(self.passing)
+
     @classmethod
     def of(cls, weight: Floats, others: int) -> Behind:
         """Rows of these weights pass; the heaviest is a group by itself, the bound of the others is twice theirs."""
         group = np.ones(len(weight) + others, np.int64)
         group[0] = 0
         bounds = np.array([weight[0], 2 * weight[1:].max()])
-        return cls(np.append(weight, np.ones(others)), group, bounds, selective=True, passes=len(weight))
+        return cls(np.append(weight, np.ones(others)), group, bounds, passes=len(weight))
 
-    def passing(self, rows: Rows) -> NDArray[np.bool_]:
+    def passing(self, rows: Located) -> NDArray[np.bool_]:
         return rows.ids < self.passes
 
-    def scan(self) -> draws.Listing:
+    def listing(self) -> draws.Listing:
         weight = self.weight[: self.passes]
         return draws.Listing(np.arange(self.passes), weight / weight.max(), lambda: np.log2(weight))
 
@@ -436,16 +418,16 @@ class Behind(Table):
 class Unasked(Behind):
     """Candidates are accepted whether they pass or not."""
 
-    def passing(self, rows: Rows) -> NDArray[np.bool_]:
+    def passing(self, rows: Located) -> NDArray[np.bool_]:
         return np.ones(len(rows), np.bool_)
 
 
 class OtherExponent(Behind):
     """Candidates are accepted by another exponent than the list's."""
 
-    def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
-        rows, ordinal, log2_weight = super().fetch(group, position)
-        bound = self.groups.log2_bound[group]
+    def fetch(self, bins: Ints, positions: Ints) -> tuple[Located, Ints, Floats]:
+        rows, ordinal, log2_weight = super().fetch(bins, positions)
+        bound = self.bins.log2_bound[bins]
         return rows, ordinal, bound + 3 * (log2_weight - bound)
 
 
@@ -455,23 +437,18 @@ TIMES = 2000
 
 
 def sequences(source: Behind, count: int, times: int, *, replacement: bool = False) -> list[Draw]:
-    rng = np.random.default_rng(12)
-    none = source.rows(np.empty(0, np.int64))
-    live = len(source.weight)
-    return [
-        tuple(draws.draw(source, rng, count, live, none, replacement=replacement).ids.tolist()) for _ in range(times)
-    ]
+    request = Request(count, np.random.default_rng(12), replacement=replacement)
+    return [tuple(draws.draw(source, request).ids.tolist()) for _ in range(times)]
 
 
 @pytest.mark.parametrize("others", [60, 480])
-def test_every_path_gives_the_same_law(others: int, ways: Ways) -> None:
+def test_every_path_gives_the_same_law(others: int, ways: Counts) -> None:
     source = Behind.of(HEAVY, others)
     drawn = sequences(source, 3, TIMES)
     must_follow(*tally(drawn, plackett_luce(HEAVY, 3)))
     must_refute(*tally(drawn, plackett_luce(HEAVY**0.8, 3)))
     finished = 1 - ways.listed / TIMES
-    begun = sum(kept > 0 for kept in ways.kept) / TIMES
-    assert (finished > 0.2 or others > 100) and begun > 0.2
+    assert (finished > 0.2 or others > 100) and ways.completed > 0.2 * TIMES
 
     drawn = sequences(source, 2, 800, replacement=True)
     must_follow(*tally(drawn, independent(HEAVY, 2)))
@@ -484,31 +461,29 @@ class _RestartError(Exception):
 
 def restarting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A draw that needs the list throws away what it accepted before."""
-    whole, by_scan = draws.draw, draws._by_scan
+    whole, listed = draws.draw, draws.draw_listed
 
-    def give_up(*_: Any) -> Rows:
+    def give_up(*_: Any) -> Located:
         raise _RestartError
 
-    def restarted(
-        source: draws.Source, rng: np.random.Generator, wanted: int, live: int, taken: Rows, *, replacement: bool
-    ) -> Rows:
+    def restarted(candidates: draws.Candidates, request: Request) -> Located:
         try:
-            return whole(source, rng, wanted, live, taken, replacement=replacement)
+            return whole(candidates, request)
         except _RestartError:
-            return by_scan(source, rng, wanted, taken, replacement)
+            return listed(candidates, request)
 
-    monkeypatch.setattr(draws, "_by_scan", give_up)
+    monkeypatch.setattr(draws, "draw_listed", give_up)
     monkeypatch.setattr(draws, "draw", restarted)
 
 
 def forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The list does not leave out what was accepted before."""
-    by_scan = draws._by_scan
+    listed = draws.draw_listed
 
-    def forgetful(source: draws.Source, rng: np.random.Generator, wanted: int, _: Rows, replacement: bool) -> Rows:
-        return by_scan(source, rng, wanted, Rows.none(), replacement)
+    def forgetful(candidates: draws.Candidates, request: Request) -> Located:
+        return listed(candidates, replace(request, taken=Located.none()))
 
-    monkeypatch.setattr(draws, "_by_scan", forgetful)
+    monkeypatch.setattr(draws, "draw_listed", forgetful)
 
 
 @pytest.mark.parametrize("mutation", [restarting, forgetting, Unasked, OtherExponent])
@@ -529,7 +504,7 @@ def test_a_missing_test_of_candidates_is_seen(path: str, monkeypatch: pytest.Mon
     """On a database too."""
     with memstore.open(path, strategy=BY_LOSS, epsilon=EPSILON, seed=8) as memory:
         known = few(memory, 60, 6)
-        monkeypatch.setattr(Drawable, "passing", lambda _, rows: np.ones(len(rows), np.bool_))
+        monkeypatch.setattr(Filtered, "passing", lambda _, rows: np.ones(len(rows), np.bool_))
         drawn = known.sequences(memory.sample(2, where=SPARSE) for _ in range(20))
     with pytest.raises(LawViolatedError):
         must_follow(*tally(drawn, plackett_luce(known.weight(BY_LOSS), 2)))

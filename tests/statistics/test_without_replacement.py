@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import memstore
 from memstore import PrioritizedLoss
-from memstore.buffer.snapshot import Rows
+from memstore.buffer.snapshot import Located
 from memstore.draws import rejection as draws
+from memstore.draws.pool import Request
 from tests.statistics.laws import (
     Draw,
     Floats,
@@ -40,45 +40,39 @@ NEVER, AT_ONCE = 0, 10**9
 
 @dataclass
 class Table:
-    """A source in memory: row i weighs ``weight[i]``, stands in ``group[i]``, and ``bound`` bounds each group."""
+    """Candidates in memory: row i weighs ``weight[i]``, stands in bin ``group[i]``, and ``bound`` bounds each bin."""
 
     weight: Floats
     group: Ints
     bound: Floats
     acceptance: float = 0.5
-    selective: bool = False
-    poor_yield: int = draws.POOR_YIELD
-    groups: draws.Groups = field(init=False)
+    filter: draws.Filter | None = None
+    bins: draws.Bins = field(init=False)
+    live: int = field(init=False)
     rounds: int = 0
     scans: int = 0
 
     def __post_init__(self) -> None:
-        self.groups = draws.Groups(np.bincount(self.group), np.log2(self.bound))
+        self.bins = draws.Bins(np.bincount(self.group), np.log2(self.bound))
+        self.live = len(self.weight)
         order = np.argsort(self.group, kind="stable")
-        self._start = np.concatenate([[0], np.cumsum(self.groups.count)])
+        self._start = np.concatenate([[0], np.cumsum(self.bins.count)])
         self._row = order
         self._position = np.empty(len(order), np.int64)
         self._position[order] = np.arange(len(order)) - self._start[self.group[order]]
 
-    def rows(self, which: Ints) -> Rows:
-        nothing = np.zeros(len(which), np.int64)
-        return Rows(which, self.weight[which], nothing, self.group[which], self._position[which], nothing)
+    def rows_of(self, ids: Ints) -> Located:
+        return Located(ids, self.weight[ids], np.zeros(len(ids), np.int64), self.group[ids], self._position[ids])
 
-    def passing(self, rows: Rows) -> NDArray[np.bool_]:
-        return np.ones(len(rows), np.bool_)
-
-    def complete(self, ids: Ints) -> Rows:
-        return self.rows(ids)
-
-    def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
+    def fetch(self, bins: Ints, positions: Ints) -> tuple[Located, Ints, Floats]:
         self.rounds += 1
-        which = self._row[self._start[group] + position]
-        return self.rows(which), np.arange(len(which)), np.log2(self.weight[which])
+        which = self._row[self._start[bins] + positions]
+        return self.rows_of(which), np.arange(len(which)), np.log2(self.weight[which])
 
-    def places(self, rows: Rows) -> tuple[Ints, Ints]:
+    def places(self, rows: Located) -> tuple[Ints, Ints]:
         return self.group[rows.ids], self._position[rows.ids]
 
-    def scan(self) -> draws.Listing:
+    def listing(self) -> draws.Listing:
         self.scans += 1
         weight = self.weight
         return draws.Listing(np.arange(len(weight)), weight / weight.max(), lambda: np.log2(weight))
@@ -103,13 +97,13 @@ class Path:
     """Constants of ``memstore.draws`` that lead a draw one way."""
 
     scan_share: int
-    candidates: Callable[[int, float], int] = draws.candidates
+    proposals: Callable[[int, float], int] = draws.proposals
     poor: bool = False
     """Whether the first round that ends without all that was wanted is followed by a scan."""
 
     def force(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(draws, "SCAN_SHARE", self.scan_share)
-        monkeypatch.setattr(draws, "candidates", self.candidates)
+        monkeypatch.setattr(draws, "proposals", self.proposals)
         monkeypatch.setattr(draws, "POOR_YIELD", 1)  # a round is poor unless all its candidates are accepted
         monkeypatch.setattr(draws, "POOR_ROUNDS", 1 if self.poor else 10**9)
 
@@ -126,12 +120,9 @@ PATHS = {
 def sequences(
     source: Table, count: int, times: int, *, taken: Ints | None = None, replacement: bool = False
 ) -> list[Draw]:
-    rng = np.random.default_rng(11)
-    avoid = source.rows(np.array([], np.int64) if taken is None else taken)
-    live = len(source.weight)
-    return [
-        tuple(draws.draw(source, rng, count, live, avoid, replacement=replacement).ids.tolist()) for _ in range(times)
-    ]
+    avoid = source.rows_of(np.array([], np.int64) if taken is None else taken)
+    request = Request(count, np.random.default_rng(11), avoid, replacement)
+    return [tuple(draws.draw(source, request).ids.tolist()) for _ in range(times)]
 
 
 @pytest.mark.parametrize("way", PATHS)

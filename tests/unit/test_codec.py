@@ -18,8 +18,9 @@ from hypothesis.extra import numpy as hnp
 
 from memstore.errors import ConfigError, InvalidValue, PayloadError, SchemaTooNew, StoreCorrupt
 from memstore.payload import fields
-from memstore.payload.fields import Array, Field, pad
+from memstore.payload.fields import Field, pad
 from memstore.payload.signature import Signature, checksum
+from memstore.values.foreign import Array
 
 BASE_DTYPES = [*"?bhilqBHILQefdgFDG"]
 DTYPES = sorted({np.dtype(c).newbyteorder(order).str for c in BASE_DTYPES for order in "<>"})

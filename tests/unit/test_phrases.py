@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memstore.errors import InvalidValue
-from memstore.queries import EPISODE_COLUMNS, HISTORY_COLUMNS, MAX_DEPTH, Column, Condition, col
+from memstore.queries.columns import EPISODE_COLUMNS, HISTORY_COLUMNS, MAX_DEPTH, Column, Condition, col
 from memstore.queries.parser import MAX_LENGTH, WINDOW, parse
 from tests.contract.asking import HOSTILE, conditions
 

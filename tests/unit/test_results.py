@@ -160,5 +160,5 @@ def test_text_among_numbers_is_damage(kind: Kind, nullable: bool) -> None:
     """As a flipped bit leaves it in a file."""
     found = Result((Field("value", kind, nullable),), [(1,), ("?",)])
     for ask in (found.arrays, lambda: found["value"]):
-        with pytest.raises(StoreCorrupt, match="'value' holds what is no"):
+        with pytest.raises(StoreCorrupt, match="'value' holds a value that is no"):
             ask()

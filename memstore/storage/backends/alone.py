@@ -1,4 +1,4 @@
-"""A PostgreSQL server's tables for one transaction alone, and who else uses them."""
+"""Locks the tables of a PostgreSQL server for one transaction, and finds out who else uses them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,38 @@ from memstore.errors import StoreBusy
 from memstore.storage.schema import metadata
 
 APPLICATION = "memstore"
-"""How sessions are named on the server, unless their address or PGAPPNAME names them."""
+"""The name of memstore's sessions on the server, unless their address or PGAPPNAME gives another."""
 
 _OTHERS = (
     "SELECT pid, usename FROM pg_stat_clear_snapshot(), pg_stat_activity "
     "WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = %s ORDER BY pid"
 )
+"""Finds the other sessions of memstore in this database."""
 
 
 def lock_tables(send: Callable[..., Any], where: str, patience: float, *, force: bool) -> None:
-    """Lock memstore's tables; ``StoreBusy`` if sessions of memstore are connected for so many seconds from now on.
+    """Lock memstore's tables until the transaction ends.
 
-    A session without a transaction holds no lock. But it knows what was in the tables, and would go on from there.
+    A session outside a transaction holds no lock. But it remembers what was in the tables, and would go on from there.
+    So other sessions of memstore are refused even if they hold no lock.
+
+    Parameters
+    ----------
+    send : callable
+        Runs a statement in the transaction.
+    where : str
+        The database, for the message.
+    patience : float
+        Seconds to wait for other sessions to close.
+    force : bool
+        True to ignore sessions that hold no lock.
+
+    Raises
+    ------
+    StoreBusy
+        If sessions of memstore are still connected after ``patience`` seconds.
     """
-    # First the lock: whoever opens a memory from now on waits in front of it, whoever did before is seen.
+    # The lock comes first. Who opens a memory after it has to wait, and who opened one before is seen below.
     send(f"LOCK TABLE {', '.join(metadata.tables)} IN ACCESS EXCLUSIVE MODE")
     deadline = time.monotonic() + patience
     while not force and (others := send(_OTHERS, (APPLICATION,)).fetchall()):
@@ -31,7 +49,7 @@ def lock_tables(send: Callable[..., Any], where: str, patience: float, *, force:
             shown = ", ".join(f"{pid} of {user}" for pid, user in others[:5]) + (" ..." if len(others) > 5 else "")
             raise StoreBusy(
                 f"{where} is open elsewhere: {len(others)} sessions of memstore ({shown}; see pg_stat_activity); "
-                "nothing was changed. Close them and run it again; if they use other schemas of the database, give "
+                "nothing was changed. Close them and try again; if they use other schemas of the database, give "
                 "--force, or force=True"
             )
         time.sleep(0.05)  # a session that was closed a moment ago is still listed

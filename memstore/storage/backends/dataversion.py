@@ -1,4 +1,4 @@
-"""Waiting for commits to a SQLite file."""
+"""Waits for commits to a SQLite file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memstore.storage.backends.base import Watch
 
 
 class DataVersion(Watch):
-    """Polls the counter that SQLite changes for a connection when another one committed; 3 us a look."""
+    """Polls the counter ``data_version``: SQLite changes it when another connection commits. A look costs 3 us."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -49,6 +49,6 @@ class DataVersion(Watch):
             if self._connection is None:
                 connection = self._engine.raw_connection()
                 self._connection = cast(sqlite3.Connection, connection.driver_connection)
-                connection.detach()  # its own commits do not count, so it is nobody else's
-                self._seen = -1  # versions compare within a connection only
+                connection.detach()  # the counter leaves out a connection's own commits, so nobody else may use it
+                self._seen = -1  # only versions read through one connection can be compared
             return int(self._connection.execute("PRAGMA data_version").fetchone()[0])

@@ -1,7 +1,8 @@
-"""LISTEN and NOTIFY, only where somebody listens.
+"""LISTEN and NOTIFY on PostgreSQL. A writer notifies only if somebody listens.
 
-Commits that notify queue for one lock of the whole server, past their write to the disk. So a listener shares an
-advisory lock, and a writer notifies only if it cannot take that for itself, which costs it microseconds.
+A commit with a notification waits for one lock of the whole server, and holds it while it writes to the disk. So each
+listener shares an advisory lock, and a writer tries to take that lock alone, which costs it microseconds. It notifies
+only if it does not get the lock, because somebody then listens.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from sqlalchemy.exc import DBAPIError
 from memstore.storage.backends.base import Watch
 
 CHANNEL = "memstore"
-"""What is notified, with the buffer's number, when a write commits."""
+"""The channel of the notifications. Each one carries the number of a buffer, to which a write was committed."""
 
 LISTENING = int.from_bytes(b"mems")
-"""First half of the advisory lock that everyone shares who listens for a buffer; its number is the second half."""
+"""First half of the key of the advisory lock that listeners share. The second half is the number of the buffer."""
 
 ANNOUNCE = f"SELECT pg_notify('{CHANNEL}', %s) WHERE NOT pg_try_advisory_xact_lock({LISTENING}, %s::int4)"
+"""Notifies if somebody listens for the buffer. Its number is both parameters."""
 
 
 class Listener(Watch):
-    """LISTEN on a connection of its own; where that is lost or not possible, a pause instead."""
+    """A watch that uses LISTEN on a separate connection. Without that connection it only pauses."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]], buffer_id: int) -> None:
         self._connect = connect
@@ -41,7 +43,8 @@ class Listener(Watch):
             self._make_known(self._connection)
 
     def _make_known(self, connection: psycopg.Connection[Any]) -> None:
-        # Not waited for: a writer that holds it now, perhaps for long, will not notify; the next look sees its commit.
+        # This does not wait for the lock. A writer may hold it for long; it will not notify, but the next look at the
+        # buffer sees its commit.
         sql = "SELECT pg_try_advisory_lock_shared(%s::int4, %s::int4)"
         self._known = connection.execute(sql, (LISTENING, self._buffer_id)).fetchall()[0][0]
 

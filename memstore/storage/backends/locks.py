@@ -1,9 +1,9 @@
-"""Who holds a lock on a SQLite file, and who reads an old snapshot of it, as far as Linux tells.
+"""Finds out who holds a lock on a SQLite file, and who reads an old snapshot of it. Only Linux tells.
 
 SQLite locks bytes of the ``-shm`` file: https://sqlite.org/walformat.html, section 2.3. Linux lists all locks in
-``/proc/locks``. The ``-shm`` file itself is never opened here: to close it again would give up every lock that this
-process has on it (https://sqlite.org/howtocorrupt.html, section 2.2). What it holds is read from this process's own
-memory, into which SQLite has mapped it.
+``/proc/locks``. This module never opens the ``-shm`` file, because closing it would release all locks that this process
+has on it (https://sqlite.org/howtocorrupt.html, section 2.2). SQLite has mapped the file into this process's memory, so
+its content is read from there.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from memstore.printable import visible
 LOCKS = Path("/proc/locks")
 MAPS = Path("/proc/self/maps")
 MEMORY = Path("/proc/self/mem")
+"""Linux's files with all locks, with the maps of this process's memory, and with that memory."""
 
 _WRITE, _FIRST_READ, _LAST_READ = 120, 123, 127
-_INDEX = struct.Struct("=16xI76xI5I")
-"""Of the first bytes of the file: frames in the log, frames folded into the database, five marks of readers."""
+"""Bytes of the ``-shm`` file: the lock of the writer, and the first and the last of the five locks of readers."""
 
-# Those who wait have an arrow in front of the kind; locks to the end of the file, EOF, are not SQLite's.
+_INDEX = struct.Struct("=16xI76xI5I")
+"""Layout of the first bytes of the file: frames in the log, frames folded into the database, marks of five readers."""
+
+# A process that waits for a lock has an arrow before the kind. A lock up to EOF, the file's end, is not SQLite's.
 _LINE = re.compile(r"\d+: POSIX +\S+ +\S+ +(?P<pid>\d+) \S+:(?P<inode>\d+) (?P<first>\d+) (?P<last>\d+)")
 
 MOST_NAME = 60
+"""Characters of a process's command in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """Bytes of a file that a process has locked."""
+    """A lock that a process holds, from the byte ``first`` to the byte ``last`` of a file."""
 
     pid: int
     first: int
@@ -42,20 +46,28 @@ class Lock:
 
 @dataclass(frozen=True, slots=True)
 class OldReader:
-    """A snapshot that is being read, and how many pages were written since; ``pid`` is None where nobody tells."""
+    """A reader of an old snapshot.
+
+    Attributes
+    ----------
+    pid : int or None
+        Number of the process; None if the system does not tell.
+    pages : int
+        Pages that were written after the snapshot.
+    """
 
     pid: int | None
     pages: int
 
 
-def writer(database: Path) -> str:
-    """Who holds the write lock of the database now, in words that begin a sentence."""
+def describe_writer(database: Path) -> str:
+    """Say who holds the write lock of the database now. The phrase begins a sentence."""
     pids = [lock.pid for lock in _locks(database) if lock.first <= _WRITE <= lock.last]
-    return f"{process(pids[0])} held" if pids else "another connection, of this or another process, held"
+    return f"{describe_process(pids[0])} held" if pids else "another connection, of this or another process, held"
 
 
-def process(pid: int | None) -> str:
-    """The process in words: its number and what was started."""
+def describe_process(pid: int | None) -> str:
+    """Describe a process by its number and its command."""
     if pid is None:
         return "a process"
     if pid == os.getpid():
@@ -69,9 +81,10 @@ def process(pid: int | None) -> str:
 
 
 def old_readers(database: Path, pages: int) -> list[OldReader]:
-    """Readers whose snapshot is older than so many pages of the log; empty where nothing can be learned of them.
+    """Find the readers with a snapshot that is more than ``pages`` pages of the log old.
 
-    The calling thread must be in a transaction: only then is the log's index in memory, and up to date.
+    The list is empty if the system does not tell. The calling thread must be in a transaction: only then is the index
+    of the log in memory and up to date.
     """
     index = _index(database)
     if index is None:
@@ -96,7 +109,7 @@ def _index(database: Path) -> tuple[int, ...] | None:
                     memory.seek(int(addresses.partition("-")[0], 16))
                     return _INDEX.unpack(memory.read(_INDEX.size))
     except (OSError, ValueError, struct.error):
-        pass  # not Linux, or one that does not tell
+        pass  # this is not Linux, or this Linux does not tell
     return None
 
 

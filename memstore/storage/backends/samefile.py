@@ -1,7 +1,8 @@
-"""Whether the files of a SQLite database are still those that a connection has open.
+"""Checks that a connection still has open the files that stand at the paths of the database.
 
-A file that is deleted or replaced lives on for whoever has it open: writes to it succeed, and nobody ever sees them.
-The same holds for the log (``-wal``) and its index (``-shm``): https://sqlite.org/howtocorrupt.html, 2.4 and 4.
+If somebody deletes or replaces a file, it lives on for the processes that have it open. Their writes succeed, but
+nobody else ever sees them. The same holds for the log (``-wal``) and its index (``-shm``):
+https://sqlite.org/howtocorrupt.html, 2.4 and 4.
 """
 
 from __future__ import annotations
@@ -19,18 +20,28 @@ from memstore.errors import StoreUnavailable
 _Identity = tuple[int, int]
 
 _KEY = "memstore_files"
+"""The key in a connection's notes (``info``) for the files that it has open."""
 
 _SETTLED_NS = 2_000_000_000
-"""Nanoseconds after which another change of a folder cannot have the same time: file systems count in steps of up to
-2 s (FAT), Linux's own of up to 10 ms."""
+"""Nanoseconds after a change of a folder, from which on another change gets a different time.
+
+File systems count time in steps of up to 2 s (FAT); those of Linux in steps of up to 10 ms.
+"""
 
 LOG_SUFFIXES = ("-wal", "-shm")
+"""Ends of the names of the files that SQLite makes beside a database in WAL mode."""
 
 
 def note_files(engine: Engine, path: Path, where: str) -> None:
-    """Let each new connection remember which files it has open; the first one decides for all of the engine.
+    """Make each new connection of the engine remember the files that it has open.
 
-    Windows neither deletes nor replaces a file that is open, so nothing is remembered there.
+    All connections must have the same file as the first one. Windows neither deletes nor replaces a file that is open,
+    so nothing is remembered there.
+
+    Raises
+    ------
+    StoreUnavailable
+        When a connection is opened and finds another file at the path.
     """
     first: list[_Identity] = []
 
@@ -40,17 +51,26 @@ def note_files(engine: Engine, path: Path, where: str) -> None:
             return
         first[:] = first or [found]
         if found != first[0]:
-            raise StoreUnavailable(_moved(where, found))
+            raise StoreUnavailable(_moved_message(where, found))
         record.info[_KEY] = _OpenFiles(path, where, found)
 
     event.listen(engine, "connect", note)
 
 
 def look(conn: Connection, *, fresh: float = 0.0) -> None:
-    """Raise ``StoreUnavailable`` if others no longer find at their paths what the connection has open.
+    """Check that the files at the paths of the database are those that the connection has open.
 
-    It costs one ``stat`` (1 to 4 us) while nothing in the folder comes or goes, else four; nothing if the last look was
-    less than ``fresh`` seconds ago.
+    The check costs one ``stat`` (1 to 4 us) if no file in the folder came or went, otherwise four.
+
+    Parameters
+    ----------
+    fresh : float
+        Seconds. Nothing is done if the last check is not older than this.
+
+    Raises
+    ------
+    StoreUnavailable
+        If a file was deleted, moved or replaced.
     """
     files: _OpenFiles | None = conn.info.get(_KEY)
     if files is not None:
@@ -58,14 +78,14 @@ def look(conn: Connection, *, fresh: float = 0.0) -> None:
 
 
 class _OpenFiles:
-    """The files of one connection."""
+    """The files that one connection has open."""
 
     __slots__ = ("_database", "_folder", "_linked", "_logs", "_looked", "_path", "_quiet", "_real", "_where")
 
     def __init__(self, path: Path, where: str, database: _Identity) -> None:
         self._where = where
         self._path = str(path)
-        self._real = str(path.resolve())  # SQLite puts the log beside the file itself, not beside a link to it
+        self._real = str(path.resolve())  # SQLite puts the log beside the file, not beside a symbolic link to it
         self._folder = str(Path(self._real).parent)
         self._linked = self._real != self._path
         self._database = database
@@ -81,7 +101,8 @@ class _OpenFiles:
         now = None if folder is None else (folder.st_mtime_ns, folder.st_ino)
         if now is None or now != self._quiet:
             self._look_at_each()
-            # The log appears with the first transaction. A link may change without a change of this folder.
+            # The folder's time is enough from now on, but not before the first transaction, which makes the log, and
+            # not for a symbolic link, which may change without a change of this folder.
             complete = len(self._logs) == len(LOG_SUFFIXES) and not self._linked
             settled = now is not None and time.time_ns() - now[0] > _SETTLED_NS
             self._quiet = now if complete and settled else None
@@ -90,47 +111,47 @@ class _OpenFiles:
     def _look_at_each(self) -> None:
         found = _identity(self._path)
         if found != self._database:
-            raise StoreUnavailable(_moved(self._where, found))
+            raise StoreUnavailable(_moved_message(self._where, found))
         for suffix in LOG_SUFFIXES:
             found, known = _identity(self._real + suffix), self._logs.get(suffix)
             if known is None and found is not None:
                 self._logs[suffix] = found
             elif found != known:
-                raise StoreUnavailable(_log_gone(self._where, Path(self._real + suffix).name))
+                raise StoreUnavailable(_lost_log_message(self._where, Path(self._real + suffix).name))
 
 
 def hard_links(path: Path) -> int:
-    """How many names the file has; 1 where that cannot be told."""
+    """Return the number of names that the file has; 1 if the system does not tell."""
     found = _stat(str(path))
     return 1 if found is None or os.name == "nt" else max(found.st_nlink, 1)
 
 
 def links_warning(where: str, names: int) -> str:
-    """What to say of a file with several names."""
+    """Write the warning about a file with several names."""
     return (
-        f"{where} is one of {names} names (hard links) of its file. SQLite keeps a log for each name, so whoever opens "
-        "another name does not see what is committed here, and each damages what the other writes: use one name only, "
-        "and symbolic links for others"
+        f"{where} is one of {names} names (hard links) of its file. SQLite keeps a log for each name. So a process "
+        "that opens another name does not see the commits made here, and each damages what the other writes: use one "
+        "name only, and symbolic links for others"
     )
 
 
-def _moved(where: str, found: _Identity | None) -> str:
+def _moved_message(where: str, found: _Identity | None) -> str:
     if found is None:
         return (
-            f"{where}: the file was deleted or moved away while this memory had it open, so what is written through it "
-            "is lost, and this call is not to be taken for done. Move the file back, or close this memory"
+            f"{where}: the file was deleted or moved away while this memory had it open. What this memory writes is "
+            "lost, and this call counts as not done. Move the file back, or close this memory"
         )
     return (
-        f"{where}: the file was replaced by another while this memory had it open, so what is written through it is "
-        "lost, and this call is not to be taken for done. Close every memory on the file, delete the log beside it "
-        "(-wal and -shm), which is the old file's and would damage the new one, then open it again"
+        f"{where}: the file was replaced by another while this memory had it open. What this memory writes is lost, "
+        "and this call counts as not done. Close every memory on the file, and delete the log beside it (-wal and "
+        "-shm): it belongs to the old file and would damage the new one. Then open it again"
     )
 
 
-def _log_gone(where: str, name: str) -> str:
+def _lost_log_message(where: str, name: str) -> str:
     return (
-        f"{where}: {name} was deleted or replaced while the database was open, and the last commits are in it. This "
-        "call is not to be taken for done. Close every memory on the file, which saves what can be saved, then run "
+        f"{where}: {name}, which holds the last commits, was deleted or replaced while the database was open. This "
+        "call counts as not done. Close every memory on the file, which saves what can be saved, then run "
         "'memstore check' and add again what is missing"
     )
 

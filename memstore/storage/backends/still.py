@@ -1,9 +1,9 @@
-"""A SQLite file that this process cannot write beside, read as it lies there.
+"""Reads a SQLite file in a folder where this process can create no files.
 
-SQLite reads a file in WAL mode only with a log and shared memory beside it. Where the folder takes no files, and nobody
-left a log, all that was committed is in the file itself: ``immutable=1`` reads it without either. SQLite then takes no
-locks, and does not notice another user who may write. So the file's size, time of change and log are compared: when a
-connection is taken, and at the end of every transaction. Where they differ, the read is given up and done anew.
+SQLite reads a file in WAL mode only with a log and shared memory beside it. If it cannot make them, and nobody left a
+log, then the file itself holds all commits, and ``immutable=1`` reads it without a log and shared memory. SQLite then
+takes no locks, and does not notice if somebody writes. So this module compares the file's size, its time of change and
+its log, each time a connection is taken and at the end of each transaction. If they differ, the read is done again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, event
-from sqlalchemy.exc import DisconnectionError
 
 KEY = "memstore_still"
-"""Under which the notes of a connection (``info``) hold the path, and how the file looked then."""
+"""The key in a connection's notes (``info``) for the path, and for the look of the file when it was opened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a file looked like: inode, bytes, nanoseconds of the last change."""
+    """The look of a file: its inode, its size in bytes, the time of its last change in nanoseconds."""
 
     inode: int
     size: int
@@ -32,7 +31,7 @@ class Look:
 
 
 def look(path: Path) -> Look | None:
-    """How the file is; None while something beside it holds, or may hold, what was committed last."""
+    """Return the look of the file; None if a file beside it holds the last commits, or may hold them."""
     try:
         if _size(f"{path}-journal") or (log := _size(f"{path}-wal")):
             return None
@@ -50,11 +49,11 @@ def needed(path: Path) -> bool:
 
 
 def watch_over(engine: Engine, path: Path, only_read: Callable[[], bool]) -> None:
-    """Let the engine open the file so where it must: nothing may be made beside it, or ``only_read`` asks for that."""
+    """Make the engine open the file without a log if no file can be made beside it, or if ``only_read`` is true."""
 
     def connect(_dialect: Any, record: Any, _arguments: Any, options: dict[str, Any]) -> sqlite3.Connection | None:
         if not only_read() and not needed(path):
-            return None  # SQLAlchemy's own way
+            return None  # SQLAlchemy then opens the file in the usual way
         seen = look(path)
         if seen is None and not only_read():
             return None
@@ -63,22 +62,20 @@ def watch_over(engine: Engine, path: Path, only_read: Callable[[], bool]) -> Non
         made: sqlite3.Connection = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, **options)
         return made
 
-    def checkout(_connection: Any, record: Any, _proxy: Any) -> None:
-        try:
-            verify(record.info)
-        except sqlite3.OperationalError as exc:
-            raise DisconnectionError from exc  # the pool opens another, which sees what is there now
-
     event.listen(engine, "do_connect", connect)
-    event.listen(engine, "checkout", checkout)
+
+
+def is_still(notes: Mapping[Any, Any]) -> bool:
+    """True if the file of a connection is as it was when that was opened."""
+    path, before = notes.get(KEY) or (None, None)
+    return path is None or look(path) == before
 
 
 def verify(notes: Mapping[Any, Any]) -> None:
     """Raise SQLite's own error for a snapshot that is gone, if the file of a connection is not as it was."""
-    path, before = notes.get(KEY) or (None, None)
-    if path is None or look(path) == before:
+    if is_still(notes):
         return
-    error = sqlite3.OperationalError("another process began to write the file, which can be read only while none does")
+    error = sqlite3.OperationalError("another process began to write the file; it can be read only while nobody writes")
     error.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
     error.sqlite_errorname = "SQLITE_BUSY_SNAPSHOT"
     raise error

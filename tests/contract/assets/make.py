@@ -63,7 +63,7 @@ def make(path: str) -> None:
         m.extend({"tokens": [np.arange(n, dtype=np.int32) for n in (0, 1, 5, 2, 3, 4)]})
     with memstore.open(path, buffer="shared", limiter=memstore.SamplesPerInsert(2.0, min_size=3), seed=9) as m:
         m.extend({"x": np.arange(5)})
-        m.lease(2, timeout=1e12)
+        m.lease(2, duration=1e12)
         m.sample(3)
     settings: dict[str, Any] = {"strategy": "uniform", "max_replays": 2, "history": HISTORY, "seed": 10}
     with memstore.open(path, buffer="leaving", capacity=5, eviction="fifo", consumer="asset", **settings) as m:
@@ -104,8 +104,8 @@ def verify(memory: EpisodicMemory, schema: str) -> None:
         assert episode.payload["deep"]["z"].dtype == np.complex128 and episode.payload["deep"]["z"] == 1j * i
         assert episode.domain == ("math", "caf\u00e9", "'; DROP TABLE episode; --")[i % 3]
         assert episode.loss == losses.get(i, None if i % 4 == 0 else i / 10)
-        assert episode.metadata.replay_count == replays.get(i, 0)
-        assert (episode.metadata.last_replayed_at is not None) == (i in replays)
+        assert episode.replay_count == replays.get(i, 0)
+        assert (episode.last_replayed_at is not None) == (i in replays)
         assert episode.timestamp == 1_000_000.0 + i
         assert episode.level == i and episode.key == f"key-{i}"
         assert episode.tags == (("odd", f"t{i}") if i % 2 else ())
@@ -155,7 +155,7 @@ def verify_ragged(memory: EpisodicMemory) -> None:
 
 def verify_shared(memory: EpisodicMemory) -> None:
     """From schema 0002 on: a lease that is still held, and a limiter that remembers."""
-    assert len(memory.lease(5, timeout=1e12)) == 3
+    assert len(memory.lease(5, duration=1e12)) == 3
     assert memory.stats().limiter == {"ratio": 2.0, "min_size": 3, "error_buffer": 6.0, "drawn": 3}
     assert memory.stats().leased == 5
 

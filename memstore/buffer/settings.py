@@ -1,0 +1,139 @@
+"""The settings of a buffer as typed values, read from the ``buffer`` row and written to it.
+
+They are parsed here and nowhere else: when a state is loaded, and again only when the row has other settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+from memstore.config import MAX_EPSILON, History, SamplesPerInsert
+from memstore.payload.signature import Signature
+from memstore.storage import stored
+from memstore.types import EvictionPolicy
+
+T = TypeVar("T")
+
+COLUMNS = ("capacity", "epsilon", "alpha", "strategy", "eviction", "max_replays", "limiter", "history", "seed")
+"""Columns of the settings, in the order of the row's checksum; the signature stands before them there."""
+
+
+EVERYTHING = History()
+"""The history that a NULL stands for: everything, for ever."""
+
+
+class StoredStrategy(Protocol):
+    """A strategy as far as this room needs it. The classes are in ``draws.strategies``, a room above this one."""
+
+    def to_json(self) -> str:
+        """Return the text that the row stores."""
+
+
+ReadStrategy = Callable[[str], StoredStrategy]
+"""A function that makes a strategy from its stored text, or raises ``StoreCorrupt``; see ``State.load``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings that all processes with this buffer share.
+
+    Attributes
+    ----------
+    capacity : int
+        Largest number of live episodes.
+    epsilon : float
+        Added to a loss to make a priority.
+    alpha : float
+        Exponent of the weights whose sums the strata store.
+    strategy : StoredStrategy
+        The way in which ``sample`` draws.
+    eviction : EvictionPolicy
+        The rule by which episodes leave at capacity.
+    seed : int
+        Key of the reservoir's random numbers.
+    max_replays : int or None
+        Replays after which an episode leaves; None for no limit.
+    limiter : SamplesPerInsert or None
+        The rule that keeps draws and adds in step; None for no limiter.
+    history : History
+        The rule by which events are recorded and forgotten.
+    signature : Signature or None
+        The payloads' fields; None before the first add.
+    """
+
+    capacity: int
+    epsilon: float
+    alpha: float
+    strategy: StoredStrategy
+    eviction: EvictionPolicy
+    seed: int
+    max_replays: int | None = None
+    limiter: SamplesPerInsert | None = None
+    history: History = EVERYTHING
+    signature: Signature | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """Return the row's columns. A history of everything for ever is stored as NULL."""
+        return {
+            "capacity": self.capacity,
+            "epsilon": self.epsilon,
+            "alpha": self.alpha,
+            "strategy": self.strategy.to_json(),
+            "eviction": self.eviction.value,
+            "max_replays": self.max_replays,
+            "limiter": None if self.limiter is None else self.limiter.to_json(),
+            "history": None if self.history == EVERYTHING else self.history.to_json(),
+            "seed": self.seed,
+            "signature": None if self.signature is None else self.signature.to_json(),
+        }
+
+
+@lru_cache(maxsize=64, typed=True)
+def read_settings(number: int, read_strategy: ReadStrategy, signature: Any, *values: Any) -> Settings:
+    """Parse the settings of a buffer from its signature and the values of ``COLUMNS``.
+
+    Raises
+    ------
+    StoreCorrupt
+        One of them cannot be; the message names it.
+    """
+    row = dict(zip(COLUMNS, values, strict=True))
+
+    def column(name: str, read: Callable[..., T], *bounds: float) -> T:
+        return read(row[name], f"buffer {number}: its {name}", *bounds)
+
+    def known(name: str, read: Callable[..., T], *bounds: float) -> T | None:
+        return None if row[name] is None else column(name, read, *bounds)
+
+    epsilon = column("epsilon", stored.real)
+    if not 0 < epsilon <= MAX_EPSILON:
+        raise stored.damaged(f"buffer {number}: its epsilon", f"cannot be {epsilon!r}")
+    return Settings(
+        capacity=column("capacity", stored.whole, 1),
+        epsilon=epsilon,
+        alpha=column("alpha", stored.real, 0.0),
+        strategy=read_strategy(column("strategy", stored.text)),
+        eviction=column("eviction", _eviction),
+        seed=column("seed", stored.whole),
+        max_replays=known("max_replays", stored.whole, 1),
+        limiter=known("limiter", _limiter),
+        history=known("history", _history) or EVERYTHING,
+        signature=None if signature is None else Signature.from_json(stored.text(signature, "the buffer's signature")),
+    )
+
+
+def _eviction(value: Any, what: str) -> EvictionPolicy:
+    if value not in list(EvictionPolicy):
+        raise stored.damaged(what, f"policy is unknown: {value!r:.40}")
+    return EvictionPolicy(value)
+
+
+def _limiter(value: Any, what: str) -> SamplesPerInsert:
+    return stored.built(what, value, lambda document: SamplesPerInsert(**document))
+
+
+def _history(value: Any, what: str) -> History:
+    return stored.built(what, value, lambda document: History(**document))
