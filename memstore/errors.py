@@ -10,8 +10,6 @@ visible already, because Python itself prints them.
 
 from __future__ import annotations
 
-from memstore.printable import visible
-
 MAX_MESSAGE = 500
 """Characters of a message. Names from users and texts in a file may have any length, so messages are cut."""
 
@@ -33,9 +31,6 @@ def bounded(text: str, most: int = MAX_MESSAGE) -> str:
 
 class StoreWarning(UserWarning):
     """The database works, but it may break a promise because of its place (a network file system, hard links)."""
-
-    def __str__(self) -> str:
-        return visible(super().__str__())
 
 
 class ConfigError(MemstoreError, ValueError):

@@ -16,9 +16,6 @@ from tests.contract.helpers import OpenMemory, row, rows
 DEEPEST = 5
 """Frames from a public call to its work, that of the work included."""
 
-WAITING = {"add", "extend"}
-"""Calls that ask again until a limiter lets them, by a function that is one more level."""
-
 WORK: dict[str, tuple[Callable[[EpisodicMemory], Any], str]] = {
     "add": (lambda m: m.add(row(9), loss=1.0), "insert"),
     "extend": (lambda m: m.extend(rows(3)), "insert"),
@@ -28,9 +25,9 @@ WORK: dict[str, tuple[Callable[[EpisodicMemory], Any], str]] = {
     "update": (lambda m: m.update([1, 2], loss=3.0), "update"),
     "query": (lambda m: m.query().filter(col.loss > 1).result(), "Query._answer"),
     "all": (lambda m: m.query().filter(col.loss > 1).all(), "Query._answer"),
-    "get": (lambda m: m.get(1), "_read"),
-    "metadata": (lambda m: m.metadata([1, 2]), "_read_metadata"),
-    "recall_by_tags": (lambda m: m.recall_by_tags(["t"]), "_ids_tagged"),
+    "get": (lambda m: m.get(1), "read"),
+    "metadata": (lambda m: m.metadata([1, 2]), "read_metadata"),
+    "recall_by_tags": (lambda m: m.recall_by_tags(["t"]), "ids_tagged"),
     "save_checkpoint": (lambda m: m.save_checkpoint("run", {"n": 1}), "save"),
     "load_checkpoint": (lambda m: m.load_checkpoint("first"), "load"),
 }
@@ -66,4 +63,4 @@ def test_work_lies_few_frames_below_the_call(open_memory: OpenMemory, name: str,
     public, work = WORK[name]
     with memory.transaction() if inside else nullcontext():
         found = depths(lambda: public(memory), work)
-    assert found and found[0] <= DEEPEST + (name in WAITING)
+    assert found and found[0] <= DEEPEST

@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from memstore.config import Durability
 from memstore.errors import StoreBusy, StoreUnavailable, StoreWarning
+from memstore.printable import visible
 from memstore.storage.address import sqlite_path
 from memstore.storage.backends import layout, locks, log, old_readers, replacing, still
 from memstore.storage.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
@@ -147,7 +148,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         if self.only_read or still.needed(self.path):
             return
         for warning in self._warnings():
-            warnings.warn(warning, StoreWarning, stacklevel=2)
+            warnings.warn(visible(warning), StoreWarning, stacklevel=2)
         if "immutable" in self.url.query:
             self._check_no_log()
             return  # the file cannot be changed
