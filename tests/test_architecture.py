@@ -115,6 +115,16 @@ def names_at_import_time(tree: ast.Module) -> Iterator[str]:
             pending += ast.iter_child_nodes(node)
 
 
+ROOMS_OF_TESTS = {"benchmarks", "experiments", "migrations", "support", "torture"}
+"""Folders of tests that stand for no room of the package."""
+
+
+def test_tests_mirror_the_rooms() -> None:
+    """Whoever looks for the tests of a room finds them in the folder of its name."""
+    folders = {entry.parent.name for entry in Path(__file__).parent.glob("*/__init__.py")}
+    assert folders - ROOMS_OF_TESTS <= set(RANK), "name the folder after a room"
+
+
 @everywhere
 def test_every_module_has_a_layer(module: Path) -> None:
     assert unit_of(module) in RANK, f"give {module.name} a place in LAYERS"

@@ -16,7 +16,7 @@ from memstore.errors import ConfigError, InvalidValue
 from memstore.learner import MLP, Model
 from memstore.learner.models.model import Penalty
 from memstore.learner.models.torch_model import TorchModel
-from tests.contract.helpers import OpenMemory
+from tests.support.helpers import OpenMemory
 
 if TYPE_CHECKING or os.environ.get("MEMSTORE_REQUIRE_TORCH"):
     import torch

@@ -30,10 +30,10 @@ from memstore.draws.laws import AgeLaw
 from memstore.draws.pool import Pool, Request
 from memstore.draws.pools import pool_of
 from memstore.draws.strategies import Strategy
-from tests.contract.helpers import FRESH, Child, OpenMemory
 from tests.sharing.records import offer
 from tests.sharing.workers import churn, varied
-from tests.statistics.laws import Floats, Ints, LawViolatedError, must_follow, must_refute, share, weights
+from tests.support.helpers import FRESH, Child, OpenMemory
+from tests.support.laws import Floats, Ints, LawViolatedError, must_follow, must_refute, share, weights
 
 EPSILON = 0.05
 CAPACITY = 700

@@ -15,9 +15,9 @@ import memstore
 from memstore import PrioritizedLoss
 from memstore.buffer import snapshot
 from memstore.episodes import losses as history
-from tests.contract.helpers import FRESH, Child, OpenMemory
 from tests.sharing.records import Extend, Record, Story, offer
 from tests.sharing.workers import SHARED, learn, write
+from tests.support.helpers import FRESH, Child, OpenMemory
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "roomy": {"capacity": 100_000, "eviction": "fifo"},

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import Connection, text
 
 from memstore import ConnectionLost, EpisodicMemory, PrioritizedLoss, StoreBusy
-from tests.contract.helpers import OpenMemory
 from tests.sharing.load import Load, outside
 from tests.sharing.records import offer
+from tests.support.helpers import OpenMemory
 from tests.support.postgres import PostgresServer
 
 CUTS = 60

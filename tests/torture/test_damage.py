@@ -16,7 +16,7 @@ import memstore
 from memstore.cli import main
 from memstore.storage.backends import layout
 from memstore.storage.upgrade import HEAD
-from tests.contract.helpers import postgres_only
+from tests.support.helpers import postgres_only
 from tests.support.layout import made
 from tests.torture.damage import (
     FINE,
