@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,11 +11,12 @@ from typing import Any, TypeVar
 from sqlalchemy import URL, Connection, Engine
 
 from memstore.config import DEFAULT_BUSY_TIMEOUT, Durability
-from memstore.storage.attempts import Pauses, Plain
+from memstore.storage.attempts import Opening, Pauses, Plain
 from memstore.storage.backends import Watch, backend_for
 from memstore.storage.blocks import Block
 from memstore.storage.connections import Connections
 from memstore.storage.failures import dead, foreign, reraise_interrupt
+from memstore.storage.forks import Forking
 from memstore.storage.owners import Owner, Scope, this_owner
 from memstore.storage.statements import Trace
 from memstore.storage.transactions import Transaction
@@ -27,7 +27,7 @@ FORK_PATIENCE = 5.0
 """Seconds that a fork waits for transactions of other threads, where their end is needed."""
 
 
-class Database:
+class Database(Forking):
     """One database, as seen by one process.
 
     Threads may share it. A forked child gets fresh connections and no open transaction; the parent's connections are
@@ -47,7 +47,7 @@ class Database:
         self.engine = self.connections.engine
         self._open: dict[Owner, Transaction] = {}
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
-        _databases.add(self)
+        super().__init__()
 
     @property
     def transaction_open(self) -> bool:
@@ -69,26 +69,14 @@ class Database:
 
         ``work`` runs again, in a new snapshot, where the database or the connection gave the first one up.
         """
-        return self._run(work, write=False)
+        return Plain(self.connections, self.open_transaction(), write=False).run(work)
 
     def in_write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` and commit, or as a savepoint of the open transaction of this thread and task.
 
         ``work`` runs again as ``Attempts`` says. It never commits.
         """
-        return self._run(work, write=True)
-
-    def _run(self, work: Callable[[Connection], T], *, write: bool) -> T:
-        scope = Scope(this_owner(), sys._getframe())
-        attempts = Plain(self.connections, self.open_transaction(scope.owner), scope, write=write)
-        try:
-            for conn in attempts:
-                with attempts:
-                    result = work(conn)
-            return result
-        finally:
-            attempts.end()
-            del attempts, scope  # which refer to this function's variables
+        return Plain(self.connections, self.open_transaction(), write=True).run(work)
 
     def transaction(self, first: Callable[[Connection], None]) -> Block[None]:
         """Make all scopes that this thread and task opens inside the block one commit; nested blocks are savepoints.
@@ -152,13 +140,9 @@ class Database:
     # The outermost block of a transaction
 
     def _begin(self, scope: Scope, first: Callable[[Connection], None]) -> Transaction:
-        def settled(conn: Connection) -> None:
-            first(conn)
-            self.backend.settle(conn)
-
-        attempts = Plain(self.connections, None, scope, write=True)
-        attempts.first = settled
-        transaction = self._open[scope.owner] = Transaction(scope, self.backend, next(attempts))
+        opening = Opening(self.connections, scope)
+        opening.run(first)
+        transaction = self._open[scope.owner] = Transaction(scope, self.backend, opening.conn)
         return transaction
 
     def _end(self, transaction: Transaction, *, commit: bool) -> None:
@@ -188,7 +172,8 @@ class Database:
 
     # Forks
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
+        """Close connections that the child would break."""
         if self.backend.fork_safe:
             return
         # No scope begins from here on, and those of other threads end; a block of this thread cannot.
@@ -196,10 +181,12 @@ class Database:
         for watch in list(self._watches):
             watch.let_go()
 
-    def _after_fork_in_parent(self) -> None:
+    def after_fork_in_parent(self) -> None:
+        """Let scopes begin again."""
         self.connections.go_on()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Begin without connections and without a transaction."""
         self.connections.forget()
         self._open = {}
 
@@ -246,22 +233,3 @@ class TransactionSteps:
         elif self._transaction is not None:
             self._transaction.abandon(self._level)
         self._transaction = None
-
-
-_databases: weakref.WeakSet[Database] = weakref.WeakSet()
-
-
-def _each_database(act: Callable[[Database], None]) -> Callable[[], None]:
-    def hook() -> None:
-        for database in list(_databases):
-            act(database)
-
-    return hook
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_each_database(Database._before_fork),
-        after_in_parent=_each_database(Database._after_fork_in_parent),
-        after_in_child=_each_database(Database._after_fork),
-    )

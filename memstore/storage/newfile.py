@@ -69,7 +69,7 @@ def check_free(file: Path) -> None:
     folder = file.absolute().parent
     if not folder.is_dir():
         reason = refused(file, "write")
-        raise ConfigError(f"{file} cannot be written: {reason.text if reason else f'there is no folder {folder}'}")
+        raise ConfigError(f"{file} cannot be written: {reason or f'there is no folder {folder}'}")
 
 
 @contextmanager

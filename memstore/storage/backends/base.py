@@ -7,6 +7,7 @@ Both databases take bulk data in this form: SQLite by ``executemany``, PostgreSQ
 from __future__ import annotations
 
 import enum
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from sqlalchemy import URL, Connection, Engine, Select, Table
 
 from memstore.config import Durability
+from memstore.errors import MemstoreError
 from memstore.storage.address import shown_url
-from memstore.storage.backends.expressions import Expressions
+from memstore.storage.backends.expressions import Expressions, accumulation
 from memstore.storage.newfile import Partial
-from memstore.storage.refusals import Refusal, Wanted
+from memstore.storage.refusals import Wanted
+from memstore.storage.schema import buffer, stratum
 from memstore.storage.statements import Statements, Trace
 
 Ints = NDArray[np.int64]
@@ -95,6 +98,12 @@ class Backend(Expressions):
     fork_safe = True
     """True if a forked child may use the database while it still has its parent's connections, without using them."""
 
+    mark: str
+    """The mark of a parameter in a statement."""
+
+    among: str
+    """The condition that a column has one of the values of a list."""
+
     advice = "nothing was found that keeps this process from the file; run 'memstore check'"
     """Advice for the user if the database cannot be opened."""
 
@@ -118,13 +127,13 @@ class Backend(Expressions):
         It runs outside any transaction. SQLite switches the file to WAL; PostgreSQL only checks version and encoding.
         """
 
-    @abstractmethod
     def driver(self, conn: Connection) -> Any:
         """Return the driver's own connection."""
+        return conn.connection.driver_connection
 
-    @abstractmethod
     def is_usable(self, conn: Connection, driver: Any) -> bool:
         """True if a connection that rested can be used again."""
+        return not (conn.invalidated or driver.closed)
 
     @abstractmethod
     def discard(self, conn: Connection, driver: Any) -> None:
@@ -134,12 +143,11 @@ class Backend(Expressions):
         """
 
     @abstractmethod
-    def send(self, conn: Connection, statement: str) -> None:
-        """Run a statement that takes no values and gives no result."""
+    def execute(self, conn: Connection, sql: str, values: Sequence[Any] = ()) -> Any:
+        """Run a statement in the driver's own words; return the driver's cursor.
 
-    @abstractmethod
-    def run(self, conn: Connection, statement: str, values: Any) -> list[tuple[Any, ...]]:
-        """Run a query in the driver's own words; return its rows."""
+        In a transaction, PostgreSQL's result is waited for later: by a fetch, by ``settle`` or by the commit.
+        """
 
     @abstractmethod
     def lock_schema(self, conn: Connection) -> None:
@@ -211,9 +219,16 @@ class Backend(Expressions):
             The strata, sorted by id.
         """
 
-    @abstractmethod
     def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
         """Insert rows. Row ``i`` has the value ``i`` of each column."""
+        # Columns that are NULL in every row are left out. This saves a fifth of an insert of plain episodes.
+        present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
+        if present:  # otherwise there are no rows: every table has a column that is never NULL
+            self.insert_all(conn, table, present)
+
+    @abstractmethod
+    def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:
+        """Insert rows with all these columns, with the clause ``conflict`` at the end of the statement."""
 
     @abstractmethod
     def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
@@ -229,19 +244,19 @@ class Backend(Expressions):
             A column that is never raised: the smaller of the old and the new value stays.
         """
 
-    @abstractmethod
     def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:
         """Insert rows, or add to the rows that are there already.
 
         If a row with the same primary key exists, the values of the columns ``added`` are added to it. Its other
         columns are replaced, except where the new value is NULL.
         """
+        self.insert_all(conn, table, columns, accumulation(table, tuple(added), tuple(columns)))
 
-    @abstractmethod
     def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:
         """Delete the rows with one of these values in their integer column ``key``."""
+        sql = f'DELETE FROM {table.name} WHERE "{key}" {self.among}'
+        self.execute(conn, sql, (self.listed(table, key, values),))
 
-    @abstractmethod
     def select(
         self, conn: Connection, table: Table, columns: Sequence[str], key: str, values: Sequence[int]
     ) -> list[tuple[Any, ...]]:
@@ -249,12 +264,26 @@ class Backend(Expressions):
 
         They come in any order. A value that no row has adds nothing.
         """
+        sql = select_sql(type(self), table, tuple(columns), key)
+        rows: list[tuple[Any, ...]] = self.execute(conn, sql, (self.listed(table, key, values),)).fetchall()
+        return rows
 
-    @abstractmethod
     def select_texts(
         self, conn: Connection, table: Table, columns: Sequence[str], buffer_id: int, key: str, texts: Sequence[str]
     ) -> list[tuple[Any, ...]]:
         """Return the rows of the buffer with one of these texts in their column ``key``, in any order."""
+        sql = f"{select_sql(type(self), table, tuple(columns), key)} AND t.buffer_id = {self.mark}"
+        rows: list[tuple[Any, ...]] = self.execute(conn, sql, (self.listed(table, key, texts), buffer_id)).fetchall()
+        return rows
+
+    @staticmethod
+    @abstractmethod
+    def join(table: Table, key: str) -> str:
+        """Return the beginning of a clause FROM: the values of one list, named ``c.value``, and how a table follows."""
+
+    @abstractmethod
+    def listed(self, table: Table, key: str, values: Sequence[Any]) -> Any:
+        """Return the one parameter that holds these values of the column ``key``."""
 
     @abstractmethod
     def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
@@ -364,7 +393,7 @@ class Backend(Expressions):
         """Copy the committed data into an empty file. False, and nothing is done, if the database is not a file."""
         return False
 
-    def refusal(self, what: Wanted) -> Refusal | None:
+    def refusal(self, what: Wanted) -> MemstoreError | None:
         """Find out what keeps this process from opening the database or from writing to it; None if nothing does."""
         return None
 
@@ -403,3 +432,27 @@ class Backend(Expressions):
     @abstractmethod
     def vacuum(self, engine: Engine) -> None:
         """Give the room of deleted rows back to the operating system, as far as the database can."""
+
+
+def quoted(names: Iterable[str], prefix: str = "") -> str:
+    """Write the names as a list of columns."""
+    return ", ".join(f'{prefix}"{name}"' for name in names)
+
+
+@functools.cache
+def select_sql(backend: type[Backend], table: Table, columns: tuple[str, ...], key: str) -> str:
+    """Write a query for the rows whose ``key`` is in a list."""
+    return f'SELECT {quoted(columns, "t.")} FROM {backend.join(table, key)} {table.name} t ON t."{key}" = c.value'
+
+
+@functools.cache
+def buffer_sql(backend: type[Backend], columns: tuple[str, ...]) -> str:
+    """Write the query for the row of a buffer."""
+    return f"SELECT {quoted(columns)} FROM {buffer.name} WHERE id = {backend.mark}"
+
+
+@functools.cache
+def changed_sql(backend: type[Backend], columns: tuple[str, ...]) -> str:
+    """Write the query for the strata of a buffer that changed since a revision."""
+    mark = backend.mark
+    return f"SELECT {quoted(columns)} FROM {stratum.name} WHERE buffer_id = {mark} AND revision > {mark} ORDER BY id"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -56,6 +57,20 @@ class PipelinedConnection(psycopg.Connection[Any]):
             self.statements.run("ROLLBACK", super().rollback)
         else:
             super().rollback()
+
+    def flush(self) -> None:
+        """Send all of a pipelined statement.
+
+        psycopg 3.3 tries once to send it, and then only reads. A statement that does not fit the socket's buffer, such
+        as a checkpoint of 10 MB, would then wait for ever, and so would the server.
+        """
+        if not self.pgconn.flush():
+            return
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.pgconn.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            while self.pgconn.flush():
+                if any(events & selectors.EVENT_READ for _, events in selector.select()):
+                    self.pgconn.consume_input()
 
     def await_all(self, sync: Callable[[], object]) -> None:
         """Wait for the answers to everything sent in the pipeline; the last statement is told with that time."""

@@ -21,19 +21,31 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from memstore.config import Durability
-from memstore.errors import StoreBusy, StoreUnavailable, StoreWarning
+from memstore.errors import MemstoreError, StoreBusy, StoreUnavailable, StoreWarning
 from memstore.printable import visible
 from memstore.storage.address import sqlite_path
 from memstore.storage.backends import layout, locks, log, old_readers, replacing, still
-from memstore.storage.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
+from memstore.storage.backends.base import (
+    Backend,
+    Columns,
+    Failure,
+    Ints,
+    Located,
+    Progress,
+    TransactionState,
+    Watch,
+    buffer_sql,
+    changed_sql,
+    quoted,
+)
 from memstore.storage.backends.dataversion import DataVersion
-from memstore.storage.backends.expressions import SQLiteExpressions, accumulation
+from memstore.storage.backends.expressions import SQLiteExpressions
 from memstore.storage.backends.filesystem import network_filesystem, network_warning
 from memstore.storage.backends.samefile import hard_links, links_warning, look, note_files
 from memstore.storage.backends.watched import WatchedConnection
 from memstore.storage.newfile import Partial, written_whole
-from memstore.storage.refusals import Refusal, Wanted, refused
-from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
+from memstore.storage.refusals import Wanted, refused
+from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata
 from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = (3, 38, 0)
@@ -89,6 +101,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     # https://sqlite.org/howtocorrupt.html, section 2.6
     fork_safe = False
 
+    mark = "?"
+    among = "IN (SELECT value FROM json_each(?))"
+
     def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
         super().__init__(url, durability, busy_timeout, trace)
         self.path = cast(Path, sqlite_path(url))  # in memory is refused where the address is read
@@ -133,7 +148,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def begin(self, conn: Connection, *, write: bool) -> None:
         # Suppose that a DEFERRED transaction begins to write after somebody else committed: it fails at once, whatever
         # the timeout is. So writers are IMMEDIATE from the start, and readers never wait.
-        driver = _driver(conn)
+        driver = self.driver(conn)
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
         if write:
             log.fit(driver, conn.info)
@@ -154,7 +169,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             return  # the file cannot be changed
         # The switch to WAL ignores busy_timeout. Without the retry, 7 of 120 processes that opened it first failed.
         deadline = time.monotonic() + self.busy_timeout
-        driver = _driver(conn)
+        driver = self.driver(conn)
         while driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             try:
                 mode = driver.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -165,11 +180,8 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                     raise
                 time.sleep(0.01)
 
-    def driver(self, conn: Connection) -> sqlite3.Connection:
-        return _driver(conn)
-
     def is_usable(self, conn: Connection, driver: sqlite3.Connection) -> bool:
-        return not getattr(driver, "closed", False) and still.is_still(conn.info)
+        return super().is_usable(conn, driver) and still.is_still(conn.info)
 
     def discard(self, conn: Connection, driver: sqlite3.Connection) -> None:
         with suppress(sqlite3.Error):
@@ -182,11 +194,9 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                 f"{self.describe()}: with immutable=1, commits in {log.name} would not be read; leave immutable=1 out"
             )
 
-    def send(self, conn: Connection, statement: str) -> None:
-        _driver(conn).execute(statement)
-
-    def run(self, conn: Connection, statement: str, values: Any) -> list[tuple[Any, ...]]:
-        return _driver(conn).execute(statement, values).fetchall()
+    def execute(self, conn: Connection, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        cursor: sqlite3.Cursor = self.driver(conn).execute(sql, values)
+        return cursor
 
     def lock_schema(self, conn: Connection) -> None:
         """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
@@ -195,55 +205,42 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
 
     def transaction_state(self, conn: Connection) -> TransactionState:
-        alive = not conn.invalidated and _driver(conn).in_transaction
+        alive = not conn.invalidated and self.driver(conn).in_transaction
         return TransactionState.OPEN if alive else TransactionState.GONE
 
     def read_buffer(
         self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
     ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
-        driver = _driver(conn)
-        found = driver.execute(_buffer_sql(tuple(row)), (buffer_id,)).fetchone()
+        found = self.execute(conn, buffer_sql(SQLiteBackend, tuple(row)), (buffer_id,)).fetchone()
         if found is None or found[row.index("revision")] == since:
             return found, []
-        return found, driver.execute(_changed_sql(tuple(strata)), (buffer_id, since)).fetchall()
+        return found, self.execute(conn, changed_sql(SQLiteBackend, tuple(strata)), (buffer_id, since)).fetchall()
 
-    def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
-        # Columns that are NULL in every row are left out. This saves a fifth of an insert of plain episodes.
-        present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
-        if present:  # otherwise there are no rows: every table has a column that is never NULL
-            insert = insert_large if any(map(_is_large, present.values())) else _insert
-            insert(_driver(conn), table.name, present)
+    def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:
+        if any(map(_is_large, columns.values())):
+            insert_large(self.driver(conn), table.name, columns)
+        else:
+            sql = _insert_sql(table.name, tuple(columns)) + conflict
+            self.driver(conn).executemany(sql, zip(*columns.values(), strict=True))
 
     def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
         changed = tuple(name for name in columns if name != key)
         rows = zip(*(columns[name] for name in changed), columns[key], strict=True)
-        _driver(conn).executemany(_update_sql(table.name, key, changed, least), rows)
+        self.driver(conn).executemany(_update_sql(table.name, key, changed, least), rows)
 
-    def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:
-        sql = _insert_sql(table.name, tuple(columns)) + accumulation(table, tuple(added), tuple(columns))
-        _driver(conn).executemany(sql, zip(*columns.values(), strict=True))
+    @staticmethod
+    def join(table: Table, key: str) -> str:
+        return "json_each(?) AS c CROSS JOIN"
 
-    def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:
-        _driver(conn).execute(_delete_sql(table.name, key), (json.dumps(list(values)),))
-
-    def select(
-        self, conn: Connection, table: Table, columns: Sequence[str], key: str, values: Sequence[int]
-    ) -> list[tuple[Any, ...]]:
-        sql = _select_sql(table.name, tuple(columns), key)
-        return _driver(conn).execute(sql, (json.dumps(list(values)),)).fetchall()
-
-    def select_texts(
-        self, conn: Connection, table: Table, columns: Sequence[str], buffer_id: int, key: str, texts: Sequence[str]
-    ) -> list[tuple[Any, ...]]:
-        sql = _select_sql(table.name, tuple(columns), key) + " AND t.buffer_id = ?"
-        return _driver(conn).execute(sql, (json.dumps(list(texts)), buffer_id)).fetchall()
+    def listed(self, table: Table, key: str, values: Sequence[Any]) -> str:
+        return json.dumps(list(values))
 
     def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
         if not len(strata):
             return []
         base = int(strata[0]) >> SEQUENCE_BITS << SEQUENCE_BITS
         packed = (strata - base) << _POSITION_BITS | positions
-        return _driver(conn).execute(_LOCATE, (json.dumps(packed.tolist()), base)).fetchall()
+        return self.execute(conn, _LOCATE, (json.dumps(packed.tolist()), base)).fetchall()
 
     def clock(self, conn: Connection) -> float:
         return time.time()  # all users of a file are on one machine
@@ -290,24 +287,28 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         yield from self.old_readers(conn)
 
     def old_readers(self, conn: Connection) -> Iterable[str]:
-        return old_readers.of_file(self.path.resolve(), self.size(conn)["wal"], log.usual_pages(_driver(conn)))
+        return old_readers.of_file(self.path.resolve(), self.size(conn)["wal"], log.usual_pages(self.driver(conn)))
 
     def lock_holder(self) -> str:
         return locks.describe_writer(self.path.resolve())
 
     def integrity(self, conn: Connection) -> Iterable[str]:
-        for (message,) in _driver(conn).execute("PRAGMA integrity_check(20)"):
+        for (message,) in self.execute(conn, "PRAGMA integrity_check(20)"):
             if message != "ok":
                 yield str(message)
 
     def foreign(self, conn: Connection) -> Iterable[str]:
-        return layout.foreign(_definitions(conn))
+        return layout.foreign(self._definitions(conn))
 
     def altered(self, conn: Connection, revision: str) -> Iterable[str]:
-        return layout.altered(_definitions(conn)) if revision == layout.REVISION else ()
+        return layout.altered(self._definitions(conn)) if revision == layout.REVISION else ()
 
     def missing(self, conn: Connection) -> Iterable[str]:
-        return layout.missing(_definitions(conn))
+        return layout.missing(self._definitions(conn))
+
+    def _definitions(self, conn: Connection) -> list[layout.Definition]:
+        rows = self.execute(conn, "SELECT type, name, tbl_name, sql FROM sqlite_master")
+        return [layout.Definition(*row) for row in rows]
 
     def identity(self) -> str:
         return str(self.path.resolve())
@@ -322,7 +323,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         except OSError:  # a folder that may not be entered, or a name that is too long: opening the file tells which
             return True
 
-    def refusal(self, what: Wanted) -> Refusal | None:
+    def refusal(self, what: Wanted) -> MemstoreError | None:
         return refused(self.path, what)
 
     def put_in_place(self, new: Partial, *, force: bool) -> Path | None:
@@ -347,17 +348,17 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             except sqlite3.Error as exc:
                 found = refused(target, "room")  # the copy may be on another disk than the source
                 if self.classify(exc) in (Failure.FULL, Failure.DEVICE) and found is not None:
-                    raise found.error(f"{target.parent}: {found.text}") from exc
+                    raise type(found)(f"{target.parent}: {found}") from exc
                 raise
             source.execute("ROLLBACK")
         return True
 
     def last_buffer(self, conn: Connection) -> int:
-        found = _driver(conn).execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (buffer.name,)).fetchone()
+        found = self.execute(conn, "SELECT seq FROM sqlite_sequence WHERE name = ?", (buffer.name,)).fetchone()
         return found[0] if found else 0
 
     def set_last_buffer(self, conn: Connection, number: int) -> None:
-        driver = _driver(conn)
+        driver = self.driver(conn)
         if not driver.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (number, buffer.name)).rowcount:
             driver.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (buffer.name, number))
 
@@ -385,27 +386,14 @@ def _raw(engine: Engine) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def _driver(conn: Connection) -> sqlite3.Connection:
-    return cast(sqlite3.Connection, conn.connection.driver_connection)
-
-
-def _definitions(conn: Connection) -> list[layout.Definition]:
-    rows = _driver(conn).execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
-    return [layout.Definition(*row) for row in rows]
-
-
 def _unused(original: Path, label: str) -> Path:
     suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     candidates = (original.with_name(f"{original.name}.{label}{suffix}") for suffix in suffixes)
     return next(path for path in candidates if not path.exists())
 
 
-def _insert(driver: sqlite3.Connection, table: str, columns: Columns) -> None:
-    driver.executemany(_insert_sql(table, tuple(columns)), zip(*columns.values(), strict=True))
-
-
 def _is_large(values: Sequence[Any]) -> bool:
-    return isinstance(values[-1], (bytes, str)) and len(values[-1]) > LARGE
+    return bool(values) and isinstance(values[-1], (bytes, str)) and len(values[-1]) > LARGE
 
 
 def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> None:
@@ -424,14 +412,12 @@ def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> No
 
 @functools.cache
 def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})"
+    return f"INSERT INTO {table} ({quoted(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
 @functools.cache
 def _insert_chosen_sql(table: str, columns: tuple[str, ...]) -> str:
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f"INSERT INTO {table} ({names}) SELECT {', '.join('?' * len(columns))} WHERE ?"
+    return f"INSERT INTO {table} ({quoted(columns)}) SELECT {', '.join('?' * len(columns))} WHERE ?"
 
 
 @functools.cache
@@ -443,26 +429,3 @@ def _update_sql(table: str, key: str, columns: tuple[str, ...], least: str | Non
         for number, name in enumerate(columns, 1)
     ]
     return f'UPDATE {table} SET {", ".join(changes)} WHERE "{key}" = ?{len(columns) + 1}'
-
-
-@functools.cache
-def _delete_sql(table: str, key: str) -> str:
-    return f'DELETE FROM {table} WHERE "{key}" IN (SELECT value FROM json_each(?))'
-
-
-@functools.cache
-def _select_sql(table: str, columns: tuple[str, ...], key: str) -> str:
-    names = ", ".join(f't."{name}"' for name in columns)
-    return f'SELECT {names} FROM json_each(?) AS j CROSS JOIN {table} AS t ON t."{key}" = j.value'
-
-
-@functools.cache
-def _buffer_sql(columns: tuple[str, ...]) -> str:
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f"SELECT {names} FROM {buffer.name} WHERE id = ?"
-
-
-@functools.cache
-def _changed_sql(columns: tuple[str, ...]) -> str:
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f"SELECT {names} FROM {stratum.name} WHERE buffer_id = ? AND revision > ? ORDER BY id"
