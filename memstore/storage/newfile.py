@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memstore.errors import ConfigError
+from memstore.storage.files import remove
 from memstore.storage.refusals import refused, telling
 
 if sys.platform != "win32":  # there, what a killed process left behind stays
     import fcntl
-
-SIDE_FILES = ("-wal", "-shm", "-journal")
-"""SQLite adds these to the name of a database for the files beside it."""
 
 _PARTIAL = re.compile(r"(?P<name>.+)\.(?P<maker>\d+)-[0-9a-f]{8}\.partial", re.DOTALL)
 
@@ -49,7 +47,7 @@ class Partial:
         if self.handle < 0:
             return
         if self.mode is not None:
-            _change_mode(self.handle, self.path, self.mode)
+            self.path.chmod(self.mode)
         os.fsync(self.handle)
         self.close()
 
@@ -89,7 +87,7 @@ def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
     try:
         yield partial
     finally:
-        _remove(partial.path)
+        remove(partial.path)
         partial.close()
 
 
@@ -158,15 +156,8 @@ def _be_like(handle: int, path: Path, other: os.stat_result) -> int:
             with suppress(PermissionError):
                 os.chown(handle, owner, group)
     mode = stat.S_IMODE(other.st_mode)
-    _change_mode(handle, path, mode | stat.S_IRUSR | stat.S_IWUSR)  # it has to be written first
+    path.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)  # it has to be written first
     return mode
-
-
-def _change_mode(handle: int, path: Path, mode: int) -> None:
-    if sys.platform == "win32":
-        path.chmod(mode)
-    else:
-        os.fchmod(handle, mode)
 
 
 def _publish(partial: Path, file: Path) -> None:
@@ -181,7 +172,7 @@ def _sweep(file: Path) -> None:
     for found in file.absolute().parent.iterdir():
         left = _PARTIAL.fullmatch(found.name)
         if left and left["name"] == file.name and not _runs(int(left["maker"])) and not _locked(found):
-            _remove(found)
+            remove(found)
 
 
 def _runs(pid: int) -> bool:
@@ -209,8 +200,3 @@ def _locked(partial: Path) -> bool:
     finally:
         os.close(handle)
     return False
-
-
-def _remove(partial: Path) -> None:
-    for suffix in ("", *SIDE_FILES):
-        Path(f"{partial}{suffix}").unlink(missing_ok=True)

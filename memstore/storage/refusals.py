@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from memstore.errors import MemstoreError, StoreFull, StoreReadOnly, StoreUnavailable
+from memstore.storage.files import size_of
 
 MOST_PATH_BYTES = 512 - len("-journal")
 """The longest path that SQLite opens (MAX_PATHNAME)."""
@@ -140,18 +141,17 @@ def _check_room(path: Path) -> None:
             raise full from exc
         raise
     limit = _size_limit()
-    largest = max((p.stat().st_size for p in (path, Path(f"{path}-wal")) if p.exists()), default=0)
+    largest = max(size_of(path), size_of(f"{path}-wal"))
     if limit is not None and largest + TRIAL_BYTES > limit:
         raise StoreFull(_FULL[errno.EFBIG])
 
 
 def _unplayed(path: Path) -> str:
-    log = Path(f"{path}-wal")
-    if not log.exists() or not log.stat().st_size:
+    if not size_of(f"{path}-wal"):
         return ""
     return (
-        f". {log.name} holds commits that are not in the file yet: have it opened by one who may write, or copy both "
-        "together into a folder of your own"
+        f". {path.name}-wal holds commits that are not in the file yet: have it opened by one who may write, or copy "
+        "both together into a folder of your own"
     )
 
 

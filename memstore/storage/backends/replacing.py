@@ -16,19 +16,19 @@ If SQLite cannot open the old file, its log cannot be folded. The log then gets 
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import sqlite3
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from memstore.errors import NotAMemstore, StoreBusy
-from memstore.storage.newfile import SIDE_FILES, Partial, settle_folder, take_free_name
+from memstore.storage.files import SIDE_FILES, Look, has_log, look_of, remove, size_of, unused
+from memstore.storage.newfile import Partial, settle_folder, take_free_name
 from memstore.storage.refusals import telling
 from memstore.storage.schema import VERSION_TABLE
 
@@ -55,13 +55,13 @@ class _Old:
         True if the file is whole without its log.
     empty : bool
         True if the file has no bytes.
-    look : tuple of int
+    look : Look
         Its inode, size and time of change.
     """
 
     sound: bool
     empty: bool
-    look: tuple[int, int, int]
+    look: Look
 
 
 def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> Path | None:
@@ -99,7 +99,7 @@ def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> P
                 continue
             old = _fold_log(file, patience, force)
             with _exclusive_lock(file):
-                if _look(file.stat()) == old.look and not (old.sound and _has_log(file)):
+                if look_of(file) == old.look and not (old.sound and has_log(file)):
                     return _replace(new, file, old)
     raise _busy_error(file)
 
@@ -109,9 +109,9 @@ def _take_free_place(new: Partial, file: Path) -> bool:
 
     A log that was left there is kept under another name.
     """
-    if _has_log(file):
+    if has_log(file):
         _add_name(file, ("-wal", "-journal"), _free_name(file))
-    _remove_logs(file)
+    remove(file, SIDE_FILES)
     new.settle()
     settle_folder(file)
     if not take_free_name(new.path, file):
@@ -134,8 +134,7 @@ def _fold_log(file: Path, patience: float, force: bool) -> _Old:
                 raise NotAMemstore(f"{file} holds tables, but none of memstore's; nothing was changed. {_INSIST}")
             if alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 raise _busy_error(file)
-            found = file.stat()
-            return _Old(sound=True, empty=not found.st_size, look=_look(found))
+            return _Old(sound=True, empty=not size_of(file), look=look_of(file))
         except sqlite3.Error as exc:
             code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
@@ -147,7 +146,7 @@ def _fold_log(file: Path, patience: float, force: bool) -> _Old:
                     f"SQLite cannot open {file} as a database: it is another kind of file, or its first bytes are "
                     f"damaged; nothing was changed. {_INSIST}"
                 ) from exc
-            return _Old(sound=False, empty=False, look=_look(file.stat()))
+            return _Old(sound=False, empty=False, look=look_of(file))
 
 
 @contextmanager
@@ -175,11 +174,10 @@ def _replace(new: Partial, file: Path, old: _Old) -> Path | None:
             earlier = _added_names(file)  # second names from a call that was killed between its last two steps
             if old.sound:  # the file has all commits, so the earlier names are not needed
                 for name in earlier:
-                    _remove_logs(name)
-                    name.unlink()
+                    remove(name)
             kept = earlier[0] if earlier and not old.sound else _free_name(file)
             _add_name(file, ("",) if old.sound else ("", "-wal", "-journal"), kept)
-        _remove_logs(file)
+        remove(file, SIDE_FILES)
         settle_folder(file)
         new.path.replace(file)
     except BaseException:
@@ -208,32 +206,12 @@ def _add_name(file: Path, suffixes: tuple[str, ...], kept: Path) -> None:
 
 
 def _free_name(file: Path) -> Path:
-    stem = f"{file.name}.replaced-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (file.with_name(f"{stem}{again}") for again in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
-    return next(name for name in names if not any(os.path.lexists(f"{name}{suffix}") for suffix in ("", *SIDE_FILES)))
+    return unused(Path(f"{file}.replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
 
 
 def _added_names(file: Path) -> list[Path]:
     found = (name for name in file.parent.iterdir() if name.name.startswith(f"{file.name}.replaced-"))
     return [name for name in found if not name.name.endswith(SIDE_FILES) and name.exists() and name.samefile(file)]
-
-
-def _remove_logs(file: Path) -> None:
-    for suffix in SIDE_FILES:
-        Path(f"{file}{suffix}").unlink(missing_ok=True)
-
-
-def _has_log(file: Path) -> bool:
-    """True if a log beside the file holds something that is not folded into the file."""
-    for suffix in ("-wal", "-journal"):
-        with suppress(FileNotFoundError):
-            if Path(f"{file}{suffix}").stat().st_size:
-                return True
-    return False
-
-
-def _look(found: os.stat_result) -> tuple[int, int, int]:
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _busy_error(file: Path) -> StoreBusy:

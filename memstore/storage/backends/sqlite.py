@@ -6,7 +6,6 @@ Files are in WAL mode. Writers begin IMMEDIATE, readers DEFERRED. Bulk work goes
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import sqlite3
 import time
@@ -41,8 +40,9 @@ from memstore.storage.backends.base import (
 from memstore.storage.backends.dataversion import DataVersion
 from memstore.storage.backends.expressions import SQLiteExpressions
 from memstore.storage.backends.filesystem import network_filesystem, network_warning
-from memstore.storage.backends.samefile import hard_links, links_warning, look, note_files
+from memstore.storage.backends.samefile import OpenFiles, hard_links, links_warning
 from memstore.storage.backends.watched import WatchedConnection
+from memstore.storage.files import size_of, unused
 from memstore.storage.newfile import Partial, written_whole
 from memstore.storage.refusals import Wanted, refused
 from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata
@@ -107,25 +107,34 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
         super().__init__(url, durability, busy_timeout, trace)
         self.path = cast(Path, sqlite_path(url))  # in memory is refused where the address is read
+        self._first: OpenFiles | None = None
 
     def create_engine(self) -> Engine:
         if sqlite3.sqlite_version_info < MINIMUM_VERSION:
             wanted = ".".join(map(str, MINIMUM_VERSION))
             raise StoreUnavailable(f"memstore needs SQLite {wanted} or newer, this Python has {sqlite3.sqlite_version}")
-        factory = functools.partial(WatchedConnection, self.statements)
         engine = create_engine(
             self.url,
-            connect_args={"timeout": self.busy_timeout, "cached_statements": 256, "factory": factory},
+            # The begin event writes BEGIN; the driver must not.
+            connect_args={"timeout": self.busy_timeout, "cached_statements": 256, "isolation_level": None},
             poolclass=NullPool,
             pool_reset_on_return=None,
         )
-        still.watch_over(engine, self.path, lambda: self.only_read)
-        event.listen(engine, "connect", self._on_connect)
-        note_files(engine, self.path, self.describe())
+        event.listen(engine, "do_connect", self._open)
+        event.listen(engine, "connect", self._set_up)
         return engine
 
-    def _on_connect(self, connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the begin event writes BEGIN; the driver must not
+    def _open(self, _dialect: Any, _record: Any, address: Any, options: dict[str, Any]) -> WatchedConnection:
+        unlogged = self.only_read or still.needed(self.path)
+        seen = still.look(self.path) if unlogged else None
+        if seen is not None or self.only_read:
+            options = options | {"uri": True}
+            address = (f"{self.path.absolute().as_uri()}?{'mode=ro' if seen is None else 'immutable=1'}",)
+        connection = WatchedConnection(self.statements, *address, **options)
+        connection.seen = seen
+        return connection
+
+    def _set_up(self, connection: Any, _record: Any) -> None:
         for pragma in (
             f"busy_timeout = {int(self.busy_timeout * 1000)}",
             f"synchronous = {'FULL' if self.durability == 'power' else 'NORMAL'}",
@@ -144,20 +153,24 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             "mmap_size = 0",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        connection.files = OpenFiles(self.path, self.describe(), self._first)
+        self._first = self._first or connection.files
 
     def begin(self, conn: Connection, *, write: bool) -> None:
         # Suppose that a DEFERRED transaction begins to write after somebody else committed: it fails at once, whatever
         # the timeout is. So writers are IMMEDIATE from the start, and readers never wait.
-        driver = self.driver(conn)
+        driver: WatchedConnection = self.driver(conn)
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
         if write:
-            log.fit(driver, conn.info)
-            look(conn, fresh=LOOK_AHEAD)  # under the lock; the look after the commit is what a promise needs
+            log.fit(driver)
+            driver.files.look(LOOK_AHEAD)  # under the lock; the look after the commit is what a promise needs
 
     def commit(self, conn: Connection) -> None:
-        still.verify(conn.info)
+        driver: WatchedConnection = self.driver(conn)
+        if not self._is_still(driver):
+            raise still.changed()
         super().commit(conn)
-        look(conn)  # a commit into a file that was replaced must not be acknowledged
+        driver.files.look()  # a commit into a file that was replaced must not be acknowledged
 
     def prepare(self, conn: Connection) -> None:
         if self.only_read or still.needed(self.path):
@@ -180,18 +193,22 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                     raise
                 time.sleep(0.01)
 
-    def is_usable(self, conn: Connection, driver: sqlite3.Connection) -> bool:
-        return super().is_usable(conn, driver) and still.is_still(conn.info)
+    def is_usable(self, conn: Connection, driver: WatchedConnection) -> bool:
+        return super().is_usable(conn, driver) and self._is_still(driver)
+
+    def _is_still(self, driver: WatchedConnection) -> bool:
+        """True if a file that is read without a log is as it was when the connection was opened."""
+        return driver.seen is None or still.look(self.path) == driver.seen
 
     def discard(self, conn: Connection, driver: sqlite3.Connection) -> None:
         with suppress(sqlite3.Error):
             driver.close()
 
     def _check_no_log(self) -> None:
-        log = Path(f"{self.path}-wal")
-        if log.exists() and log.stat().st_size:
+        if size_of(f"{self.path}-wal"):
             raise StoreUnavailable(
-                f"{self.describe()}: with immutable=1, commits in {log.name} would not be read; leave immutable=1 out"
+                f"{self.describe()}: with immutable=1, commits in {self.path.name}-wal would not be read; leave "
+                "immutable=1 out"
             )
 
     def execute(self, conn: Connection, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
@@ -265,8 +282,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         return _CODES.get(code) or _CODES.get(code & 0xFF, Failure.OTHER)
 
     def size(self, conn: Connection) -> dict[str, int]:
-        wal = Path(f"{self.path}-wal")
-        return {"database": self.path.stat().st_size, "wal": wal.stat().st_size if wal.exists() else 0}
+        return {"database": self.path.stat().st_size, "wal": size_of(f"{self.path}-wal")}
 
     def _warnings(self) -> Iterator[str]:
         kind = network_filesystem(self.path)
@@ -331,7 +347,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def backup(self, engine: Engine, label: str) -> Path | None:
         original = self.path.resolve()
-        target = _unused(original, label)
+        target = unused(Path(f"{original}.{label}"))
         with written_whole(target, original) as partial:
             self.copy_file(engine, partial, lambda done, total: None)
         return target
@@ -384,12 +400,6 @@ def _raw(engine: Engine) -> Iterator[sqlite3.Connection]:
         yield cast(sqlite3.Connection, connection.driver_connection)
     finally:
         connection.close()
-
-
-def _unused(original: Path, label: str) -> Path:
-    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    candidates = (original.with_name(f"{original.name}.{label}{suffix}") for suffix in suffixes)
-    return next(path for path in candidates if not path.exists())
 
 
 def _is_large(values: Sequence[Any]) -> bool:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
+from memstore.storage.backends.log import LEAST_PAGES
+from memstore.storage.backends.samefile import OpenFiles
+from memstore.storage.files import Look
 from memstore.storage.statements import Statements
 
 LAST_CURSORS = 16
@@ -24,6 +27,15 @@ class WatchedConnection(sqlite3.Connection):
     """
 
     closed = False
+
+    files: OpenFiles
+    """The files that it has open."""
+
+    seen: Look | None = None
+    """The look of the file when it was opened, if it is read without a log."""
+
+    log_pages = LEAST_PAGES
+    """Pages at which it folds the log."""
 
     def __init__(self, statements: Statements, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
