@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
@@ -32,16 +31,6 @@ Given = TypeVarTuple("Given")
 
 BESIDE = 2**32 - 1
 """Key of the second stream of random numbers: ``spawn`` never reaches this child."""
-
-
-@dataclass(eq=False)
-class _Open:
-    """An open block. At its commit the state and the payloads are published, or become the outer block's."""
-
-    scope: Scope
-    outer: _Open | None
-    state: State | None
-    payloads: dict[int, bytes]
 
 
 class Known(Protocol):
@@ -83,7 +72,7 @@ class Session(Forking):
         self._writing = Turn()
         # Spans a draw and a whole transaction(): a draw by another thread inside would be undone by its rollback.
         self._drawing = Turn()
-        self._block: _Open | None = None
+        self._block: _Steps[Any] | None = None
 
     def read(self, work: Callable[[Snapshot], T]) -> T:
         """Run ``work`` on one consistent snapshot."""
@@ -172,7 +161,7 @@ class Session(Forking):
             "memories in the same order"
         )
 
-    def _own_block(self) -> _Open | None:
+    def _own_block(self) -> _Steps[Any] | None:
         """Return the innermost open block, if this thread and task opened it."""
         block = self._block
         return block if block is not None and block.scope.owner == this_owner() else None
@@ -335,54 +324,61 @@ class _Draw(_Work[Snapshot, np.random.Generator]):
 
 
 class _Steps(Generic[T]):
-    """One block of ``Session.transaction``. Of nested blocks the outermost one has the turns."""
+    """One block of ``Session.transaction``. Of nested blocks the outermost one has the turns.
+
+    At its commit the state and the payloads are published, or become the outer block's.
+    """
 
     def __init__(self, session: Session, given: T) -> None:
+        self.scope = Scope(this_owner(), long=True)
+        self.state: State | None = None
+        self.payloads: dict[int, bytes] = {}
         self._session = session
         self._given = given
-        self._scope = Scope(this_owner(), long=True)
         self._database = session.database.transaction(session._lock_buffer).steps
-        self._open: _Open | None = None
+        self._outer: _Steps[Any] | None = None
+        self._open = False
         self._rng = session.rng
         self._before: Mapping[str, Any] | None = None
 
     def enter(self) -> T:
         """Take the turns and begin."""
         session = self._session
-        outer = session._own_block()
-        session._take_turn(self._scope)
-        session._generator(self._scope)
+        outer = self._outer = session._own_block()
+        session._take_turn(self.scope)
+        session._generator(self.scope)
         before = self._rng.bit_generator.state
         self._database.enter()
         self._before = before
-        state, payloads = (None, {}) if outer is None else (outer.state, dict(outer.payloads))
-        session._block = self._open = _Open(self._scope, outer, state, payloads)
-        enter_context(self._scope)
+        if outer is not None:
+            self.state, self.payloads = outer.state, dict(outer.payloads)
+        self._open = True
+        session._block = self
+        enter_context(self.scope)
         return self._given
 
     def leave(self, *, commit: bool) -> None:
         """Commit and publish, or undo; then let the next one have its turn."""
-        opened, session = self._open, self._session
-        assert opened is not None
+        outer, session = self._outer, self._session
         self._database.leave(commit=commit)
         if commit:
             self._before = None
-        if commit and opened.outer is not None:
-            opened.outer.state, opened.outer.payloads = opened.state, opened.payloads
+        if commit and outer is not None:
+            outer.state, outer.payloads = self.state, self.payloads
         elif commit:
-            if opened.state is not None:
-                session._publish(opened.state)
-            session.cache.put(opened.payloads)
+            if self.state is not None:
+                session._publish(self.state)
+            session.cache.put(self.payloads)
         self.abandon()
 
     def abandon(self) -> None:
         """Undo what is still open."""
-        session, opened = self._session, self._open
+        session, outer = self._session, self._outer
         self._database.abandon()
         if self._before is not None:
             self._rng.bit_generator.state, self._before = self._before, None
-        if opened is not None:
-            session._block, self._open = opened.outer, None
-            enter_context(None if opened.outer is None else opened.outer.scope)
-        session._drawing.release(self._scope)
-        session._writing.release(self._scope)
+        if self._open:
+            session._block, self._open = outer, False
+            enter_context(None if outer is None else outer.scope)
+        session._drawing.release(self.scope)
+        session._writing.release(self.scope)

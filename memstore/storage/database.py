@@ -90,7 +90,8 @@ class Database(Forking):
         scope = Scope(this_owner(), sys._getframe())
         try:
             with self._translated():
-                self.backend.prepare(self.connections.take(scope, write=False))
+                conn = self.connections.take(scope, write=False)
+            self._patiently(lambda: self.backend.prepare(conn))
             self.connections.give_back(scope)
         finally:
             self.connections.close(scope)
@@ -105,14 +106,7 @@ class Database(Forking):
     def watch(self, buffer_id: int) -> Watch:
         """A started watch on commits to the buffer, to be closed by the caller."""
         watch = self.backend.watch(self.engine, buffer_id)
-        pauses = Pauses(self.connections)
-        while True:
-            try:
-                watch.start()
-                break
-            except Exception as exc:
-                if not pauses.after(exc):
-                    raise
+        self._patiently(watch.start)
         self._watches.add(watch)
         return watch
 
@@ -128,6 +122,16 @@ class Database(Forking):
         """Close every idle connection; later scopes raise ``MemoryClosed``."""
         self.connections.closed = True
         self.connections.clear()
+
+    def _patiently(self, act: Callable[[], None]) -> None:
+        """Do it, again as long as it may succeed."""
+        pauses = Pauses(self.connections)
+        while True:
+            try:
+                return act()
+            except Exception as exc:
+                if not pauses.after(exc):
+                    raise
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

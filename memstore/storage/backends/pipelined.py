@@ -12,7 +12,7 @@ from psycopg import waiting
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from memstore.storage.backends.arrays import Array, ArrayDumper
-from memstore.storage.statements import Statements
+from memstore.storage.statements import Statement, Statements
 
 
 class PipelinedConnection(psycopg.Connection[Any]):
@@ -54,7 +54,8 @@ class PipelinedConnection(psycopg.Connection[Any]):
         """Roll back, if there is anything."""
         self.answered(0.0)
         if self.statements.watched and self.info.transaction_status is not TransactionStatus.IDLE:
-            self.statements.run("ROLLBACK", super().rollback)
+            with self.statements.running("ROLLBACK"):
+                super().rollback()
         else:
             super().rollback()
 
@@ -82,11 +83,13 @@ class PipelinedConnection(psycopg.Connection[Any]):
     def answered(self, seconds: float, last: WatchedCursor | None = None) -> None:
         """Tell of the statements up to ``last`` (None: all), for whose answers one waited so long."""
         while self._unanswered:
-            first = self._unanswered.pop(0)
-            if first is last or not self._unanswered:
-                first.seconds += seconds
-            self.statements.done(first.text, first.seconds, first.rowcount)
-            if first is last:
+            cursor = self._unanswered.pop(0)
+            statement = cursor.statement
+            if cursor is last or not self._unanswered:
+                statement.seconds += seconds
+            statement.rows = cursor.rowcount
+            self.statements.done(statement)
+            if cursor is last:
                 return
 
 
@@ -96,27 +99,20 @@ class WatchedCursor(psycopg.Cursor[Any]):
     The time of a pipelined one is that of sending it, and of the wait for its answer if one waited for just that.
     """
 
-    text: Any = None
-    seconds = 0.0
+    statement: Statement
 
     def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
         """Run a statement, or send it in a pipeline."""
-        begun = time.perf_counter()
-        connection, failed = self._owner, None
-        connection.statements.sent()
-        try:
-            return super().execute(query, *arguments, **options)
-        except BaseException as exc:
-            failed = exc
-            raise
-        finally:
-            self.text, self.seconds = query, time.perf_counter() - begun
-            if connection.info.pipeline_status is not PipelineStatus.OFF and failed is None:
+        connection = self._owner
+        with connection.statements.running(query) as statement:
+            self.statement = statement
+            super().execute(query, *arguments, **options)
+            statement.pending = connection.info.pipeline_status is not PipelineStatus.OFF
+            if statement.pending:
                 connection._unanswered.append(self)
             else:
-                connection.statements.awaited()
-                connection.statements.done(query, self.seconds, -1 if failed else self.rowcount, failed)
-            del failed
+                statement.rows = self.rowcount
+        return self
 
     def fetchone(self) -> Any:
         """Fetch a row."""

@@ -175,23 +175,15 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def prepare(self, conn: Connection) -> None:
         if self.only_read or still.needed(self.path):
             return
+        if "immutable" in self.url.query:  # the file cannot be changed
+            self._check_no_log()
+        elif self.execute(conn, "PRAGMA journal_mode").fetchone()[0] != "wal":
+            # This ignores busy_timeout. Without a retry, 7 of 120 processes that opened the file first failed.
+            mode = self.execute(conn, "PRAGMA journal_mode = WAL").fetchone()[0]
+            if mode != "wal":  # SQLite raises no error for a database in memory, or without shared memory
+                raise StoreUnavailable(f"{self.describe()} cannot use WAL, only {mode!r}; use a local file")
         for warning in self._warnings():
             warnings.warn(visible(warning), StoreWarning, stacklevel=2)
-        if "immutable" in self.url.query:
-            self._check_no_log()
-            return  # the file cannot be changed
-        # The switch to WAL ignores busy_timeout. Without the retry, 7 of 120 processes that opened it first failed.
-        deadline = time.monotonic() + self.busy_timeout
-        driver = self.driver(conn)
-        while driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            try:
-                mode = driver.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-                if mode != "wal":  # SQLite raises no error for a database in memory, or without shared memory
-                    raise StoreUnavailable(f"{self.describe()} cannot use WAL, only {mode!r}; use a local file")
-            except sqlite3.OperationalError as exc:
-                if self.classify(exc) is not Failure.BUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
 
     def is_usable(self, conn: Connection, driver: WatchedConnection) -> bool:
         return super().is_usable(conn, driver) and self._is_still(driver)
