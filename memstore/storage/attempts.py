@@ -178,11 +178,8 @@ class Attempts(ABC, Generic[*Given]):
         if self._transaction is None:
             self._connections.roll_back(self.scope)
         elif self._unfinished:
-            try:
+            with self._connections.translated():
                 self._transaction.undo(self._level)
-            except Exception as exc:
-                self._connections.raise_translated(exc)
-                raise
             self._unfinished = False
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +163,15 @@ class Connections:
         failure = None if isinstance(exc, MemstoreError) else self.failure(exc)
         if failure is not None:
             raise error_for(failure, self.backend, exc) from exc
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise memstore's errors for the driver's."""
+        try:
+            yield
+        except Exception as exc:
+            self.raise_translated(exc)
+            raise
 
     def writer_here(self) -> Owner | None:
         """Who writes to the same database in this very process, through whatever handle."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
@@ -15,7 +14,7 @@ from memstore.storage.attempts import Opening, Pauses, Plain
 from memstore.storage.backends import Watch, backend_for
 from memstore.storage.blocks import Block
 from memstore.storage.connections import Connections
-from memstore.storage.failures import dead, foreign, reraise_interrupt
+from memstore.storage.failures import foreign, reraise_interrupt
 from memstore.storage.forks import Forking
 from memstore.storage.owners import Owner, Scope, this_owner
 from memstore.storage.statements import Trace
@@ -45,7 +44,7 @@ class Database(Forking):
         self.backend = backend_for(url, durability, busy_timeout, trace)
         self.connections = Connections(self.backend)
         self.engine = self.connections.engine
-        self._open: dict[Owner, Transaction] = {}
+        self.blocks: dict[Owner, Transaction] = {}
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         super().__init__()
 
@@ -62,7 +61,7 @@ class Database(Forking):
 
     def open_transaction(self, owner: Owner | None = None) -> Transaction | None:
         """The open transaction of the owner, by default this thread and task."""
-        return self._open.get(owner or this_owner()) if self._open else None
+        return self.blocks.get(owner or this_owner()) if self.blocks else None
 
     def in_read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one snapshot: that of the open transaction of this thread and task, else a new one.
@@ -89,7 +88,7 @@ class Database(Forking):
         """Make the lasting changes that a database known to be empty or ours needs, outside any transaction."""
         scope = Scope(this_owner(), sys._getframe())
         try:
-            with self._translated():
+            with self.connections.translated():
                 conn = self.connections.take(scope, write=False)
             self._patiently(lambda: self.backend.prepare(conn))
             self.connections.give_back(scope)
@@ -100,13 +99,12 @@ class Database(Forking):
     def outside(self, work: Callable[[Engine], T]) -> T:
         """Run what cannot be part of a transaction; the errors of the database come as memstore's."""
         self.connections.check_open()
-        with self._translated():
+        with self.connections.translated():
             return work(self.engine)
 
     def watch(self, buffer_id: int) -> Watch:
         """A started watch on commits to the buffer, to be closed by the caller."""
-        watch = self.backend.watch(self.engine, buffer_id)
-        self._patiently(watch.start)
+        watch = self._patiently(lambda: self.backend.watch(self.engine, buffer_id))
         self._watches.add(watch)
         return watch
 
@@ -123,7 +121,7 @@ class Database(Forking):
         self.connections.closed = True
         self.connections.clear()
 
-    def _patiently(self, act: Callable[[], None]) -> None:
+    def _patiently(self, act: Callable[[], T]) -> T:
         """Do it, again as long as it may succeed."""
         pauses = Pauses(self.connections)
         while True:
@@ -132,47 +130,6 @@ class Database(Forking):
             except Exception as exc:
                 if not pauses.after(exc):
                     raise
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as exc:
-            self.connections.raise_translated(exc)
-            raise
-
-    # The outermost block of a transaction
-
-    def _begin(self, scope: Scope, first: Callable[[Connection], None]) -> Transaction:
-        opening = Opening(self.connections, scope)
-        opening.run(first)
-        transaction = self._open[scope.owner] = Transaction(scope, self.backend, opening.conn)
-        return transaction
-
-    def _end(self, transaction: Transaction, *, commit: bool) -> None:
-        owned, outer = transaction.owner == this_owner(), sys.exception()
-        try:
-            if commit and owned and not transaction.dead:
-                with self._translated():
-                    self.connections.commit(transaction.scope)
-            elif not transaction.dead:
-                self.connections.roll_back(transaction.scope)
-        except Exception as exc:
-            reraise_interrupt(exc, outer)
-            raise
-        finally:
-            self._abandon(transaction.scope)
-        if commit and not owned:
-            raise foreign(transaction.owner)
-        if commit and transaction.dead:
-            raise dead()
-
-    def _abandon(self, scope: Scope) -> None:
-        """Close the connection of a block, unless that was given back already; the block is open no longer."""
-        self.connections.close(scope)
-        transaction = self._open.get(scope.owner)
-        if transaction is not None and transaction.scope is scope:
-            del self._open[scope.owner]
 
     # Forks
 
@@ -192,7 +149,7 @@ class Database(Forking):
     def after_fork(self) -> None:
         """Begin without connections and without a transaction."""
         self.connections.forget()
-        self._open = {}
+        self.blocks = {}
 
 
 class TransactionSteps:
@@ -207,33 +164,59 @@ class TransactionSteps:
 
     def enter(self) -> None:
         """Begin."""
-        outer = self._database.open_transaction()
-        if outer is None:
-            self._transaction = self._database._begin(self._scope, self._first)
-        else:
+        database = self._database
+        outer = database.open_transaction()
+        if outer is not None:
             self._transaction, self._level = outer, outer.depth + 1
             outer.save()
+            return
+        opening = Opening(database.connections, self._scope)
+        opening.run(self._first)
+        self._transaction = Transaction(self._scope, database.backend, opening.conn)
+        database.blocks[self._scope.owner] = self._transaction
 
     def leave(self, *, commit: bool) -> None:
         """Commit, or undo."""
-        transaction, database = self._transaction, self._database
+        transaction = self._transaction
         assert transaction is not None
         transaction.check_process()
+        owned = transaction.owner == this_owner()
         if not self._level:
-            database._end(transaction, commit=commit)
-        elif transaction.owner != this_owner():
+            self._end(transaction, commit=commit and owned)
+        elif not owned:
             transaction.dead = True
-            raise foreign(transaction.owner)
         elif commit:
             transaction.release(self._level)
         elif not transaction.dead:
             transaction.return_to(self._level)
+        if not owned and (commit or self._level):
+            raise foreign(transaction.owner)
+        if commit:
+            transaction.check_alive()
         self._transaction = None
 
     def abandon(self) -> None:
         """Undo what is left of it."""
         if not self._level:
-            self._database._abandon(self._scope)
+            # The connection may have been given back already; the block is open no longer.
+            self._database.connections.close(self._scope)
+            blocks = self._database.blocks
+            if self._scope.owner in blocks and blocks[self._scope.owner].scope is self._scope:
+                del blocks[self._scope.owner]
         elif self._transaction is not None:
             self._transaction.abandon(self._level)
         self._transaction = None
+
+    def _end(self, transaction: Transaction, *, commit: bool) -> None:
+        outer, connections = sys.exception(), self._database.connections
+        try:
+            if commit and not transaction.dead:
+                with connections.translated():
+                    connections.commit(self._scope)
+            elif not transaction.dead:
+                connections.roll_back(self._scope)
+        except Exception as exc:
+            reraise_interrupt(exc, outer)
+            raise
+        finally:
+            self.abandon()

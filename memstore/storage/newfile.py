@@ -83,8 +83,16 @@ def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
     """
     with telling(file):
         _sweep(file)
-        partial = _made(file, like)
+        path = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if like is None else 0o600)
+    partial = Partial(path, None, handle)
     try:
+        with telling(file):
+            if sys.platform != "win32":
+                with suppress(OSError):  # a file system without locks: then the process's number alone tells
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if like is not None:
+                partial.mode = _be_like(handle, path, like.stat())
         yield partial
     finally:
         remove(partial.path)
@@ -102,7 +110,8 @@ def written_whole(file: Path, like: Path | None = None) -> Iterator[Path]:
         yield partial.path
         with telling(file):
             partial.settle()
-            _publish(partial.path, file)
+            while not take_free_name(partial.path, file):
+                check_free(file)
             settle_folder(file)
 
 
@@ -133,23 +142,6 @@ def settle_folder(file: Path) -> None:
         os.close(handle)
 
 
-def _made(file: Path, like: Path | None) -> Partial:
-    path = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if like is None else 0o600)
-    partial = Partial(path, None, handle)
-    try:
-        if sys.platform != "win32":
-            with suppress(OSError):  # a file system without locks: then the process's number alone tells
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if like is not None:
-            partial.mode = _be_like(handle, path, like.stat())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        partial.close()
-        raise
-    return partial
-
-
 def _be_like(handle: int, path: Path, other: os.stat_result) -> int:
     if sys.platform != "win32":
         for owner, group in ((other.st_uid, -1), (-1, other.st_gid)):
@@ -158,11 +150,6 @@ def _be_like(handle: int, path: Path, other: os.stat_result) -> int:
     mode = stat.S_IMODE(other.st_mode)
     path.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)  # it has to be written first
     return mode
-
-
-def _publish(partial: Path, file: Path) -> None:
-    while not take_free_name(partial, file):
-        check_free(file)
 
 
 def _sweep(file: Path) -> None:

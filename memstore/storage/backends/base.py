@@ -71,10 +71,6 @@ class Watch(ABC):
     """
 
     @abstractmethod
-    def start(self) -> None:
-        """Begin to watch: a commit from now on ends a wait."""
-
-    @abstractmethod
     def wait(self, timeout: float) -> None:
         """Return as soon as something may have been committed, at the latest after ``timeout`` seconds."""
 
@@ -310,7 +306,7 @@ class Backend(Expressions):
 
     @abstractmethod
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
-        """Return a watch on the buffer. It uses a separate connection."""
+        """Return a watch on the buffer: a commit from now on ends a wait. It uses a separate connection."""
 
     @abstractmethod
     def classify(self, error: BaseException) -> Failure | None:

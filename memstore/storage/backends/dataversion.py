@@ -19,9 +19,6 @@ class DataVersion(Watch):
         self._engine = engine
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.Lock()
-        self._seen = -1
-
-    def start(self) -> None:
         self._seen = self._version()
 
     def wait(self, timeout: float) -> None:

@@ -35,8 +35,9 @@ class Listener(Watch):
         self._buffer_id = buffer_id
         self._connection: psycopg.Connection[Any] | None = None
         self._known = False
+        self._start()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         with suppress(DBAPIError, psycopg.Error):
             self._connection = self._connect()
             self._connection.execute(f"LISTEN {CHANNEL}")
@@ -52,7 +53,7 @@ class Listener(Watch):
         deadline = time.monotonic() + timeout
         if self._connection is None:
             time.sleep(timeout)
-            self.start()
+            self._start()
             return
         try:
             while (left := deadline - time.monotonic()) > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import psycopg
@@ -26,9 +27,30 @@ class PipelinedConnection(psycopg.Connection[Any]):
 
     statements: Statements
 
+    swollen = False
+    """True if it is closed after its transaction: libpq's buffers grew, and never shrink again."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._unanswered: list[WatchedCursor] = []
+        self._open: tuple[AbstractContextManager[psycopg.Pipeline], psycopg.Pipeline] | None = None
+
+    def enter_pipeline(self) -> None:
+        """Wait for no answer from here on unless it is asked for."""
+        block = self.pipeline()
+        self._open = block, block.__enter__()
+
+    def leave_pipeline(self) -> None:
+        """Wait for all answers, and leave the pipeline, if there is one."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            self.await_all(lambda: opened[0].__exit__(None, None, None))
+
+    def settle(self) -> None:
+        """Wait for all answers."""
+        self.flush()
+        if self._open is not None:
+            self.await_all(self._open[1].sync)
 
     def wait(self, gen: Any, interval: float = 0.1, **options: Any) -> Any:  # type: ignore[override]
         """Run a generator of psycopg until it ends, and wait for the socket whenever it asks for that."""

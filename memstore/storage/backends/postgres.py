@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -89,10 +88,6 @@ _LOCATE = (
 )
 
 
-_Pipeline = tuple[PipelinedConnection, ExitStack, psycopg.Pipeline]
-"""The connection in it, what ends it, and itself."""
-
-
 class PostgresBackend(PostgresExpressions, Backend):
     """A PostgreSQL database, or the schema in it that ``search_path`` names."""
 
@@ -103,8 +98,6 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
         super().__init__(url, durability, busy_timeout, trace)
-        # By SQLAlchemy's connection: its own notes (info) are gone once it takes a connection for broken.
-        self._pipelines: WeakKeyDictionary[Connection, _Pipeline] = WeakKeyDictionary()
         # Not 0 ms, which would be no limit.
         self._settings = ("on" if durability == "power" else "off", f"{max(int(busy_timeout * 1000), 1)}ms")
 
@@ -133,43 +126,36 @@ class PostgresBackend(PostgresExpressions, Backend):
             raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create a database with that")
 
     def begin(self, conn: Connection, *, write: bool) -> None:
-        stack, driver = ExitStack(), self.driver(conn)
-        self._pipelines[conn] = driver, stack, stack.enter_context(driver.pipeline())
+        self.driver(conn).enter_pipeline()
         self.execute(conn, _WRITE if write else _READ)
         if write:
             self.execute(conn, _SETTINGS, self._settings)
 
     def commit(self, conn: Connection) -> None:
         super().commit(conn)
-        self._leave_pipeline(conn)
-        if conn.info.get(_SWOLLEN):
+        driver: PipelinedConnection = self.driver(conn)
+        driver.leave_pipeline()
+        if driver.swollen:
             conn.invalidate()
 
     def rollback(self, conn: Connection) -> None:
+        driver: PipelinedConnection = self.driver(conn)
         with suppress(psycopg.Error):  # errors of statements that are given up
-            self._leave_pipeline(conn)
-        if self.driver(conn).closed:
+            driver.leave_pipeline()
+        if driver.closed:
             conn.invalidate()
         else:
             super().rollback(conn)
 
     def settle(self, conn: Connection) -> None:
-        driver, _, pipeline = self._pipelines[conn]
-        driver.flush()
-        driver.await_all(pipeline.sync)
-
-    def _leave_pipeline(self, conn: Connection) -> None:
-        if conn in self._pipelines:
-            driver, stack, _ = self._pipelines.pop(conn)
-            driver.await_all(stack.close)
+        self.driver(conn).settle()
 
     def _arrived(self, conn: Connection, _cursor: Any, _sql: str, _values: Any, context: Any, _many: bool) -> None:
         """Wait for the result of a statement that SQLAlchemy sent: it expects the result to be there."""
-        if conn in self._pipelines:
-            driver, _, pipeline = self._pipelines[conn]
-            driver.flush()
-            if not context.execution_options.get(UNAWAITED, False):
-                driver.await_all(pipeline.sync)
+        driver: PipelinedConnection = self.driver(conn)
+        driver.flush()
+        if not context.execution_options.get(UNAWAITED, False):
+            driver.settle()
 
     def discard(self, conn: Connection, driver: PipelinedConnection) -> None:
         with suppress(psycopg.Error):  # the server works on, and notices only at the end that nobody listens any more
@@ -177,12 +163,12 @@ class PostgresBackend(PostgresExpressions, Backend):
                 driver.cancel_safe(timeout=CANCELLATION)
         driver.close()
         with suppress(psycopg.Error):  # the connection is closed, but an open pipeline would log a message about it
-            self._leave_pipeline(conn)
+            driver.leave_pipeline()
 
     def execute(self, conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
         driver = self.driver(conn)
         if any(isinstance(value, Array) and len(value.data) > LARGE for value in values):
-            conn.info[_SWOLLEN] = True
+            self.driver(conn).swollen = True
         cursor: psycopg.Cursor[Any] = driver.kind_of_cursor()(driver).execute(sql, values or None, binary=True)
         driver.flush()
         return cursor
@@ -236,7 +222,7 @@ class PostgresBackend(PostgresExpressions, Backend):
     ) -> list[tuple[Any, ...]]:
         rows = super().select_texts(conn, table, columns, buffer_id, key, texts)
         if any(isinstance(value, bytes) and len(value) > LARGE for row in rows for value in row):
-            conn.info[_SWOLLEN] = True
+            self.driver(conn).swollen = True
         return rows
 
     def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
@@ -325,10 +311,6 @@ class PostgresBackend(PostgresExpressions, Backend):
     def old_readers(self, conn: Connection) -> Iterable[str]:
         rows = self.execute(conn, old_readers.ON_SERVER, (old_readers.LONG_SNAPSHOT,)).fetchall()
         return old_readers.of_server(rows)
-
-
-_SWOLLEN = "memstore_swollen"
-"""The note on a connection that is closed after its transaction: libpq's buffers grow, and never shrink again."""
 
 
 def _encode_columns(table: Table, columns: Columns, rows: slice = slice(None)) -> tuple[tuple[str, ...], list[Array]]:
