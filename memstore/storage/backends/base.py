@@ -70,6 +70,16 @@ class Watch(ABC):
     It may miss a commit. So a wait always ends after its timeout, and the process looks again in any case.
     """
 
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def _connect(self) -> Any:
+        """Open a connection of the driver that nobody else uses."""
+        made = self._engine.raw_connection()
+        driver = made.driver_connection
+        made.detach()
+        return driver
+
     @abstractmethod
     def wait(self, timeout: float) -> None:
         """Return as soon as something may have been committed, at the latest after ``timeout`` seconds."""

@@ -7,6 +7,7 @@ transaction mode may stand between. Prepared statements gained nothing that coul
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,8 +19,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from memstore.config import Durability
-from memstore.errors import StoreUnavailable
-from memstore.storage.backends import alone, catalog, layout, old_readers
+from memstore.errors import StoreBusy, StoreUnavailable
+from memstore.storage.backends import catalog, layout, old_readers
 from memstore.storage.backends.arrays import BYTEA, INT8, TEXT, Array, encode, kind_of
 from memstore.storage.backends.base import (
     UNAWAITED,
@@ -51,6 +52,15 @@ LARGE = 16 * 2**20
 
 CANCELLATION = 2.0
 """Seconds that the call may take which tells the server to cancel a statement."""
+
+APPLICATION = "memstore"
+"""The name of memstore's sessions on the server, unless their address or PGAPPNAME gives another."""
+
+_OTHERS = (
+    "SELECT pid, usename FROM pg_stat_clear_snapshot(), pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = %s ORDER BY pid"
+)
+"""Finds the other sessions of memstore in this database."""
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -104,7 +114,7 @@ class PostgresBackend(PostgresExpressions, Backend):
     def create_engine(self) -> Engine:
         engine = create_engine(
             self.url,
-            connect_args={"prepare_threshold": None, "fallback_application_name": alone.APPLICATION},
+            connect_args={"prepare_threshold": None, "fallback_application_name": APPLICATION},
             isolation_level="AUTOCOMMIT",  # the begin event sends BEGIN; the driver's own would cost a round trip
             poolclass=NullPool,
             pool_reset_on_return=None,
@@ -238,13 +248,7 @@ class PostgresBackend(PostgresExpressions, Backend):
         self.execute(conn, ANNOUNCE, (str(buffer_id), buffer_id))
 
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
-        def connect() -> PipelinedConnection:
-            conn = engine.connect()
-            driver: PipelinedConnection = self.driver(conn)
-            conn.detach()
-            return driver
-
-        return Listener(connect, buffer_id)
+        return Listener(engine, buffer_id)
 
     def classify(self, error: BaseException) -> Failure | None:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -271,7 +275,19 @@ class PostgresBackend(PostgresExpressions, Backend):
             self.execute(conn, "SELECT setval(pg_get_serial_sequence(%s, 'id'), %s)", (buffer.name, number))
 
     def lock_tables(self, conn: Connection, *, force: bool) -> None:
-        alone.lock_tables(functools.partial(self.execute, conn), self.describe(), self.busy_timeout, force=force)
+        # A session outside a transaction holds no lock. But it remembers what was in the tables, and would go on from
+        # there. The lock comes first: who opens a memory after it has to wait, and who opened one before is seen below.
+        self.execute(conn, f"LOCK TABLE {', '.join(metadata.tables)} IN ACCESS EXCLUSIVE MODE")
+        deadline = time.monotonic() + self.busy_timeout
+        while not force and (others := self.execute(conn, _OTHERS, (APPLICATION,)).fetchall()):
+            if time.monotonic() > deadline:
+                shown = ", ".join(f"{pid} of {user}" for pid, user in others[:5]) + (" ..." if len(others) > 5 else "")
+                raise StoreBusy(
+                    f"{self.describe()} is open elsewhere: {len(others)} sessions of memstore ({shown}; see "
+                    "pg_stat_activity); nothing was changed. Close them and try again; if they use other schemas of "
+                    "the database, give --force, or force=True"
+                )
+            time.sleep(0.05)  # a session that was closed a moment ago is still listed
 
     def empty(self, conn: Connection) -> None:
         self.execute(conn, f"TRUNCATE {', '.join(metadata.tables)}")

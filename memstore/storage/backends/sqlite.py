@@ -11,7 +11,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -347,7 +347,8 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def copy_file(self, engine: Engine, target: Path, on_progress: Progress) -> bool:
         # A separate connection reads the committed data, even while the caller's connection holds the write lock. It
         # is in a transaction, so that every step of the copy sees the same snapshot.
-        with _raw(engine) as source, closing(sqlite3.connect(target)) as copy:
+        with engine.connect() as conn, closing(sqlite3.connect(target)) as copy:
+            source = self.driver(conn)
             copy.execute("PRAGMA journal_mode = OFF")  # a copy that fails is deleted, so it needs no rollback
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -371,7 +372,8 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             driver.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (buffer.name, number))
 
     def vacuum(self, engine: Engine) -> None:
-        with _raw(engine) as driver:
+        with engine.connect() as conn:
+            driver = self.driver(conn)
             self._empty_log(driver, "nothing was done")
             driver.execute("VACUUM")
             self._empty_log(driver, "the file was rewritten, but its log is not empty")
@@ -382,16 +384,6 @@ class SQLiteBackend(SQLiteExpressions, Backend):
                 f"{self.describe()}: {so_far}: another connection has read or written for {self.busy_timeout:g} s, so "
                 "the log cannot be emptied; end its query or transaction, and try again"
             )
-
-
-@contextmanager
-def _raw(engine: Engine) -> Iterator[sqlite3.Connection]:
-    """Yield a connection that is in no transaction."""
-    connection = engine.raw_connection()
-    try:
-        yield cast(sqlite3.Connection, connection.driver_connection)
-    finally:
-        connection.close()
 
 
 def _is_large(values: Sequence[Any]) -> bool:
