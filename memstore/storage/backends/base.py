@@ -7,7 +7,6 @@ Both databases take bulk data in this form: SQLite by ``executemany``, PostgreSQ
 from __future__ import annotations
 
 import enum
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,10 @@ from sqlalchemy import URL, Connection, Engine, Select, Table
 from memstore.config import Durability
 from memstore.errors import MemstoreError
 from memstore.storage.address import shown_url
-from memstore.storage.backends.expressions import Expressions, accumulation
+from memstore.storage.backends.clauses import accumulation, select_listed
+from memstore.storage.backends.expressions import Expressions
 from memstore.storage.newfile import Partial
 from memstore.storage.refusals import Wanted
-from memstore.storage.schema import buffer, stratum
 from memstore.storage.statements import Statements, Trace
 
 Ints = NDArray[np.int64]
@@ -270,7 +269,7 @@ class Backend(Expressions):
 
         They come in any order. A value that no row has adds nothing.
         """
-        sql = select_sql(type(self), table, tuple(columns), key)
+        sql = select_listed(self.join(table, key), table.name, tuple(columns), key)
         rows: list[tuple[Any, ...]] = self.execute(conn, sql, (self.listed(table, key, values),)).fetchall()
         return rows
 
@@ -278,7 +277,7 @@ class Backend(Expressions):
         self, conn: Connection, table: Table, columns: Sequence[str], buffer_id: int, key: str, texts: Sequence[str]
     ) -> list[tuple[Any, ...]]:
         """Return the rows of the buffer with one of these texts in their column ``key``, in any order."""
-        sql = f"{select_sql(type(self), table, tuple(columns), key)} AND t.buffer_id = {self.mark}"
+        sql = f"{select_listed(self.join(table, key), table.name, tuple(columns), key)} AND t.buffer_id = {self.mark}"
         rows: list[tuple[Any, ...]] = self.execute(conn, sql, (self.listed(table, key, texts), buffer_id)).fetchall()
         return rows
 
@@ -438,27 +437,3 @@ class Backend(Expressions):
     @abstractmethod
     def vacuum(self, engine: Engine) -> None:
         """Give the room of deleted rows back to the operating system, as far as the database can."""
-
-
-def quoted(names: Iterable[str], prefix: str = "") -> str:
-    """Write the names as a list of columns."""
-    return ", ".join(f'{prefix}"{name}"' for name in names)
-
-
-@functools.cache
-def select_sql(backend: type[Backend], table: Table, columns: tuple[str, ...], key: str) -> str:
-    """Write a query for the rows whose ``key`` is in a list."""
-    return f'SELECT {quoted(columns, "t.")} FROM {backend.join(table, key)} {table.name} t ON t."{key}" = c.value'
-
-
-@functools.cache
-def buffer_sql(backend: type[Backend], columns: tuple[str, ...]) -> str:
-    """Write the query for the row of a buffer."""
-    return f"SELECT {quoted(columns)} FROM {buffer.name} WHERE id = {backend.mark}"
-
-
-@functools.cache
-def changed_sql(backend: type[Backend], columns: tuple[str, ...]) -> str:
-    """Write the query for the strata of a buffer that changed since a revision."""
-    mark = backend.mark
-    return f"SELECT {quoted(columns)} FROM {stratum.name} WHERE buffer_id = {mark} AND revision > {mark} ORDER BY id"

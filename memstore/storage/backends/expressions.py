@@ -6,7 +6,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from decimal import Decimal
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -16,7 +15,6 @@ from sqlalchemy import (
     Double,
     Integer,
     Numeric,
-    Table,
     Text,
     and_,
     bindparam,
@@ -207,26 +205,3 @@ def _exact(real: ColumnElement[Any]) -> ColumnElement[Any]:
     end: ColumnElement[float] = literal_column("(2::float8 ^ 63)", Double())
     whole = and_(func.abs(real) >= literal_column("2::float8 ^ 53"), real >= -end, real < end)
     return case((whole, cast(cast(real, BigInteger()), Numeric())), else_=cast(cast(real, Text()), Numeric()))
-
-
-@cache
-def accumulation(table: Table, added: tuple[str, ...], columns: tuple[str, ...]) -> str:
-    """Write the clause ON CONFLICT of an INSERT: add to some columns of a row that exists, and set its others.
-
-    Parameters
-    ----------
-    added : tuple of str
-        Columns to which the new values are added.
-    columns : tuple of str
-        All columns of the INSERT. Those not in ``added`` are set, unless the new value is NULL.
-    """
-    key = [column.name for column in table.primary_key]
-    changes = [
-        f'"{name}" = {table.name}."{name}" + excluded."{name}"'
-        if name in added
-        else f'"{name}" = coalesce(excluded."{name}", {table.name}."{name}")'
-        for name in columns
-        if name not in key
-    ]
-    names = ", ".join(f'"{name}"' for name in key)
-    return f" ON CONFLICT ({names}) DO UPDATE SET {', '.join(changes)}"

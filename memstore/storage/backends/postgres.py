@@ -22,19 +22,8 @@ from memstore.config import Durability
 from memstore.errors import StoreBusy, StoreUnavailable
 from memstore.storage.backends import catalog, layout, old_readers
 from memstore.storage.backends.arrays import BYTEA, INT8, TEXT, Array, encode, kind_of
-from memstore.storage.backends.base import (
-    UNAWAITED,
-    Backend,
-    Columns,
-    Failure,
-    Ints,
-    Located,
-    TransactionState,
-    Watch,
-    buffer_sql,
-    changed_sql,
-    quoted,
-)
+from memstore.storage.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
+from memstore.storage.backends.clauses import quoted, select_buffer, select_changed
 from memstore.storage.backends.expressions import PostgresExpressions
 from memstore.storage.backends.listener import ANNOUNCE, Listener
 from memstore.storage.backends.pipelined import PipelinedConnection, connect_pipelined
@@ -206,8 +195,8 @@ class PostgresBackend(PostgresExpressions, Backend):
     def read_buffer(
         self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
     ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
-        found = self.execute(conn, buffer_sql(PostgresBackend, tuple(row)), (buffer_id,))
-        changed = self.execute(conn, changed_sql(PostgresBackend, tuple(strata)), (buffer_id, since))
+        found = self.execute(conn, select_buffer(self.mark, tuple(row)), (buffer_id,))
+        changed = self.execute(conn, select_changed(self.mark, tuple(strata)), (buffer_id, since))
         return found.fetchone(), changed.fetchall()
 
     def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:

@@ -24,19 +24,8 @@ from memstore.errors import MemstoreError, StoreBusy, StoreUnavailable, StoreWar
 from memstore.printable import visible
 from memstore.storage.address import sqlite_path
 from memstore.storage.backends import layout, locks, log, old_readers, replacing, still
-from memstore.storage.backends.base import (
-    Backend,
-    Columns,
-    Failure,
-    Ints,
-    Located,
-    Progress,
-    TransactionState,
-    Watch,
-    buffer_sql,
-    changed_sql,
-    quoted,
-)
+from memstore.storage.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
+from memstore.storage.backends.clauses import quoted, select_buffer, select_changed
 from memstore.storage.backends.dataversion import DataVersion
 from memstore.storage.backends.expressions import SQLiteExpressions
 from memstore.storage.backends.filesystem import network_filesystem, network_warning
@@ -220,10 +209,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def read_buffer(
         self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
     ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
-        found = self.execute(conn, buffer_sql(SQLiteBackend, tuple(row)), (buffer_id,)).fetchone()
+        found = self.execute(conn, select_buffer(self.mark, tuple(row)), (buffer_id,)).fetchone()
         if found is None or found[row.index("revision")] == since:
             return found, []
-        return found, self.execute(conn, changed_sql(SQLiteBackend, tuple(strata)), (buffer_id, since)).fetchall()
+        return found, self.execute(conn, select_changed(self.mark, tuple(strata)), (buffer_id, since)).fetchall()
 
     def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:
         if any(map(_is_large, columns.values())):
