@@ -127,8 +127,7 @@ class Session(Forking):
 
     def _take_turn(self, scope: Scope) -> None:
         """Write from here on: alone among the threads and tasks, or as part of the own block."""
-        holder = self._writing.holder
-        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+        if self._writing.is_of(scope.owner):
             return
         patience = self.database.backend.busy_timeout
         holder = self._writing.take(scope, patience, scope.waits_in_vain)
@@ -143,8 +142,7 @@ class Session(Forking):
 
     def _generator(self, scope: Scope) -> np.random.Generator:
         """Return the generator, held by the scope or the block around it; another one for a draw that must not wait."""
-        holder = self._drawing.holder
-        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+        if self._drawing.is_of(scope.owner):
             return self.rng
         patience = self.database.backend.busy_timeout
         holder = self._drawing.take(scope, patience, lambda other: other.long and not scope.long)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import URL, Connection, Engine, Select, Table
+from sqlalchemy.exc import DBAPIError
 
 from memstore.config import Durability
 from memstore.errors import MemstoreError
@@ -154,13 +155,14 @@ class Backend(Expressions):
         In a transaction, PostgreSQL's result is waited for later: by a fetch, by ``settle`` or by the commit.
         """
 
-    @abstractmethod
     def lock_schema(self, conn: Connection) -> None:
-        """Make this write transaction the only one that creates or upgrades tables."""
+        """Make this write transaction the only one that creates or upgrades tables.
 
-    @abstractmethod
+        There is nothing to do if a write transaction is alone in the database anyway.
+        """
+
     def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
-        """Make this write transaction the only writer of the buffer, by a separate statement."""
+        """Make this write transaction the only writer of the buffer, by a separate statement, if others may write."""
 
     @abstractmethod
     def transaction_state(self, conn: Connection) -> TransactionState:
@@ -309,25 +311,28 @@ class Backend(Expressions):
     def clock(self, conn: Connection) -> float:
         """Return the seconds since 1970, by the one clock that all processes of the database share."""
 
-    @abstractmethod
     def announce(self, conn: Connection, buffer_id: int) -> None:
-        """Wake the processes that watch the buffer, as soon as this transaction commits."""
+        """Wake the processes that watch the buffer, as soon as this transaction commits, if they do not look for it."""
 
     @abstractmethod
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
         """Return a watch on the buffer: a commit from now on ends a wait. It uses a separate connection."""
 
-    @abstractmethod
     def classify(self, error: BaseException) -> Failure | None:
         """Return what the error means; None if it is no error of the driver."""
+        return self._meaning(error.orig if isinstance(error, DBAPIError) else error)
+
+    @abstractmethod
+    def _meaning(self, error: BaseException | None) -> Failure | None:
+        """Return what an error of the driver means, as it was before SQLAlchemy wrapped it."""
 
     @abstractmethod
     def size(self, conn: Connection) -> dict[str, int]:
         """Return the bytes that each part of the database takes (``database``, ``wal`` ...)."""
 
-    @abstractmethod
     def integrity(self, conn: Connection) -> Iterable[str]:
         """Return the faults that the database itself finds in its pages; nothing if it finds none."""
+        return ()
 
     @abstractmethod
     def foreign(self, conn: Connection) -> Iterable[str]:

@@ -47,9 +47,9 @@ class Expressions(ABC):
     def one_of(self, expression: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         """Test that the expression is one of the values. They may be many, and are all of one type."""
 
-    @abstractmethod
     def by_code_point(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the text in a form that is compared and sorted by code points."""
+        return text
 
     @abstractmethod
     def json_value(self, document: ColumnElement[Any], path: Sequence[str | int], kind: str) -> ColumnElement[Any]:
@@ -67,24 +67,21 @@ class Expressions(ABC):
             "any" gives something that is not NULL if any value but null stands at the path.
         """
 
-    @abstractmethod
     def number(self, value: int | float) -> ColumnElement[Any]:
         """Return a constant that can be compared with numbers in JSON."""
+        return literal(value)
 
-    @abstractmethod
     def one_number_of(self, expression: ColumnElement[Any], values: Sequence[int | float]) -> ColumnElement[bool]:
         """Test that a number in JSON is one of these numbers."""
+        return self.one_of(expression, values)
 
 
 class SQLiteExpressions(Expressions):
-    """SQLite passes lists as JSON texts, and reads JSON by ``json_each``."""
+    """SQLite passes lists as JSON texts, and reads JSON by ``json_each``. It sorts texts by their bytes of UTF-8."""
 
     def one_of(self, expression: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         listed = func.json_each(json.dumps(list(values))).table_valued("value")
         return expression.in_(select(listed.c.value))
-
-    def by_code_point(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
-        return text  # the bytes of UTF-8 sort alike
 
     def json_value(self, document: ColumnElement[Any], path: Sequence[str | int], kind: str) -> ColumnElement[Any]:
         # The path is not given to json_extract: its paths cannot name a key with a quote in it, and they compare
@@ -111,12 +108,6 @@ class SQLiteExpressions(Expressions):
             chosen = select(chosen).where(*conditions).scalar_subquery()
         chosen.type = _SQLITE_TYPES[kind]
         return chosen
-
-    def number(self, value: int | float) -> ColumnElement[Any]:
-        return literal(value)
-
-    def one_number_of(self, expression: ColumnElement[Any], values: Sequence[int | float]) -> ColumnElement[bool]:
-        return self.one_of(expression, values)
 
 
 _SQLITE_TYPES: dict[str, TypeEngine[Any]] = {

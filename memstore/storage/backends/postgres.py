@@ -15,7 +15,6 @@ from typing import Any
 import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from memstore.config import Durability
@@ -239,14 +238,13 @@ class PostgresBackend(PostgresExpressions, Backend):
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
         return Listener(engine, buffer_id)
 
-    def classify(self, error: BaseException) -> Failure | None:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        if not isinstance(cause, psycopg.Error):
+    def _meaning(self, error: BaseException | None) -> Failure | None:
+        if not isinstance(error, psycopg.Error):
             return None
-        code = cause.sqlstate
+        code = error.sqlstate
         if code is None or code.startswith("08"):
             # An error without a code comes from the driver: the connection is lost, or could not be made.
-            return Failure.LOST if isinstance(cause, psycopg.OperationalError) or code else Failure.OTHER
+            return Failure.LOST if isinstance(error, psycopg.OperationalError) or code else Failure.OTHER
         return _CODES.get(code, Failure.OTHER)
 
     def size(self, conn: Connection) -> dict[str, int]:
@@ -285,9 +283,6 @@ class PostgresBackend(PostgresExpressions, Backend):
         with engine.connect() as conn:
             for name in metadata.tables:
                 self.driver(conn).execute(f"VACUUM (ANALYZE) {name}".encode())
-
-    def integrity(self, conn: Connection) -> Iterable[str]:
-        return ()  # the server checks its own pages (pg_amcheck, data_checksums), and refuses to read a damaged one
 
     def foreign(self, conn: Connection) -> Iterable[str]:
         return catalog.foreign(self._names(conn, catalog.RELATIONS), self._names(conn, catalog.RULES))

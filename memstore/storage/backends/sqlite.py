@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from memstore.config import Durability
@@ -196,12 +195,6 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         cursor: sqlite3.Cursor = self.driver(conn).execute(sql, values)
         return cursor
 
-    def lock_schema(self, conn: Connection) -> None:
-        """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
-
-    def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
-        """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
-
     def transaction_state(self, conn: Connection) -> TransactionState:
         alive = not conn.invalidated and self.driver(conn).in_transaction
         return TransactionState.OPEN if alive else TransactionState.GONE
@@ -243,23 +236,19 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def clock(self, conn: Connection) -> float:
         return time.time()  # all users of a file are on one machine
 
-    def announce(self, conn: Connection, buffer_id: int) -> None:
-        """Nothing to do: every commit changes the file's data version."""
-
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
         return DataVersion(engine)
 
-    def classify(self, error: BaseException) -> Failure | None:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        if isinstance(cause, UnicodeDecodeError):
+    def _meaning(self, error: BaseException | None) -> Failure | None:
+        if isinstance(error, UnicodeDecodeError):
             return Failure.CORRUPT  # the driver could not decode SQLite's message about a damaged definition
-        if not isinstance(cause, sqlite3.Error):
+        if not isinstance(error, sqlite3.Error):
             return None
         # The low byte is the primary code. Text that cannot be decoded raises an error without a code (seen with
         # flipped bits).
-        code = getattr(cause, "sqlite_errorcode", None)
+        code = getattr(error, "sqlite_errorcode", None)
         if code is None:
-            return Failure.CORRUPT if isinstance(cause, sqlite3.OperationalError) else Failure.OTHER
+            return Failure.CORRUPT if isinstance(error, sqlite3.OperationalError) else Failure.OTHER
         return _CODES.get(code) or _CODES.get(code & 0xFF, Failure.OTHER)
 
     def size(self, conn: Connection) -> dict[str, int]:
