@@ -87,18 +87,14 @@ class Connections:
         return link.conn
 
     def _linked(self) -> Link:
-        while (link := self._rested()) is not None:
-            if self.backend.is_usable(link.conn, link.driver):
-                return link
-            self._close(link)
+        with suppress(IndexError):  # none rests, or another thread was faster
+            while True:
+                link = self._resting.pop()
+                if self.backend.is_usable(link.conn, link.driver):
+                    return link
+                self._close(link)
         conn = self.engine.connect()
         return Link(conn, self.backend.driver(conn), False)
-
-    def _rested(self) -> Link | None:
-        try:
-            return self._resting.pop()
-        except IndexError:
-            return None
 
     def give_back(self, scope: Scope) -> None:
         """Let the next one have the scope's connection, which is outside any transaction again."""
@@ -184,8 +180,9 @@ class Connections:
 
     def clear(self) -> None:
         """Close the connections at rest."""
-        while (link := self._rested()) is not None:
-            self._close(link)
+        with suppress(IndexError):
+            while True:
+                self._close(self._resting.pop())
 
     def _close(self, link: Link) -> None:
         self.backend.discard(link.conn, link.driver)

@@ -38,7 +38,7 @@ def unused(stem: Path, suffix: str = "") -> Path:
     return next(name for name in names if not any(os.path.lexists(f"{name}{side}") for side in ("", *SIDE_FILES)))
 
 
-def remove(file: Path, suffixes: tuple[str, ...] = ("", *SIDE_FILES)) -> None:
-    """Delete a database, and the files beside it, as far as they are there."""
+def remove(file: Path, suffixes: tuple[str, ...] = (*SIDE_FILES, "")) -> None:
+    """Delete the files beside a database, and last the database itself, as far as they are there."""
     for suffix in suffixes:
         Path(f"{file}{suffix}").unlink(missing_ok=True)

@@ -165,10 +165,8 @@ def _sweep(file: Path) -> None:
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
+    except (OSError, OverflowError) as exc:
+        return not isinstance(exc, ProcessLookupError)
     return True
 
 

@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from memstore.errors import NotAMemstore, StoreBusy
@@ -43,25 +42,6 @@ ATTEMPTS = 5
 
 _BEYOND_OPENING = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 """Codes of errors with which SQLite refuses to open a file at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Old:
-    """The file to be replaced, as it was under the exclusive lock.
-
-    Attributes
-    ----------
-    sound : bool
-        True if the file is whole without its log.
-    empty : bool
-        True if the file has no bytes.
-    look : Look
-        Its inode, size and time of change.
-    """
-
-    sound: bool
-    empty: bool
-    look: Look
 
 
 def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> Path | None:
@@ -97,10 +77,10 @@ def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> P
                 if _take_free_place(new, file):
                     return None
                 continue
-            old = _fold_log(file, patience, force)
+            sound, look = _fold_log(file, patience, force)
             with _exclusive_lock(file):
-                if look_of(file) == old.look and not (old.sound and has_log(file)):
-                    return _replace(new, file, old)
+                if look_of(file) == look and not (sound and has_log(file)):
+                    return _replace(new, file, sound=sound)
     raise _busy_error(file)
 
 
@@ -120,8 +100,16 @@ def _take_free_place(new: Partial, file: Path) -> bool:
     return True
 
 
-def _fold_log(file: Path, patience: float, force: bool) -> _Old:
-    """Fold the log into a file that nobody has open, and return what the file is."""
+def _fold_log(file: Path, patience: float, force: bool) -> tuple[bool, Look]:
+    """Fold the log into a file that nobody has open.
+
+    Returns
+    -------
+    bool
+        True if the file is whole without its log.
+    Look
+        The look of the file under the exclusive lock.
+    """
     address = f"{file.as_uri()}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=patience, isolation_level=None)) as alone:
         try:
@@ -134,7 +122,7 @@ def _fold_log(file: Path, patience: float, force: bool) -> _Old:
                 raise NotAMemstore(f"{file} holds tables, but none of memstore's; nothing was changed. {_INSIST}")
             if alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 raise _busy_error(file)
-            return _Old(sound=True, empty=not size_of(file), look=look_of(file))
+            return True, look_of(file)
         except sqlite3.Error as exc:
             code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
@@ -146,7 +134,7 @@ def _fold_log(file: Path, patience: float, force: bool) -> _Old:
                     f"SQLite cannot open {file} as a database: it is another kind of file, or its first bytes are "
                     f"damaged; nothing was changed. {_INSIST}"
                 ) from exc
-            return _Old(sound=False, empty=False, look=look_of(file))
+            return False, look_of(file)
 
 
 @contextmanager
@@ -166,22 +154,22 @@ def _exclusive_lock(file: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _replace(new: Partial, file: Path, old: _Old) -> Path | None:
+def _replace(new: Partial, file: Path, *, sound: bool) -> Path | None:
     new.settle()
     kept: Path | None = None
     try:
-        if not old.empty:
+        if size_of(file):
             earlier = _added_names(file)  # second names from a call that was killed between its last two steps
-            if old.sound:  # the file has all commits, so the earlier names are not needed
+            if sound:  # the file has all commits, so the earlier names are not needed
                 for name in earlier:
                     remove(name)
-            kept = earlier[0] if earlier and not old.sound else _free_name(file)
-            _add_name(file, ("",) if old.sound else ("", "-wal", "-journal"), kept)
+            kept = earlier[0] if earlier and not sound else _free_name(file)
+            _add_name(file, ("",) if sound else ("", "-wal", "-journal"), kept)
         remove(file, SIDE_FILES)
         settle_folder(file)
         new.path.replace(file)
     except BaseException:
-        if kept is not None and old.sound and new.path.exists():
+        if kept is not None and sound and new.path.exists():
             kept.unlink(missing_ok=True)
         raise
     settle_folder(file)

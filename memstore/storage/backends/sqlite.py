@@ -374,7 +374,7 @@ def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> No
     A cached statement keeps its values until it gets others. So it is run once more, with NULLs and for no row. Without
     this, a checkpoint of 300 MB stayed in memory until the next checkpoint; with SQLAlchemy's copy it was 2 x 300 MB.
     """
-    sql = _insert_chosen_sql(table, tuple(columns))
+    sql = _insert_sql(table, tuple(columns), "SELECT {} WHERE ?")
     try:
         driver.executemany(sql, ((*row, 1) for row in zip(*columns.values(), strict=True)))
     finally:
@@ -383,13 +383,8 @@ def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> No
 
 
 @functools.cache
-def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
-    return f"INSERT INTO {table} ({quoted(columns)}) VALUES ({', '.join('?' * len(columns))})"
-
-
-@functools.cache
-def _insert_chosen_sql(table: str, columns: tuple[str, ...]) -> str:
-    return f"INSERT INTO {table} ({quoted(columns)}) SELECT {', '.join('?' * len(columns))} WHERE ?"
+def _insert_sql(table: str, columns: tuple[str, ...], how: str = "VALUES ({})") -> str:
+    return f"INSERT INTO {table} ({quoted(columns)}) {how.format(', '.join('?' * len(columns)))}"
 
 
 @functools.cache
