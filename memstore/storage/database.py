@@ -140,7 +140,7 @@ class Database(Forking):
         # No scope begins from here on, and those of other threads end; a block of this thread cannot.
         self.connections.stop(FORK_PATIENCE, int(self.transaction_open))
         for watch in list(self._watches):
-            watch.let_go()
+            watch.close()
 
     def after_fork_in_parent(self) -> None:
         """Let scopes begin again."""

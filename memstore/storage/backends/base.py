@@ -84,12 +84,9 @@ class Watch(ABC):
     def wait(self, timeout: float) -> None:
         """Return as soon as something may have been committed, at the latest after ``timeout`` seconds."""
 
-    def let_go(self) -> None:  # noqa: B027 - only SQLite's watch holds a connection that a fork would break
-        """Close the connection before a fork. Any thread may call this; the next wait opens another connection."""
-
     @abstractmethod
     def close(self) -> None:
-        """Close the connection for good."""
+        """Close the connection. Any thread may call this; a later wait opens another one."""
 
 
 class Backend(Expressions):

@@ -37,9 +37,6 @@ class DataVersion(Watch):
                 self._connection.close()
                 self._connection = None
 
-    def let_go(self) -> None:
-        self.close()
-
     def _version(self) -> int:
         with self._lock:
             if self._connection is None:
