@@ -33,7 +33,7 @@ def has_log(file: Path) -> bool:
 
 
 def unused(stem: Path, suffix: str = "") -> Path:
-    """Return the first of the names ``stem``, ``stem-2``, ``stem-3`` ... that no file has, nor a log of its."""
+    """Return the first of the names ``stem``, ``stem-2``, ``stem-3`` ... that neither a file nor a log has."""
     names = (Path(f"{stem}{f'-{n}' if n > 1 else ''}{suffix}") for n in itertools.count(1))
     return next(name for name in names if not any(os.path.lexists(f"{name}{side}") for side in ("", *SIDE_FILES)))
 

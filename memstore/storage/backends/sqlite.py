@@ -208,7 +208,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         return found, self.execute(conn, select_changed(self.mark, tuple(strata)), (buffer_id, since)).fetchall()
 
     def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:
-        if any(map(_is_large, columns.values())):
+        if not conflict and any(map(_is_large, columns.values())):
             insert_large(self.driver(conn), table.name, columns)
         else:
             sql = _insert_sql(table.name, tuple(columns)) + conflict
