@@ -781,7 +781,7 @@ class EpisodicMemory:
         packed = list(pack(state))  # before the lock is taken, so that other writers do not wait for it
         del state
         with held_until_done(packed):
-            self._session.draw(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()), write=True)
+            self._session.drawing(write=True).run(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()))
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
         """Return the stored state, and put the generator into its state of then.

@@ -75,7 +75,7 @@ class Sampler:
         elif wait is not None:
             self._until(lambda: self._live(options.where) >= options.count, seconds)
         try:
-            return self._session.draw(partial(self._drawn, options, Located.none()))
+            return self._session.drawing().run(partial(self._drawn, options, Located.none()))
         except MemoryEmpty:
             if limited:
                 self._session.aside(lambda s: limiter.refund(s, options.count))
@@ -93,7 +93,7 @@ class Sampler:
         with Patience(self._session, seconds, lambda: f"{self._named} has no episode that is free to lease") as patient:
             while True:
                 try:
-                    return self._session.draw(work, write=True)
+                    return self._session.drawing(write=True).run(work)
                 except MemoryEmpty:
                     if not seconds:
                         raise
@@ -125,7 +125,7 @@ class Sampler:
             batch = make_batch(pool, chosen, drawn, self._session, options)
             return replace(batch, group=np.repeat(np.arange(len(drawn) // each), each))
 
-        return self._session.draw(work)
+        return self._session.drawing().run(work)
 
     def _drawn(self, options: DrawOptions, taken: Located, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
         """Draw from one snapshot outside the rows that are ``taken``."""

@@ -112,6 +112,11 @@ class Turn:
         """The scope that has the turn."""
         return self._held.get("by")
 
+    def is_of(self, owner: Owner) -> bool:
+        """True if this thread and task has the turn already, in a block or a call around."""
+        holder = self.holder
+        return holder is not None and holder.owner == owner and not holder.is_over()
+
     def take(self, scope: Scope, patience: float, yields: Callable[[Scope], bool] = lambda _: False) -> Scope:
         """Take the turn, or give up: after ``patience`` seconds, or at once if ``yields`` is true of its holder.
 

@@ -7,7 +7,9 @@ know: otherwise a statement costs one look at ``watched``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from memstore import testing
@@ -16,6 +18,16 @@ Trace = Callable[[str], object]
 
 SHOWN_HEAD, SHOWN_TAIL = 240, 60
 """Characters of a longer statement that a line shows, from its beginning and from its end."""
+
+
+@dataclass(slots=True, eq=False)
+class Statement:
+    """One that was sent: its time so far, its rows (negative: none), and True if its answer is still to come."""
+
+    sql: Any
+    seconds: float = 0.0
+    rows: int = -1
+    pending: bool = False
 
 
 class Statements:
@@ -29,26 +41,32 @@ class Statements:
         """True if somebody wants to know of them now."""
         return self._trace is not None or testing.is_counting()
 
-    def sent(self) -> None:
-        """Count one that is on its way."""
-        testing.count("statements")
-
     def awaited(self) -> None:
         """Count one wait for an answer."""
         testing.count("exchanges")
 
-    def run(self, sql: str, act: Callable[[], object]) -> None:
-        """Run one that the driver has no cursor for."""
-        begun = time.perf_counter()
-        self.sent()
-        self.awaited()
-        act()
-        self.done(sql, time.perf_counter() - begun)
+    @contextmanager
+    def running(self, sql: Any) -> Iterator[Statement]:
+        """Count a statement that runs inside the block, and tell of it at the end unless its answer comes later."""
+        testing.count("statements")
+        statement, begun = Statement(sql), time.perf_counter()
+        failed: BaseException | None = None
+        try:
+            yield statement
+        except BaseException as exc:
+            failed, statement.rows = exc, -1
+            raise
+        finally:
+            statement.seconds = time.perf_counter() - begun
+            if not statement.pending or failed is not None:
+                self.awaited()
+                self.done(statement, failed)
+            del failed
 
-    def done(self, sql: Any, seconds: float, rows: int = -1, failed: BaseException | None = None) -> None:
-        """Tell of one that is over; ``rows`` is negative where it has none."""
+    def done(self, statement: Statement, failed: BaseException | None = None) -> None:
+        """Tell of one that is over."""
         if self._trace is not None:
-            self._trace(line(sql, seconds, rows, failed))
+            self._trace(line(statement.sql, statement.seconds, statement.rows, failed))
 
 
 def line(sql: Any, seconds: float, rows: int, failed: BaseException | None = None) -> str:
