@@ -38,7 +38,7 @@ from memstore.episodes.log import Group
 from memstore.opening import Handle, Opened, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
-from memstore.queries.columns import Column, Condition, Over, col
+from memstore.queries.columns import EVERY, Column, Condition, Over, col
 from memstore.queries.history import history
 from memstore.queries.query import Query
 from memstore.queries.records import LossTrend, ReplayEvent, ReplayShare
@@ -628,7 +628,7 @@ class EpisodicMemory:
         given, checkpoints, settings and signature. The counters stay too, so that no id is used again, the largest
         priority ever measured is remembered, and a reservoir goes on with its stream.
         """
-        return removal.clear(self._session, self.consumer)
+        return self.delete(where=EVERY)
 
     def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Time | None = None) -> Retention:
         """Remove what the policy does not keep, in one commit; with ``dry_run`` only count it.

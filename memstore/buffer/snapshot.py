@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, select
 
 from memstore.buffer.counters import Counters, Row, read_buffer, write_counters, write_settings
 from memstore.buffer.settings import ReadStrategy, Settings
@@ -17,7 +17,7 @@ from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.prepared import Prepared
-from memstore.storage.schema import domain, first_id, id_range, replay_metadata
+from memstore.storage.schema import domain, first_id, id_range, of_buffer, replay_metadata
 
 COLUMNS = ("episode_id", "loss", "replay_count", "stratum_id", "position", "last_event_id")
 """The columns of ``replay_metadata`` that make ``Rows``, in its order."""
@@ -248,14 +248,11 @@ class Snapshot:
                 f"{len(strata)} positions of the sampling index hold {len(found)} rows; run 'memstore check'"
             )
         # A join returns rows in any order; the draw's law depends on the order of the proposals.
-        ordinal, ids, loss, count = zip(*sorted(found), strict=True) if found else ((), (), (), ())
-        if ordinal != tuple(range(len(strata))):
+        found = sorted(found)
+        if [row[0] for row in found] != list(range(len(strata))):
             raise StoreCorrupt("a position of the sampling index holds two rows; run 'memstore check'")
-        what = replay_metadata.name
-        rows = Located(
-            stored.wholes(ids, what), stored.reals(loss, what), stored.wholes(count, what), strata, positions
-        )
-        return self.state.verified(rows)
+        ids, loss, count = stored.arrays(replay_metadata, COLUMNS[:3], [row[1:] for row in found])
+        return self.state.verified(Located(ids, loss, count, strata, positions))
 
     def find(self, ids: Ints) -> Rows:
         """Return the rows of those ids that are live and belong to the buffer, in id order, each once."""
@@ -277,8 +274,20 @@ class Snapshot:
 
     def unverified(self) -> Rows:
         """Return every row of the buffer, in id order, and also rows that cannot be as they are stored."""
-        query = select(*(_m[name] for name in COLUMNS)).where(self.own).order_by(_m.episode_id)
-        return rows_from(self.state, [tuple(row) for row in self.conn.execute(query)])
+        return rows_from(self.state, self.rows(replay_metadata, COLUMNS))
+
+    def rows(self, table: Table, names: Sequence[str]) -> list[Any]:
+        """Return these columns of the buffer's rows of a table, in the order of the first of them, the id."""
+        return list(self.conn.execute(self._rows(table, names).order_by(table.c[names[0]])))
+
+    def pages(self, table: Table, names: Sequence[str], size: int) -> Iterator[list[Any]]:
+        """Yield what ``rows`` returns, ``size`` rows at a time; no two rows may have one id."""
+        query, key = self._rows(table, names), table.c[names[0]]
+        return stored.paged(self.conn, query, key, size, f"the rows of {table.name}")
+
+    def _rows(self, table: Table, names: Sequence[str]) -> Select[Any]:
+        own = of_buffer(self.state.buffer_id, table.c[names[0]])
+        return select(*(table.c[name] for name in names)).where(own)
 
     def oldest_id(self) -> int:
         """Return the smallest live id."""
@@ -295,7 +304,7 @@ class Snapshot:
 
     def newest_possible(self) -> int:
         """Return the id that was given out last; its episode may have left."""
-        return first_id(self.state.buffer_id) + self.state.counters.inserted
+        return self.first_id + self.state.counters.inserted
 
     def age(self, ids: Ints) -> Ints:
         """Return the ages: how many episodes were inserted since, the episode itself included. The newest has age 1."""
@@ -308,19 +317,10 @@ class Snapshot:
     @property
     def own(self) -> ColumnElement[bool]:
         """The condition on ``replay_metadata`` that selects the rows of this buffer, by their ids."""
-        low, high = id_range(self.state.buffer_id)
-        return and_(_m.episode_id >= low, _m.episode_id <= high)
+        return of_buffer(self.state.buffer_id, _m.episode_id)
 
 
 def rows_from(state: State, rows: Sequence[tuple[Any, ...]]) -> Rows:
     """Return the rows that a query for ``COLUMNS`` found."""
-    ids, loss, count, strata, position, last = zip(*rows, strict=True) if rows else ((),) * len(COLUMNS)
-    what = f"table {replay_metadata.name}"
-    return Rows(
-        stored.wholes(ids, what),
-        stored.reals(loss, what),
-        stored.wholes(count, what),
-        state.strata.indices(stored.wholes(strata, what)),
-        stored.wholes(position, what),
-        stored.wholes(last, what, unknown=0),
-    )
+    ids, loss, count, strata, position, last = stored.arrays(replay_metadata, COLUMNS, rows)
+    return Rows(ids, loss, count, state.strata.indices(strata), position, last)

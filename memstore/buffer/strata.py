@@ -236,9 +236,7 @@ class Strata:
         """Take over what other processes have changed: the columns ``REFRESHED`` of each changed stratum."""
         if not changed:
             return
-        *wholes, weights, losses = zip(*changed, strict=True)
-        ids, domains, buckets, counts = (stored.wholes(values, "table stratum") for values in wholes)
-        sums = [stored.reals(values, "table stratum", nullable=False) for values in (weights, losses)]
+        ids, domains, buckets, counts, *sums = stored.arrays(stratum, REFRESHED, changed)
         at, domains = self.indices(ids), domains - first_id(self.buffer_id)
         self._refuse(at, domains, buckets, counts, *sums)
         new = at >= len(self)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from sqlalchemy import select
 
 from memstore.buffer.snapshot import Located, Snapshot
 from memstore.buffer.strata import Ints
@@ -242,7 +241,5 @@ class Filtered(Chosen):
     def _queried(self, condition: Condition, ids: Ints) -> Flags:
         snapshot = self.snapshot
         scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
-        tables, passing = scope.rows(condition)
         among = snapshot.backend.one_of(scope.identity(), np.unique(ids).tolist())
-        query = select(scope.identity()).select_from(tables).where(passing, among)
-        return np.isin(ids, np.array(snapshot.conn.scalars(query).all(), np.int64))
+        return np.isin(ids, np.array(snapshot.conn.scalars(scope.ids().where(among)).all(), np.int64))
