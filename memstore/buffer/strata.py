@@ -105,30 +105,21 @@ class Strata:
         root = np.exp2(np.where(measured, -self.bucket[strata] / 4.0, 0.0))
         return np.where(measured, loss, 0.0) * root * root
 
-    def average_loss(self) -> float:
-        """Return the mean of the measured losses, 0.0 if there are none."""
+    def sizes(self, domains: int) -> Ints:
+        """Number of episodes in each domain; domain d stands at d - 1."""
+        return np.bincount(self.domain - 1, self.count, domains).astype(np.int64)
+
+    def mean_losses(self, part: Ints, parts: int) -> tuple[Floats, Ints]:
+        """Return for each part the mean of its measured losses, 0.0 where there are none, and their number.
+
+        ``part`` is the part that each stratum belongs to.
+        """
         measured = (self.bucket != UNMEASURED) & (self.count > 0)
-        total = int(self.count[measured].sum())
-        return float(self.losses(measured, np.full(int(measured.sum()), total)).sum()) if total else 0.0
-
-    def sizes(self, domains: int, *, unmeasured: bool = False) -> Ints:
-        """Number of episodes, or of never-measured ones, in each domain; domain d stands at d - 1."""
-        which = self.bucket == UNMEASURED if unmeasured else slice(None)
-        return np.bincount(self.domain[which] - 1, self.count[which], domains).astype(np.int64)
-
-    def mean_losses(self, domains: int) -> Floats:
-        """Return the mean of the measured losses of each domain, 0.0 where there are none."""
-        measured = (self.bucket != UNMEASURED) & (self.count > 0)
-        domain = self.domain[measured] - 1
-        totals = np.bincount(domain, self.count[measured], domains)
-        means: Floats = np.bincount(domain, self.losses(measured, totals[domain]), domains).astype(np.float64)
-        return means
-
-    def losses(self, which: NDArray[np.bool_], shares: NDArray[Any]) -> Floats:
-        """Return the strata's sums of losses over ``shares``: each is divided before it can overflow."""
-        root = np.exp2(self.bucket[which] / 4.0)
-        losses: Floats = self.loss_sum[which] / shares * root * root
-        return losses
+        part, root = part[measured], np.exp2(self.bucket[measured] / 4.0)
+        totals = np.bincount(part, self.count[measured], parts)
+        # Each sum is divided before it can overflow.
+        losses = self.loss_sum[measured] / totals[part] * root * root
+        return np.bincount(part, losses, parts).astype(np.float64), totals.astype(np.int64)
 
     def ids(self, indices: Ints) -> Ints:
         """Return the ids of strata."""
