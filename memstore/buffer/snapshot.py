@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, select
 
-from memstore.buffer.counters import Counters, Row, read_buffer, write_counters, write_settings
+from memstore.buffer.counters import Counters, read_buffer, write_counters, write_settings
 from memstore.buffer.settings import ReadStrategy, Settings
 from memstore.buffer.strata import Floats, Ints, Strata
 from memstore.errors import StoreCorrupt
@@ -111,9 +111,8 @@ class State:
     @classmethod
     def load(cls, conn: Connection, backend: Backend, buffer_id: int, read_strategy: ReadStrategy) -> State:
         """Read everything. ``read_strategy`` parses the stored strategy, whose class is in a room above this one."""
-        row, changed = read_buffer(conn, backend, buffer_id, -1, read_strategy)
-        state = cls(buffer_id, row.settings, Counters(revision=-1), Strata(buffer_id), read_strategy)
-        return state._updated(conn, row, changed)
+        settings, counters, changed = read_buffer(conn, backend, buffer_id, -1, read_strategy)
+        return cls(buffer_id, settings, counters, Strata(buffer_id), read_strategy)._updated(conn, changed)
 
     def reload(self, conn: Connection, backend: Backend) -> State:
         """Read everything anew."""
@@ -128,22 +127,22 @@ class State:
 
         Only what has changed since is read: with 10,000 domains a draw does not read 100,000 strata.
         """
-        row, changed = read_buffer(conn, backend, self.buffer_id, self.counters.revision, self.read_strategy)
-        if row.counters.revision == self.counters.revision:
+        known = self.counters.revision
+        settings, counters, changed = read_buffer(conn, backend, self.buffer_id, known, self.read_strategy)
+        if counters.revision == known:
             return self
-        if row.counters.revision < self.counters.revision:
+        if counters.revision < known:
             # The snapshot is older than the copy: another thread committed meanwhile.
             return self.reload(conn, backend)
-        return self.copy()._updated(conn, row, changed)
+        return replace(self, settings=settings, counters=counters, strata=self.strata.copy())._updated(conn, changed)
 
-    def _updated(self, conn: Connection, row: Row, changed: list[tuple[Any, ...]]) -> State:
+    def _updated(self, conn: Connection, changed: list[tuple[Any, ...]]) -> State:
         self.strata.refresh(changed)
-        highest = int(self.strata.domain.max(initial=0))
-        if max(row.counters.domains, highest) > len(self.domain_names):
+        domains = max(self.counters.domains, int(self.strata.domain.max(initial=0)))
+        if domains > len(self.domain_names):
             self._load_domains(conn)
-        if max(row.counters.domains, highest) > len(self.domain_names):
+        if domains > len(self.domain_names):
             raise stored.damaged(f"buffer {self.buffer_id}", f"has names of {len(self.domain_names)} domains only")
-        self.settings, self.counters = row.settings, row.counters
         return self
 
     def _load_domains(self, conn: Connection) -> None:

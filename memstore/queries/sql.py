@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, false, func, or_, select, true
-from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import Grouping
 
 from memstore.buffer.snapshot import Snapshot
@@ -16,6 +15,7 @@ from memstore.episodes.log import events_of
 from memstore.errors import InvalidValue
 from memstore.queries.columns import (
     MAX_INT,
+    OPERATORS,
     WIDTH,
     AllOf,
     AnyOf,
@@ -48,12 +48,6 @@ FEW = 1000
 """Up to this many episodes, their events are looked up one by one. For more, the history is read."""
 
 _e, _m, _v, _g = episode.c, replay_metadata.c, replay_event.c, event_group.c
-_OPERATORS: dict[str, Callable[[ColumnElement[Any], Any], ColumnElement[bool]]] = {
-    "<": operators.lt,
-    "<=": operators.le,
-    ">": operators.gt,
-    ">=": operators.ge,
-}
 _STORED = (episode, replay_metadata, event_group, replay_event)
 _EXPRESSIONS: dict[str, ColumnElement[Any]] = {column.name: column for table in _STORED for column in table.c}
 _EXPRESSIONS |= {"rise": _m.loss - _m.lowest_loss, "event": _v.id}
@@ -259,15 +253,16 @@ class Scope:
             return expression.is_(true() if value else false())
         if operator == "==":
             return self._is_in(column, (value,))
+        compare: Callable[[ColumnElement[Any], Any], ColumnElement[bool]] = OPERATORS[operator]
         if column.name == "domain":
-            by_name = _OPERATORS[operator](self.snapshot.backend.by_code_point(domain.c.name), value)
+            by_name = compare(self.snapshot.backend.by_code_point(domain.c.name), value)
             own = domain.c.buffer_id == self.snapshot.state.buffer_id
             return expression.in_(select(domain.c.id).where(own, by_name))
         if column.kind == "text":
-            return _OPERATORS[operator](self.snapshot.backend.by_code_point(expression), value)
+            return compare(self.snapshot.backend.by_code_point(expression), value)
         assert isinstance(value, (int, float))
         if isinstance(column, ExtraColumn):
-            return _OPERATORS[operator](expression, self.snapshot.backend.number(value))
+            return compare(expression, self.snapshot.backend.number(value))
         # If the column cannot hold the value, compare with a neighbour that it can hold: 2.5 lies between 2 and 3, and
         # a value beyond all integers is replaced by the last one.
         near = math.floor(max(min(value, MAX_INT), -MAX_INT)) if column.kind == "int" else float(value)
@@ -275,7 +270,8 @@ class Scope:
             operator = ">" if operator in (">", ">=") else "<="
         elif near > value:
             operator = ">=" if operator in (">", ">=") else "<"
-        return _OPERATORS[operator](expression, near)
+        compared: ColumnElement[bool] = OPERATORS[operator](expression, near)
+        return compared
 
 
 class _Bracketed(Grouping[bool]):

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from memstore.buffer.counters import SEALED, Counters, counters_checksum, counters_columns
+from memstore.buffer.counters import COUNTERS, SEALED, Counters, counters_checksum
 from memstore.buffer.facts import COLUMNS, unlike
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
@@ -54,13 +54,13 @@ class Seals:
     def buffer_row(self) -> Iterator[str]:
         """Examine settings and counters."""
         own = buffer.c.id == self.snapshot.state.buffer_id
-        names = (*SEALED, *counters_columns(), "checksum", "counters_checksum")
+        names = (*SEALED, *COUNTERS, "checksum", "counters_checksum")
         row = self.snapshot.conn.execute(select(*(buffer.c[name] for name in names)).where(own)).one()._mapping
         self.unsealed["buffer rows"] += (row["checksum"] is None) + (row["counters_checksum"] is None)
         stored.real(row["created_at"], "the buffer's time of creation")
         if row["checksum"] not in (None, checksums.of_row(*(row[name] for name in SEALED))):
             yield "the buffer's settings, name or signature do not match their checksum"
-        counters = Counters(*(row[name] for name in counters_columns()))
+        counters = Counters(*(row[name] for name in COUNTERS))
         if row["counters_checksum"] not in (None, counters_checksum(counters)):
             yield "the buffer's counters do not match their checksum"
 
