@@ -29,11 +29,7 @@ from memstore.draws.sampler import Sampler, check_where
 from memstore.draws.strategies import Strategy
 from memstore.episodes import checkpoint, insert, recall, replay
 from memstore.episodes.eviction import Eviction
-from memstore.episodes.inputs import (
-    check_count,
-    check_ids,
-    check_option,
-)
+from memstore.episodes.inputs import check_count, check_ids, check_option
 from memstore.episodes.log import Group
 from memstore.opening import Handle, Opened, fill, open_buffer, reopen_buffer
 from memstore.payload.document import pack

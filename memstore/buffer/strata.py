@@ -10,7 +10,7 @@ logarithm never does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,17 +71,8 @@ class Strata:
 
     def copy(self) -> Strata:
         """Return an independent copy. Both use one lookup table: its entries are checked against the arrays on use."""
-        return Strata(
-            self.buffer_id,
-            self.domain,
-            self.bucket,
-            self.count.copy(),
-            self.weight_sum.copy(),
-            self.loss_sum.copy(),
-            self._index,
-            self._order,
-            set(self._changed),
-        )
+        changing = {name: getattr(self, name).copy() for name in ("count", "weight_sum", "loss_sum", "_changed")}
+        return replace(self, **changing)
 
     def occupied(self) -> Ints:
         """Return the strata that hold episodes, in (domain, bucket) order: the order of every cumulative sum."""

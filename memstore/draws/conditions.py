@@ -74,14 +74,10 @@ class Episodes:
         raise TypeError(f"not told by replay metadata: {condition}")
 
     def _column(self, name: str, newest: int) -> Ints | Floats:
-        match name:
-            case "id":
-                return self.ids
-            case "age":
-                return newest + 1 - self.ids
-            case "loss":
-                return self.loss
-        return self.replay_count
+        if name == "age":
+            return newest + 1 - self.ids
+        column: Ints | Floats = getattr(self, "ids" if name == "id" else name)
+        return column
 
 
 def is_told(condition: Condition) -> bool:

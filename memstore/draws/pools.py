@@ -149,14 +149,13 @@ class Whole:
         inside = np.searchsorted(ends, ranks, side="right")
         return strata[inside], ranks - (ends - sizes)[inside]
 
-    @staticmethod
-    def _taken_ranks(taken: Located, strata: Ints, starts: Ints) -> Ints:
-        at = np.flatnonzero(np.isin(taken.stratum, strata))
-        if not len(at):
-            return at
-        start_of = dict(zip(strata.tolist(), starts.tolist(), strict=True))
-        start = np.array([start_of[s] for s in taken.stratum[at].tolist()], np.int64)
-        return np.unique(start + taken.position[at])
+    def _taken_ranks(self, taken: Located, strata: Ints, starts: Ints) -> Ints:
+        if not len(taken):
+            return taken.ids
+        start_of = np.full(len(self.snapshot.state.strata), -1)
+        start_of[strata] = starts
+        start = start_of[taken.stratum]
+        return np.unique((start + taken.position)[start >= 0])
 
     @cached_property
     def _is_followed(self) -> bool:

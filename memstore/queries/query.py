@@ -13,14 +13,7 @@ from memstore.buffer.snapshot import Snapshot
 from memstore.config import check_int
 from memstore.episodes.recall import tags_of
 from memstore.errors import ConfigError, InvalidValue
-from memstore.queries.aggregates import (
-    Aggregate,
-    aggregate_kind,
-    aggregate_sql,
-    check_column,
-    check_typed,
-    row_value,
-)
+from memstore.queries.aggregates import Aggregate, aggregate_kind, aggregate_sql, check_column, check_typed, row_value
 from memstore.queries.columns import (
     EPISODE_COLUMNS,
     EVERY,
