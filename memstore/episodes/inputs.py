@@ -70,23 +70,22 @@ def make_offer(blobs: list[bytes], now: float, given: Mapping[str, Any], *, one:
     if isinstance(given["key"], str) and count > 1:
         raise InvalidValue(f"key names one episode, and there are {count}: give a sequence of {count} keys")
 
-    def each(what: str, check: Check, checks: Checks | None = None) -> list[Any]:
-        return [check(given[what])] if one else _each(what, given[what], count, check, checks)
+    def each(what: str, check: Callable[[str, Any], Any], checks: Checks | None = None) -> list[Any]:
+        def known(value: Any) -> Any:
+            return None if value is None else check(what, value)
+
+        return [known(given[what])] if one else _each(what, given[what], count, known, checks)
 
     return Offer(
         blobs=blobs,
         domains=[_name("domain", given["domain"])] if one else _domains(given["domain"], count),
-        timestamps=[now if at is None else at for at in each("timestamp", _timestamp, check_times)],
+        timestamps=[now if at is None else at for at in each("timestamp", check_time, check_times)],
         loss=_loss(given["loss"]) if one else _initial_losses(given["loss"], count),
         levels=each("level", _level),
-        keys=each("key", lambda value: None if value is None else _name("key", value)),
+        keys=each("key", _name),
         tags=[_distinct(_listed(given["tags"]))] if one else _tags(given["tags"], count),
-        extras=each("extra", extra_json),
+        extras=each("extra", lambda _, value: extra_json(value)),
     )
-
-
-def _timestamp(value: Any) -> float | None:
-    return None if value is None else check_time("timestamp", value)
 
 
 def check_ids(ids: Ids) -> NDArray[np.int64]:
@@ -282,8 +281,8 @@ def _name(what: str, value: Any) -> str:
     return str(_valid(check_name, what, value))  # drivers do not know numpy's str
 
 
-def _level(value: Any) -> int | None:
-    return None if value is None else _valid(check_int, "level", value, minimum=-(2**31), maximum=2**31 - 1)
+def _level(what: str, value: Any) -> int:
+    return _valid(check_int, what, value, minimum=-(2**31), maximum=2**31 - 1)
 
 
 def _valid(check: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:

@@ -108,7 +108,7 @@ def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, An
     """
     policy = snapshot.settings.history
     counters = snapshot.state.counters
-    kept = _recorded(policy, ids)
+    kept = np.ones(len(ids), np.bool_) if policy.is_complete else _hashed(ids) < policy.record
     count = int(kept.sum())
     numbers = np.zeros(len(ids), np.int64)
     if not count:
@@ -238,11 +238,6 @@ def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.in
 def _slack(policy: History) -> int:
     """Return the number of new events after which old ones are pruned."""
     return PRUNE_EVERY if policy.max_events is None else min(PRUNE_EVERY, max(64, policy.max_events // SLACK))
-
-
-def _recorded(policy: History, ids: Ints) -> NDArray[np.bool_]:
-    """True where the policy records the events of the episode."""
-    return np.ones(len(ids), np.bool_) if policy.is_complete else _hashed(ids) < policy.record
 
 
 def _hashed(ids: Ints) -> Floats:

@@ -401,6 +401,11 @@ class Column:
         return ~self.is_missing()
 
     @property
+    def name_and_kind(self) -> tuple[str, str]:
+        """Two texts that tell this column from all others: a place in extra may be read as several kinds."""
+        return str(self), self.kind
+
+    @property
     def missing(self) -> str:
         """The word for a missing value in the text of a condition."""
         return "missing"

@@ -270,7 +270,11 @@ class Query:
         }
         query = select(*keys.values(), *numbers.values()).group_by(*keys.values())
         for term, descending in self._order:
-            name = term if isinstance(term, str) else next((n for n, c in groups if _is_same(c, term)), str(term))
+            name = (
+                term
+                if isinstance(term, str)
+                else next((n for n, c in groups if c.name_and_kind == term.name_and_kind), str(term))
+            )
             if name not in keys and name not in numbers:
                 raise InvalidValue(f"groups can be sorted by {', '.join([*keys, *numbers])}, not by {name!r:.60}")
             value = numbers[name] if name in numbers else scope.sortable(dict(groups)[name], keys[name])
@@ -322,10 +326,6 @@ def _column(name: str) -> Column:
     if isinstance(found, TagsColumn):
         raise InvalidValue("tags cannot be selected or sorted by; use them in a condition: col.tags.has(...)")
     return found
-
-
-def _is_same(one: Column, other: Column) -> bool:
-    return (str(one), one.kind) == (str(other), other.kind)
 
 
 def _selectable(scope: Scope, column: Column) -> ColumnElement[Any]:

@@ -92,7 +92,7 @@ class Scope:
             If live episodes are asked for a column of the history.
         """
         every = (*columns, *tested_columns(where))
-        used = tuple({(str(column), column.kind): column for column in every}.values())
+        used = tuple({column.name_and_kind: column for column in every}.values())
         check_columns(used, over)
         return cls(snapshot, over, used, where, by_id)
 
@@ -187,7 +187,8 @@ class Scope:
         """
         low, high = id_range(self.snapshot.state.buffer_id)
         tests = conjuncts(self.where)
-        dated = [self.condition(test) for test in tests if _tests_column(test, "at", "step")]
+        known = [test for test in tests if isinstance(test, (Comparison, In))]
+        dated = [self.condition(test) for test in known if test.column.name in ("at", "step")]
         if dated:
             own = _g.buffer_id == self.snapshot.state.buffer_id
             query = select(func.min(_g.id), func.max(_g.id + _g["count"] - 1)).where(own, *dated)
@@ -299,7 +300,7 @@ def _fold(conditions: Iterable[Condition]) -> Iterator[Condition]:
             yield condition
         else:
             column, constants = equal
-            values.setdefault((str(column), column.kind), (column, {}))[1].update(dict.fromkeys(constants))
+            values.setdefault(column.name_and_kind, (column, {}))[1].update(dict.fromkeys(constants))
     for column, distinct in values.values():
         yield In(column, tuple(distinct))
 
@@ -325,10 +326,6 @@ def _indexed_column(condition: Condition) -> str | None:
         case Not(Comparison(column, "==", None)) | In(column) | Comparison(column):
             return column.name
     return None
-
-
-def _tests_column(condition: Condition, *names: str) -> bool:
-    return isinstance(condition, (Comparison, In)) and condition.column.name in names
 
 
 def _wanted_ids(condition: Condition) -> list[int] | None:
