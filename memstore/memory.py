@@ -29,16 +29,12 @@ from memstore.draws.sampler import Sampler, check_where
 from memstore.draws.strategies import Strategy
 from memstore.episodes import checkpoint, insert, recall, replay
 from memstore.episodes.eviction import Eviction
-from memstore.episodes.inputs import (
-    check_count,
-    check_ids,
-    check_option,
-)
+from memstore.episodes.inputs import check_count, check_ids, check_option
 from memstore.episodes.log import Group
-from memstore.opening import Handle, Opened, open_buffer, reopen_buffer
+from memstore.opening import Handle, Opened, fill, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
-from memstore.queries.columns import Column, Condition, Over, col
+from memstore.queries.columns import EVERY, Column, Condition, Over, col
 from memstore.queries.history import history
 from memstore.queries.query import Query
 from memstore.queries.records import LossTrend, ReplayEvent, ReplayShare
@@ -101,7 +97,6 @@ class EpisodicMemory:
         self._name = opened.name
         self._resumed = opened.resumed
         self._given_consumer = consumer
-        self._populations = opened.populations
         self._sampler = Sampler(opened.session, opened.populations, opened.strategy, repr(self))
 
     # What it is
@@ -628,7 +623,7 @@ class EpisodicMemory:
         given, checkpoints, settings and signature. The counters stay too, so that no id is used again, the largest
         priority ever measured is remembered, and a reservoir goes on with its stream.
         """
-        return removal.clear(self._session, self.consumer)
+        return self.delete(where=EVERY)
 
     def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Time | None = None) -> Retention:
         """Remove what the policy does not keep, in one commit; with ``dry_run`` only count it.
@@ -685,15 +680,7 @@ class EpisodicMemory:
         ConfigError
             A value is invalid; nothing was changed.
         """
-        changes = maintenance.Changes(
-            capacity=capacity,
-            strategy=strategy,
-            alpha=alpha,
-            eviction=eviction,
-            max_replays=max_replays,
-            limiter=limiter,
-            history=history,
-        )
+        changes = fill(maintenance.Changes, locals())
         group = Group(time.time(), self.consumer)
         evicted = self._session.write(lambda s: maintenance.reconfigure(s, changes, group))
         if changes.strategy is not UNCHANGED or changes.alpha is not UNCHANGED:
@@ -922,26 +909,8 @@ def open(
     StoreWarning
         The file lies on a network file system, or has several names (hard links).
     """
+    given = locals()
     if consumer is not None:
         check_name("consumer", consumer)
-    changes = maintenance.Changes(
-        capacity=capacity,
-        strategy=strategy,
-        alpha=alpha,
-        epsilon=epsilon,
-        eviction=eviction,
-        max_replays=max_replays,
-        limiter=limiter,
-        history=history,
-        signature=signature,
-    )
-    handle = Handle(
-        buffer=buffer,
-        seed=seed,
-        cache_bytes=cache_bytes,
-        durability=durability,
-        busy_timeout=busy_timeout,
-        create=create,
-        trace=trace,
-    )
-    return EpisodicMemory(open_buffer(target, changes, handle), consumer=consumer)
+    opened = open_buffer(target, fill(maintenance.Changes, given), fill(Handle, given))
+    return EpisodicMemory(opened, consumer=consumer)

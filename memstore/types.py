@@ -233,13 +233,9 @@ class Batch:
         A lease stays the lease of all rows: updating a part of a leased batch releases the whole.
         """
         chosen = np.arange(len(self.ids))[np.asarray(rows)]
-        columns = {
-            name: getattr(self, name)[chosen] for name in ("ids", "loss", "domain", "age", "replay_count", "weight")
-        }
-        for name in ("probability", "group"):
-            values = getattr(self, name)
-            columns[name] = None if values is None else values[chosen]
-        return dataclasses.replace(self, payload=_rows(self.payload, chosen), **columns)
+        columns = {name: getattr(self, name) for name in self.__slots__}
+        arrays = {name: values[chosen] for name, values in columns.items() if isinstance(values, np.ndarray)}
+        return dataclasses.replace(self, payload=_rows(self.payload, chosen), **arrays)
 
     def keys(self) -> KeysView[str]:
         """Return the names of the payload's top-level fields; so ``dict(batch)`` works."""

@@ -71,7 +71,7 @@ class Sampler:
         if wait is not None:
             self._check_reachable(options.count)
         if limited:
-            self._until(partial(self._charged, options.count), seconds)
+            self._until(lambda: self._session.aside(lambda s: limiter.charge(s, options.count)), seconds)
         elif wait is not None:
             self._until(lambda: self._live(options.where) >= options.count, seconds)
         try:
@@ -149,9 +149,6 @@ class Sampler:
         with Patience(self._session, seconds, self.standing) as patient:
             while not ready():
                 patient.pause()
-
-    def _charged(self, count: int) -> bool:
-        return self._session.aside(lambda s: limiter.charge(s, count))
 
     def _live(self, where: Condition | None) -> int:
         if where is None:

@@ -18,7 +18,8 @@ from memstore.draws.arithmetic import spread
 from memstore.draws.conditions import Episodes
 from memstore.draws.laws import AgeLaw, Law, LossLaw
 from memstore.draws.pool import Pool, Request
-from memstore.draws.strategy import DEFAULT_ALPHA, Odds, Strategy
+from memstore.draws.strategy import DEFAULT_ALPHA, Odds
+from memstore.draws.strategy import Strategy as Strategy  # for those who import it from here
 from memstore.errors import ConfigError
 from memstore.queries.columns import EVERY
 from memstore.storage import stored
@@ -274,15 +275,3 @@ def _from_dict(document: dict[str, Any]) -> Strategy:
     if name == Mixed.name:
         document["shares"] = {_from_dict(part): share for part, share in document["shares"]}
     return _BY_NAME[name](**document)
-
-
-__all__ = [
-    "DomainBalanced",
-    "Mixed",
-    "PrioritizedLoss",
-    "PrioritizedRecency",
-    "Strategy",
-    "Uniform",
-    "as_strategy",
-    "strategy_from_json",
-]
