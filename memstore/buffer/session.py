@@ -1,7 +1,7 @@
-"""One process's handle on one buffer: scopes, private copies of the state, the generator, forks.
+"""The handle of one process on one buffer: scopes, private copies of the state, the generator, forks.
 
-A write works on a private copy of the state; the copy is published at commit and dropped at rollback, and so are
-payloads on their way into the cache and what was drawn from the generator.
+A write works on a private copy of the state. A commit publishes the copy, and a rollback drops it. The same holds for
+payloads that wait to enter the cache, and for the advance of the generator.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from memstore.storage.owners import Scope, Turn, enter_context, this_owner
 T = TypeVar("T")
 
 BESIDE = 2**32 - 1
-"""Key of the second stream of random numbers: ``spawn`` never reaches this child."""
+"""This is the key of the second stream of random numbers. ``spawn`` counts from 0 and never reaches it."""
 
 
 @dataclass(eq=False)
 class _Open:
-    """An open block. At its commit the state and the payloads are published, or become the outer block's."""
+    """An open block. Its commit publishes the state and the payloads, or gives them to the outer block."""
 
     scope: Scope
     outer: _Open | None
@@ -46,19 +46,19 @@ class _Open:
 
 
 class Known(Protocol):
-    """What a process remembers of committed data from one call to the next."""
+    """Knowledge about committed data that a process keeps from one call to the next."""
 
     def clear(self) -> None:
-        """Forget all: a server may have forgotten commits."""
+        """Forget everything, because a server may have lost commits."""
 
     def after_fork(self) -> None:
-        """Start anew in a child: another thread of the parent may have been in the middle of a change."""
+        """Start empty in a child, because another thread of the parent may have been in the middle of a change."""
 
 
 class Session:
-    """Read and write scopes over a buffer; threads may share it.
+    """Read and write scopes over a buffer. Threads may share a session.
 
-    ``known`` is cleared when commits may be undone, and starts anew in a fork.
+    Each element of ``known`` is cleared when commits may be lost, and starts empty in a forked child.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class Session:
         self.rng = np.random.default_rng(seeds)
         self._beside = np.random.SeedSequence(seeds.entropy, spawn_key=(*seeds.spawn_key, BESIDE))
         self._writing = Turn()
-        # Spans a draw and a whole transaction(): a draw by another thread inside would be undone by its rollback.
+        # A draw holds this turn, and so does a whole transaction(). Without it, the rollback of the transaction would
+        # undo the draw of another thread.
         self._drawing = Turn()
         self._block: _Open | None = None
 
@@ -102,12 +103,12 @@ class Session:
             del visit  # which refers to this function's variables
 
     def _blame_extra(self, exc: MemstoreError) -> None:
-        """Raise the error that names the row, if an extra that is no JSON may have caused ``exc``; else return."""
+        """Raise an error that names the row if an extra that is no JSON may have caused ``exc``."""
         unnamed = isinstance(exc, StoreCorrupt) and exc.episode_id is None
         if type(exc) is not MemstoreError and not unnamed:
             return
         if self.database.transaction_open and self.database.backend.shared:
-            return  # PostgreSQL answers nothing more in this transaction
+            return  # PostgreSQL refuses further statements in this transaction
         number = self.committed.buffer_id
         with suppress(MemoryClosed):
             self.database.in_read(lambda conn: refuse_unreadable(conn, number))
@@ -119,7 +120,11 @@ class Session:
         *,
         locked: bool = True,
     ) -> T:
-        """Run ``work`` under the buffer's lock and commit; then cache what ``payloads`` finds in its result."""
+        """Run ``work`` under the buffer's lock, and commit.
+
+        After the commit, the payloads that ``payloads`` gives for the result enter the cache. ``locked=False`` leaves
+        out the lock, for work that does not change the state of the buffer.
+        """
         visit = _Visit(self, sys._getframe(), write=True, locked=locked)
         try:
             for snapshot in visit:
@@ -133,10 +138,11 @@ class Session:
             del visit  # which refers to this function's variables
 
     def draw(self, work: Callable[[Snapshot, np.random.Generator], T], *, write: bool = False) -> T:
-        """``read``, or ``write``, with the generator. One draw at a time; a failed draw uses up no random numbers.
+        """Run ``work`` as ``read`` or ``write`` does, and give it the generator.
 
-        While a block or a writing draw of another thread or task holds the generator, a reading draw does not wait: it
-        gets another generator, of a second stream from the same seed.
+        One draw runs at a time. A failed draw uses up no random numbers. If a block or a writing draw of another thread
+        or task holds the generator, a reading draw does not wait. It gets another generator, from a second stream of
+        the same seed.
         """
         visit = _Visit(self, sys._getframe(), write=write, draws=True)
         try:
@@ -152,15 +158,21 @@ class Session:
             del visit  # which refers to this function's variables
 
     def aside(self, work: Callable[[Snapshot], T]) -> T:
-        """Commit a change that leaves the buffer's state alone, so without its lock. The snapshot may be mixed."""
+        """Commit a change that does not touch the buffer's state, without the buffer's lock.
+
+        The state in the snapshot may be mixed from two revisions.
+        """
         return self.write(work, locked=False)
 
     def watch(self) -> Watch:
-        """Start a watch on commits to the buffer by anyone; the caller closes it."""
+        """Start a watch on commits to the buffer by any process. The caller closes it."""
         return self.database.watch(self.committed.buffer_id)
 
     def transaction(self, given: T) -> Block[T]:
-        """Make everything inside one commit; on an exception nothing of the block remains. ``as`` names ``given``."""
+        """Return a block that makes everything inside it one commit. ``with ... as`` gives ``given``.
+
+        If an exception leaves the block, nothing of it remains.
+        """
         return Block(_Steps(self, given))
 
     def _lock_buffer(self, conn: Connection) -> None:
@@ -178,7 +190,7 @@ class Session:
             del scope  # which refers to this function's variables
 
     def child_seeds(self) -> np.random.SeedSequence:
-        """Return seeds for another process, independent of this one's and of every other child's."""
+        """Return seeds for another process. They are independent of the seeds of all other processes."""
         return self.seeds.spawn(1)[0]
 
     def close(self) -> None:
@@ -186,7 +198,7 @@ class Session:
         self.database.close()
 
     def _take_turn(self, scope: Scope) -> None:
-        """Write from here on: alone among the threads and tasks, or as part of the own block."""
+        """Take the turn to write, alone among the threads and tasks, unless the own block has it already."""
         holder = self._writing.holder
         if holder is not None and holder.owner == scope.owner and not holder.is_over():
             return
@@ -202,7 +214,10 @@ class Session:
             raise foreign(holder.owner)
 
     def _generator(self, scope: Scope) -> np.random.Generator:
-        """Return the generator, held by the scope or the block around it; another one for a draw that must not wait."""
+        """Return the generator, held by the scope or the block around it.
+
+        A draw that must not wait gets a generator of the second stream.
+        """
         holder = self._drawing.holder
         if holder is not None and holder.owner == scope.owner and not holder.is_over():
             return self.rng
@@ -227,11 +242,11 @@ class Session:
         return block if block is not None and block.scope.owner == this_owner() else None
 
     def _known(self, conn: Connection) -> State:
-        """Return the state to start from: that of the own block, else the last one published."""
+        """Return the state to start from: the state of the own block, else the last published state."""
         block = self._own_block()
         if block is not None:
             return block.state or self.committed
-        # Another thread's transaction is not visible here, nor is its state.
+        # The transaction of another thread is not visible here, and neither is its state.
         broken = self.database.connections.broken
         if self._broken != broken:
             for cache in self._caches:
@@ -254,15 +269,19 @@ class Session:
 
 
 class _Visit(Attempts[Snapshot]):
-    """One call's way to a snapshot: its turns, its attempts, and what the process knows afterwards.
+    """The way of one call to a snapshot: it takes turns, makes attempts, and publishes the new state.
 
     Parameters
     ----------
     session : Session
     frame : frame
-        Of the function that runs the loop.
-    write, locked, draws : bool
-        True if the work may write, if a writing work holds the buffer's lock, and if it is given the generator.
+        The frame of the function that runs the loop.
+    write : bool
+        True if the work may write.
+    locked : bool
+        True if work that writes holds the buffer's lock.
+    draws : bool
+        True if the work gets the generator.
     """
 
     def __init__(
@@ -280,7 +299,7 @@ class _Visit(Attempts[Snapshot]):
         self._snapshot: Snapshot | None = None
 
     def __iter__(self) -> _Visit:
-        """Take the turns."""
+        """Take the turns that the call needs."""
         if self._changes:
             self._session._take_turn(self.scope)
         elif self.write:
@@ -291,7 +310,7 @@ class _Visit(Attempts[Snapshot]):
         return self
 
     def begun(self, conn: Connection) -> Snapshot:
-        """Make the snapshot; its state is a copy if the work may change it."""
+        """Return the snapshot. Its state is a copy if the work may change it."""
         session = self._session
         if self._changes:
             session._lock_buffer(conn)
@@ -300,17 +319,17 @@ class _Visit(Attempts[Snapshot]):
         return self._snapshot
 
     def finish(self) -> None:
-        """Store the state, and wake those who wait."""
+        """Store the state, and wake the waiting processes."""
         if self.write and (snapshot := self._snapshot) is not None:
             if self._changes:
                 snapshot.state.flush(snapshot.conn, snapshot.backend)
             snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
 
     def committed(self) -> None:
-        """Publish the state and cache the payloads, or leave both to the block around."""
+        """Publish the state and cache the payloads, or give both to the block around the call."""
         self._before = None
         if self._snapshot is None or (self.write and not self._changes):
-            return  # without the lock the state may be mixed from two revisions
+            return  # without the lock, the state may be mixed from two revisions
         session, state = self._session, self._snapshot.state
         block = session._own_block()
         if block is None:
@@ -321,7 +340,7 @@ class _Visit(Attempts[Snapshot]):
             block.payloads.update(self.payloads)
 
     def end(self) -> None:
-        """Leave nothing open, give back the random numbers of a failed draw, let the next one have its turn."""
+        """Close everything, give back the random numbers of a failed draw, and release the turns."""
         self._rewind()
         super().end()
         self._session._drawing.release(self.scope)
@@ -337,7 +356,7 @@ class _Visit(Attempts[Snapshot]):
 
 
 class _Steps(Generic[T]):
-    """One block of ``Session.transaction``. Of nested blocks the outermost one has the turns."""
+    """One block of ``Session.transaction``. The outermost of nested blocks holds the turns."""
 
     def __init__(self, session: Session, given: T) -> None:
         self._session = session
@@ -349,7 +368,7 @@ class _Steps(Generic[T]):
         self._before: Mapping[str, Any] | None = None
 
     def enter(self) -> T:
-        """Take the turns and begin."""
+        """Take the turns and begin the transaction."""
         session = self._session
         outer = session._own_block()
         session._take_turn(self._scope)
@@ -363,7 +382,7 @@ class _Steps(Generic[T]):
         return self._given
 
     def leave(self, *, commit: bool) -> None:
-        """Commit and publish, or undo; then let the next one have its turn."""
+        """Commit and publish, or undo. Then release the turns."""
         opened, session = self._open, self._session
         assert opened is not None
         self._database.leave(commit=commit)
@@ -378,7 +397,7 @@ class _Steps(Generic[T]):
         self.abandon()
 
     def abandon(self) -> None:
-        """Undo what is still open."""
+        """Undo the open transaction, and release the turns."""
         session, opened = self._session, self._open
         self._database.abandon()
         if self._before is not None:
