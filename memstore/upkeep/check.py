@@ -1,4 +1,4 @@
-"""``check``: read everything stored once, and compare each part with the others that must agree with it."""
+"""``check`` reads all stored data once, and compares each part with the other parts that must agree with it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from memstore.upkeep.recorded import Recorded
 from memstore.upkeep.sealed import Seals, Unsealed, rows_of, some, tell
 
 MOST_FINDINGS = 20
-"""An examination tells so many findings at most."""
+"""An examination reports at most this many findings."""
 
 SUM_TOLERANCE = 1e-6
-"""Error allowed in a stored sum, for each row: rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
+"""A stored sum may have this error for each row. Rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
 
 
 def check(snapshot: Snapshot) -> CheckReport:
-    """Examine the database's pages and definitions, then everything of the buffer."""
+    """Examine the pages and definitions of the database, then all data of the buffer."""
     started = time.perf_counter()
     backend, conn = snapshot.backend, snapshot.conn
     problems: list[str] = []
@@ -43,7 +43,7 @@ def check(snapshot: Snapshot) -> CheckReport:
         except (MemstoreError, *UNREADABLE) as exc:
             problems.append(f"reading stopped: {exc} ({type(exc).__name__})")
         except Exception as exc:
-            # An error that a damaged file makes the driver raise is a finding, not a crash.
+            # A damaged file may make the driver raise an error. That is a finding, not a crash.
             if backend.classify(exc) is None:
                 raise
             problems.append(f"reading stopped: {exc}")
@@ -181,7 +181,7 @@ class _Examination:
             yield f"{count} rows of {replay_metadata.name} name another buffer than their id"
 
     def _columns(self, table: Table, *names: str) -> NDArray[np.int64]:
-        """Return columns of whole numbers, shape (names, rows). The first is the id; the rows are in its order."""
+        """Return columns of whole numbers, shape (names, rows). The first column is the id, and sorts the rows."""
         return np.array(rows_of(self.snapshot, table, *names), np.int64).reshape(-1, len(names)).T
 
     def _eviction_order(self) -> Iterator[str]:

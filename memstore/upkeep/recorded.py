@@ -1,4 +1,4 @@
-"""The history compared with itself, with the tally and with the replay metadata."""
+"""The examination of the history: it is compared with itself, with the tally and with the replay metadata."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from memstore.storage.schema import event_group, id_range, of_buffer, replay_eve
 from memstore.upkeep.sealed import Unsealed, pages, some, tell
 
 PAGE = 512
-"""Groups read at a time."""
+"""The examination reads this many groups at a time."""
 
 TOLERANCE = 1e-9
-"""Relative error allowed in the sums of a tally that a migration made: it added single events, in another order."""
+"""The sums of a tally from a migration may have this relative error. The migration added events in another order."""
 
 _t, _m = replay_tally.c, replay_metadata.c
 
 
 @dataclass(frozen=True)
 class Log:
-    """All events of the history, as columns; ``first`` is the number of the oldest.
+    """All events of the history, as columns. ``first`` is the number of the oldest event.
 
-    ``ends`` is true for the last event of an episode that has left, ``replayed`` for replays. ``groups`` are the rows
-    of the groups, in order.
+    ``ends`` is true for the last event of an episode that has left. ``replayed`` is true for replays. ``groups`` holds
+    the rows of the groups, in order.
     """
 
     first: int
@@ -58,7 +58,7 @@ class Recorded:
     rows: Rows
     unsealed: Unsealed
     is_whole: bool = False
-    """True if every replay of the buffer is in the log; only then can the results of the replays be compared."""
+    """True if every replay of the buffer is in the log. Only then the results of the replays can be compared."""
 
     def findings(self) -> Iterator[str]:
         """Yield each finding in one sentence."""
@@ -66,7 +66,7 @@ class Recorded:
         log = self._log(problems)
         yield from problems
         if problems:
-            return  # the other examinations need a log that is whole
+            return  # the other examinations need a whole log
         counters = self.snapshot.state.counters
         self.is_whole = int(log.replayed.sum()) == counters.events
         yield from self._chains(log)
@@ -133,9 +133,9 @@ class Recorded:
                 yield f"groups of events: {number} has losses that are negative or infinite"
 
     def _chains(self, log: Log) -> Iterator[str]:
-        """Examine the chains: an event names the one before it of the same episode.
+        """Examine the chains, in which each event names the previous event of the same episode.
 
-        The row of a live episode names its last event. The last event of one that has left ends the chain.
+        The row of a live episode names its last event. The last event of an episode that has left ends its chain.
         """
         order = np.argsort(log.episode, kind="stable")
         episode, number = log.episode[order], order + log.first
@@ -204,7 +204,7 @@ class Recorded:
 
 
 def _tallied(log: Log) -> dict[tuple[int, int], list[Any]]:
-    """Return the tally that the history gives, by slot and domain, counted like the stored one: group after group."""
+    """Return the tally of the history, by slot and domain. It is counted like the stored one: group after group."""
     tally: dict[tuple[int, int], list[Any]] = {}
     replays, start = 0, 0
     for group in log.groups:

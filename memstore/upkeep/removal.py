@@ -1,4 +1,4 @@
-"""Remove many episodes, by ids or by a condition, a bounded number at a time."""
+"""The removal of many episodes, by ids or by a condition, a bounded number at a time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from memstore.storage import stored
 from memstore.types import Ids
 
 AT_ONCE = 8192
-"""Episodes that are found and removed together. Their rows take some MB, whatever the number in all."""
+"""This many episodes are found and removed together. So the rows in memory take only some MB."""
 
 
 def delete(session: Session, ids: Ids | None, where: Condition | str | None, consumer: str) -> int:
-    """Remove the live ones of these ids, or all that pass a condition, in one commit; returns how many."""
+    """Remove the live episodes among these ids, or all that pass a condition, in one commit. Return their number."""
     if (ids is None) == (where is None):
         raise InvalidValue("delete takes either ids or where=...; clear() removes every episode")
     if where is not None:
@@ -37,7 +37,7 @@ def delete(session: Session, ids: Ids | None, where: Condition | str | None, con
 
 
 def clear(session: Session, consumer: str) -> int:
-    """Remove every live episode, in one commit; returns how many there were."""
+    """Remove every live episode, in one commit, and return their number."""
     return _remove(session, lambda s: passing(s, EVERY), consumer)
 
 
@@ -49,7 +49,7 @@ def _remove(session: Session, which: Callable[[Snapshot], Iterable[Ints]], consu
 
 
 def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
-    """Yield the ids of the episodes that pass, oldest first, by pages; a page may be removed before the next one."""
+    """Yield the ids of the passing episodes, oldest first, in pages. A page may be removed before the next is read."""
     scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
     tables, passes = scope.rows(condition)
     query = select(scope.identity()).select_from(tables).where(passes).order_by(scope.identity()).limit(AT_ONCE)
@@ -64,7 +64,7 @@ def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
 
 
 def remove_all(snapshot: Snapshot, parts: Iterable[Ints], group: Group) -> Ints:
-    """Remove the live episodes among these ids, with ``group`` in the history; returns the ids removed."""
+    """Remove the live episodes among these ids, with ``group`` in the history, and return the removed ids."""
     removed = [np.empty(0, np.int64)]
     for ids in parts:
         for start in range(0, len(ids), AT_ONCE):

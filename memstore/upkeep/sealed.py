@@ -1,4 +1,4 @@
-"""Rows compared with the checksums that were written beside them, and stored texts parsed."""
+"""The examination of rows by the checksums that were stored with them, and of stored texts by parsing them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from memstore.storage.schema import (
 )
 
 CHUNK = 4096
-"""Episodes read at a time."""
+"""The examination reads this many episodes at a time."""
 
 
 @dataclass
 class Unsealed:
-    """Counts of the rows that have no checksum because they are older than checksums."""
+    """Counts of the rows without a checksum. They were written before checksums existed."""
 
     counts: dict[str, int] = field(default_factory=dict)
 
     def without(self, what: str, rows: int) -> None:
-        """Count so many more rows of a kind."""
+        """Add this number of rows to the count of a kind."""
         if rows:
             self.counts[what] = self.counts.get(what, 0) + rows
 
@@ -54,12 +54,12 @@ class Unsealed:
 
 @dataclass(frozen=True)
 class Seals:
-    """The examinations of one buffer; each yields its findings in one sentence each."""
+    """The examinations of one buffer. Each yields one sentence for each finding."""
 
     snapshot: Snapshot
     unsealed: Unsealed
     keys: dict[int, str] = field(default_factory=dict)
-    """Key of each live episode that has one; the examination of the facts fills it."""
+    """The key of each live episode that has one. The examination of the facts fills this mapping."""
 
     def parts(self) -> tuple[Callable[[], Iterator[str]], ...]:
         """Return the examinations in the order in which they must run."""
@@ -67,7 +67,7 @@ class Seals:
         return (*rows, self.facts, self.known_keys, self.checkpoints, self.others)
 
     def buffer_row(self) -> Iterator[str]:
-        """Examine settings and counters."""
+        """Examine the settings and counters."""
         own = buffer.c.id == self.snapshot.state.buffer_id
         names = (*SEALED, *counters_columns(), "checksum", "counters_checksum")
         row = self.snapshot.conn.execute(select(*(buffer.c[name] for name in names)).where(own)).one()._mapping
@@ -162,7 +162,7 @@ class Seals:
                 yield finding
 
     def others(self) -> Iterator[str]:
-        """Look for rows that name another buffer than their id, and examine leases and the limiter's account."""
+        """Find rows with an id of another buffer than they name, and examine leases and the limiter's account."""
         conn, number = self.snapshot.conn, self.snapshot.state.buffer_id
         keyed = ((episode, "id"), (domain, "id"), (stratum, "id"), (event_group, "id"))
         for table, key in (*keyed, (episode_tag, "episode_id"), (episode_key, "episode_id")):
@@ -177,14 +177,14 @@ class Seals:
 
 
 def rows_of(snapshot: Snapshot, table: Table, key: str, *names: str) -> list[tuple[Any, ...]]:
-    """Return the buffer's rows of a table in the order of their id: the column ``key``, and other columns."""
+    """Return the buffer's rows of a table in the order of their id: the id column ``key``, and other columns."""
     own = of_buffer(snapshot.state.buffer_id, table.c[key])
     query = select(*(table.c[name] for name in (key, *names))).where(own).order_by(table.c[key])
     return [tuple(row) for row in snapshot.conn.execute(query)]
 
 
 def pages(snapshot: Snapshot, table: Table, names: Sequence[str], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    """Yield the buffer's rows of a table, ``size`` at a time, in the order of the first of these columns, the id."""
+    """Yield the buffer's rows of a table, ``size`` at a time. The first column is the id, and sorts the rows."""
     key, after = table.c[names[0]], snapshot.first_id
     _, high = id_range(snapshot.state.buffer_id)
     query = select(*(table.c[name] for name in names)).where(key <= high).order_by(key).limit(size)
@@ -194,13 +194,13 @@ def pages(snapshot: Snapshot, table: Table, names: Sequence[str], size: int) -> 
 
 
 def tell(ids: Ints, wrong: NDArray[np.bool_], what: str, kind: str = "") -> Iterator[str]:
-    """Yield one finding about the ids where ``wrong`` is true, if there are any."""
+    """Yield one finding about the ids that are flagged as ``wrong``, if there are any."""
     if wrong.any():
         yield f"{kind}{some(ids[wrong])} {what}"
 
 
 def some(ids: Any) -> str:
-    """Return how many ids there are, and the first few, as text."""
+    """Return a text with the number of ids and the first few of them."""
     shown = ", ".join(str(int(i)) for i in ids[:5])
     return f"{len(ids)} ({shown}{' ...' if len(ids) > 5 else ''})"
 

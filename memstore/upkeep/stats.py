@@ -1,4 +1,4 @@
-"""``stats``: the numbers of a buffer, in time independent of its size."""
+"""``stats`` gives the numbers of a buffer, in a time that does not depend on its size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from memstore.storage.schema import UNMEASURED, VERSION_TABLE
 from memstore.types import ReplayStats
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""The quantiles of the losses that are told."""
+"""``stats`` reports these quantiles of the losses."""
 
 
 def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, float], *, exact: bool) -> ReplayStats:
-    """Return everything from the buffer row and the strata; ``exact`` adds one scan of the losses."""
+    """Return the numbers of the buffer from its row and its strata. ``exact`` adds one scan of the losses."""
     state, settings = snapshot.state, snapshot.settings
     strata, counters = state.strata, state.counters
     sizes = strata.sizes(len(state.domain_names)).tolist()
@@ -58,14 +58,14 @@ def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, fl
 
 
 def _representatives(strata: Strata) -> tuple[Floats, Floats]:
-    """Return one loss for each stratum, the mean of its rows, and the number of its rows."""
+    """Return for each stratum the mean loss of its rows, and the number of its rows."""
     measured = (strata.bucket != UNMEASURED) & (strata.count > 0)
     count = strata.count[measured]
     return strata.losses(measured, count), count.astype(np.float64)
 
 
 def _mean(values: Floats) -> float:
-    # The unit is 2**40, for a sum of large losses would overflow.
+    # The unit is 2**40, because a sum of large losses would overflow.
     return float(np.ldexp(np.ldexp(values, -40).mean(), 40))
 
 
@@ -79,7 +79,7 @@ def _quantiles(values: Floats, weights: Floats | None) -> dict[str, float]:
 
 
 def _histogram(values: Floats, weights: Floats | None, bins: int = 12) -> tuple[tuple[float, float, int], ...]:
-    """Return (low, high, count) for equal steps of the logarithm of loss; zero losses fall into the first bin."""
+    """Return (low, high, count) for equal steps of the logarithm of loss. Losses of zero are in the first bin."""
     positive = values[values > 0]
     if not len(positive):
         return ((0.0, 0.0, int(len(values) if weights is None else weights.sum())),) if len(values) else ()
