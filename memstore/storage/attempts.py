@@ -1,4 +1,4 @@
-"""One call's way to the database: attempts, until one is committed.
+"""The attempts of one call at its work in the database, until one is committed.
 
     attempts = Attempts(...)
     try:
@@ -9,7 +9,7 @@
     finally:
         attempts.end()
 
-The loop and the ``with`` add no frame to the work, and ``finally`` holds wherever an interrupt strikes.
+The loop and the ``with`` add no frame between call and work. ``finally`` runs at any place of an interrupt.
 """
 
 from __future__ import annotations
@@ -35,17 +35,20 @@ from memstore.storage.transactions import Transaction
 S = TypeVar("S")
 
 PASSING = frozenset({Failure.BUSY, Failure.CONFLICT, Failure.LOST})
-"""Failures after which the same work may succeed."""
+"""The same work may succeed after one of these failures."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
-"""Seconds between attempts, times a random factor between a half and one and a half."""
+"""Pauses between attempts grow from the first to the second number of seconds.
+
+Each pause is multiplied by a random factor between a half and one and a half.
+"""
 
 _jitter = random.SystemRandom()
-"""A source of its own: the ``random`` module's state may be seeded by the user."""
+"""The factors come from a separate source, because a user may seed the ``random`` module."""
 
 
 class Pauses:
-    """Growing pauses between attempts, for ``busy_timeout``."""
+    """Growing pauses between attempts, for ``busy_timeout`` seconds in all."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -53,12 +56,12 @@ class Pauses:
         self._pause = FIRST_PAUSE
 
     def after(self, exc: Exception) -> bool:
-        """Pause, if another attempt may succeed: True. False if ``exc`` is no error of the driver.
+        """Pause and return True if another attempt may succeed. Return False if ``exc`` is no error of the driver.
 
         Raises
         ------
         MemstoreError
-            When nothing is left to try.
+            No other attempt can succeed, or the time is over.
         """
         failure = None if isinstance(exc, MemstoreError) else self._connections.failure(exc)
         if failure is None:
@@ -71,18 +74,18 @@ class Pauses:
 
 
 class Attempts(ABC, Generic[S]):
-    """Attempts at one call's work, each in a transaction of its own.
+    """Attempts at the work of one call, each in a separate transaction.
 
-    The work runs again where the database rolled it back for the sake of another transaction, or the connection broke
-    before the commit was sent. Afterwards nobody knows: ``ConnectionLost`` with ``outcome_unknown``.
-    In an open ``transaction()`` there is one attempt, a savepoint if it writes.
+    The work runs again if the database rolled it back in favour of another transaction, or if the connection broke
+    before the commit was sent. If it breaks later, the outcome is unknown: ``ConnectionLost`` has ``outcome_unknown``.
+    In an open ``transaction()`` there is one attempt, which is a savepoint if it writes.
 
     Parameters
     ----------
     connections : Connections
-        Of the database.
+        The connections to the database.
     transaction : Transaction or None
-        The open one of the scope's thread and task.
+        The open transaction of the scope's thread and task.
     scope : Scope
         The function that runs the loop.
     write : bool
@@ -102,13 +105,13 @@ class Attempts(ABC, Generic[S]):
 
     @abstractmethod
     def begun(self, conn: Connection) -> S:
-        """Make what the work is given, at the beginning of each attempt."""
+        """Return the argument of the work, at the beginning of each attempt."""
 
     def finish(self) -> None:
-        """Do what comes after the work and before the commit."""
+        """Act after the work and before the commit."""
 
     def committed(self) -> None:
-        """Note that the work is committed, or is part of the open transaction."""
+        """Act after the work was committed, or became part of the open transaction."""
 
     def __iter__(self) -> Attempts[S]:
         return self
@@ -143,11 +146,11 @@ class Attempts(ABC, Generic[S]):
         return True
 
     def end(self) -> None:
-        """Leave nothing open that an interrupt left so."""
+        """Close everything that an interrupt left open."""
         if self._transaction is None:
             self._connections.close(self.scope)
         elif self._unfinished:
-            self._transaction.dead = True  # nobody knows what its connection is in the middle of
+            self._transaction.dead = True  # its connection may be in the middle of a statement
 
     def _begin(self) -> Connection:
         if self._transaction is None:
@@ -170,7 +173,7 @@ class Attempts(ABC, Generic[S]):
         self._transaction.look()
 
     def _again(self, exc: BaseException) -> bool:
-        """Undo the attempt; True if another one may succeed, False if ``exc`` is to come out."""
+        """Undo the attempt. Return True if another attempt may succeed, False if ``exc`` must come out."""
         if not isinstance(exc, Exception):
             return False  # ``end`` undoes it
         reraise_interrupt(exc, self._outer)
@@ -196,7 +199,7 @@ class Attempts(ABC, Generic[S]):
 
 
 class Plain(Attempts[Connection]):
-    """Attempts whose work is given the connection, on which ``first`` was done."""
+    """Attempts that give the connection to the work. ``first`` has run on the connection before."""
 
     first: Callable[[Connection], None] | None = None
 

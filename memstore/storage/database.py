@@ -1,4 +1,4 @@
-"""One database, as seen by one process: scopes, transactions, watches, forks."""
+"""The database as one process sees it: scopes, transactions, watches, forks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from memstore.storage.transactions import Transaction
 T = TypeVar("T")
 
 FORK_PATIENCE = 5.0
-"""Seconds that a fork waits for transactions of other threads, where their end is needed."""
+"""A fork waits this many seconds for transactions of other threads, if it needs their end."""
 
 
 class Database:
-    """One database, as seen by one process.
+    """One database as one process sees it.
 
-    Threads may share it. A forked child gets fresh connections and no open transaction; the parent's connections are
-    left alone, neither used nor closed.
+    Threads may share it. A forked child gets new connections and no open transaction. The connections of the parent
+    are neither used nor closed.
     """
 
     def __init__(
@@ -51,30 +51,30 @@ class Database:
 
     @property
     def transaction_open(self) -> bool:
-        """True if this thread and task is inside ``transaction()``."""
+        """True if this thread and task are inside ``transaction()``."""
         return self.open_transaction() is not None
 
     @property
     def transaction_depth(self) -> int:
-        """How many ``transaction()`` blocks of this thread and task are open, each within the one before."""
+        """Number of nested ``transaction()`` blocks that this thread and task have open."""
         transaction = self.open_transaction()
         return 0 if transaction is None else 1 + transaction.depth
 
     def open_transaction(self, owner: Owner | None = None) -> Transaction | None:
-        """The open transaction of the owner, by default this thread and task."""
+        """Return the open transaction of the owner, which is by default this thread and task. None without one."""
         return self._open.get(owner or this_owner()) if self._open else None
 
     def in_read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one snapshot: that of the open transaction of this thread and task, else a new one.
 
-        ``work`` runs again, in a new snapshot, where the database or the connection gave the first one up.
+        If the database or the connection loses the snapshot, ``work`` runs again in a new one.
         """
         return self._run(work, write=False)
 
     def in_write(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` and commit, or as a savepoint of the open transaction of this thread and task.
+        """Run ``work`` and commit. In an open transaction of this thread and task, run it as a savepoint.
 
-        ``work`` runs again as ``Attempts`` says. It never commits.
+        ``work`` may run again; see ``Attempts``. It never commits.
         """
         return self._run(work, write=True)
 
@@ -91,14 +91,15 @@ class Database:
             del attempts, scope  # which refer to this function's variables
 
     def transaction(self, first: Callable[[Connection], None]) -> Block[None]:
-        """Make all scopes that this thread and task opens inside the block one commit; nested blocks are savepoints.
+        """Return a block that makes all scopes of this thread and task inside it one commit.
 
-        ``first`` begins the outermost block, and is tried again like a scope of its own.
+        Nested blocks are savepoints. ``first`` runs at the beginning of the outermost block, and is tried again like a
+        separate scope.
         """
         return Block(TransactionSteps(self, first))
 
     def prepare(self) -> None:
-        """Make the lasting changes that a database known to be empty or ours needs, outside any transaction."""
+        """Make the lasting changes that an empty database, or one of memstore, needs. No transaction may be open."""
         scope = Scope(this_owner(), sys._getframe())
         try:
             with self._translated():
@@ -109,13 +110,13 @@ class Database:
             del scope  # which refers to this function's variables
 
     def outside(self, work: Callable[[Engine], T]) -> T:
-        """Run what cannot be part of a transaction; the errors of the database come as memstore's."""
+        """Run work that cannot be part of a transaction. Errors of the database come out as errors of memstore."""
         self.connections.check_open()
         with self._translated():
             return work(self.engine)
 
     def watch(self, buffer_id: int) -> Watch:
-        """A started watch on commits to the buffer, to be closed by the caller."""
+        """Return a started watch on commits to the buffer. The caller closes it."""
         watch = self.backend.watch(self.engine, buffer_id)
         pauses = Pauses(self.connections)
         while True:
@@ -129,7 +130,7 @@ class Database:
         return watch
 
     def address(self) -> dict[str, Any]:
-        """What ``Database(**address)`` needs to open the same database elsewhere; holds the password."""
+        """Return the arguments of ``Database`` that open the same database elsewhere. They hold the password."""
         return {
             "url": self.backend.url,
             "durability": self.backend.durability,
@@ -137,7 +138,7 @@ class Database:
         }
 
     def close(self) -> None:
-        """Close every idle connection; later scopes raise ``MemoryClosed``."""
+        """Close every idle connection. Later scopes raise ``MemoryClosed``."""
         self.connections.closed = True
         self.connections.clear()
 
@@ -180,7 +181,7 @@ class Database:
             raise dead()
 
     def _abandon(self, scope: Scope) -> None:
-        """Close the connection of a block, unless that was given back already; the block is open no longer."""
+        """Close the connection of a block, unless it was given back already. The block is then no longer open."""
         self.connections.close(scope)
         transaction = self._open.get(scope.owner)
         if transaction is not None and transaction.scope is scope:
@@ -191,7 +192,7 @@ class Database:
     def _before_fork(self) -> None:
         if self.backend.fork_safe:
             return
-        # No scope begins from here on, and those of other threads end; a block of this thread cannot.
+        # From here on no scope begins, and the scopes of other threads end. A block of this thread cannot end.
         self.connections.stop(FORK_PATIENCE, int(self.transaction_open))
         for watch in list(self._watches):
             watch.let_go()
@@ -205,7 +206,7 @@ class Database:
 
 
 class TransactionSteps:
-    """One block of ``Database.transaction``: the transaction, or a savepoint in it."""
+    """The steps of one block of ``Database.transaction``: the transaction, or a savepoint in it."""
 
     def __init__(self, database: Database, first: Callable[[Connection], None]) -> None:
         self._database = database
@@ -215,7 +216,7 @@ class TransactionSteps:
         self._level = 0
 
     def enter(self) -> None:
-        """Begin."""
+        """Begin the transaction or the savepoint."""
         outer = self._database.open_transaction()
         if outer is None:
             self._transaction = self._database._begin(self._scope, self._first)
@@ -224,7 +225,7 @@ class TransactionSteps:
             outer.save()
 
     def leave(self, *, commit: bool) -> None:
-        """Commit, or undo."""
+        """Commit or undo."""
         transaction, database = self._transaction, self._database
         assert transaction is not None
         transaction.check_process()
@@ -240,7 +241,7 @@ class TransactionSteps:
         self._transaction = None
 
     def abandon(self) -> None:
-        """Undo what is left of it."""
+        """Undo everything that is still open."""
         if not self._level:
             self._database._abandon(self._scope)
         elif self._transaction is not None:

@@ -1,4 +1,4 @@
-"""Why the operating system refuses a file: it is looked at right after the refusal."""
+"""The reasons for which the operating system refuses a file. The file is examined right after the refusal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Literal
 from memstore.errors import MemstoreError, StoreFull, StoreReadOnly, StoreUnavailable
 
 MOST_PATH_BYTES = 512 - len("-journal")
-"""The longest path that SQLite opens (MAX_PATHNAME)."""
+"""SQLite opens paths of at most this many bytes (MAX_PATHNAME)."""
 
 TRIAL_BYTES = 64 * 1024
-"""So many bytes are written to see if there is room: SQLite never adds more to a file in one step."""
+"""A trial writes this many bytes to see if there is room. SQLite never adds more to a file in one step."""
 
 Wanted = Literal["open", "write", "room"]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A cause that was found: the error to raise, and its text, which says what to do."""
+    """The cause of a refusal: the error to raise, and its text with advice."""
 
     error: type[MemstoreError]
     text: str
@@ -33,7 +33,7 @@ class Refusal:
 
 @contextmanager
 def telling(path: Path) -> Iterator[None]:
-    """Raise memstore's errors for those of the operating system; they name the file and the cause."""
+    """Raise memstore's errors for errors of the operating system. They name the file and the cause."""
     try:
         yield
     except MemstoreError:
@@ -45,14 +45,15 @@ def telling(path: Path) -> Iterator[None]:
 
 
 def refused(path: Path, what: Wanted) -> Refusal | None:
-    """Find what keeps this process from the file; None if nothing is found.
+    """Return the cause that keeps this process from the file. None if no cause is found.
 
     Parameters
     ----------
     path : Path
-        The file, there or not.
+        The file, which need not exist.
     what : "open", "write" or "room"
-        What was tried: to open it, for which SQLite makes files beside it; to write it; to add bytes to its disk.
+        The attempt that failed: to open the file (for this SQLite makes files beside it), to write it, or to add bytes
+        to its disk.
     """
     path = path.absolute()
     try:
@@ -60,7 +61,7 @@ def refused(path: Path, what: Wanted) -> Refusal | None:
         if found is None and what == "write":
             found = _by_writing(path)
         return found or (_by_room(path) if what == "room" else _by_making(path))
-    except OSError as exc:  # the file changes meanwhile, or cannot be looked at: that is the cause then
+    except OSError as exc:  # the file changes at this moment, or cannot be examined: then this is the cause
         return Refusal(StoreUnavailable, str(exc))
 
 
@@ -86,7 +87,7 @@ def _by_length(path: Path) -> Refusal | None:
             StoreUnavailable, f"its path has {size} bytes, and SQLite takes {MOST_PATH_BYTES}; give a shorter one"
         )
     try:
-        os.lstat(f"{path}-journal")  # the longest name that SQLite needs beside it
+        os.lstat(f"{path}-journal")  # this is the longest name that SQLite needs beside the file
     except OSError as exc:
         if exc.errno == errno.ENAMETOOLONG:
             return Refusal(StoreUnavailable, "a name in its path is too long for the file system; give a shorter one")

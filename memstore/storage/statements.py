@@ -1,7 +1,7 @@
-"""What becomes known of statements: a line each for a handle's ``trace``, and numbers for who counts.
+"""Reports on statements: a line for the ``trace`` of a handle, and counts for ``memstore.testing``.
 
-The drivers' cursors tell it, so that no way to the database goes past it. They are watched only while somebody wants to
-know: otherwise a statement costs one look at ``watched``.
+The cursors of the drivers report, so no statement is left out. They are watched only while there is a trace or a count.
+Otherwise a statement costs one test of ``watched``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from memstore import testing
 Trace = Callable[[str], object]
 
 SHOWN_HEAD, SHOWN_TAIL = 240, 60
-"""Characters of a longer statement that a line shows, from its beginning and from its end."""
+"""A line shows at most this many characters from the beginning and from the end of a statement."""
 
 
 class Statements:
@@ -26,19 +26,19 @@ class Statements:
 
     @property
     def watched(self) -> bool:
-        """True if somebody wants to know of them now."""
+        """True if statements must be reported now."""
         return self._trace is not None or testing.is_counting()
 
     def sent(self) -> None:
-        """Count one that is on its way."""
+        """Count a statement that was sent."""
         testing.count("statements")
 
     def awaited(self) -> None:
-        """Count one wait for an answer."""
+        """Count a wait for an answer."""
         testing.count("exchanges")
 
     def run(self, sql: str, act: Callable[[], object]) -> None:
-        """Run one that the driver has no cursor for."""
+        """Run and report a statement that has no cursor in the driver."""
         begun = time.perf_counter()
         self.sent()
         self.awaited()
@@ -46,13 +46,13 @@ class Statements:
         self.done(sql, time.perf_counter() - begun)
 
     def done(self, sql: Any, seconds: float, rows: int = -1, failed: BaseException | None = None) -> None:
-        """Tell of one that is over; ``rows`` is negative where it has none."""
+        """Report a finished statement. ``rows`` is negative if the statement has no rows."""
         if self._trace is not None:
             self._trace(line(sql, seconds, rows, failed))
 
 
 def line(sql: Any, seconds: float, rows: int, failed: BaseException | None = None) -> str:
-    """One line of text; values never appear, for they are bound parameters."""
+    """Return one line of text. Values never appear, because they are bound parameters."""
     text = " ".join((sql.decode() if isinstance(sql, bytes) else str(sql)).split())
     if len(text) > SHOWN_HEAD + SHOWN_TAIL:
         text = f"{text[:SHOWN_HEAD]} ... {text[-SHOWN_TAIL:]}"

@@ -40,7 +40,7 @@ LARGE = 16 * 2**20
 """Bytes of a large value. Its connection is closed later: this frees its buffers, and a new one costs 5 ms."""
 
 CANCELLATION = 2.0
-"""Seconds that the call may take which tells the server to cancel a statement."""
+"""The call that tells the server to cancel a statement may take this many seconds."""
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -79,7 +79,7 @@ _LOCATE = (
 
 
 _Pipeline = tuple[PipelinedConnection, ExitStack, psycopg.Pipeline]
-"""The connection in it, what ends it, and itself."""
+"""A pipeline is stored as its connection, the stack that ends it, and the pipeline itself."""
 
 
 class PostgresBackend(PostgresExpressions, Backend):
@@ -90,9 +90,9 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
         super().__init__(url, durability, busy_timeout, trace)
-        # By SQLAlchemy's connection: its own notes (info) are gone once it takes a connection for broken.
+        # The key is SQLAlchemy's connection. Its notes (info) are not used, because they are lost when it breaks.
         self._pipelines: WeakKeyDictionary[Connection, _Pipeline] = WeakKeyDictionary()
-        # Not 0 ms, which would be no limit.
+        # 0 ms would mean no limit, so the least is 1 ms.
         self._settings = ("on" if durability == "power" else "off", f"{max(int(busy_timeout * 1000), 1)}ms")
 
     def create_engine(self) -> Engine:
@@ -133,7 +133,7 @@ class PostgresBackend(PostgresExpressions, Backend):
             conn.invalidate()
 
     def rollback(self, conn: Connection) -> None:
-        with suppress(psycopg.Error):  # errors of statements that are given up
+        with suppress(psycopg.Error):  # the statements are given up, and their errors do not matter
             self._leave_pipeline(conn)
         if _driver(conn).closed:
             conn.invalidate()
@@ -165,7 +165,7 @@ class PostgresBackend(PostgresExpressions, Backend):
         return not (conn.invalidated or driver.closed)
 
     def discard(self, conn: Connection, driver: PipelinedConnection) -> None:
-        with suppress(psycopg.Error):  # the server works on, and notices only at the end that nobody listens any more
+        with suppress(psycopg.Error):  # the server would work on, and notice only at the end that the client is gone
             if driver.info.transaction_status is TransactionStatus.ACTIVE:
                 driver.cancel_safe(timeout=CANCELLATION)
         driver.close()
@@ -179,8 +179,8 @@ class PostgresBackend(PostgresExpressions, Backend):
         return _send(conn, statement, values).fetchall()
 
     def lock_schema(self, conn: Connection) -> None:
-        # Tables and buffers are created durably under either durability: a handle could not work on one that the server
-        # has forgotten.
+        # Tables and buffers are created durably under either durability, because a handle could not work on a table
+        # that the server has lost.
         _send(conn, "SELECT set_config('synchronous_commit', 'on', true)")
         _send(conn, f"SELECT pg_advisory_xact_lock(hashtextextended('{VERSION_TABLE} ' || current_schema(), 0))")
 
@@ -334,7 +334,7 @@ def _driver(conn: Connection) -> PipelinedConnection:
 
 
 def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
-    """Send a statement. In a transaction its result is waited for later: by a fetch, by ``settle`` or by the commit."""
+    """Send a statement. In a transaction, a fetch, ``settle`` or the commit waits for its result later."""
     driver = _driver(conn)
     if any(isinstance(value, Array) and len(value.data) > LARGE for value in values):
         conn.info[_SWOLLEN] = True
@@ -419,7 +419,7 @@ def _delete_sql(table: str, key: str) -> str:
 
 @functools.cache
 def _select_sql(table: str, columns: tuple[str, ...], key: str, kind: str) -> str:
-    # Not "= ANY": the planner copies the array's constants into the index condition, up to 0.5 ms for 256 of them.
+    # "= ANY" is not used: the planner copies the array's constants into the index condition, up to 0.5 ms for 256.
     return (
         f'SELECT {_quoted(columns, "t.")} FROM unnest(%s::{kind}[]) AS c(wanted) JOIN {table} t ON t."{key}" = c.wanted'
     )

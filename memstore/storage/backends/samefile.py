@@ -1,7 +1,7 @@
-"""Checks that a connection still has open the files that stand at the paths of the database.
+"""Checks that the files a connection has open are still the files at the paths of the database.
 
-If somebody deletes or replaces a file, it lives on for the processes that have it open. Their writes succeed, but
-nobody else ever sees them. The same holds for the log (``-wal``) and its index (``-shm``):
+If somebody deletes or replaces a file, it lives on for the processes that have it open. Their writes succeed, but no
+other process ever sees them. The same holds for the log (``-wal``) and its index (``-shm``):
 https://sqlite.org/howtocorrupt.html, 2.4 and 4.
 """
 
@@ -23,9 +23,9 @@ _KEY = "memstore_files"
 """The key in a connection's notes (``info``) for the files that it has open."""
 
 _SETTLED_NS = 2_000_000_000
-"""Nanoseconds after a change of a folder, from which on another change gets a different time.
+"""A change of a folder gets another time than an earlier change if at least this many nanoseconds lie between them.
 
-File systems count time in steps of up to 2 s (FAT); those of Linux in steps of up to 10 ms.
+File systems count time in steps of up to 2 s (FAT). Those of Linux count in steps of up to 10 ms.
 """
 
 LOG_SUFFIXES = ("-wal", "-shm")
@@ -101,8 +101,8 @@ class _OpenFiles:
         now = None if folder is None else (folder.st_mtime_ns, folder.st_ino)
         if now is None or now != self._quiet:
             self._look_at_each()
-            # The folder's time is enough from now on, but not before the first transaction, which makes the log, and
-            # not for a symbolic link, which may change without a change of this folder.
+            # From now on the time of the folder is enough. It is not enough before the first transaction, which makes
+            # the log, and for a symbolic link, which may change without a change of this folder.
             complete = len(self._logs) == len(LOG_SUFFIXES) and not self._linked
             settled = now is not None and time.time_ns() - now[0] > _SETTLED_NS
             self._quiet = now if complete and settled else None

@@ -36,7 +36,7 @@ def look(path: Path) -> Look | None:
         if _size(f"{path}-journal") or (log := _size(f"{path}-wal")):
             return None
         if log == 0 and Path(f"{path}-shm").exists():
-            return None  # somebody has it open, and may write the next moment
+            return None  # another process has it open, and may write at the next moment
         found = path.stat()
     except OSError:
         return None
@@ -66,13 +66,13 @@ def watch_over(engine: Engine, path: Path, only_read: Callable[[], bool]) -> Non
 
 
 def is_still(notes: Mapping[Any, Any]) -> bool:
-    """True if the file of a connection is as it was when that was opened."""
+    """True if the file of a connection has not changed since the connection was opened."""
     path, before = notes.get(KEY) or (None, None)
     return path is None or look(path) == before
 
 
 def verify(notes: Mapping[Any, Any]) -> None:
-    """Raise SQLite's own error for a snapshot that is gone, if the file of a connection is not as it was."""
+    """Raise SQLite's own error for a lost snapshot, if the file of a connection has changed."""
     if is_still(notes):
         return
     error = sqlite3.OperationalError("another process began to write the file; it can be read only while nobody writes")
