@@ -1,4 +1,4 @@
-"""Values that users give as settings, and their checks, which run before anything is touched."""
+"""Settings that users give, and the checks of them. The checks run before any data is touched."""
 
 from __future__ import annotations
 
@@ -14,13 +14,25 @@ from memstore.values.shown import shown
 from memstore.values.times import seconds_of
 
 Durability = Literal["process", "power"]
+"""A commit survives the death of the process, or also the loss of power."""
 
 DEFAULT_CAPACITY = 1_000_000
+"""A new buffer holds at most this many live episodes unless ``capacity`` is given."""
+
 DEFAULT_EPSILON = 1e-6
+"""This is added to a loss to make a priority, unless ``epsilon`` is given."""
+
 MAX_EPSILON = 1e100
+"""This is the largest ``epsilon`` that a buffer accepts."""
+
 DEFAULT_CACHE_BYTES = 256 * 2**20
+"""A handle caches at most this many bytes of payloads unless ``cache_bytes`` is given."""
+
 DEFAULT_BUSY_TIMEOUT = 30.0
+"""A call waits this many seconds for the locks of others unless ``busy_timeout`` is given."""
+
 MAX_NAME_BYTES = 1024
+"""A name, such as that of a buffer or a domain, has at most this many bytes of UTF-8."""
 
 
 class Unchanged(enum.Enum):
@@ -33,11 +45,11 @@ class Unchanged(enum.Enum):
 
 
 UNCHANGED: Final = Unchanged.UNCHANGED
-"""Leaves a setting as it is: in ``configure`` and ``open`` as it is stored, in a new buffer at its default."""
+"""This value leaves a stored setting as it is. A new buffer gets the default of the setting."""
 
 
 def check_int(name: str, value: Any, *, minimum: int, maximum: int = 2**62) -> int:
-    """Return ``value`` as a Python int within bounds; integers of numpy and PyTorch will do."""
+    """Return ``value`` as a Python int within bounds. Integers of numpy and PyTorch are accepted."""
     whole = number(value)
     if not isinstance(whole, int):
         raise ConfigError(f"{name} must be an integer, got {shown(value)}")
@@ -49,7 +61,7 @@ def check_int(name: str, value: Any, *, minimum: int, maximum: int = 2**62) -> i
 def check_float(
     name: str, value: Any, *, minimum: float = 0.0, maximum: float = math.inf, exclusive: bool = False
 ) -> float:
-    """Return ``value`` as a finite Python float within bounds; ``exclusive`` leaves out the minimum itself."""
+    """Return ``value`` as a finite Python float within bounds. ``exclusive`` refuses the minimum itself."""
     given = number(value)
     if given is None:
         raise ConfigError(f"{name} must be a number, got {shown(value)}")
@@ -101,25 +113,30 @@ def check_durability(value: Any) -> Durability:
 
 @dataclass(frozen=True)
 class History:
-    """What the replay history records, and for how long.
+    """The rule for the replay history: which events it records, and how long it keeps them.
 
     A replay and a departure (eviction, deletion ...) are one event each. The tally behind ``loss_trend`` and
-    ``replay_share`` counts every replay, whatever is recorded, unless ``record`` is 0.
+    ``replay_share`` counts every replay, recorded or not, unless ``record`` is 0.
 
     Parameters
     ----------
     record : float
-        Share of the episodes whose events are recorded: 1 all, 0 none. A hash of the id decides, so the history of an
-        episode is there as a whole or not at all.
+        Share of the episodes with recorded events, in [0, 1]: 1 records all, 0 none. A hash of the id decides. So the
+        history of an episode is recorded as a whole or not at all.
     max_events : int, optional
-        At least so many events are kept. Older ones leave as new ones come, before there are a quarter more.
+        Number of events to keep, at least 1. New events replace older ones. At most a quarter more, or 64 more, are
+        kept for a time. The default keeps all.
     max_age : float or timedelta, optional
-        Seconds after which events may leave, in the same way.
+        Age in seconds from which events may be deleted, in the same way. The default keeps all.
 
     Raises
     ------
     ConfigError
-        One of them is out of its range.
+        A value is out of its range.
+
+    Examples
+    --------
+    >>> memory.configure(history=History(record=0.1, max_events=1_000_000))
     """
 
     record: float = 1.0
@@ -145,28 +162,32 @@ class History:
 
 @dataclass(frozen=True)
 class SamplesPerInsert:
-    """Keep the number of episodes drawn near ``ratio`` times the number added, as Reverb's limiter does.
+    """A limiter that keeps the number of episodes drawn near ``ratio`` times the number added, as that of Reverb does.
 
-    With ``ahead = ratio * added - drawn``, draws wait while ``ahead <= ratio * min_size - error_buffer``, adds wait
-    while ``ahead >= ratio * min_size + error_buffer``. Both look before they count their batch, so either may overshoot
-    by one batch. The two sides never wait for each other at the same time, whatever the sizes of their batches.
-    (Cassirer et al. 2021, "Reverb: a framework for experience replay"; its ``SampleToInsertRatio`` counts before it
+    With ``ahead = ratio * added - drawn``, draws wait while ``ahead <= ratio * min_size - error_buffer``, and adds wait
+    while ``ahead >= ratio * min_size + error_buffer``. Each side looks before it counts its batch, so each may
+    overshoot by one batch. The two sides never wait for each other at the same time, for any sizes of their batches.
+    (Cassirer et al. 2021, "Reverb: a framework for experience replay". Its ``SampleToInsertRatio`` counts before it
     looks.)
 
     Parameters
     ----------
     ratio : float > 0
-        Draws per episode added, on average.
+        Average number of draws for each episode added.
     min_size : int
-        While fewer episodes are live, nothing is drawn and no add waits.
+        Number of live episodes from which draws are allowed, at least 1. With fewer live episodes no add waits.
     error_buffer : float > 0, optional
-        How far either side may be ahead. The default is ``ratio * min_size``: never more draws than ``ratio`` per
-        episode.
+        Number of draws that either side may be ahead. The default is ``ratio * min_size``. It never allows more than
+        ``ratio`` draws for each episode.
 
     Raises
     ------
     ConfigError
-        One of them is out of its range.
+        A value is out of its range.
+
+    Examples
+    --------
+    >>> memory.configure(limiter=SamplesPerInsert(ratio=4.0, min_size=1000))
     """
 
     ratio: float
@@ -180,7 +201,7 @@ class SamplesPerInsert:
         object.__setattr__(self, "error_buffer", check_float("error_buffer", buffer, exclusive=True))
 
     def draws_allowed(self, live: int, added: int) -> float:
-        """Return the count of draws at which the next draw has to wait."""
+        """Return the number of draws from which the next draw has to wait."""
         assert self.error_buffer is not None
         return self.ratio * (added - self.min_size) + self.error_buffer if live >= self.min_size else 0.0
 

@@ -1,4 +1,4 @@
-"""``EpisodicMemory``: the one public class. It checks nothing and holds no SQL: each method asks a room below."""
+"""``EpisodicMemory``, the one public class. It holds no checks and no SQL: each method calls a room below."""
 
 from __future__ import annotations
 
@@ -73,23 +73,34 @@ from memstore.values.letting_go import held_until_done
 
 
 class EpisodicMemory:
-    """A persistent experience-replay memory; ``memstore.open`` makes one.
+    """A persistent experience-replay memory. ``memstore.open`` makes one.
 
-    Every change is committed when the call returns, unless inside ``transaction()``, and is then visible to every
-    process. Reads and draws never wait for writers; under a limiter a draw is counted, which is a write. A forked child
-    gets its own connections and its own random stream; a pickled handle opens the same buffer where it is unpickled.
+    **Promise.** Every method that writes is one commit. It is atomic: all of it is stored, or nothing. When the call
+    returns, the commit is durable as ``durability`` says, and every process sees it. Inside ``transaction()`` the
+    commit comes at the end of the block. Reads see one consistent snapshot and never wait for writers. The same holds
+    for draws, but under a limiter a draw is counted, and the count is a write.
 
-    Threads and asyncio tasks may share a memory. A ``transaction()`` belongs to the thread and task that opened it, and
-    so does the generator until the block ends. Draws of others use generators of a second stream from the same seed
-    meanwhile; no checkpoint holds that stream. Outside of blocks all draw from the one generator, one after the other.
-    Writes of other threads wait for the end of the block; if they would wait for ever, ``ForeignTransaction`` is raised
-    at once.
+    **Processes.** Any number of processes may open one buffer. A forked child gets its own connections and its own
+    stream of random numbers. A pickled handle opens the same buffer again where it is unpickled.
 
-    An interrupt (Ctrl-C, a signal handler that raises ``SystemExit``) comes out as itself: what was open is undone, or
-    was committed as a whole, and the next call works.
+    **Threads.** Threads and asyncio tasks may share a memory. A ``transaction()`` belongs to the thread and task that
+    opened it, and so does the generator until the block ends. In that time the draws of other threads use a second
+    stream from the same seed, which no checkpoint holds. Outside of blocks all threads draw from the one generator, one
+    after the other. Writes of other threads wait for the end of the block. If they would wait for ever,
+    ``ForeignTransaction`` is raised at once.
 
-    Arguments of a wrong type or range raise ``InvalidValue`` or ``ConfigError``, which are both a ``ValueError``;
-    nothing is written then.
+    **Interrupts.** An interrupt (Ctrl-C, or a signal handler that raises ``SystemExit``) comes out of the call as
+    itself. The open transaction is undone, or was committed as a whole. The next call works.
+
+    **Errors.** Arguments of a wrong type or range raise ``InvalidValue`` or ``ConfigError``. Both are a ``ValueError``.
+    Nothing is written then.
+
+    Examples
+    --------
+    >>> with memstore.open("run7.db", seed=1) as memory:
+    ...     memory.extend({"x": x, "y": y}, domain="math")
+    ...     batch = memory.sample(64, beta=0.4)
+    ...     memory.update(batch, loss=train(batch["x"], batch["y"], batch.weight))
     """
 
     def __init__(self, opened: Opened, *, consumer: str | None = None) -> None:
@@ -113,7 +124,7 @@ class EpisodicMemory:
 
     @property
     def consumer(self) -> str:
-        """Name of this consumer in the history and the leases: as given to ``open``, else host and process number."""
+        """Name of this consumer in the history and in leases. The default is host name and process number."""
         return self._given_consumer or f"{socket.gethostname()}:{os.getpid()}"
 
     @property
@@ -123,7 +134,7 @@ class EpisodicMemory:
 
     @property
     def rng(self) -> np.random.Generator:
-        """The generator behind every draw. Its state is in every checkpoint."""
+        """Random generator of every draw. Every checkpoint stores its state."""
         return self._session.rng
 
     @property
@@ -133,12 +144,12 @@ class EpisodicMemory:
 
     @property
     def strategy(self) -> Strategy:
-        """The strategy that ``sample`` uses when it is given none."""
+        """Strategy of ``sample`` and ``lease`` calls that give none."""
         return self._session.read(self._sampler.default)
 
     @property
     def signature(self) -> Signature | None:
-        """Fields of the payloads. None until the first add."""
+        """Fields of the payloads, with their dtypes and shapes. None before the first add."""
         return self._session.read(lambda s: s.settings.signature)
 
     def __len__(self) -> int:
@@ -155,95 +166,152 @@ class EpisodicMemory:
     def get(self, episode_id: int) -> Episode:
         """Return the live episode with this id, with its payload.
 
+        Parameters
+        ----------
+        episode_id : int
+
         Raises
         ------
         EpisodeNotFound
-            When it was never added, was evicted or was deleted.
+            No live episode has this id. It was never added, was evicted, or was deleted.
         StoreCorrupt
-            When what is stored does not match its checksums. This holds for every call that returns payloads.
+            The stored data does not match its checksums. Every call that returns payloads may raise this error.
         """
         return recall.episodes(self._session, episode_id)[0]
 
     def get_many(self, ids: Ids) -> list[Episode]:
         """Return live episodes with their payloads, in the order of the ids, from one snapshot.
 
+        Parameters
+        ----------
+        ids : int, or several
+
         Raises
         ------
         EpisodeNotFound
-            When one of them is not live.
+            One of the ids is not live.
         """
         return recall.episodes(self._session, ids)
 
     def metadata(self, ids: Ids) -> list[ReplayMetadata]:
-        """Return replay metadata in the order of the ids, from one snapshot; raises ``EpisodeNotFound`` as ``get``."""
+        """Return replay metadata in the order of the ids, from one snapshot.
+
+        Parameters
+        ----------
+        ids : int, or several
+
+        Raises
+        ------
+        EpisodeNotFound
+            One of the ids is not live.
+        """
         return recall.metadata(self._session, ids)
 
     def ids_of(self, keys: Iterable[str]) -> list[int | None]:
-        """Return the ids under which these keys were first added, None for a key that was never added.
+        """Return the id that each key was first added with, None for a key that was never added.
 
-        A key stays known when its episode has left.
+        A key stays known after its episode has left.
+
+        Parameters
+        ----------
+        keys : sequence of str
         """
         return recall.ids_of(self._session, keys)
 
     def recall_temporal(
         self, start: Time, end: Time, *, domain: str | None = None, limit: int | None = None
     ) -> list[Episode]:
-        """Return the episodes whose timestamp lies in [start, end], both inclusive, by timestamp, then id.
+        """Return the episodes with a timestamp from ``start`` to ``end``, sorted by timestamp, then by id.
+
+        The episodes come with their payloads, from one snapshot. An index on the timestamp finds them.
 
         Parameters
         ----------
         start, end : float (seconds), aware datetime or datetime64
+            Both inclusive.
         domain : str, optional
-            Only episodes of this domain.
+            Return only episodes of this domain.
         limit : int, optional
-            At most so many, the earliest.
+            Largest number of episodes to return. The earliest ones are returned.
         """
         return recall.between(self._session, start, end, domain, limit)
 
     def recall_by_tags(
         self, tags: Iterable[str], *, match: Literal["any", "all"] = "any", limit: int | None = None
     ) -> list[Episode]:
-        """Return the episodes that carry any, or all, of the tags, oldest first; with ``limit`` at most so many."""
+        """Return the episodes that carry any, or all, of the tags, oldest first.
+
+        The episodes come with their payloads, from one snapshot.
+
+        Parameters
+        ----------
+        tags : sequence of str
+        match : "any" or "all"
+            An episode needs one of the tags, or every tag.
+        limit : int, optional
+            Largest number of episodes to return. The oldest ones are returned.
+        """
         return recall.tagged(self._session, tags, match, limit)
 
     def recall(self, query: Vector, *, on: str, limit: int = 10) -> list[Match]:
         """Return the episodes nearest to ``query`` by the Euclidean distance of their field ``on``, nearest first.
 
-        Reads every payload once: the time is proportional to the buffer, the memory used is not.
+        The call reads every payload once. So its time is proportional to the size of the buffer, but its use of memory
+        is not.
 
         Parameters
         ----------
         query : array of real numbers
-            As many as the field holds, in any shape.
+            As many numbers as the field holds, in any shape. All are finite.
         on : str
-            Name of a field of real numbers of fixed shape; ``"obs/position"`` for a nested one.
+            Name of a field of real numbers with a fixed shape. A nested field is named like ``"obs/position"``.
         limit : int
-            At most so many.
+            Largest number of episodes to return.
+
+        Raises
+        ------
+        InvalidValue
+            The buffer has no such field, or the query does not fit it.
         """
         return recall.nearest(self._session, query, on, limit)
 
     def stats(self, *, exact: bool = False) -> ReplayStats:
-        """Return the health of the buffer, in time independent of its size.
+        """Return the size, losses, counts and settings of the buffer, from one snapshot.
 
-        ``exact=True`` scans the losses: quantiles and histogram are then those of the losses themselves. Otherwise they
-        are those of the mean losses of the strata. Each stratum spans a factor of the square root of 2.
+        The time does not depend on the size of the buffer, unless ``exact`` is true.
+
+        Parameters
+        ----------
+        exact : bool
+            True computes quantiles and histogram from the losses themselves, by a scan. The default uses the mean loss
+            of each stratum. A stratum spans a factor of the square root of 2.
         """
         return self._session.read(
             lambda s: health.stats(s, self._name, self._sampler.default(s), self._session.cache.stats(), exact=exact)
         )
 
     def check(self) -> CheckReport:
-        """Verify every invariant, reading the whole buffer: positions, bounds, counts, sums, checksums, orphans."""
+        """Read the whole buffer and verify every invariant: positions, bounds, counts, sums, checksums, orphans.
+
+        The call changes nothing. Damage is reported in ``CheckReport.problems``, and does not raise an error.
+        """
         return self._session.read(check)
 
     # Questions
 
     def query(self, over: Over = "episodes") -> Query:
-        """Return a query over the live episodes, or over the events of the ``"history"``.
+        """Return a query over the live episodes, or over the events of the history.
 
-        See ``memstore.col`` for the columns: ``memory.query().filter(col.loss > 2).order_by(col.loss.descending)``.
-        In the history the columns of an episode itself (level, extra, loss ...) are missing once it has left; its id
-        and domain stay.
+        ``memstore.col`` has the columns. In the history, the columns of an episode itself (level, extra, loss ...) are
+        missing after it has left. Its id and domain stay.
+
+        Parameters
+        ----------
+        over : "episodes" or "history"
+
+        Examples
+        --------
+        >>> memory.query().filter(col.loss > 2).order_by(col.loss.descending).limit(10).all()
         """
         check_option("over", over, "episodes", "history")
         return Query(self._session.read, over)
@@ -259,59 +327,71 @@ class EpisodicMemory:
         until: Time | None = None,
         limit: int | None = None,
     ) -> list[ReplayEvent]:
-        """Return what was replayed, with the loss before and after, and what left and why; in the order of events.
+        """Return the recorded events: replays with the loss before and after, and departures with their reason.
 
-        Events outlive their episode. They are found through indexes by episode, step and time; by domain or consumer
-        alone, the history is scanned, newest first, until ``limit`` events are found.
+        Events come in the order in which they happened. They stay when their episode leaves. Indexes find them by
+        episode, by step, and by time. By domain or consumer alone, the history is scanned from the newest event on,
+        until ``limit`` events are found.
 
         Parameters
         ----------
         episode : int, or several, optional
             Ids of episodes, live or not.
         domain, consumer : str, optional
+            Return only events of this domain, or by this consumer.
         steps : int or (first, last), optional
-            The trainer's steps, both inclusive.
+            Steps of the trainer, both inclusive.
         since, until : float (seconds) or aware datetime, optional
             Both inclusive.
         limit : int, optional
-            At most so many, the newest.
+            Largest number of events to return. The newest ones are returned.
         """
         return history(self.query("history"), episode, domain, consumer, steps, since, until, limit)
 
     def hardest(self, n: int = 10) -> list[Episode]:
-        """Return the episodes with the largest losses, largest first, without payloads; by the index on loss."""
+        """Return the ``n`` episodes with the largest losses, largest first, without payloads.
+
+        The index on loss finds them.
+        """
         return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n)).all()
 
     def most_replayed(self, n: int = 10) -> list[Episode]:
-        """Return the episodes with the most loss updates, most first, without payloads; scans the replay metadata."""
+        """Return the ``n`` episodes with the most loss updates, most first, without payloads.
+
+        The call scans the replay metadata.
+        """
         found = self.query().filter(col.replay_count > 0).order_by(col.replay_count.descending)
         return found.limit(check_count(n)).all()
 
     def never_replayed(self, n: int = 10) -> list[Episode]:
-        """Return the oldest episodes without a loss update, without payloads; scans until it has found ``n``."""
+        """Return the ``n`` oldest episodes that had no loss update, without payloads.
+
+        The call scans the replay metadata until it has found ``n``.
+        """
         return self.query().filter(col.replay_count == 0).limit(check_count(n)).all()
 
     def forgotten(self, n: int = 10) -> list[Episode]:
-        """Return the episodes whose loss has risen furthest above its lowest, furthest first, without payloads.
+        """Return the ``n`` episodes with the largest rise, ``loss - lowest_loss``, largest first, without payloads.
 
-        No loss can have risen by more than its size. So the hardest episodes are looked at by the index on loss; where
-        they do not decide it, the replay metadata is scanned.
+        A loss cannot have risen by more than its own size. So the call looks at the hardest episodes first, through the
+        index on loss. If they do not decide the answer, it scans the replay metadata.
         """
         most = check_count(n)
         return self._session.read(lambda s: trends.forgotten(s, most))
 
     def loss_trend(self, by: Literal["domain"] | None = "domain", *, points: int = 60) -> list[LossTrend]:
-        """Return mean losses in the course of the replays, for each domain, or for all together (``by=None``).
+        """Return the mean loss in the course of the replays, for each domain or for all domains together.
 
-        Each point stands for about the same number of replays. They come from the tally, which counts every replay in
-        slots of 1/256 of the replays so far. The tally is kept when the history is pruned, and its size does not grow
-        with the history.
+        Each point stands for about the same number of replays. The points come from the tally, which counts every
+        replay. A slot of the tally covers 1/256 of the replays so far. The tally stays when the history is pruned, and
+        its size does not grow with the history.
 
         Parameters
         ----------
         by : "domain" or None
+            None combines all domains.
         points : int
-            At most so many for each domain.
+            Largest number of points for each domain.
         """
         if by is not None:
             check_option("by", by, "domain")
@@ -319,9 +399,10 @@ class EpisodicMemory:
         return self._session.read(lambda s: trends.loss_trend(s, most, by_domain=by is not None))
 
     def replay_share(self, by: Literal["domain"] = "domain") -> list[ReplayShare]:
-        """Return each domain's share of the episodes and replays, and the share the strategy aims at; largest first.
+        """Return the share of each domain in the episodes and in the replays, and the share that the strategy aims at.
 
-        From the strata and the tally, in time independent of the number of episodes and events.
+        The largest share comes first. The numbers come from the strata and the tally, so the time does not depend on
+        the number of episodes and events.
         """
         check_option("by", by, "domain")
         return self._session.read(lambda s: trends.replay_share(s, self._sampler.default(s)))
@@ -343,32 +424,39 @@ class EpisodicMemory:
     ) -> Batch:
         """Draw episodes from one consistent snapshot, with their payloads.
 
+        The draw is exact. Without replacement it is successive sampling, the Plackett-Luce law: each row is drawn in
+        proportion to its weight among the rows that are not drawn yet (Efraimidis and Spirakis 2006). The draw changes
+        nothing that is stored, except that a limiter counts it. A call that fails uses up no random numbers.
+
         Parameters
         ----------
         count : int
-            Without replacement, the default, a memory that holds fewer returns them all.
+            Number of rows. Without replacement, which is the default, a memory with fewer live episodes returns them
+            all.
         strategy, alpha : optional
-            In place of the buffer's, for this call.
+            They replace those of the buffer in this call.
         beta : float
-            Exponent of the importance weights ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4); 0 gives
-            ones. They correct the bias exactly at ``beta=1`` with ``replacement=True``, approximately without.
+            Exponent, at least 0, of the importance weights ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4).
+            0 makes all weights 1. With ``beta=1`` and ``replacement=True`` the weights correct the bias exactly,
+            without replacement approximately.
         replacement : bool
             True if an episode may be drawn several times.
         normalize : "buffer" or "batch"
-            ``p_min`` is the smallest probability of the buffer, or of the batch. For ``Mixed`` over the buffer it is
-            the share-weighted sum of the components' minima: never above the true one, and equal to it when at most one
-            component is not uniform.
+            ``p_min`` is the smallest probability of the buffer, or of the batch. For ``Mixed`` and ``"buffer"`` it is
+            the share-weighted sum of the components' minima. That sum is never above the true minimum. It is equal to
+            the minimum if at most one component is not uniform.
         exact_probability : bool
-            Compute ``probability`` even where that needs a scan of the buffer.
+            True computes ``probability`` even if that needs a scan of the buffer.
         wait : float, optional
-            Seconds to wait until ``count`` episodes are live: 0 does not wait, ``math.inf`` waits for as long as it
-            takes. In a buffer with a limiter (``SamplesPerInsert``) the limiter says when to draw, and how many
-            episodes must be live: these are the seconds to wait for the draw's turn. The default, None, does not wait
-            and does not ask for ``count`` episodes; with a limiter it waits for as long as it takes.
+            Seconds to wait until ``count`` episodes are live. 0 does not wait, ``math.inf`` waits for as long as it
+            takes. In a buffer with a limiter (``SamplesPerInsert``), the limiter decides when the draw has its turn and
+            how many episodes must be live, and these are the seconds to wait for the turn. The default, None, does not
+            wait and does not ask for ``count`` episodes; with a limiter it waits for as long as it takes.
         where : Condition or str, optional
-            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``, or as on the
-            command line ``"domain = 'math' and level >= 3"``. The strategy's law holds among them, and ``probability``
-            is that under the condition. When fewer than ``count`` pass, all of them are drawn, each once.
+            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``. The text of
+            the command line works too: ``"domain = 'math' and level >= 3"``. The law of the strategy holds among the
+            passing episodes, and ``probability`` is that under the condition. If fewer than ``count`` episodes pass,
+            each of them is drawn once.
 
         Returns
         -------
@@ -378,25 +466,29 @@ class EpisodicMemory:
         Raises
         ------
         MemoryEmpty
-            When there is nothing to draw from.
+            No live episode can be drawn.
         WaitTimeout
-            When the time is over.
+            The time to wait is over.
         InvalidValue
-            When ``wait`` is given and ``count`` is above the capacity.
+            ``wait`` is given and ``count`` is above the capacity, or another argument is out of its range.
 
         Notes
         -----
-        What a condition costs: conditions on domain and loss choose among the strata. Others are tested on the
-        candidates; where few pass, a list of those that do finishes the draw. The process keeps what it reads for that
-        (lists of 8 conditions, some 40 bytes for each episode that passes) and brings it up to date from the history.
-        So a condition costs a scan when it is new: in its first draw if fewer than a third pass, else in its second. A
-        condition with constants that change in every draw is new every time. ``col.age`` and ``col.id`` may change:
-        like loss and replay count they are tested without a query. If few pass, each draw scans where the history is
-        not recorded in full, for conditions on ``lowest_loss``, ``rise`` or ``last_replayed_at``, and for conditions
-        that join two kinds with ``|``.
+        The cost of a condition: conditions on domain and loss choose among the strata. Other conditions are tested on
+        the candidates. If few candidates pass, a list of all passing episodes finishes the draw. The process keeps such
+        lists (for 8 conditions, some 40 bytes for each passing episode), and the history keeps them current. So a new
+        condition costs a scan: in its first draw if fewer than a third of the candidates pass, else in its second draw.
+        A condition with a constant that changes in every draw is new every time. Only ``col.age``, ``col.id``, the loss
+        and the replay count may change freely, because they are tested without a query. If few episodes pass, three
+        cases need a scan in each draw: the history is not recorded in full; the condition is on ``lowest_loss``,
+        ``rise`` or ``last_replayed_at``; or it joins two kinds of columns with ``|``.
 
-        Under a condition beyond domains that many pass, ``probability`` is None unless ``exact_probability`` asks for a
-        scan. ``normalize="buffer"`` goes by the whole buffer all the same, which is a constant factor.
+        If a condition on more than domains is passed by many, ``probability`` is None unless ``exact_probability`` asks
+        for a scan. ``normalize="buffer"`` uses the whole buffer even then, which is a constant factor.
+
+        Examples
+        --------
+        >>> batch = memory.sample(64, strategy="prioritized_loss", beta=0.4, where=col.level >= 3)
         """
         asked = DrawOptions(count, strategy, alpha, beta, normalize, exact_probability, check_where(where), replacement)
         return self._sampler.sample(asked, wait)
@@ -410,52 +502,57 @@ class EpisodicMemory:
         where: Condition | str | None = None,
         strategy: Strategy | str = "uniform",
     ) -> Batch:
-        """Draw whole groups: episodes that share a value, such as the answers to one prompt (GRPO).
+        """Draw whole groups of episodes that share a value, such as the answers to one prompt (GRPO).
 
-        Groups are drawn uniformly, without replacement, among those with at least ``size`` episodes; the episodes of
-        each without replacement, by the strategy's law within the group. Rows come group after group, so that
-        ``batch.loss.reshape(-1, size)`` has a row for each; ``batch.group`` numbers them, ``probability`` is that of
-        the first episode of one group.
+        Only groups with at least ``size`` episodes are drawn: uniformly, without replacement. Within a group, the
+        episodes are drawn without replacement, by the law of the strategy. Rows come group after group, so
+        ``batch.loss.reshape(-1, size)`` has one row for each group. ``batch.group`` numbers the groups.
+        ``batch.probability`` is the probability of a first draw: of the group, times that of the episode in it.
 
         Parameters
         ----------
         groups : int
-            When fewer are complete, those.
+            Number of groups. If fewer have ``size`` episodes, all of those are drawn.
         size : int
-            Episodes of each group, exactly.
+            Number of episodes that are drawn of each group.
         by : Column
             A column of an episode that never changes: ``col.domain``, ``col.level``, ``col.key``,
-            ``col.extra["prompt"].text``. Episodes that have no value there belong to no group.
+            ``col.extra["prompt"].text``. An episode without a value in this column belongs to no group.
         where : Condition or str, optional
             As for ``sample``.
         strategy : Strategy or str
-            Its probabilities are those in the whole buffer, restricted to the group.
+            Its probabilities in the whole buffer are restricted to the group.
 
         Raises
         ------
         MemoryEmpty
-            When no group is complete.
+            No group has ``size`` episodes.
+        InvalidValue
+            ``by`` is no column that never changes.
         """
         return self._sampler.sample_groups(groups, size, by, where, strategy)
 
     def wait(self, *, min_size: int = 1, wait: Seconds = math.inf) -> int:
-        """Wait until so many episodes are live; returns how many there are.
+        """Wait until ``min_size`` episodes are live, and return the number of live episodes.
 
-        It ends soon after the commit that brings them, whichever process makes it: PostgreSQL notifies, SQLite's change
-        counter is polled. Nothing is locked meanwhile.
+        The call returns soon after the commit that brings the last of them, from any process. PostgreSQL sends a
+        notice; for SQLite the change counter of the file is polled. The wait holds no lock.
 
         Parameters
         ----------
         min_size : int
+            Number of live episodes to wait for.
         wait : float
-            Seconds: 0 does not wait, ``math.inf``, the default, waits for as long as it takes.
+            Seconds to wait. 0 does not wait. ``math.inf``, the default, waits for as long as it takes.
 
         Raises
         ------
         WaitTimeout
-            When the time is over.
+            The time to wait is over.
+        InvalidValue
+            ``min_size`` is above the capacity.
         MemoryClosed
-            When another thread closes the memory.
+            Another thread closed the memory.
         """
         return self._sampler.wait(min_size, wait)
 
@@ -472,42 +569,63 @@ class EpisodicMemory:
         wait: Seconds = 0.0,
         where: Condition | str | None = None,
     ) -> Batch:
-        """Draw episodes that no other consumer holds, and hold them: each has one consumer at a time.
+        """Draw episodes that no other consumer holds, and hold them. Each episode has one consumer at a time.
 
-        The lease ends with ``update(batch, ...)`` or ``release(batch)``; with neither after ``duration`` seconds, when
-        the consumer counts as dead and others get the episodes. ``renew(batch)`` asks for more time. Committed on
-        return; the law is that of a draw among the episodes not held. ``sample`` does not look at leases.
+        The lease is committed when the call returns, and every process respects it from then on. It ends with
+        ``update(batch, ...)`` or ``release(batch)``. Without either it ends after ``duration`` seconds: the consumer
+        then counts as dead, and others may get the episodes. ``renew(batch)`` asks for more time. The draw follows the
+        law of the strategy among the episodes that are not held. ``sample`` ignores leases.
 
         Parameters
         ----------
         count : int
-            When fewer are free, those.
+            Number of rows. If fewer episodes are free, all free ones are drawn.
         duration : float > 0
-            Seconds, by the database's clock: choose several times what a step takes.
+            Seconds, by the clock of the database. Choose several times the duration of a training step.
         strategy, alpha, beta, normalize, exact_probability, where
-            As for ``sample``; the probability is that of a draw among all.
+            As for ``sample``. The probability is that of a draw among all episodes, held ones included.
         wait : float
-            Seconds to wait while none is free: 0, the default, does not wait, ``math.inf`` waits for as long as it
-            takes.
+            Seconds to wait while no episode is free. 0, the default, does not wait. ``math.inf`` waits for as long as
+            it takes.
 
         Raises
         ------
         MemoryEmpty
-            When nothing is free and ``wait`` is 0.
+            No episode is free, and ``wait`` is 0.
         WaitTimeout
-            When nothing became free in time.
+            No episode became free in time.
         """
         asked = DrawOptions(count, strategy, alpha, beta, normalize, exact_probability, check_where(where))
         return self._sampler.lease(asked, duration, wait, self.consumer)
 
     def release(self, batch: Batch) -> int:
-        """Give leased episodes back unused; returns how many of them this lease still held. Committed on return."""
+        """Give leased episodes back unused, and return the number of episodes that the lease still held.
+
+        The change is committed when the call returns.
+
+        Raises
+        ------
+        InvalidValue
+            ``lease`` did not return this batch.
+        """
         return leases.release(self._session, batch)
 
     def renew(self, batch: Batch, duration: Seconds = 60.0) -> int:
-        """Hold leased episodes for ``duration`` seconds from now; returns how many this lease still holds.
+        """Hold leased episodes for ``duration`` seconds from now, and return the number that this lease still holds.
 
-        Fewer than ``len(batch)`` means that the time was over before, and others may have the rest.
+        The change is committed when the call returns. A number below ``len(batch)`` means that the lease had ended
+        before. Others may hold the rest.
+
+        Parameters
+        ----------
+        batch : Batch
+        duration : float > 0
+            Seconds, by the clock of the database.
+
+        Raises
+        ------
+        InvalidValue
+            ``lease`` did not return this batch.
         """
         return leases.renew(self._session, batch, duration)
 
@@ -526,12 +644,21 @@ class EpisodicMemory:
         extra: Extra = None,
         wait: Seconds = math.inf,
     ) -> int:
-        """Add one episode; committed on return. Parameters as for ``extend``, each of them one value.
+        """Add one episode in one commit. The parameters are those of ``extend``, each with one value.
 
         Returns
         -------
         int
-            The episode's id; with a ``key`` that was seen before, that of the first episode with this key.
+            Id of the episode. For a ``key`` that was seen before, the id of the first episode with this key.
+
+        Raises
+        ------
+        PayloadError, InvalidValue, MemoryFull, WaitTimeout
+            As for ``extend``.
+
+        Examples
+        --------
+        >>> memory.add({"x": x, "y": 3}, domain="math", loss=0.7, tags=["algebra"], key="question-17")
         """
         columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
         offer = (payload, columns | {"extra": extra}, wait)
@@ -550,42 +677,55 @@ class EpisodicMemory:
         extra: Extra = None,
         wait: Seconds = math.inf,
     ) -> NDArray[np.int64]:
-        """Add n episodes in one commit: all of them or none. Every keyword takes one value or a sequence of n.
+        """Add n episodes in one commit: all of them or none. Every keyword takes one value or a sequence of n values.
+
+        If the buffer is full, the eviction policy removes episodes in the same commit.
 
         Parameters
         ----------
         payload : dict
-            Fields of n rows each: arrays of shape (n, ...), or lists of n arrays, numbers, str or bytes; may be
-            nested. Tensors are detached and copied to the CPU. The first add fixes the buffer's signature.
+            Fields with n rows each: arrays of shape (n, ...), or lists of n arrays, numbers, str or bytes. Fields may
+            be nested. Tensors are detached and copied to the CPU. The first add fixes the signature of the buffer.
         domain : str
-            What the episode belongs to: a task, an environment, a data source.
+            The task, environment or data source that the episode belongs to.
         loss : float >= 0, optional
-            As measured by the trainer. None means never measured: such an episode is drawn with the highest priority.
+            Loss that the trainer measured. None means never measured. Such an episode is drawn with the highest
+            priority.
         timestamp : float, aware datetime or datetime64, optional
-            Seconds; now by default. A datetime64 is UTC. Beyond 1e11 (the year 5138) it is refused as milliseconds.
+            Seconds. The default is the present. A datetime64 is read as UTC. A number above 1e11 (the year 5138) is
+            refused, because it is probably in milliseconds.
         level : int, optional
+            A number for the trainer's own use, such as the difficulty.
         tags : sequence of str
+            Tags of all n episodes, or a sequence with the tags of each.
         key : str, optional
-            Idempotency key: adding it again is a no-op that returns the first id, also after a crash or an eviction.
+            Idempotency key. To add a key again does nothing and returns the first id. This holds after a crash, and
+            after the episode was evicted.
         extra : JSON value, optional
-            Numpy and PyTorch scalars become numbers, arrays lists; whole numbers of any size are kept exactly.
+            Scalars of numpy and PyTorch become numbers, and their arrays become lists. Whole numbers of any size are
+            kept exactly.
         wait : float
-            Seconds to wait while the buffer's limiter (``SamplesPerInsert``) holds adds back: 0 does not wait,
-            ``math.inf``, the default, waits for as long as it takes. One value for all. Without a limiter no add waits.
+            Seconds to wait while the limiter of the buffer (``SamplesPerInsert``) holds adds back. 0 does not wait.
+            ``math.inf``, the default, waits for as long as it takes. One value holds for all episodes. Without a
+            limiter no add waits.
 
         Returns
         -------
         int64 array, shape (n,)
-            Ids in the order given; consecutive except for repeated keys.
+            Ids in the order given. They are consecutive, except for repeated keys.
 
         Raises
         ------
         PayloadError, InvalidValue
-            When anything is refused; nothing was written.
+            An argument is refused. Nothing was written.
         MemoryFull
-            Under eviction policy ``none``, when they do not all fit.
+            The eviction policy is ``none``, and the episodes do not all fit. Nothing was written.
         WaitTimeout
-            When the limiter did not admit them in time; nothing was written.
+            The limiter did not admit the episodes in time. Nothing was written.
+
+        Examples
+        --------
+        >>> ids = memory.extend({"x": np.zeros((2, 4)), "y": [0, 1]}, domain=["math", "code"], loss=[0.7, None])
         """
         columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
         offer = (payload, columns | {"extra": extra}, wait)
@@ -594,49 +734,60 @@ class EpisodicMemory:
     def delete(self, ids: Ids | None = None, *, where: Condition | str | None = None) -> int:
         """Remove episodes in one commit: those with these ids, or all that pass a condition.
 
-        Keys of removed episodes stay known, and the history records each departure as ``deleted``. Takes the write lock
-        for as long as it works: 60 to 80 us an episode.
+        The keys of removed episodes stay known, and the history records each departure as ``deleted``. The call holds
+        the write lock for 60 to 80 us for each episode.
 
         Parameters
         ----------
         ids : int or several, optional
-            Those that are not live are ignored.
+            Ids that are not live are ignored.
         where : Condition or str, optional
-            In place of ids, such as ``(col.loss < 0.1) & (col.replay_count > 5)`` or ``"loss < 0.1"``.
+            A condition in place of ids, such as ``(col.loss < 0.1) & (col.replay_count > 5)`` or ``"loss < 0.1"``.
 
         Returns
         -------
         int
-            How many were removed.
+            Number of removed episodes.
 
         Raises
         ------
         InvalidValue
-            When neither or both are given, or ``where`` is no condition on live episodes; nothing was removed.
+            Neither or both of the two are given, or ``where`` is no condition on live episodes. Nothing was removed.
         """
         return removal.delete(self._session, ids, where, self.consumer)
 
     def clear(self) -> int:
-        """Remove every live episode in one commit; returns how many there were.
+        """Remove every live episode in one commit, and return the number of removed episodes.
 
-        These stay: the history (with a departure ``deleted`` for each), the tally behind ``loss_trend``, the keys ever
-        given, checkpoints, settings and signature. The counters stay too, so that no id is used again, the largest
-        priority ever measured is remembered, and a reservoir goes on with its stream.
+        The following stay: the history (with a departure ``deleted`` for each episode), the tally behind
+        ``loss_trend``, all keys ever given, checkpoints, settings and signature. The counters stay too. So no id is
+        used again, the largest priority ever measured is remembered, and a reservoir continues its stream.
         """
         return self.delete(where=EVERY)
 
     def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Time | None = None) -> Retention:
-        """Remove what the policy does not keep, in one commit; with ``dry_run`` only count it.
+        """Remove the episodes that the policy does not keep, in one commit.
 
-        Looking for similar payloads reads them all, before the write lock is taken, so that other writers do not wait
-        for it.
+        The search for similar payloads reads all payloads. It runs before the write lock is taken, so other writers do
+        not wait for it.
 
         Parameters
         ----------
         policy : RetentionPolicy
         dry_run : bool
+            True only counts the episodes and removes none.
         now : float (seconds), aware datetime or datetime64, optional
-            The moment that ``max_age`` counts back from.
+            Moment that ``max_age`` counts back from. The default is the present.
+
+        Returns
+        -------
+        Retention
+            Numbers of the removed episodes, by reason.
+
+        Raises
+        ------
+        ConfigError
+            A limit or a weight of the policy is out of its range. Nothing was removed.
         """
         return retention.consolidate(self._session, policy, now, self.consumer, dry_run=dry_run)
 
@@ -653,32 +804,33 @@ class EpisodicMemory:
     ) -> int:
         """Change stored settings for every process, in one commit.
 
-        A setting that is left out, or is ``UNCHANGED``, stays as it is. None means off.
+        A setting that is left out, or is ``UNCHANGED``, stays as it is. None turns a setting off. Every process uses
+        the new settings from its next call on.
 
         Parameters
         ----------
         capacity : int
-            Shrinking evicts, by the eviction policy.
+            A smaller capacity evicts episodes, by the eviction policy.
         strategy, alpha
-            They hold from now on for this handle too. Another exponent of the losses scans the buffer once.
+            They hold from now on for this handle too. A change of the exponent of the losses scans the buffer once.
         eviction : Eviction or str
             Another policy scans the buffer once.
         max_replays : int or None
-            None: an episode stays, however often it is replayed.
+            Number of replays after which an episode leaves. None lets it stay after any number of replays.
         limiter : SamplesPerInsert or None
-            A new one counts from now on. None: draws and adds never wait.
+            A new limiter counts from now on. With None, draws and adds never wait.
         history : History or None
-            What the policy need not keep is forgotten at once. None: nothing is recorded from now on.
+            Events that the new rule need not keep are deleted at once. With None, nothing is recorded from now on.
 
         Returns
         -------
         int
-            How many episodes were evicted.
+            Number of evicted episodes.
 
         Raises
         ------
         ConfigError
-            A value is invalid; nothing was changed.
+            A value is invalid. Nothing was changed.
         """
         changes = fill(maintenance.Changes, locals())
         group = Group(time.time(), self.consumer)
@@ -695,86 +847,98 @@ class EpisodicMemory:
         step: int | None = None,
         on_invalid: Literal["raise", "skip"] = "raise",
     ) -> UpdateResult:
-        """Write losses back, and one replay event each, in one commit. A leased batch is released by it.
+        """Write measured losses and one replay event for each, in one commit. The lease of a leased batch ends.
 
         Parameters
         ----------
         replayed : Batch or ids
-            An id given twice counts as two replays; its last loss stays.
-        loss : array or tensor of n, or one number
-            Finite and >= 0. A tensor is detached.
+            The episodes that the losses belong to. An id that is given twice counts as two replays, and its last loss
+            stays.
+        loss : array or tensor of shape (n,), or one number
+            Finite and at least 0. A tensor is detached.
         step : int, optional
-            The trainer's step, for the history.
+            Step of the trainer, for the history.
         on_invalid : "raise" or "skip"
-            What to do with losses that are NaN, infinite or negative: refuse everything, or write the valid ones and
-            report the others as ``rejected``.
+            Treatment of losses that are NaN, infinite or negative. ``"raise"`` refuses the whole call. ``"skip"``
+            writes the valid losses and reports the other ids as ``rejected``.
 
         Returns
         -------
         UpdateResult
-            The ids that were updated, those that were missing, and those whose loss was rejected.
+            The updated ids, the missing ids, and the rejected ids.
 
         Raises
         ------
         InvalidValue
-            When a loss is refused, or there is not one for each id; nothing was written.
+            A loss is refused, or the number of losses is wrong. Nothing was written.
         """
         return replay.update(self._session, replayed, loss, step, on_invalid, self.consumer)
 
     # Transactions, checkpoints, life
 
     def transaction(self) -> Block[EpisodicMemory]:
-        """Make everything inside one commit: episodes, losses, history, checkpoint and the generator's state.
+        """Return a block that makes everything inside it one commit.
 
-        It holds the buffer's write lock from the start: wrap update and checkpoint in it, not the training step. On an
-        exception nothing of the block remains, and ids seen inside are void. Nested blocks are savepoints.
+        The commit covers episodes, losses, history, checkpoint, and the state of the generator. Other processes see all
+        of it when the block ends, and nothing of it before. If an exception leaves the block, nothing of it remains,
+        and ids that were returned inside are void. Nested blocks are savepoints.
+
+        The block holds the write lock of the buffer from its start. So wrap the update and the checkpoint in it, not
+        the training step.
 
         Raises
         ------
         ForeignTransaction
-            When another task of this thread has a block open; also of a block that is to be committed by another thread
-            or task than the one that opened it.
+            Another task of this thread has a block open. Or a thread or task tries to commit a block that another one
+            opened.
         TransactionDead
-            At the end of a block that the database, or an interrupt inside one of its calls, has ended.
+            The database, or an interrupt inside a call, has ended the transaction. Raised at the end of the block.
+
+        Examples
+        --------
+        >>> with memory.transaction():
+        ...     memory.update(batch, loss=losses)
+        ...     memory.save_checkpoint("latest", {"net": net.state_dict()})
         """
         return self._session.transaction(self)
 
     @property
     def transaction_depth(self) -> int:
-        """How many ``transaction()`` blocks this thread is in: 0 outside of any."""
+        """Number of ``transaction()`` blocks that this thread is in. 0 outside of blocks."""
         return self._session.database.transaction_depth
 
     def save_checkpoint(self, name: str, state: TrainerState) -> None:
         """Store the state of a trainer together with the state of the memory's generator.
 
-        It replaces the checkpoint of the same name, and is atomic and durable like every write. Inside
+        The new checkpoint replaces the one with the same name. It is atomic and durable like every write. Inside
         ``transaction()`` it commits together with the episodes and losses of the block.
 
         Parameters
         ----------
         name : str
+            Name of the checkpoint.
         state : dict
-            Nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None, such as ``{"net":
+            Nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None. An example is ``{"net":
             net.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}``. OrderedDict and
-            Counter will do; keys are str, int, float, bool, None or tuples of them. Each value comes back as the type
-            it had. Two tensors that share their storage (tied weights) come back with storage of their own.
+            Counter are allowed. Keys are str, int, float, bool, None or tuples of these. Each value comes back with the
+            type that it had. Two tensors that share their storage (tied weights) come back with separate storage.
 
         Raises
         ------
         PayloadError
-            A value is of another type; the message names its place. Nothing was written.
+            A value has another type. The message names its place. Nothing was written.
         """
         check_name("checkpoint", name)
-        packed = list(pack(state))  # before the lock is taken, so that other writers do not wait for it
+        packed = list(pack(state))  # this runs before the lock is taken, so other writers do not wait for it
         del state
         with held_until_done(packed):
             self._session.drawing(write=True).run(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()))
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
-        """Return the stored state, and put the generator into its state of then.
+        """Return the stored state, and set the generator to the state that was stored with it.
 
-        Tensors come back on the CPU, without a graph. Without PyTorch they come back as arrays, a bfloat16 as the
-        float32 of the same values.
+        Tensors come back on the CPU, without a graph. If PyTorch is not installed, they come back as arrays, and a
+        bfloat16 tensor as float32 with the same values.
 
         Raises
         ------
@@ -793,7 +957,7 @@ class EpisodicMemory:
         return self._session.read(checkpoint.names)
 
     def close(self) -> None:
-        """Close the connections; later calls raise ``MemoryClosed``. Nothing needs to be flushed."""
+        """Close the connections. Later calls raise ``MemoryClosed``. No data waits to be written at this point."""
         self._session.close()
 
     def __enter__(self) -> EpisodicMemory:
@@ -840,74 +1004,88 @@ def open(
     create: bool = True,
     trace: Trace | None = None,
 ) -> EpisodicMemory:
-    """Open a memory: create it, or resume it where it was left.
+    """Open a memory. If the buffer does not exist, create it; else resume it where it was left.
 
-    The settings marked * are stored with the buffer. ``UNCHANGED``, their default, means: as it is stored, in a new
-    buffer the default below. None means off. On resuming, a setting that differs from the stored one is refused;
-    ``configure`` changes it.
+    The settings marked * are stored with the buffer. Their default, ``UNCHANGED``, keeps the stored value. A new buffer
+    then gets the default named below. None turns a setting off. When a buffer is resumed, a setting that differs from
+    the stored one is refused; ``configure`` changes settings.
 
     Parameters
     ----------
     target : path or URL
-        ``"run7.db"``, ``"sqlite:///run7.db"`` or ``"postgresql://user@host/database"``. A path is made absolute here,
-        once, so the handle means the same file wherever the process goes. ``"file:run7.db?mode=ro"`` only reads,
-        ``?immutable=1`` reads a file that nobody changes; an option that memstore does not honour is refused.
+        ``"run7.db"``, ``"sqlite:///run7.db"`` or ``"postgresql://user@host/database"``. A path is made absolute once,
+        here. So the handle means the same file after the process changes its folder. ``"file:run7.db?mode=ro"`` only
+        reads. ``?immutable=1`` reads a file that nobody changes. An option that memstore does not honour is refused.
     buffer : str
-        Which of the database's buffers.
+        Name of the buffer in the database.
     capacity* : int
         Largest number of live episodes, 1,000,000 by default.
     strategy* : Strategy or str
-        What ``sample`` draws by, ``"mixed"`` by default. On resuming it is not refused: another strategy than the
-        stored one holds for this handle.
+        Strategy that ``sample`` draws by, ``"mixed"`` by default. When a buffer is resumed, another strategy than the
+        stored one is not refused. It then holds for this handle alone.
     alpha* : float
-        Exponent of the strategy (see there), 0.6 by default. On resuming like ``strategy``.
+        Exponent of the strategy (see the strategy), 0.6 by default. When a buffer is resumed, it is treated like
+        ``strategy``.
     epsilon* : float > 0
-        Added to a loss to make a priority, 1e-6 by default; keeps zero losses reachable. Fixed at creation.
+        Number that is added to a loss to make a priority, 1e-6 by default. It lets episodes with a loss of zero be
+        drawn. Fixed at creation.
     eviction* : Eviction or str
-        A policy such as ``Reservoir()``, or its name. The default goes with the strategy: ``lowest_loss`` with
+        A policy such as ``Reservoir()``, or its name. The default depends on the strategy: ``lowest_loss`` with
         PrioritizedLoss and Mixed, ``largest_domain`` with DomainBalanced, else ``fifo``.
     max_replays* : int or None
-        Remove an episode after this many loss updates; never by default.
+        Number of loss updates after which an episode leaves. By default it never leaves for this reason.
     limiter* : SamplesPerInsert or None
-        Keep draws and adds in step across all processes; none by default.
+        Rule that keeps draws and adds in step across all processes. By default there is none.
     history* : History or None
-        What the replay history records and for how long; everything, for ever, by default. None records nothing.
+        Rule for the replay history. By default all events are recorded and kept for ever. None records nothing.
     signature* : mapping
-        Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``; None is a ragged
-        dimension. Fixed by the first add otherwise.
+        Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``. None in a shape is a ragged
+        dimension. By default the first add fixes the signature.
     seed : int, optional
-        Of this handle's draws; of the buffer's reservoir, at creation. Drawn from the system's entropy by default.
+        Seed of this handle's draws. When a buffer is created, it is also the seed of its reservoir. The default is
+        drawn from the entropy of the system.
     cache_bytes : int
-        Budget for hot payloads, 256 MiB by default; 0 turns the cache off.
+        Largest size of the cache for payloads, 256 MiB by default. 0 turns the cache off.
     durability : "process" or "power"
-        What a commit survives: the death of the process (kill -9), or also power loss (and, on PostgreSQL, a crash of
-        the server). SQLite's ``synchronous``, PostgreSQL's ``synchronous_commit``; neither setting can corrupt.
+        Event that a commit survives: the death of the process (kill -9), or also the loss of power and, on PostgreSQL,
+        a crash of the server. It sets ``synchronous`` of SQLite and ``synchronous_commit`` of PostgreSQL. Neither value
+        can corrupt the database.
     busy_timeout : float
-        Seconds to wait for another process's write lock, or to try again after a conflict or a lost connection.
+        Seconds to wait for the write lock of another process, or to try again after a conflict or a lost connection.
     consumer : str, optional
-        Name written into the replay history; host and process number by default.
+        Name of this consumer in the replay history. The default is host name and process number.
     create : bool
-        False refuses to make a missing database or buffer.
+        False refuses to create a database or buffer that does not exist.
     trace : callable
-        Is given a line of text for each statement of this handle, such as
-        ``"0.21 ms, 256 rows: SELECT ..."``: the time that this process spent on it, the rows that it gave or changed.
-        ``trace=print`` shows them. Begin and commit are statements too. Values and passwords never appear. It is called
-        in the thread that ran the statement, and must neither raise nor use the memory. A pickled handle forgets it.
+        Function that is called with a line of text for each statement of this handle, such as
+        ``"0.21 ms, 256 rows: SELECT ..."``. The line holds the time that this process spent on the statement, and the
+        number of rows that it returned or changed. ``trace=print`` prints the lines. Begin and commit are statements
+        too. Values and passwords never appear. The function runs in the thread that ran the statement. It must not
+        raise, and must not use the memory. A pickled handle forgets it.
+
+    Returns
+    -------
+    EpisodicMemory
 
     Raises
     ------
     ConfigError
         A setting is invalid, or differs from the stored one.
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
-        The database is not one that this version can open; it was not changed. A file without tables, as a killed
-        creation leaves it, is filled, unless ``create`` is false.
+        This version cannot open the database, which was not changed. (A file without tables, as a killed creation
+        leaves it, is filled, unless ``create`` is false.)
     StoreCorrupt
-        The buffer's settings or counters are damaged.
+        The settings or counters of the buffer are damaged.
 
     Warns
     -----
     StoreWarning
         The file lies on a network file system, or has several names (hard links).
+
+    Examples
+    --------
+    >>> memory = memstore.open("run7.db", capacity=100_000, strategy="prioritized_loss", seed=1)
+    >>> shared = memstore.open("postgresql://trainer@db.example/replay", buffer="run7", durability="power")
     """
     given = locals()
     if consumer is not None:

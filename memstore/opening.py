@@ -36,14 +36,14 @@ WAYS = {
     "capacity": "memory.configure(capacity=...), shrinking evicts",
     "epsilon": "it is fixed at creation; leave it out, or start another buffer with buffer='...'",
 }
-"""How a stored setting is changed, where the answer is more than a call of ``configure``."""
+"""Advice for the settings that cannot be changed by a plain call of ``configure``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
     """The parameters of ``memstore.open`` that hold for this handle alone.
 
-    None is stored, but for the seed of a new buffer, which seeds its reservoir too.
+    They are not stored. Only the seed of a new buffer is stored too, because it seeds the reservoir.
     """
 
     buffer: str
@@ -65,18 +65,18 @@ def fill(kind: type[R], arguments: Mapping[str, Any]) -> R:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A buffer that was found or made.
+    """A buffer that was found or created.
 
     Attributes
     ----------
     session : Session
     populations : Populations
-        The process's lists of episodes that pass conditions, for later draws.
+        The lists of episodes that pass conditions, which the process keeps for later draws.
     name : str
     resumed : bool
-        True if the buffer was there before.
+        True if the buffer existed before.
     strategy : Strategy or None
-        The strategy of this handle alone; None for the stored one.
+        The strategy of this handle alone. None stands for the stored one.
     """
 
     session: Session
@@ -87,7 +87,7 @@ class Opened:
 
 
 def open_buffer(target: str | os.PathLike[str] | URL, changes: Changes, handle: Handle) -> Opened:
-    """Find or create a buffer; it raises what ``memstore.open`` raises."""
+    """Find or create a buffer. The errors are those of ``memstore.open``."""
     check_name("buffer", handle.buffer)
     if handle.trace is not None and not callable(handle.trace):
         raise ConfigError(f"trace must be callable with one line of text, such as print, got {shown(handle.trace)}")
@@ -108,7 +108,7 @@ def open_buffer(target: str | os.PathLike[str] | URL, changes: Changes, handle: 
             _refuse_different(handle.buffer, session.committed.settings, fresh, changes.given)
         if fresh.signature is not None and session.committed.settings.signature is None:
             signature = fresh.signature
-            # Nothing was added yet: the signature binds from now on, unless another process is faster.
+            # No episode was added yet. The signature holds from now on, unless another process fixes one first.
             session.write(partial(_fix_signature, signature))
             _refuse_different(handle.buffer, session.committed.settings, fresh, ["signature"])
     except BaseException:
@@ -124,7 +124,7 @@ def _fix_signature(signature: Signature, snapshot: Snapshot) -> None:
 
 
 def reopen_buffer(state: Mapping[str, Any]) -> Opened:
-    """Find the buffer of a handle that was pickled as ``state``, with connections of this process."""
+    """Find the buffer of a handle that was pickled as ``state``, and make new connections to it."""
     database = Database(**state["address"])
     try:
         ensure_schema(database, create=False)
@@ -142,12 +142,12 @@ def reopen_buffer(state: Mapping[str, Any]) -> Opened:
 
 
 def buffers(target: str | os.PathLike[str] | URL) -> list[str]:
-    """Return the names of the buffers in a database, in order of creation; nothing is created.
+    """Return the names of the buffers in a database, in the order of creation. Nothing is created.
 
     Raises
     ------
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
-        As ``open``.
+        As for ``open``.
     """
     with closing(Database(parse_url(target))) as database:
         ensure_schema(database, create=False)
@@ -155,14 +155,19 @@ def buffers(target: str | os.PathLike[str] | URL) -> list[str]:
 
 
 def drop(target: str | os.PathLike[str] | URL, buffer: str = "default") -> bool:
-    """Delete a buffer, its history and its checkpoints, in one commit; other buffers stay. There is no way back.
+    """Delete a buffer, its history and its checkpoints, in one commit. Other buffers stay. There is no way back.
 
-    Handles that are open on it raise ``StoreCorrupt`` from then on.
+    Open handles on the buffer raise ``StoreCorrupt`` from then on.
 
     Returns
     -------
     bool
         False if the database holds no such buffer.
+
+    Raises
+    ------
+    NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
+        As for ``open``.
     """
     with closing(Database(parse_url(target))) as database:
         ensure_schema(database, create=False)
@@ -180,7 +185,7 @@ def drop(target: str | os.PathLike[str] | URL, buffer: str = "default") -> bool:
 
 
 def _find_or_create(database: Database, handle: Handle, settings: Settings) -> tuple[int, bool]:
-    """Return the buffer's number, and True if it was there before."""
+    """Return the buffer's number, and True if the buffer existed before."""
     number = database.in_read(lambda conn: buffer_id(conn, handle.buffer))
     if number is not None:
         return number, True
@@ -210,7 +215,7 @@ def _session(
 
 
 def _refuse_different(name: str, stored: Settings, given: Settings, names: list[str]) -> None:
-    """Raise ``ConfigError`` for the first of these settings that was given with another value than is stored."""
+    """Raise ``ConfigError`` for the first of these settings with a given value that differs from the stored one."""
     for setting in names:
         old, new = getattr(stored, setting), getattr(given, setting)
         if setting == "signature":

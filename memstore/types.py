@@ -1,4 +1,4 @@
-"""The public types: names for the types of arguments, frozen records, batches of numpy arrays."""
+"""The public types: names for the types of arguments, immutable records, and batches of numpy arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class SupportsArray(Protocol):
-    """An array or scalar of numpy, or of another library: a tensor, a column of a data frame."""
+    """An array or scalar of numpy or of another library, such as a tensor or a column of a data frame."""
 
     def __array__(self) -> np.ndarray[Any, Any]: ...
 
@@ -22,12 +22,12 @@ class SupportsArray(Protocol):
 T = TypeVar("T")
 
 MaybeNone: TypeAlias = Any
-"""Stands for None where a type checker need not ask for a test of it, because the caller knows which case it is."""
+"""This stands for None in places where a type checker should not demand a test, because the caller knows the case."""
 
 Payload: TypeAlias = Mapping[str, object]
-"""The fields of an episode by name: arrays, tensors, numbers, str, bytes, or mappings of such.
+"""The fields of an episode by name: arrays, tensors, numbers, str, bytes, or mappings of these.
 
-For several episodes at once each field has one row an episode: an array of shape (n, ...), or a list of n values.
+For n episodes at once, each field has one row for each episode: an array of shape (n, ...), or a list of n values.
 """
 
 Each: TypeAlias = T | Sequence[T] | SupportsArray
@@ -40,31 +40,31 @@ Losses: TypeAlias = SupportsFloat | Sequence[SupportsFloat] | SupportsArray
 """One loss for all episodes, or a loss for each: finite and at least 0. A tensor is detached."""
 
 Time: TypeAlias = SupportsFloat | datetime | SupportsArray
-"""One moment: seconds (of any clock), a datetime with a time zone, or a ``numpy.datetime64``, which is UTC."""
+"""One moment: seconds of any clock, a datetime with a time zone, or a ``numpy.datetime64`` (read as UTC)."""
 
 Seconds: TypeAlias = SupportsFloat | timedelta | np.timedelta64
-"""A duration: a number of seconds, a timedelta or a ``numpy.timedelta64``."""
+"""A duration: a number of seconds, a timedelta, or a ``numpy.timedelta64``."""
 
 Tags: TypeAlias = Iterable[str]
-"""Tags of one episode; a tag that is given twice counts once."""
+"""The tags of one episode. A tag that is given twice counts once."""
 
 Extra: TypeAlias = object
-"""Any JSON value: None, true or false, numbers, text, lists, mappings; scalars and arrays of numpy and PyTorch too."""
+"""Any JSON value: None, bool, numbers, text, lists, mappings. Scalars and arrays of numpy and PyTorch are allowed."""
 
 Steps: TypeAlias = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
-"""One step of a trainer, or the first and the last of several, both inclusive."""
+"""One step of a trainer, or the first and the last step of a range, both inclusive."""
 
 Vector: TypeAlias = SupportsFloat | Sequence[object] | SupportsArray
 """The numbers of one field of a payload, in any shape."""
 
 Places: TypeAlias = Sequence[SupportsIndex] | SupportsArray
-"""Rows of a batch, counted from 0, or a mask that has one flag a row."""
+"""Rows of a batch: numbers counted from 0, or a mask with one flag for each row."""
 
 TrainerState: TypeAlias = Mapping[str, object]
 """The state of a trainer: nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None."""
 
 Normalize: TypeAlias = Literal["buffer", "batch"]
-"""Importance weights are scaled by the smallest probability of the buffer, or by that of the batch."""
+"""The smallest probability that scales importance weights: that of the whole buffer, or that of the batch."""
 
 
 class ReplayStrategy(enum.StrEnum):
@@ -78,10 +78,10 @@ class ReplayStrategy(enum.StrEnum):
 
 
 class EvictionPolicy(enum.StrEnum):
-    """The eviction policies by name: what leaves when the memory is at capacity.
+    """The eviction policies by name. A policy decides which episodes leave when the memory is at capacity.
 
-    Each name stands for a class (``Fifo``, ``LowestLoss``, ``LargestDomain``, ``Reservoir``, ``ReservoirLoss``,
-    ``Refuse`` for ``none``), which says what it does.
+    Each name stands for a class: ``Fifo``, ``LowestLoss``, ``LargestDomain``, ``Reservoir``, ``ReservoirLoss``, and
+    ``Refuse`` for ``none``. The docstring of the class describes the policy.
     """
 
     FIFO = "fifo"
@@ -94,20 +94,22 @@ class EvictionPolicy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReplayMetadata:
-    """The part of an episode that replays change, as of the read.
+    """The replay metadata of one episode at the moment of the read. Later replays do not change this object.
 
     Attributes
     ----------
     episode_id : int
+        Id of the episode, as returned by ``add``.
     loss : float or None
-        Last measured loss. None if it was never measured.
+        Last measured loss, finite and at least 0. None if it was never measured.
     domain : str
+        Domain of the episode.
     timestamp : float
         Seconds, as given to ``add``.
     replay_count : int
         Number of loss updates.
     last_replayed_at : float or None
-        Seconds since the epoch of the last loss update.
+        Time of the last loss update, in seconds since 1970 (UTC). None if there was none.
     """
 
     episode_id: int
@@ -120,30 +122,37 @@ class ReplayMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One live episode: what was added, and what replays have changed since, as of the read.
+    """One live episode at the moment of the read: the facts that were added, and its replay metadata.
+
+    Later replays do not change this object.
 
     Attributes
     ----------
     id : int
+        Id of the episode, below 2**53. Ids grow in the order of insertion.
     domain : str
+        Domain of the episode.
     timestamp : float
         Seconds, as given to ``add``.
     level : int or None
+        Level, as given to ``add``.
     key : str or None
+        Idempotency key, as given to ``add``.
     extra : JSON value or None
+        Additional data, as given to ``add``.
     age : int
-        Number of episodes inserted since, this one included: the newest has age 1.
+        Number of episodes that were inserted from this one on, itself included. The newest episode has age 1.
     loss, lowest_loss : float or None
         The last and the smallest measured loss. None if the loss was never measured.
     replay_count : int
         Number of loss updates.
     last_replayed_at : float or None
-        Seconds since the epoch of the last loss update.
+        Time of the last loss update, in seconds since 1970 (UTC). None if there was none.
     tags : tuple of str
-        In the order in which they were given.
+        Tags in the order in which they were given.
     payload : dict or None
-        Nested as it was added; arrays are the caller's own. None if payloads were not read: a query does not read them,
-        ``get`` and ``recall`` do.
+        Payload with the nesting that it was added with. The arrays belong to the caller. None if the payload was not
+        read: ``get`` and ``recall`` read payloads, and a query does not.
     """
 
     id: int
@@ -162,13 +171,13 @@ class Episode:
 
     @property
     def rise(self) -> float | None:
-        """``loss - lowest_loss``: how much of the best result was forgotten. None if the loss was never measured."""
+        """Rise of the loss above its lowest value, ``loss - lowest_loss``. None if the loss was never measured."""
         return None if self.loss is None or self.lowest_loss is None else self.loss - self.lowest_loss
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An episode that was recalled by likeness, and the Euclidean distance of its field from the query."""
+    """An episode that ``recall`` found, and the Euclidean distance between its field and the query."""
 
     episode: Episode
     distance: float
@@ -176,35 +185,44 @@ class Match:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Episodes drawn together; row ``i`` of every array belongs to ``ids[i]``.
+    """Episodes that were drawn together, all from one snapshot. Row ``i`` of every array belongs to ``ids[i]``.
 
-    ``len(batch)`` is the number of rows, ``batch["x"]`` a field of the payload. A batch does not iterate: its length
-    is that of its rows, and one would expect its fields. Arrays are the caller's own: writing to them changes nothing
-    that is stored or cached.
+    ``len(batch)`` is the number of rows, and ``batch["x"]`` is a field of the payload. A batch cannot be iterated,
+    because readers would disagree on the result: rows or fields. The arrays belong to the caller: writing to them
+    changes no stored and no cached data.
 
     Attributes
     ----------
     ids : int64, shape (n,)
+        Ids of the episodes, in the order drawn.
     payload : dict
-        Nested as it was added. A fixed-shape field is one array of shape (n, ...); a ragged one a list of n arrays;
-        text and bytes a list of n.
+        Payload with the nesting that it was added with. A field of fixed shape is one array of shape (n, ...). A ragged
+        field is a list of n arrays. Text and bytes are lists of n values.
     loss : float64, shape (n,)
-        NaN where the loss was never measured.
+        Last measured loss, NaN where the loss was never measured.
     domain : str array, shape (n,)
+        Domain of each episode.
     age : int64, shape (n,)
-        Number of episodes inserted since, the row's own included: the newest has age 1.
+        Number of episodes that were inserted from the row's own on, itself included. The newest episode has age 1.
     replay_count : int64, shape (n,)
+        Number of loss updates.
     probability : float64, shape (n,), or None
-        Probability that the first draw picks the row. None if that needs a scan and
+        Probability P(i) that the first draw picks the row. None if that needs a scan and
         ``sample(..., exact_probability=True)`` did not ask for one.
     weight : float64, shape (n,)
-        Importance weight, at most 1 up to rounding.
+        Importance weight ``(P(i) / P_min) ** -beta`` (Schaul et al. 2016, section 3.4). At most 1, except for rounding.
     strategy : str
         Name of the strategy that drew the batch.
     lease : str or None
-        Token of the lease that holds the episodes for this consumer. None for a batch that was sampled.
+        Token of the lease that holds the episodes for this consumer. None for a batch of ``sample``.
     group : int64, shape (n,), or None
         Number of the group that each row belongs to: 0, 1, ... None unless ``sample_groups`` drew the batch.
+
+    Examples
+    --------
+    >>> batch = memory.sample(32, beta=0.4)
+    >>> losses = train(batch["x"], batch["y"], batch.weight)
+    >>> memory.update(batch, loss=losses)
     """
 
     ids: NDArray[np.int64]
@@ -228,9 +246,14 @@ class Batch:
         return self.payload[field_name]
 
     def take(self, rows: Places) -> Batch:
-        """Return the batch of these rows alone, in their order.
+        """Return a batch with only these rows, in the given order.
 
-        A lease stays the lease of all rows: updating a part of a leased batch releases the whole.
+        The new batch keeps the token of the lease. The lease still covers all rows of the original batch, so an update
+        of a part releases all of them.
+
+        Parameters
+        ----------
+        rows : sequence of int, or bool mask of shape (n,)
         """
         chosen = np.arange(len(self.ids))[np.asarray(rows)]
         columns = {name: getattr(self, name) for name in self.__slots__}
@@ -238,11 +261,11 @@ class Batch:
         return dataclasses.replace(self, payload=_rows(self.payload, chosen), **arrays)
 
     def keys(self) -> KeysView[str]:
-        """Return the names of the payload's top-level fields; so ``dict(batch)`` works."""
+        """Return the names of the payload's top-level fields. With this method, ``dict(batch)`` works."""
         return self.payload.keys()
 
     def items(self) -> ItemsView[str, Any]:
-        """Return names and values of the payload's top-level fields."""
+        """Return the names and values of the payload's top-level fields."""
         return self.payload.items()
 
 
@@ -254,16 +277,17 @@ def _rows(field: Any, chosen: NDArray[np.int64]) -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateResult:
-    """The outcome of one ``update``: each distinct id that was given stands in one of three arrays.
+    """The outcome of one ``update``. Each distinct id that was given is in one of three arrays.
 
     Attributes
     ----------
-    updated : int64 array
-        Ids whose losses were written.
-    missing : int64 array
-        Ids that are no longer live (evicted or deleted meanwhile); nothing else was touched in their place.
-    rejected : int64 array
-        Ids whose loss was NaN, infinite or negative, under ``on_invalid="skip"``.
+    updated : int64 array, shape (n,)
+        Ids of the episodes with a newly written loss.
+    missing : int64 array, shape (n,)
+        Ids of episodes that are not live, because they were evicted or deleted. Ids are never reused, so the update
+        touched no other episode in their place.
+    rejected : int64 array, shape (n,)
+        Ids with a loss that is NaN, infinite or negative. They only occur with ``on_invalid="skip"``.
     """
 
     updated: NDArray[np.int64]
@@ -278,32 +302,37 @@ class UpdateResult:
 class RetentionPolicy:
     """The rule by which ``consolidate`` keeps episodes. A limit of None removes nothing.
 
-    Importance is a weighted mean, in [0, 1], of three things:
+    The importance of an episode is a weighted mean, in [0, 1], of three numbers:
 
-    - hardness, ``loss / (1 + loss)``, 1 for an episode that was never measured: such episodes are not learned yet;
-    - recency, ``2 ** -(age / half_life)``, where age counts insertions and is 0 for the newest; no clock is asked:
-      recent episodes show what the stream is like now;
-    - use, ``replay_count / (1 + replay_count)``: the strategy keeps choosing these episodes. Under draws by loss they
-      stay hard or are forgotten again and again. Under uniform draws use makes up for what old episodes lose by age.
+    - hardness, ``loss / (1 + loss)``. It is 1 for an episode that was never measured, because the model has not
+      learned such an episode yet.
+    - recency, ``2 ** -(age / half_life)``. Here the age is the number of later insertions: 0 for the newest episode.
+      No clock is involved. Recent episodes show the present state of the stream.
+    - use, ``replay_count / (1 + replay_count)``. The strategy keeps choosing these episodes. Under draws by loss, they
+      stay hard or are forgotten again and again. Under uniform draws, use balances the recency that old episodes lose.
 
     Attributes
     ----------
     max_age : float or None
-        Seconds. Episodes whose timestamp lies further back leave.
+        Seconds. Episodes with an older timestamp leave.
     max_episodes : int or None
-        If more episodes are left, the least important leave, the oldest first among equals.
+        Number of episodes to keep. The least important episodes leave, and the oldest first among equals.
     min_importance : float or None
-        In [0, 1]. Episodes that are less important leave.
+        In [0, 1]. Less important episodes leave.
     consolidate_similar : bool or float or None
-        Of near-identical episodes the most important stays, the oldest among equals. The number is the tolerance, at
-        least 0 and below 1; True stands for 0.001. Two episodes are near-identical if their domain, every shape and
-        every value that is no floating-point number are equal, and the Euclidean distance between all their
-        floating-point numbers is at most the tolerance times the larger of the two norms. Values that are NaN or
-        infinite are compared bit by bit.
+        Tolerance for near-identical episodes, at least 0 and below 1. True stands for 0.001. Of near-identical episodes
+        the most important one stays, and the oldest among equals. Two episodes are near-identical under two
+        conditions. First, their domains, all shapes, and all values that are not floating-point numbers are equal.
+        Second, the Euclidean distance between all their floating-point numbers is at most the tolerance times the
+        larger of the two norms. NaN and infinite values are compared bit by bit.
     hardness, recency, use : float
-        Weights of the three, each >= 0. Their sum need not be 1.
+        Weights of the three numbers, each at least 0. Their sum need not be 1.
     half_life : float or None
         Number of insertions after which recency has halved. None stands for the capacity.
+
+    Examples
+    --------
+    >>> memory.consolidate(RetentionPolicy(max_age=30 * 86400, consolidate_similar=True), dry_run=True)
     """
 
     max_age: float | None = None
@@ -318,9 +347,24 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many episodes ``consolidate`` removed, or with ``dry_run`` would remove.
+    """Numbers of the episodes that ``consolidate`` removed, or would remove with ``dry_run``.
 
     An episode counts for the first reason that holds, in the order of the attributes.
+
+    Attributes
+    ----------
+    too_old : int
+        Episodes older than ``max_age``.
+    unimportant : int
+        Episodes below ``min_importance``.
+    similar : int
+        Episodes that are near-identical to a more important one.
+    over_count : int
+        Episodes beyond ``max_episodes``.
+    kept : int
+        Live episodes that stay.
+    dry_run : bool
+        True if the episodes were only counted.
     """
 
     too_old: int
@@ -332,78 +376,80 @@ class Retention:
 
     @property
     def removed(self) -> int:
-        """Number of episodes that left, for whatever reason."""
+        """Number of episodes that left, over all reasons."""
         return self.too_old + self.unimportant + self.similar + self.over_count
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayStats:
-    """What a buffer holds and what happened to it, as of one snapshot; ``to_dict()`` is JSON-serialisable.
+    """The contents and the past of a buffer in numbers, all from one snapshot.
 
-    A replay is one loss written by ``update``. "Ever" counts since the buffer was created, over all processes.
+    A replay is one loss written by ``update``. "Ever" means since the buffer was created, over all processes.
 
     Attributes
     ----------
     buffer : str
         Name of the buffer.
     buffer_size : int
-        Live episodes now.
+        Number of live episodes now.
     capacity : int
         Largest number of live episodes that the settings allow.
     total_inserted : int
-        Episodes ever added, also those that a reservoir turned away. A repeated key adds nothing.
+        Number of episodes ever added. It includes the episodes that a reservoir turned away. A repeated key adds
+        nothing.
     total_evicted : int
-        Episodes that were ever added and are no longer live, for whatever reason: evicted, turned away, deleted,
-        consolidated, or replayed ``max_replays`` times.
+        Number of episodes that were ever added and are no longer live. It counts every reason: evicted, turned away,
+        deleted, consolidated, or replayed ``max_replays`` times.
     total_replays : int
-        Replays of the episodes that are live now. It falls when replayed episodes leave.
+        Number of replays of the episodes that are live now. It falls when replayed episodes leave.
     total_events : int
-        Replays ever, also of episodes that have left. It never falls. It does not count departures, and does not
-        depend on what the history records.
+        Number of replays ever, those of episodes that have left included. It never falls. It does not count
+        departures, and does not depend on the settings of the history.
     unmeasured : int
-        Live episodes whose loss was never measured.
+        Number of live episodes that were never measured.
     avg_loss : float
-        Mean loss of the live episodes that have one, 0.0 if none has.
+        Mean loss of the live episodes that have one. 0.0 if none has.
     max_priority : float
         Largest priority (loss + epsilon) ever measured, 1.0 before any. Never-measured episodes are drawn with it.
     loss_quantiles : dict of str to float
-        Losses at ``"5%"``, ``"25%"``, ``"50%"``, ``"75%"`` and ``"95%"`` of the measured live episodes; empty if there
+        Losses at ``"5%"``, ``"25%"``, ``"50%"``, ``"75%"`` and ``"95%"`` of the measured live episodes. Empty if there
         are none.
     loss_quantiles_exact : bool
-        True if quantiles and histogram are those of the losses themselves. Otherwise each loss stands at the mean of
-        its half-octave of priority in its domain.
+        True if quantiles and histogram are computed from the losses themselves. Otherwise each loss is replaced by the
+        mean of its half-octave of priority in its domain.
     loss_histogram : tuple of (float, float, int)
         Lower and upper loss of each bin, and its number of measured live episodes. The 12 bins are equal steps of the
-        logarithm; losses of 0 count in the first.
+        logarithm. Losses of 0 count in the first bin.
     domain_distribution : dict of str to int
-        Live episodes of each domain that has any.
+        Number of live episodes of each domain that has any.
     strategy : str
         Name of the strategy that this handle draws by.
     alpha : float
-        Exponent of the weights whose sums are stored, which is that of the buffer's strategy.
+        Exponent of the stored weight sums. It is the exponent of the buffer's strategy.
     epsilon : float
-        What is added to a loss to make a priority.
+        Number that is added to a loss to make a priority.
     eviction : str
         Name of the eviction policy.
     max_replays : int or None
-        Replays after which an episode leaves; None for no limit.
+        Number of replays after which an episode leaves. None for no limit.
     leased : int
-        Live episodes that some consumer holds now.
+        Number of live episodes that some consumer holds now.
     limiter : dict or None
-        Settings of the buffer's limiter, and under ``drawn`` how many episodes were drawn since it was set. That count
-        began in balance with the episodes added before. None without a limiter.
+        Settings of the buffer's limiter. Under ``drawn`` stands the number of episodes drawn since it was set. That
+        count began in balance with the episodes added before. None without a limiter.
     signature : str or None
-        Fields of the payloads; None before the first add.
+        Fields of the payloads. None before the first add.
     cache : dict of str to float
-        The payload cache of this handle since it was opened: see ``PayloadCache.stats``.
+        Figures of this handle's payload cache since it was opened. See ``PayloadCache.stats``.
     bytes_on_disk : dict of str to int
-        Bytes that the whole database occupies, all its buffers, by part.
+        Bytes that the whole database occupies, by part. All its buffers are included.
     schema_version : str
         Revision of the tables.
     revision : int
-        Writes to the buffer, ever: each call that changes it counts one.
+        Number of writes to the buffer ever. Each call that changes the buffer counts one.
     notes : tuple of str
-        What keeps the database from shrinking, such as a reader of an old snapshot, with its name where that is known.
+        Reasons that keep the database from shrinking, such as a reader of an old snapshot. A reader is named if its
+        name is known.
     """
 
     buffer: str
@@ -435,7 +481,7 @@ class ReplayStats:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain dicts, lists and numbers."""
+        """Return the figures as plain dicts, lists and numbers, ready for ``json.dumps``."""
         return dataclasses.asdict(self)
 
 
@@ -446,15 +492,15 @@ class CheckReport:
     Attributes
     ----------
     episodes : int
-        Live episodes examined.
+        Number of live episodes that were examined.
     problems : tuple of str
-        Empty when every invariant holds.
+        Broken invariants, one sentence each. Empty if every invariant holds.
     notes : tuple of str
         Facts that are worth knowing and are no damage.
     seconds : float
-        How long it took.
+        Duration of the examination, in seconds.
     unchecked : tuple of str
-        What could not be looked at, or could not be compared with anything.
+        Parts that could not be read, or could not be compared with anything.
     """
 
     episodes: int

@@ -1,4 +1,4 @@
-"""The ``buffer`` row: its settings and its counters; a writer locks the row."""
+"""The ``buffer`` row, with the settings and the counters of a buffer. A writer locks the row."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class Counters:
     Attributes
     ----------
     revision : int
-        Writes to the buffer: each call that changes it counts one.
+        Number of writes to the buffer. Each call that changes the buffer counts one.
     inserted : int
-        Episodes ever offered. It is also the sequence number of the last id.
+        Number of episodes ever offered. It is also the sequence number of the last id.
     events : int
-        Replays ever. The column has an old name: these are not the events of the history.
+        Number of replays ever. The column has an old name: these are not the events of the history.
     domains, strata : int
-        Rows of these tables.
+        Number of the buffer's rows in these tables.
     live_replays : int
-        Replays of the live episodes.
+        Number of replays of the live episodes.
     high_water : float or None
-        Largest priority ever measured.
+        Largest priority ever measured. None before any.
     reservoir_floor : int or None
-        Largest random key that a reservoir ever let go.
+        Largest random key of an episode that a reservoir ever removed. None before any.
     recorded : int
-        Events of the history ever recorded. It is also the sequence number of the last one.
+        Number of events ever recorded in the history. It is also the sequence number of the last event.
     """
 
     revision: int = 0
@@ -55,11 +55,11 @@ class Counters:
 
     @property
     def top_priority(self) -> float:
-        """The priority of a never-measured episode: the largest ever measured, 1.0 before any."""
+        """Priority of a never-measured episode: the largest priority ever measured, 1.0 before any."""
         return 1.0 if self.high_water is None else self.high_water
 
     def measured(self, loss: NDArray[np.float64], epsilon: float) -> None:
-        """Raise the largest priority ever measured to that of these losses; NaN stands for none."""
+        """Raise the largest priority ever measured to that of these losses. A loss of NaN does not count."""
         known = loss[~np.isnan(loss)]
         if len(known):
             self.high_water = max(self.high_water or 0.0, float(known.max()) + epsilon)
@@ -74,21 +74,21 @@ COUNTERS = tuple(f.name for f in fields(Counters))
 
 _ROW = ("signature", *SETTINGS, *COUNTERS)
 SEALED = ("id", "name", "signature", "created_at", "created_by", *SETTINGS)
-"""Columns that the row's ``checksum`` covers; ``counters_checksum`` covers the counters."""
+"""The checksum in column ``checksum`` covers these columns. ``counters_checksum`` covers the counters."""
 
 
 def buffer_id(conn: Connection, name: str) -> int | None:
-    """Return the number of the buffer of this name, None if there is none."""
+    """Return the number of the buffer with this name. None if there is none."""
     return conn.scalars(select(buffer.c.id).where(buffer.c.name == name)).one_or_none()
 
 
 def buffer_names(conn: Connection) -> list[str]:
-    """Return the names of all buffers, in order of creation."""
+    """Return the names of all buffers, in the order of creation."""
     return list(conn.scalars(select(buffer.c.name).order_by(buffer.c.id)))
 
 
 def create_buffer(conn: Connection, name: str, settings: Settings, now: float, version: str) -> int:
-    """Insert the row of a new, empty buffer; returns its number."""
+    """Insert the row of a new, empty buffer, and return its number."""
     values = settings.columns() | asdict(Counters()) | {"counters_checksum": counters_checksum(Counters())}
     statement = insert(buffer).values(name=name, created_at=now, created_by=version, **values)
     number = int(conn.execute(statement.returning(buffer.c.id)).scalar_one())
@@ -99,7 +99,7 @@ def create_buffer(conn: Connection, name: str, settings: Settings, now: float, v
 
 
 def write_settings(conn: Connection, number: int, settings: Settings) -> None:
-    """Store the settings, with the row's checksum; the caller holds the buffer's lock."""
+    """Store the settings, with the row's checksum. The caller holds the buffer's lock."""
     own = buffer.c.id == number
     conn.execute(update(buffer).where(own).values(settings.columns()))
     sealed = conn.execute(select(*(buffer.c[name] for name in SEALED)).where(own)).one()
@@ -107,7 +107,7 @@ def write_settings(conn: Connection, number: int, settings: Settings) -> None:
 
 
 def drop_buffer(conn: Connection, number: int) -> None:
-    """Delete a buffer and everything in it; its number is never used again."""
+    """Delete a buffer and everything in it. Its number is never used again."""
     for table in metadata.sorted_tables:
         key = next(iter(table.primary_key))
         own = key == number if key.name == "buffer_id" or table is buffer else of_buffer(number, key)

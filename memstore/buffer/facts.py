@@ -1,4 +1,4 @@
-"""The unchanging facts of an episode, compared with the checksum that was written beside them."""
+"""The facts of an episode, which never change. They are compared with the checksum that was stored with them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from memstore.storage import checksums, stored
 from memstore.storage.schema import episode, of_buffer
 
 COLUMNS = ("id", "timestamp", "level", "key", "extra", "domain_id", "checksum")
-"""Columns of ``episode`` that make its facts; its tags stand in a table of their own."""
+"""These columns of ``episode`` are its facts. The tags are facts too, and are in another table."""
 
 
 def texts_of(
     keys: Sequence[str | None], extras: Sequence[str | None], tags: Sequence[tuple[str, ...]]
 ) -> list[tuple[str | None, ...]]:
-    """Return key, extra and tags of each episode; an empty list if none has any, which saves 1 % of an ``extend``."""
+    """Return key, extra and tags of each episode.
+
+    The list is empty if no episode has any of them, which saves 1 % of an ``extend``.
+    """
     if keys.count(None) == len(keys) and extras.count(None) == len(keys) and not any(tags):
         return []
     return [(key, extra, *named) for key, extra, named in zip(keys, extras, tags, strict=True)]
 
 
 def unlike(rows: Sequence[tuple[Any, ...]], tags: Mapping[int, Sequence[str]]) -> list[int]:
-    """Return the ids of the rows (of ``COLUMNS``) that differ from their checksums. Rows without one are skipped."""
+    """Return the ids of the rows that differ from their checksums. Rows without a checksum are skipped.
+
+    A row holds the values of ``COLUMNS``.
+    """
     rows = [row for row in rows if row[-1] is not None]
     if not rows:
         return []
@@ -47,7 +53,7 @@ def verify(rows: Sequence[tuple[Any, ...]], tags: Mapping[int, Sequence[str]]) -
 
 
 def refuse_unreadable(conn: Connection, buffer_id: int) -> None:
-    """Raise ``StoreCorrupt`` for the first live episode whose extra is no JSON, if there is one."""
+    """Raise ``StoreCorrupt`` for the first live episode with an extra that is no JSON, if there is one."""
     c = episode.c
     query = select(c.id, c.extra).where(of_buffer(buffer_id, c.id), c.extra.is_not(None)).order_by(c.id)
     for number, extra in conn.execute(query):

@@ -1,7 +1,7 @@
-"""One process's handle on one buffer: scopes, private copies of the state, the generator, forks.
+"""The handle of one process on one buffer: scopes, private copies of the state, the generator, forks.
 
-A write works on a private copy of the state; the copy is published at commit and dropped at rollback, and so are
-payloads on their way into the cache and what was drawn from the generator.
+A write works on a private copy of the state. A commit publishes the copy, and a rollback drops it. The same holds for
+payloads that wait to enter the cache, and for the advance of the generator.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ T = TypeVar("T")
 Given = TypeVarTuple("Given")
 
 BESIDE = 2**32 - 1
-"""Key of the second stream of random numbers: ``spawn`` never reaches this child."""
+"""This is the key of the second stream of random numbers. ``spawn`` counts from 0 and never reaches it."""
 
 
 class Known(Protocol):
-    """What a process remembers of committed data from one call to the next."""
+    """Knowledge about committed data that a process keeps from one call to the next."""
 
     def clear(self) -> None:
-        """Forget all: a server may have forgotten commits."""
+        """Forget everything, because a server may have lost commits."""
 
     def after_fork(self) -> None:
-        """Start anew in a child: another thread of the parent may have been in the middle of a change."""
+        """Start empty in a child, because another thread of the parent may have been in the middle of a change."""
 
 
 class Session(Forking):
     """Read and write scopes over a buffer; threads may share it.
 
-    ``known`` is cleared when commits may be undone, and starts anew in a fork.
+    Each element of ``known`` is cleared when commits may be lost, and starts empty in a forked child.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class Session(Forking):
         self.rng = np.random.default_rng(seeds)
         self._beside = np.random.SeedSequence(seeds.entropy, spawn_key=(*seeds.spawn_key, BESIDE))
         self._writing = Turn()
-        # Spans a draw and a whole transaction(): a draw by another thread inside would be undone by its rollback.
+        # A draw holds this turn, and so does a whole transaction(). Without it, the rollback of the transaction would
+        # undo the draw of another thread.
         self._drawing = Turn()
         self._block: _Steps[Any] | None = None
 
@@ -96,11 +97,14 @@ class Session(Forking):
         return _Visit(self, write=True, locked=False).run(work)
 
     def watch(self) -> Watch:
-        """Start a watch on commits to the buffer by anyone; the caller closes it."""
+        """Start a watch on commits to the buffer by any process. The caller closes it."""
         return self.database.watch(self.committed.buffer_id)
 
     def transaction(self, given: T) -> Block[T]:
-        """Make everything inside one commit; on an exception nothing of the block remains. ``as`` names ``given``."""
+        """Return a block that makes everything inside it one commit. ``with ... as`` gives ``given``.
+
+        If an exception leaves the block, nothing of it remains.
+        """
         return Block(_Steps(self, given))
 
     def _lock_buffer(self, conn: Connection) -> None:
@@ -118,7 +122,7 @@ class Session(Forking):
             del scope  # which refers to this function's variables
 
     def child_seeds(self) -> np.random.SeedSequence:
-        """Return seeds for another process, independent of this one's and of every other child's."""
+        """Return seeds for another process. They are independent of the seeds of all other processes."""
         return self.seeds.spawn(1)[0]
 
     def close(self) -> None:
@@ -165,11 +169,11 @@ class Session(Forking):
         return block if block is not None and block.scope.owner == this_owner() else None
 
     def _known(self, conn: Connection) -> State:
-        """Return the state to start from: that of the own block, else the last one published."""
+        """Return the state to start from: the state of the own block, else the last published state."""
         block = self._own_block()
         if block is not None:
             return block.state or self.committed
-        # Another thread's transaction is not visible here, nor is its state.
+        # The transaction of another thread is not visible here, and neither is its state.
         broken = self.database.connections.broken
         if self._broken != broken:
             for cache in self._caches:
@@ -236,7 +240,7 @@ class _Work(Attempts[*Given]):
         return self._snapshot
 
     def finish(self) -> None:
-        """Store the state, and wake those who wait."""
+        """Store the state, and wake the waiting processes."""
         if self.write and (snapshot := self._snapshot) is not None:
             if self._changes:
                 snapshot.state.flush(snapshot.conn, snapshot.backend)
@@ -245,7 +249,7 @@ class _Work(Attempts[*Given]):
     def committed(self) -> None:
         """Publish the state and cache the payloads, or leave both to the block around."""
         if self._snapshot is None or (self.write and not self._changes):
-            return  # without the lock the state may be mixed from two revisions
+            return  # without the lock, the state may be mixed from two revisions
         session, state = self._session, self._snapshot.state
         payloads = {} if self._payloads is None else self._payloads(self.result)
         block = session._own_block()
@@ -308,7 +312,7 @@ class _Draw(_Work[Snapshot, np.random.Generator]):
         super().committed()
 
     def end(self) -> None:
-        """Leave nothing open, give back the random numbers of a failed draw, let the next one have its turn."""
+        """Close everything, give back the random numbers of a failed draw, and release the turns."""
         self._rewind()
         super().end()
 
@@ -340,7 +344,7 @@ class _Steps(Generic[T]):
         self._before: Mapping[str, Any] | None = None
 
     def enter(self) -> T:
-        """Take the turns and begin."""
+        """Take the turns and begin the transaction."""
         session = self._session
         outer = self._outer = session._own_block()
         session._take_turn(self.scope)

@@ -1,6 +1,6 @@
 """The settings of a buffer as typed values, read from the ``buffer`` row and written to it.
 
-They are parsed here and nowhere else: when a state is loaded, and again only when the row has other settings.
+Only this module parses them: when a state is loaded, and again only if the row has changed settings.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from memstore.types import EvictionPolicy
 T = TypeVar("T")
 
 COLUMNS = ("capacity", "epsilon", "alpha", "strategy", "eviction", "max_replays", "limiter", "history", "seed")
-"""Columns of the settings, in the order of the row's checksum; the signature stands before them there."""
+"""The columns of the settings, in the order of the row's checksum. The checksum has the signature before them."""
 
 
 EVERYTHING = History()
-"""The history that a NULL stands for: everything, for ever."""
+"""A NULL in the row stands for this history, which records everything and keeps it for ever."""
 
 
 class StoredStrategy(Protocol):
-    """A strategy as far as this room needs it. The classes are in ``draws.strategies``, a room above this one."""
+    """The part of a strategy that this room needs. The classes are in ``draws.strategies``, in a room above."""
 
     def to_json(self) -> str:
         """Return the text that the row stores."""
@@ -45,23 +45,23 @@ class Settings:
     capacity : int
         Largest number of live episodes.
     epsilon : float
-        Added to a loss to make a priority.
+        Number that is added to a loss to make a priority.
     alpha : float
-        Exponent of the weights whose sums the strata store.
+        Exponent of the weight sums that the strata store.
     strategy : StoredStrategy
-        The way in which ``sample`` draws.
+        Strategy that ``sample`` draws by.
     eviction : EvictionPolicy
-        The rule by which episodes leave at capacity.
+        Rule that decides which episodes leave at capacity.
     seed : int
         Key of the reservoir's random numbers.
     max_replays : int or None
-        Replays after which an episode leaves; None for no limit.
+        Number of replays after which an episode leaves. None for no limit.
     limiter : SamplesPerInsert or None
-        The rule that keeps draws and adds in step; None for no limiter.
+        Rule that keeps draws and adds in step. None for no limiter.
     history : History
-        The rule by which events are recorded and forgotten.
+        Rule by which events are recorded and deleted.
     signature : Signature or None
-        The payloads' fields; None before the first add.
+        Fields of the payloads. None before the first add.
     """
 
     capacity: int
@@ -76,7 +76,7 @@ class Settings:
     signature: Signature | None = None
 
     def columns(self) -> dict[str, Any]:
-        """Return the row's columns. A history of everything for ever is stored as NULL."""
+        """Return the columns of the row. The history ``EVERYTHING`` is stored as NULL."""
         return {
             "capacity": self.capacity,
             "epsilon": self.epsilon,
@@ -98,7 +98,7 @@ def read_settings(number: int, read_strategy: ReadStrategy, signature: Any, *val
     Raises
     ------
     StoreCorrupt
-        One of them cannot be; the message names it.
+        A value is impossible. The message names it.
     """
     row = dict(zip(COLUMNS, values, strict=True))
 

@@ -20,14 +20,14 @@ from memstore.storage.prepared import Prepared
 from memstore.storage.schema import domain, first_id, id_range, of_buffer, replay_metadata
 
 COLUMNS = ("episode_id", "loss", "replay_count", "stratum_id", "position", "last_event_id")
-"""The columns of ``replay_metadata`` that make ``Rows``, in its order."""
+"""These columns of ``replay_metadata`` make ``Rows``, in the order of its fields."""
 
 _m = replay_metadata.c
 
 _own = _m.episode_id.between(bindparam("low"), bindparam("high"))
 _OLDEST = Prepared(select(func.min(_m.episode_id)).where(_own))
 _NEWEST = Prepared(select(func.max(_m.episode_id)).where(_own))
-# Not min(): NULLs stand first in the index, and min() would walk over all of them.
+# This query does not use min(), because NULLs come first in the index, and min() would walk over all of them.
 _SMALLEST_LOSS = Prepared(
     select(_m.loss).where(_m.buffer_id == bindparam("buffer"), _m.loss.is_not(None)).order_by(_m.loss).limit(1)
 )
@@ -35,9 +35,9 @@ _SMALLEST_LOSS = Prepared(
 
 @dataclass(slots=True)
 class Located:
-    """What a draw reads of some episodes, as columns: some replay metadata, and the place in the sampling index.
+    """The columns that a draw reads of some episodes: replay metadata, and the place in the sampling index.
 
-    ``loss`` is NaN where it was never measured. ``stratum`` is an index into the arrays of ``Strata``.
+    A ``loss`` that was never measured is NaN. ``stratum`` is an index into the arrays of ``Strata``.
     """
 
     ids: Ints
@@ -50,7 +50,7 @@ class Located:
         return len(self.ids)
 
     def take(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Self:
-        """Return the rows at these places, or those that are flagged."""
+        """Return the rows at these places, or the flagged rows if ``which`` is a mask."""
         return type(self)(*(getattr(self, name)[which] for name in self.__match_args__))
 
     @classmethod
@@ -71,7 +71,7 @@ class Located:
         return cls.join([])
 
     def impossible(self, strata: Strata) -> NDArray[np.bool_]:
-        """Flag the rows that have a loss or a count that no row can have, or stand where no row can stand."""
+        """Flag the rows with an impossible loss, an impossible count, or an impossible place."""
         bad = (self.stratum < 0) | (self.stratum >= len(strata)) | (self.position < 0) | (self.replay_count < 0)
         bad |= (self.loss < 0) | np.isinf(self.loss)
         if not bad.any():
@@ -81,15 +81,15 @@ class Located:
 
 @dataclass(slots=True)
 class Rows(Located):
-    """Replay metadata of some episodes, whole: what a change of them needs.
+    """The whole replay metadata of some episodes. A change of episodes needs it.
 
-    ``last_event`` is 0 where no event of the episode was recorded.
+    ``last_event`` is 0 if no event of the episode was recorded.
     """
 
     last_event: Ints
 
     def impossible(self, strata: Strata) -> NDArray[np.bool_]:
-        """Flag the rows that cannot be, those with a negative number of an event among them."""
+        """Flag the impossible rows, including those with a negative event number."""
         return Located.impossible(self, strata) | (self.last_event < 0)
 
 
@@ -98,7 +98,7 @@ L = TypeVar("L", bound=Located)
 
 @dataclass(slots=True)
 class State:
-    """A process's copy of a buffer's settings, counters, domain names and strata, at one revision."""
+    """The copy that a process has of a buffer's settings, counters, domain names and strata, at one revision."""
 
     buffer_id: int
     settings: Settings
@@ -115,17 +115,17 @@ class State:
         return cls(buffer_id, settings, counters, Strata(buffer_id), read_strategy)._updated(conn, changed)
 
     def reload(self, conn: Connection, backend: Backend) -> State:
-        """Read everything anew."""
+        """Read everything again."""
         return State.load(conn, backend, self.buffer_id, self.read_strategy)
 
     def copy(self) -> State:
-        """Return an independent copy; the domain names are shared until one is added."""
+        """Return an independent copy. Both share the domain names until one is added."""
         return replace(self, counters=self.counters.copy(), strata=self.strata.copy())
 
     def at(self, conn: Connection, backend: Backend) -> State:
-        """Return this state if the snapshot has its revision, else a copy brought to the snapshot's revision.
+        """Return this state if the snapshot has the same revision, else a copy at the revision of the snapshot.
 
-        Only what has changed since is read: with 10,000 domains a draw does not read 100,000 strata.
+        Only the changed strata are read. So with 10,000 domains a draw does not read 100,000 strata.
         """
         known = self.counters.revision
         settings, counters, changed = read_buffer(conn, backend, self.buffer_id, known, self.read_strategy)
@@ -160,7 +160,7 @@ class State:
         self.domain_names = self.domain_names + names
 
     def store_domains(self, conn: Connection, backend: Backend, names: list[str]) -> Ints:
-        """Store the names that are new; return the number of each domain within the buffer, counted from 1."""
+        """Store the new names, and return the number of each domain within the buffer, counted from 1."""
         new = [name for name in dict.fromkeys(names) if name not in self._codes]
         if new:
             start = first_id(self.buffer_id) + len(self.domain_names) + 1
@@ -175,12 +175,12 @@ class State:
         return np.array([self._codes[name] for name in names], np.int64)
 
     def verified(self, rows: L) -> L:
-        """Return the same rows.
+        """Return the same rows after a check that none is impossible.
 
         Raises
         ------
         StoreCorrupt
-            When a row cannot be as it is stored.
+            A row is impossible. The message names the episode.
         """
         bad = rows.impossible(self.strata)
         if bad.any():
@@ -189,20 +189,20 @@ class State:
         return rows
 
     def domain_name(self, domain_id: int, what: str) -> str:
-        """Name of the domain with this id; ``what`` says whose domain it is, for ``StoreCorrupt``."""
+        """Return the name of the domain with this id. ``what`` names the owner of the domain in an error."""
         return stored.named(self.domain_names, stored.whole(domain_id, what) - first_id(self.buffer_id), what)
 
     def domain_code(self, name: str) -> int | None:
-        """Return the number of a domain, None if the buffer never saw it."""
+        """Return the number of a domain. None if the buffer never had an episode of it."""
         return self._codes.get(name)
 
     def store_settings(self, conn: Connection, settings: Settings) -> None:
-        """Give the buffer these settings; the caller holds its lock."""
+        """Give the buffer these settings. The caller holds its lock."""
         write_settings(conn, self.buffer_id, settings)
         self.settings = settings
 
     def flush(self, conn: Connection, backend: Backend) -> None:
-        """Write what has changed, under a new revision. The caller holds the buffer's lock."""
+        """Write all changes, under a new revision. The caller holds the buffer's lock."""
         self.counters.revision += 1
         self.strata.flush(conn, backend, self.counters.strata, self.counters.revision)
         self.counters.strata = len(self.strata)
@@ -220,17 +220,17 @@ class Snapshot:
 
     @property
     def settings(self) -> Settings:
-        """The buffer's settings."""
+        """Settings of the buffer."""
         return self.state.settings
 
     @property
     def first_id(self) -> int:
-        """The id just below the buffer's own: episodes, events, domains and strata are numbered from here."""
+        """Id just below all ids of the buffer. Episodes, events, domains and strata are numbered from here."""
         return first_id(self.state.buffer_id)
 
     @property
     def live(self) -> int:
-        """The number of live episodes."""
+        """Number of live episodes."""
         return self.state.strata.live
 
     def locate(self, strata: Ints, positions: Ints) -> Located:
@@ -239,7 +239,7 @@ class Snapshot:
         Raises
         ------
         StoreCorrupt
-            When a place is empty: positions within a stratum are dense.
+            A place is empty or holds two rows. Positions within a stratum are dense.
         """
         found = self.backend.locate(self.conn, self.state.strata.ids(strata), positions)
         if len(found) != len(strata):
@@ -254,7 +254,7 @@ class Snapshot:
         return self.state.verified(Located(ids, loss, count, strata, positions))
 
     def find(self, ids: Ints) -> Rows:
-        """Return the rows of those ids that are live and belong to the buffer, in id order, each once."""
+        """Return the rows of the live episodes of the buffer among these ids, in id order, each once."""
         low, high = id_range(self.state.buffer_id)
         own = np.unique(ids[(ids >= low) & (ids <= high)])
         if not len(own):
@@ -297,7 +297,7 @@ class Snapshot:
         return int(_NEWEST.scalar(self.conn, self.backend, **self._range))
 
     def smallest_loss(self) -> float | None:
-        """Return the smallest measured loss, None if no loss was measured."""
+        """Return the smallest measured loss. None if no loss was measured."""
         found: float | None = _SMALLEST_LOSS.scalar(self.conn, self.backend, buffer=self.state.buffer_id)
         return found
 
@@ -306,7 +306,7 @@ class Snapshot:
         return self.first_id + self.state.counters.inserted
 
     def age(self, ids: Ints) -> Ints:
-        """Return the ages: how many episodes were inserted since, the episode itself included. The newest has age 1."""
+        """Return the age of each id: the number of episodes inserted from it on, itself included."""
         return self.newest_possible() + 1 - ids
 
     @property

@@ -1,11 +1,11 @@
 """The sampling index: strata, their dense positions, their counts and sums.
 
-A stratum is (domain, bucket): the half-octave in which an episode's priority lay when it was placed. Its bound
-``2 ** (bucket / 2)`` is at least the priority of everything inside, so a row drawn uniformly from a stratum and
-accepted with probability ``(priority / bound) ** alpha`` is drawn exactly in proportion to its weight.
+A stratum is a pair (domain, bucket). The bucket is the half-octave of the episode's priority when it was placed. The
+bound ``2 ** (bucket / 2)`` is at least the priority of every episode inside. So a row that is drawn uniformly from a
+stratum, and accepted with probability ``(priority / bound) ** alpha``, is drawn exactly in proportion to its weight.
 
-Everything is kept in powers of two: a bound, a weight or a product of both may exceed the range of a float; its
-logarithm never does.
+Bounds and weights are kept as base-2 logarithms. A bound, a weight or a product of both may exceed the range of a
+float, but its logarithm never does.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 FALL_BEFORE_MOVE = 2
-"""A row whose loss fell moves only when it stands this many buckets too high, so most updates move nothing."""
+"""A row with a fallen loss moves only if it stands this many buckets too high. So most updates move no row."""
 
 LEAST_BUCKET, LARGEST_BUCKET = -2148, 2049
-"""The least and the largest bucket of a measured episode."""
+"""These are the least and the largest bucket that a measured episode can have."""
 
 REFRESHED = ("id", "domain_id", "bucket", "count", "weight_sum", "loss_sum")
-"""The columns of ``stratum`` that a process copies."""
+"""A process copies these columns of ``stratum``."""
 
 
 def log2_priority(loss: Floats, epsilon: float, top_priority: float) -> Floats:
-    """Return log2 of the priority: of ``loss + epsilon``, and of ``top_priority`` where the loss is NaN."""
-    # A loss near the largest float plus epsilon cannot overflow: epsilon is below half a unit in its last place.
+    """Return log2 of each priority: ``loss + epsilon``, or ``top_priority`` if the loss is NaN."""
+    # The sum cannot overflow near the largest float, because epsilon is below half a unit in its last place.
     return np.log2(np.where(np.isnan(loss), top_priority, loss + epsilon))
 
 
 def bucket_of(loss: Floats, epsilon: float) -> Ints:
-    """Return the bucket that bounds each loss most closely; ``UNMEASURED`` where the loss is NaN."""
+    """Return the bucket with the closest bound for each loss, or ``UNMEASURED`` if the loss is NaN."""
     buckets = np.ceil(2.0 * log2_priority(loss, epsilon, 1.0)).astype(np.int64)
     return np.where(np.isnan(loss), UNMEASURED, buckets)
 
 
 @dataclass(slots=True)
 class Strata:
-    """A process's copy of the strata of one buffer; the stratum at index ``i`` has the sequence number ``i + 1``."""
+    """The copy that a process has of the strata of one buffer. Index ``i`` has the sequence number ``i + 1``."""
 
     buffer_id: int
     domain: Ints = field(default_factory=lambda: np.empty(0, np.int64))
@@ -66,7 +66,7 @@ class Strata:
 
     @property
     def live(self) -> int:
-        """The number of live episodes."""
+        """Number of live episodes."""
         return int(self.count.sum())
 
     def copy(self) -> Strata:
@@ -75,7 +75,7 @@ class Strata:
         return replace(self, **changing)
 
     def occupied(self) -> Ints:
-        """Return the strata that hold episodes, in (domain, bucket) order: the order of every cumulative sum."""
+        """Return the strata that hold episodes, in (domain, bucket) order. Every cumulative sum uses this order."""
         if len(self._order) != len(self):
             self._order = np.lexsort((self.bucket, self.domain))
         return self._order[self.count[self._order] > 0]
@@ -86,13 +86,13 @@ class Strata:
         return np.where(buckets == UNMEASURED, np.log2(top_priority), buckets / 2.0)
 
     def relative_weight(self, strata: Ints, loss: Floats, epsilon: float, alpha: float) -> Floats:
-        """Return ``(priority / bound) ** alpha`` of rows in these strata, 1 where the loss is NaN."""
+        """Return ``(priority / bound) ** alpha`` of rows in these strata. It is 1 if the loss is NaN."""
         relative = alpha * (log2_priority(loss, epsilon, 1.0) - self.bucket[strata] / 2.0)
         return np.exp2(np.where(np.isnan(loss), 0.0, relative))
 
     def _relative_loss(self, strata: Ints, loss: Floats) -> Floats:
         measured = ~np.isnan(loss)
-        # In two steps, because 2 ** (bucket / 2) alone may exceed the range of a float.
+        # The division has two steps, because 2 ** (bucket / 2) alone may exceed the range of a float.
         root = np.exp2(np.where(measured, -self.bucket[strata] / 4.0, 0.0))
         return np.where(measured, loss, 0.0) * root * root
 
@@ -113,7 +113,7 @@ class Strata:
         return np.bincount(part, losses, parts).astype(np.float64), totals.astype(np.int64)
 
     def ids(self, indices: Ints) -> Ints:
-        """Return the ids of strata."""
+        """Return the ids of the strata with these indices."""
         return indices + (first_id(self.buffer_id) + 1)
 
     def indices(self, ids: Ints) -> Ints:
@@ -121,7 +121,7 @@ class Strata:
         return ids - (first_id(self.buffer_id) + 1)
 
     def ensure(self, domains: Ints, buckets: Ints) -> Ints:
-        """Make the strata that do not exist yet; return the index of the stratum of each (domain, bucket)."""
+        """Return the index of the stratum of each (domain, bucket). Strata that do not exist yet are made."""
         pairs = list(zip(domains.tolist(), buckets.tolist(), strict=True))
         new = [pair for pair in dict.fromkeys(pairs) if not self._has(pair)]
         if new:
@@ -129,7 +129,7 @@ class Strata:
         return np.array([self._index[pair] for pair in pairs], np.int64)
 
     def _has(self, pair: tuple[int, int]) -> bool:
-        # A rolled-back transaction may have left an entry for a stratum that never came to be, or another's.
+        # A rolled-back transaction may have left an entry for a stratum that does not exist, or for another stratum.
         at = self._index.get(pair)
         return at is not None and at < len(self) and (self.domain[at], self.bucket[at]) == pair
 
@@ -145,9 +145,9 @@ class Strata:
         self._changed.update(range(start, start + extra))
 
     def account(self, strata: Ints, loss: Floats, epsilon: float, alpha: float, sign: int) -> None:
-        """Add rows to the sums of their strata (``sign=1``), or take them away (``-1``).
+        """Add rows to the sums of their strata (``sign=1``), or subtract them (``sign=-1``).
 
-        The sums of a stratum that holds nothing are exactly zero.
+        The sums of an empty stratum are exactly zero.
         """
         np.add.at(self.weight_sum, strata, sign * self.relative_weight(strata, loss, epsilon, alpha))
         np.add.at(self.loss_sum, strata, sign * self._relative_loss(strata, loss))
@@ -155,7 +155,7 @@ class Strata:
         empty = touched[self.count[touched] == 0]
         self.weight_sum[empty] = 0.0
         self.loss_sum[empty] = 0.0
-        # Sums of positive numbers; rounding must not leave them below zero.
+        # These are sums of positive numbers, so rounding must not leave them below zero.
         self.weight_sum[touched] = np.maximum(self.weight_sum[touched], 0.0)
         self.loss_sum[touched] = np.maximum(self.loss_sum[touched], 0.0)
         self._changed.update(touched.tolist())
@@ -169,21 +169,21 @@ class Strata:
     def rearrange(
         self, conn: Connection, backend: Backend, leaving: tuple[Ints, Ints], entering: Ints
     ) -> tuple[Ints, Ints, Ints]:
-        """Let rows leave and enter so that positions stay dense. Rows that enter fill holes first, then the tail.
+        """Let rows leave and enter so that positions stay dense. Entering rows fill the holes first, then the tail.
 
         Parameters
         ----------
         leaving : (strata, positions)
-            The places of the rows that leave.
+            The places of the leaving rows.
         entering : array
-            The stratum of each row that enters.
+            The stratum of each entering row.
 
         Returns
         -------
         positions : array, shape of ``entering``
-            The new positions of the rows that enter.
+            The new positions of the entering rows.
         moved_ids, moved_positions : arrays
-            Rows of the tail that must take the holes that are left, and those holes.
+            Rows of the tail that must move into the remaining holes, and those holes.
         """
         stratum, hole, rank = _ranked(*leaving)
         holes, newcomers = np.bincount(stratum, minlength=len(self)), np.bincount(entering, minlength=len(self))
@@ -198,7 +198,8 @@ class Strata:
         fills = nth < holes[came]
         positions[place[fills]] = hole[first_hole[came[fills]] + nth[fills]]
 
-        # As many places beyond the new end as holes nobody filled; those that still hold a row give it to such a hole.
+        # There are as many places beyond the new end as unfilled holes. A place that still holds a row gives it to one
+        # of these holes.
         unfilled = rank >= newcomers[stratum]
         stratum, hole = stratum[unfilled], hole[unfilled]
         tail = after[stratum] + rank[unfilled] - newcomers[stratum]
@@ -215,7 +216,7 @@ class Strata:
         return np.array([row[1] for row in found], np.int64), fill
 
     def refresh(self, changed: list[tuple[Any, ...]]) -> None:
-        """Take over what other processes have changed: the columns ``REFRESHED`` of each changed stratum."""
+        """Copy the changes by other processes: the columns ``REFRESHED`` of each changed stratum."""
         if not changed:
             return
         ids, domains, buckets, counts, *sums = stored.arrays(stratum, REFRESHED, changed)
@@ -228,7 +229,7 @@ class Strata:
         self._changed.clear()
 
     def _refuse(self, at: Ints, domains: Ints, buckets: Ints, counts: Ints, weights: Floats, losses: Floats) -> None:
-        """Raise ``StoreCorrupt`` for impossible strata: they decide how much memory is taken, how long loops run."""
+        """Raise ``StoreCorrupt`` for impossible strata. They would decide the use of memory and the length of loops."""
         known = np.minimum(at, len(self) - 1) if len(self) else at
         possible = (buckets == UNMEASURED) | ((buckets >= LEAST_BUCKET) & (buckets <= LARGEST_BUCKET))
         possible &= (domains > 0) & (domains < 1 << SEQUENCE_BITS) & (counts >= 0) & (counts < 1 << SEQUENCE_BITS)
@@ -243,7 +244,7 @@ class Strata:
             raise stored.damaged(f"buffer {self.buffer_id}: stratum {bad[0]}", "cannot be as it is stored")
 
     def flush(self, conn: Connection, backend: Backend, stored: int, revision: int) -> None:
-        """Write the changed strata; the first ``stored`` ones exist in the database already."""
+        """Write the changed strata. The first ``stored`` strata exist in the database already."""
         changed = np.array(sorted(self._changed), np.int64)
         self._changed.clear()
         known, new = changed[changed < stored], changed[changed >= stored]

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, errors in one line, the choice of a buffer, printing."""
+"""The parts that all commands share: exit codes, errors in one line, the choice of a buffer, printing."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _end_on_signals() -> Iterator[None]:
         sys.exit(128 + number)
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # Only where nobody else decides: under nohup SIGHUP is ignored.
+    # A signal that has a handler already, or is ignored (SIGHUP under nohup), is left alone.
     before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is signal.SIG_DFL}
     for number in before:
         signal.signal(number, end)

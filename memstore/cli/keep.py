@@ -50,8 +50,8 @@ def check(db: str, buffer: str | None, as_json: bool) -> None:
 def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
     """Bring the tables of an older memstore up to date.
 
-    This is one transaction. First stop the processes that use the database. A SQLite file is copied before; the name of
-    the copy is printed.
+    This is one transaction. First stop the processes that use the database. A SQLite file is copied before the upgrade.
+    The name of the copy is printed.
     """
     from memstore.storage.upgrade import upgrade as upgrade_database
 
@@ -125,8 +125,8 @@ def restore(backup: str, db: str, keep: str | None, force: bool, as_json: bool) 
 def vacuum(db: str, as_json: bool) -> None:
     """Free the space that deleted rows still occupy.
 
-    A SQLite file is written anew: no other process may be writing or in the middle of a query then. PostgreSQL frees
-    the space for new rows. The sizes printed are in B, KiB, MiB or GiB (1 KiB = 1,024 bytes).
+    A SQLite file is written again. In that time no other process may write, or be in the middle of a query. PostgreSQL
+    frees the space for new rows. The printed sizes are in B, KiB, MiB or GiB (1 KiB = 1,024 bytes).
     """
     done = vacuum_database(db)
     if as_json:

@@ -1,8 +1,8 @@
 """Standard output and error of the command: every text arrives in some form, or the command ends without a traceback.
 
-Three things may stand between a text and its reader. The stream's encoding may lack a character: then a similar one,
-or an escape, takes its place. A text from a file may hold control characters that would steer the terminal: they are
-escaped. The stream may be closed, full, or a pipe that nobody reads: then the command ends with the exit code for that.
+Three things may stand between a text and its reader. The encoding of the stream may lack a character. A similar one, or
+an escape, then takes its place. A text from a file may hold control characters that would steer the terminal. They are
+escaped. The stream may be closed, full, or a pipe that nobody reads. The command then ends with an exit code for that.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class OutputFailed(Exception):
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Return the text with a similar character, or an escape, for each character that the encoding lacks.
+    """Return the text with a similar character, or an escape, in place of each character that the encoding lacks.
 
     Curves of blocks become digits, bars become ``#``, lines become ``-``, ``|`` and ``+``.
     """

@@ -42,7 +42,7 @@ class Image:
     Attributes
     ----------
     pixels : float64, shape (height, width, 1 or 3)
-        0 (dark) .. 1 (bright); NaN where the value is not finite.
+        0 (dark) .. 1 (bright), NaN for a value that is not finite.
     dark, bright : float
         Values of the array that 0 and 1 stand for.
     """
@@ -141,7 +141,7 @@ def _scale(values: Floats) -> Floats:
     """Return the values scaled to 0 (the least) .. 1 (the greatest); 0.5 if all are equal."""
     if not np.isfinite(values).any():
         return values
-    # Halved first, so that the difference of the largest floats is finite.
+    # The values are halved first, so that the difference of the largest floats is finite.
     low, high = np.nanmin(values) / 2, np.nanmax(values) / 2
     if high <= low:
         return np.where(np.isnan(values), np.nan, 0.5)

@@ -1,4 +1,4 @@
-"""Arithmetic of draws: whole slots from fractions, sums that are too long or too large to write out, sorted ids."""
+"""Arithmetic of draws: whole slots from fractions, sums of very many or very large terms, sorted ids."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from memstore.buffer.strata import Floats, Ints
 
 
 def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -> Ints:
-    """Return whole slots in proportion to shares. None gets more than its limit; the others get what is left over.
+    """Return whole slots in proportion to shares.
 
-    Systematic sampling over a random order gives the fractional slots (Madow 1949): each entry gets its share exactly
-    on average, and is never more than one slot away from it.
+    No entry gets more slots than its limit. The other entries share the slots that are left over. Systematic sampling
+    over a random order gives the fractional slots (Madow 1949). So each entry gets its share exactly on average, and
+    is never more than one slot away from it.
     """
     slots = np.zeros(len(shares), np.int64)
     open_ = (limits > 0) & (shares > 0)
@@ -24,13 +25,13 @@ def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -
         full = open_ & (ideal >= limits)
         if not full.any():
             break
-        # Before anything is rounded, so that the others share the slots that these cannot take.
+        # This comes before any rounding, so that the other entries share the slots that these cannot take.
         slots[full] = limits[full]
         open_ &= ~full
     given = np.floor(ideal + 1e-9).astype(np.int64)
     order = rng.permutation(len(shares))
     fractions = np.cumsum(np.maximum(ideal - given, 0.0)[order])
-    # Their sum is a whole number but for rounding, and rounding must not make one slot more or less.
+    # The exact sum is a whole number. Rounding errors must not make one slot more or less.
     fractions[-1] = round(fractions[-1])
     steps = np.floor(np.minimum(fractions, fractions[-1]) + rng.random())
     given[order] += np.diff(steps, prepend=0.0).astype(np.int64)
@@ -63,7 +64,7 @@ def power_sum(first: int, last: int, alpha: float) -> float:
 
 
 def is_in(ids: Ints, wanted: Ints) -> NDArray[np.bool_]:
-    """Flag the wanted ids that are among ``ids``, which ascend."""
+    """Flag the wanted ids that are among the ascending ``ids``."""
     if not len(ids):
         return np.zeros(len(wanted), np.bool_)
     flags: NDArray[np.bool_] = ids[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)] == wanted
@@ -71,6 +72,9 @@ def is_in(ids: Ints, wanted: Ints) -> NDArray[np.bool_]:
 
 
 def where_in(ids: Ints, wanted: Ints) -> Ints:
-    """Return the places in ``ids``, which ascend, of those wanted ids that are there; ascending, each once."""
+    """Return the places of the wanted ids in the ascending ``ids``: ascending, each place once.
+
+    A wanted id that is not among ``ids`` has no place.
+    """
     wanted = np.unique(wanted)
     return np.searchsorted(ids, wanted[is_in(ids, wanted)])

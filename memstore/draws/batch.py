@@ -1,4 +1,4 @@
-"""The options of a draw, and the batch it gives: payloads, probabilities, importance weights."""
+"""The options of a draw, and the batch that it gives: payloads, probabilities, importance weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class DrawOptions:
 
 
 def make_batch(pool: Pool, strategy: Strategy, drawn: Drawn, session: Session, options: DrawOptions) -> Batch:
-    """Return the drawn episodes with everything a trainer wants to know of them, all from the pool's snapshot."""
+    """Return the drawn episodes as a batch; everything in it is read from the pool's snapshot.
+
+    An importance weight is ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4).
+    """
     snapshot, episodes, odds = pool.snapshot, drawn.episodes, drawn.odds
     signature = snapshot.settings.signature
     assert signature is not None

@@ -1,4 +1,4 @@
-"""What the sampling index proposes to a weighted draw: strata by loss, octaves by age."""
+"""Candidates that the sampling index proposes to a weighted draw: from strata by loss, from octaves by age."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memstore.draws.rejection import Bins, Filter, Listing
 
 
 class _Candidates:
-    """What both kinds of candidates have in common."""
+    """The part that both kinds of candidates have in common."""
 
     bins: Bins
     acceptance: float
@@ -33,7 +33,7 @@ class _Candidates:
 
 
 class LossCandidates(_Candidates):
-    """Candidates for a law of losses: the bins are strata."""
+    """Candidates for a law of losses. The bins are strata."""
 
     def __init__(self, pool: Pool, law: LossLaw, strata: Ints, sieve: Filter | None) -> None:
         super().__init__(pool, law, sieve)
@@ -56,7 +56,7 @@ class LossCandidates(_Candidates):
 
 
 class AgeCandidates(_Candidates):
-    """Candidates for a law of ages: the bins are octaves of age. No row exists at an age whose episode has left."""
+    """Candidates for a law of ages. The bins are octaves of age. No row exists at the age of an episode that left."""
 
     def __init__(self, pool: Pool, law: AgeLaw, ages: tuple[int, int], sieve: Filter | None) -> None:
         super().__init__(pool, law, sieve)
@@ -82,7 +82,7 @@ class AgeCandidates(_Candidates):
 
 
 def stored_total(snapshot: Snapshot, strata: Ints, law: LossLaw) -> float | None:
-    """Return log2 of the total weight of these strata, from their stored sums; None if those are for another alpha."""
+    """Return log2 of the total weight of these strata, from stored sums. None if the sums are for another alpha."""
     if law.alpha != snapshot.settings.alpha:
         return None
     everything = snapshot.state.strata
@@ -90,5 +90,8 @@ def stored_total(snapshot: Snapshot, strata: Ints, law: LossLaw) -> float | None
 
 
 def octave_acceptance(alpha: float) -> float:
-    """Return the share that is accepted of candidates whose logarithms lie evenly over one octave below the bound."""
+    """Return the share of candidates that are accepted when log weights lie evenly in the octave below the bound.
+
+    It is the mean of ``2 ** (-alpha * u)`` for ``u`` uniform on [0, 1]: ``(1 - 2 ** -alpha) / (alpha * ln 2)``.
+    """
     return float(-np.expm1(-alpha * np.log(2)) / (alpha * np.log(2))) if alpha else 1.0

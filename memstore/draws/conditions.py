@@ -1,6 +1,6 @@
-"""What a condition on a draw asks for: what strata tell, what a drawn row tells, and what only a query tells.
+"""Conditions on a draw, sorted by who can test them: the strata, a drawn row, or only a query.
 
-Conditions on the domain choose strata, and so do conditions on the loss, by its half-octaves.
+Conditions on the domain choose strata. Conditions on the loss choose strata by half-octaves of priority.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from memstore.storage.schema import UNMEASURED
 Flags = NDArray[np.bool_]
 
 TOLD = frozenset({"id", "age", "loss", "replay_count", "domain"})
-"""The columns that a drawn row tells, without a query."""
+"""The columns that are known of a drawn row without a query."""
 
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """Some episodes as columns. A loss is NaN where it was never measured; domains are numbers, counted from 1."""
+    """Some episodes as columns. A loss that was never measured is NaN. Domains are numbers, counted from 1."""
 
     ids: Ints
     loss: Floats
@@ -36,14 +36,14 @@ class Episodes:
         return len(self.ids)
 
     def passing(self, condition: Condition, newest: int, names: Sequence[str]) -> Flags:
-        """Flag the episodes that pass, as the databases would.
+        """Flag the episodes that pass, by the same rules as the databases.
 
         Parameters
         ----------
         condition : Condition
-            It must be about the columns in ``TOLD`` alone.
+            It may use only the columns in ``TOLD``.
         newest : int
-            The id that was given out last; ages count from it.
+            The id that was given out last. Ages count from it.
         names : sequence of str
             The names of the domains, in the order of their numbers.
         """
@@ -81,12 +81,12 @@ class Episodes:
 
 
 def is_told(condition: Condition) -> bool:
-    """True if drawn rows tell whether they pass, without a query."""
+    """True if drawn rows can be tested without a query."""
     return all(not isinstance(test, HasTag) and test.column.name in TOLD for test in conditions_within(condition))
 
 
 def is_settled(condition: Condition) -> bool:
-    """True if an episode that passes once always passes, so that only episodes that come and go change the list."""
+    """True if an episode that passes once always passes. Only arrivals and departures then change the list."""
     return all(
         isinstance(test, HasTag) or (test.column.source == "episode" and test.column.name != "age")
         for test in conditions_within(condition)
@@ -96,19 +96,19 @@ def is_settled(condition: Condition) -> bool:
 def is_kept(condition: Condition) -> bool:
     """True if the process keeps a list of the episodes that pass.
 
-    It keeps none for limits on ids: they may be others in every draw, and a drawn row tells its id.
+    It keeps no list for limits on ids. Such limits may change in every draw, and the id of a drawn row is known.
     """
     return is_settled(condition) and (not is_told(condition) or _is_about_domains(condition))
 
 
 def parted(condition: Condition, kind: Callable[[Condition], bool]) -> tuple[Condition, Condition]:
-    """Split a condition into the parts of this kind and the others; an episode passes if it passes both."""
+    """Split a condition into the parts of this kind and the other parts. An episode passes if it passes both."""
     parts = conjuncts(condition)
     return AllOf(tuple(part for part in parts if kind(part))), AllOf(tuple(part for part in parts if not kind(part)))
 
 
 def chosen_strata(snapshot: Snapshot, condition: Condition) -> tuple[Ints, Condition]:
-    """Return the occupied strata that may hold episodes that pass, and the part of the condition left to test."""
+    """Return the occupied strata that may hold passing episodes, and the rest of the condition, still to be tested."""
     strata = snapshot.state.strata
     occupied = strata.occupied()
     none = np.zeros(len(occupied), np.int64)
@@ -131,7 +131,7 @@ def chosen_strata(snapshot: Snapshot, condition: Condition) -> tuple[Ints, Condi
 
 
 def _reached(buckets: Ints, test: Comparison, epsilon: float) -> Flags:
-    """Flag the buckets that may hold losses that pass. A row stands in the bucket of its loss, or a little above."""
+    """Flag the buckets that may hold passing losses. A row stands in the bucket of its loss, or a little above."""
     assert isinstance(test.value, (int, float))
     enough = np.ones(len(buckets), np.bool_)
     if test.value < 0:

@@ -1,4 +1,4 @@
-"""Draws of whole groups: several episodes that share a value, for learners that compare them with each other."""
+"""Draws of whole groups. A group is several episodes that share a value, for learners that compare them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from memstore.values.shown import shown
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Groups of the episodes that pass ``where``: those with the same value in the column ``by``."""
+    """The groups of the episodes that pass ``where``. Episodes of one group have the same value in column ``by``."""
 
     by: Column
     where: Condition | None
@@ -34,10 +34,11 @@ class Grouping:
             raise InvalidValue(f"say which type of {self.by} is meant: .number, .text or .flag")
 
     def draw(self, pool: Pool, strategy: Strategy, request: Request, size: int) -> Drawn:
-        """Draw ``request.count`` of the groups that have ``size`` episodes, and in each so many by the strategy.
+        """Draw ``request.count`` groups, and ``size`` episodes of each group by the strategy.
 
-        Groups all have the same probability. Episodes come group after group. Their odds are those of a first draw: of
-        the group, and of the episode in it.
+        Only groups with at least ``size`` episodes are drawn, all with the same probability. Episodes come group after
+        group. The probability of an episode is that of a first draw: the probability of its group times that of the
+        episode within the group.
         """
         found = pool.find_all(Demand(EVERY if self.where is None else self.where, self.by))
         found = found.take(found.label != found.labels.get(None, -1))
@@ -46,7 +47,7 @@ class Grouping:
             odds = strategy.odds(pool, found, exact=False, weighted=True).log2_importance
             possible = np.isfinite(odds)
             found, odds = found.take(possible), odds[possible]
-        # In the order of their oldest episodes, so that it does not matter how this process came to know them.
+        # Groups are in the order of their oldest episodes. So it does not matter how this process learned of them.
         labels, first, count = np.unique(found.label, return_index=True, return_counts=True)
         complete = labels[np.argsort(first, kind="stable")]
         complete = complete[np.isin(complete, labels[count >= size])]

@@ -1,6 +1,6 @@
-"""What a process knows of the episodes that pass conditions.
+"""Knowledge that a process keeps about the episodes that pass conditions.
 
-It keeps only what is committed, and never replaces a list by an older one.
+The process keeps only facts that are committed, and never replaces a list by an older one.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from memstore.draws.population import Demand, Population
 V = TypeVar("V")
 
 KEPT = 8
-"""The number of populations that a process keeps (those used last), and of lists of ids."""
+"""A process keeps this many populations, and this many lists of ids: the ones that were used last."""
 
 RENEWED = 2
-"""A list of ids is read anew after this many newcomers for each live episode: most of its ids have left by then."""
+"""A list of ids is read again after this many newcomers for each live episode. Most of its ids have left by then."""
 
 REMEMBERED = 64
-"""The number of conditions that a process remembers to have seen (those seen last)."""
+"""A process remembers that it has seen a condition, for this many conditions: the ones that were seen last."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownIds:
-    """Ids of the episodes that pass a settled condition: all that were live at ``revision``, and some that have left.
+    """Ids of the episodes that pass a settled condition.
 
-    The list was read when ``read`` episodes had been inserted. Newcomers up to ``inserted`` were added since.
+    The list holds all passing episodes that were live at ``revision``, and some that have left. It was read when
+    ``read`` episodes had been inserted. The newcomers up to number ``inserted`` were appended later.
     """
 
     ids: Ints
@@ -49,7 +50,7 @@ class KnownIds:
 
 @dataclass(slots=True)
 class Populations:
-    """A process's populations of one buffer, and its lists of ids, by which candidates are tested."""
+    """The populations of one buffer that a process keeps, and the lists of ids that it tests candidates with."""
 
     _kept: OrderedDict[tuple[str, str], Population] = field(default_factory=OrderedDict)
     _ids: OrderedDict[tuple[str, str], KnownIds] = field(default_factory=OrderedDict)
@@ -57,7 +58,7 @@ class Populations:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Population:
-        """Return the population in this snapshot, and ``keep`` it if the snapshot is of what is committed."""
+        """Return the population in this snapshot. ``keep`` it only if the snapshot shows committed data."""
         key = demand.key
         with self._lock:
             old = self._kept.get(key)
@@ -69,10 +70,10 @@ class Populations:
         return found
 
     def ids(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Ints | None:
-        """Return the ids of all live episodes that pass and of some that have left; None if a query costs less.
+        """Return the ids of all live episodes that pass, and of some that have left. None if a query costs less.
 
-        A condition that is never used again must not cost a scan. So ids are read when a condition is seen for the
-        second time, unless its population is known.
+        A condition that is used only once must not cost a scan. So the ids are read when a condition is seen for the
+        second time, or are taken from its population if that is known.
         """
         key, counters = demand.key, snapshot.state.counters
         with self._lock:
@@ -81,7 +82,7 @@ class Populations:
         if old is None and population is not None:
             old = KnownIds.of(population.ids, population.counters)
         if old is not None and old.revision > counters.revision:
-            return None  # episodes that have left since may be live in this snapshot
+            return None  # this snapshot is older than the list: it may hold episodes that left before the list was read
         if old is None and not (seen and keep):
             return None
         if old is None or (keep and counters.inserted - old.read > RENEWED * snapshot.state.strata.live):
@@ -102,7 +103,7 @@ class Populations:
             self._kept, self._ids, self._seen = OrderedDict(), OrderedDict(), OrderedDict()
 
     def after_fork(self) -> None:
-        """Start anew in a child: another thread of the parent may have held the lock."""
+        """Start empty in a child, with a new lock, because another thread of the parent may have held the old one."""
         self._lock = threading.Lock()
         self.clear()
 

@@ -1,7 +1,7 @@
-"""The laws of weighted draws: each gives a weight to every episode of a snapshot.
+"""The laws of weighted draws. A law gives a weight to every episode of a snapshot.
 
-Weights are handled as base-2 logarithms, for the reason given in ``memstore.buffer.strata``, and over the largest
-weight that is possible: so they are never above zero.
+Weights are base-2 logarithms; ``memstore.buffer.strata`` gives the reason. They are relative to the largest possible
+weight, so a logarithm is never above zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from memstore.storage.schema import SEQUENCE_BITS
 
 @dataclass(frozen=True, slots=True)
 class LossLaw:
-    """``priority ** alpha``; the largest possible weight is that of the largest priority ever measured."""
+    """The law ``w_i = p_i ** alpha`` with ``p_i = loss_i + epsilon`` (Schaul et al. 2016, section 3.3, equation 1).
+
+    ``top`` is the largest priority that was ever measured. Its weight is the largest possible weight.
+    """
 
     alpha: float
     epsilon: float
@@ -41,13 +44,13 @@ class LossLaw:
         return bound
 
     def lasts(self, counters: Counters) -> bool:
-        """True if episodes whose loss is unchanged weigh the same in a snapshot with these counters."""
+        """True if an episode with an unchanged loss weighs the same in a snapshot with these counters."""
         return counters.top_priority == self.top
 
 
 @dataclass(frozen=True, slots=True)
 class AgeLaw:
-    """``age ** -alpha``; ages are counted from the id that was given out last, ``newest``."""
+    """The law ``w_i = age_i ** -alpha``. Ages count from ``newest``, the id that was given out last."""
 
     alpha: float
     newest: int
@@ -58,7 +61,7 @@ class AgeLaw:
         return cls(alpha, snapshot.newest_possible())
 
     def log2_weight(self, ids: Ints, loss: Floats) -> Floats:
-        """Return log2 of the weights of episodes with these ids; losses do not matter."""
+        """Return log2 of the weights of episodes with these ids. The losses do not matter."""
         return -self.alpha * np.log2(self.newest + 1 - ids)
 
     def lasts(self, counters: Counters) -> bool:
@@ -67,4 +70,4 @@ class AgeLaw:
 
 
 Law: TypeAlias = LossLaw | AgeLaw
-"""A weight for each episode. Equal laws give equal weights."""
+"""A law gives a weight to each episode. Equal laws give equal weights."""

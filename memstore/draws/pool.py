@@ -1,4 +1,4 @@
-"""What a strategy asks, and of whom: a request, and the pool of episodes that it draws from."""
+"""The two things that a strategy works with: a request, and the pool of episodes that it draws from."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from memstore.queries.columns import Condition
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a draw.
+    """A request for rows.
 
     Parameters
     ----------
     count : int
-        Rows wanted. Without replacement, all rows that are left if they are fewer.
+        Number of rows wanted. Without replacement, a pool with fewer rows left gives them all.
     rng : numpy.random.Generator
-        All chance comes from it.
+        Source of all random numbers.
     taken : Located
-        Rows of the pool that must not be drawn: they are leased, or drawn already.
+        Rows of the pool that must not be drawn, because they are leased or already drawn.
     replacement : bool
         True if a row may be drawn twice.
     exact : bool
-        True if a scan may be made to know the probabilities.
+        True if the draw may scan to compute the probabilities.
     weighted : bool
-        True if importance weights are wanted.
+        True if the caller wants importance weights.
     """
 
     count: int
@@ -47,51 +47,51 @@ class Request:
         return replace(self, count=count)
 
     def after(self, drawn: Located, count: int) -> Request:
-        """Return the request for ``count`` more rows when these are drawn."""
+        """Return the request for ``count`` more rows after these rows were drawn."""
         taken = self.taken if self.replacement else Located.join([self.taken, drawn])
         return replace(self, count=count, taken=taken)
 
 
 class Pool(Protocol):
-    """The episodes that a draw is from, all of one snapshot.
+    """The episodes of one snapshot that a draw chooses from.
 
-    Strategies ask only this. How a pool finds its rows, by strata or otherwise, is its own affair.
+    Strategies use only these members. They do not know how a pool finds its rows.
     """
 
     snapshot: Snapshot
     condition: Condition
-    """The condition that episodes must pass; ``EVERY`` if the pool is the whole buffer."""
+    """The condition that episodes must pass. It is ``EVERY`` if the pool is the whole buffer."""
 
     @property
     def live(self) -> int:
-        """How many live episodes may be candidates; not all of them need to pass the condition."""
+        """Number of live episodes that may be candidates. Some of them may fail the condition."""
 
     def passing(self, rows: Located) -> Flags:
         """Flag the rows that are in the pool."""
 
     def episodes(self, rows: Located) -> Episodes:
-        """Return what is known of these rows."""
+        """Return these rows as columns: id, loss, replay count, domain."""
 
     def draw(self, law: Law, request: Request) -> Located:
-        """Draw rows in proportion to their weights by the law."""
+        """Draw rows in proportion to the weights that the law gives them."""
 
     def draw_evenly(self, request: Request) -> Located:
         """Draw rows that all have the same probability."""
 
     def domains(self) -> tuple[Ints, Ints]:
-        """Return the numbers of the domains that hold episodes of the pool, ascending, and how many each holds."""
+        """Return the ascending numbers of the domains with episodes in the pool, and how many episodes each has."""
 
     def draw_quotas(self, request: Request, quotas: Ints) -> Located:
-        """Draw so many rows of each of ``domains()``, evenly inside, and return them in random order."""
+        """Draw ``quotas[i]`` rows of the domain ``domains()[0][i]``, evenly inside it. Return all in random order."""
 
     def log2_total(self, law: Law, *, exact: bool) -> float | None:
-        """Return log2 of the sum of all weights; None if only a scan would tell and ``exact`` does not allow one."""
+        """Return log2 of the sum of all weights. None if that needs a scan and ``exact`` is false."""
 
     def log2_least(self, law: Law) -> float:
-        """Return log2 of the smallest weight in the whole buffer, whatever the condition."""
+        """Return log2 of the smallest weight in the whole buffer. The condition does not matter."""
 
     def scan(self) -> Population:
-        """Return all episodes of the pool, in id order; a draw makes this list at most once."""
+        """Return all episodes of the pool, in id order. A draw makes this list at most once."""
 
     def find_all(self, demand: Demand) -> Population:
-        """Return all episodes of the buffer that meet the demand, from what the process knows if it can."""
+        """Return all episodes of the buffer that meet the demand, from the lists of the process where possible."""

@@ -1,6 +1,6 @@
 """The three pools: the whole buffer, chosen strata, and the episodes that pass another condition.
 
-A later engine may answer by something else than strata: then this module changes, and ``candidates``, and no strategy.
+A later engine may replace the strata. Then only this module and ``candidates`` change; no strategy does.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def pool_of(snapshot: Snapshot, condition: Condition | None, known: Populations,
     Parameters
     ----------
     known : Populations
-        What the process knows of conditions.
+        The lists that the process keeps for conditions.
     keep : bool
-        True if the snapshot is of what is committed, so that the process may keep what is read of it.
+        True if the snapshot shows only committed data. The process may then keep the lists that it reads.
     """
     condition = EVERY if condition is None else condition
     strata, rest = chosen_strata(snapshot, condition)
@@ -42,10 +42,10 @@ def pool_of(snapshot: Snapshot, condition: Condition | None, known: Populations,
 
 @dataclass(eq=False)
 class Whole:
-    """All live episodes.
+    """The pool of all live episodes.
 
-    ``strata`` are those that hold them, in (domain, bucket) order. ``rest`` is the part of the condition that strata do
-    not answer.
+    ``strata`` holds the indices of the occupied strata, in (domain, bucket) order. ``rest`` is the part of the
+    condition that the choice of strata does not test.
     """
 
     snapshot: Snapshot
@@ -58,7 +58,7 @@ class Whole:
 
     @cached_property
     def live(self) -> int:
-        """How many episodes the strata hold."""
+        """Number of episodes in the strata."""
         return int(self.snapshot.state.strata.count[self.strata].sum())
 
     @cached_property
@@ -122,7 +122,7 @@ class Whole:
         return min(float(law.log2_weight(np.zeros(1, np.int64), loss)[0]), 0.0)
 
     def _listed(self) -> Population:
-        """Return all episodes of the pool: from the lists that the process keeps, or by a scan."""
+        """Return all episodes of the pool, from the lists that the process keeps, or by a scan."""
         settled, changing = parted(self.condition, is_kept)
         if conjuncts(changing) and not self._is_followed:
             return Demand(self.condition).read(self.snapshot)
@@ -130,19 +130,19 @@ class Whole:
         return found.take(self._told(found, changing)) if conjuncts(changing) else found
 
     def _filter(self, law: Law) -> Filter | None:
-        """Return the test that candidates for this law must pass besides."""
+        """Return the additional test that candidates for this law must pass; None if there is none."""
         return None
 
     def _stored_total(self, law: Law) -> float | None:
-        """Return log2 of the sum of all weights if it is known without a list."""
+        """Return log2 of the sum of all weights. None if that needs a list."""
         if isinstance(law, AgeLaw):
             youngest, oldest = self.ages
-            whole = oldest - youngest + 1 == self.live  # no episode has left in between
+            whole = oldest - youngest + 1 == self.live  # true if no episode between the two has left
             return float(np.log2(power_sum(youngest, oldest, law.alpha))) if whole else None
         return float(np.log2(self.live)) if law.alpha == 0 else stored_total(self.snapshot, self.strata, law)
 
     def _even_places(self, request: Request, strata: Ints) -> tuple[Ints, Ints]:
-        """Return places in these strata, all with the same probability: ranks first, so nothing is rejected."""
+        """Return places in these strata, all with the same probability. Ranks are drawn, so nothing is rejected."""
         sizes = self.snapshot.state.strata.count[strata]
         ends = np.cumsum(sizes)
         ranks = even_ranks(request, int(sizes.sum()), self._taken_ranks(request.taken, strata, ends - sizes))
@@ -159,7 +159,7 @@ class Whole:
 
     @cached_property
     def _is_followed(self) -> bool:
-        """True if the list of the pool follows the history, so that later draws need no scan."""
+        """True if the history keeps the list of the pool current. Later draws then need no scan."""
         tests = conjuncts(self.condition)
         if not all(is_settled(test) or is_told(test) for test in tests):
             return False
@@ -170,7 +170,10 @@ class Whole:
 
 
 class Chosen(Whole):
-    """All episodes of some strata: those that a condition on domains, or on whether a loss is known, chooses."""
+    """The pool of all episodes in some strata.
+
+    A condition on domains chooses such strata, and so does a condition that the loss is known or unknown.
+    """
 
     def _filter(self, law: Law) -> Filter | None:
         return None if isinstance(law, LossLaw) else self._test()
@@ -180,10 +183,10 @@ class Chosen(Whole):
 
 
 class Filtered(Chosen):
-    """The episodes of some strata that pass the rest of a condition.
+    """The pool of the episodes in some strata that pass the rest of a condition.
 
-    Candidates are tested: by what their rows tell, by a list of ids that pass, or by a query. Where few pass, a list of
-    all that pass finishes the draw.
+    Each candidate is tested by the columns of its row, by a list of passing ids, or by a query. If few candidates
+    pass, a list of all passing episodes finishes the draw.
     """
 
     def passing(self, rows: Located) -> Flags:
@@ -220,7 +223,7 @@ class Filtered(Chosen):
         return None
 
     def _asked(self, condition: Condition, ids: Ints) -> Flags:
-        """Flag the ids that pass, by the list of ids if there is one, else by a query."""
+        """Flag the ids that pass, by the list of passing ids if there is one, else by a query."""
         settled, asked = parted(condition, is_settled)
         passing = np.ones(len(ids), np.bool_)
         if conjuncts(settled):

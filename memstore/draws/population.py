@@ -1,9 +1,9 @@
-"""The episodes that pass a condition on facts that never change, as a list that follows the log.
+"""Lists of the episodes that pass a condition on facts that never change. The log keeps a list current.
 
-The log tells all that can happen to such an episode: it comes (its id is new), its loss changes, it leaves. So a list
-is brought from one snapshot to a later one by reading what was appended between them. Looking up each episode anew
-would take 40 ms a draw for 10,000 of them in 1M. Weights that were computed of the list are brought along in the same
-way.
+Three things can happen to such an episode, and the log records each: it comes (its id is new), its loss changes, or it
+leaves. So the log entries between two snapshots bring a list from the earlier to the later one. To look up each episode
+again would take 40 ms a draw for 10,000 episodes in 1M. The weights that were computed for a list are brought to the
+later snapshot in the same way.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ _EVENTS = (
 )
 
 FOLLOWED_SHARE = 4
-"""Reading anew costs less than following when more than one in this many live episodes has changed."""
+"""To read a list again costs less than to follow the log if more than one in this many live episodes has changed."""
 
 FORGOTTEN_SHARE = 2
-"""Reading anew drops labels that no episode has. It is done when there are more than this many for each live one."""
+"""A list is read again if it has more than this many labels for each live episode. That drops the unused labels."""
 
 COLUMNS = ("ids", "loss", "replay_count", "domain", "label")
 """The columns of a ``Population``."""
 
 LAWS = 4
-"""The number of laws whose weights are brought along; a mixed strategy uses one or two."""
+"""The weights of at most this many laws are brought to a later snapshot. A mixed strategy uses one or two laws."""
 
 
 @dataclass(frozen=True, slots=True)
 class Population(Episodes):
     """Live episodes that pass a condition, in id order.
 
-    ``counters`` are those of the snapshot, and ``live`` is its number of live episodes, in the whole buffer. Where
-    episodes are grouped by a column, ``labels`` numbers its values, and ``label`` is the number of each one's value.
+    ``counters`` holds the counters of the snapshot. ``live`` is the number of live episodes in the whole buffer. If the
+    episodes are grouped by a column, ``labels`` maps the values of the column to numbers, and ``label`` holds the
+    number of each episode's value.
     """
 
     label: Ints
@@ -61,12 +62,12 @@ class Population(Episodes):
     _domains: list[tuple[Ints, Ints, Ints]] = field(default_factory=list)
 
     def take(self, which: NDArray[Any]) -> Population:
-        """Return the episodes at these places, or those that are flagged."""
+        """Return the episodes at these places, or the flagged ones if ``which`` is a mask."""
         columns = {name: getattr(self, name)[which] for name in COLUMNS}
         return replace(self, **columns, _origin=(self, which), _weights={}, _domains=[])
 
     def weight(self, law: Law) -> Floats:
-        """Return the weights over the largest possible one; a weight may underflow to zero."""
+        """Return the weights, relative to the largest possible weight. A weight may underflow to zero."""
         found = self._weights.get(law)
         if found is None:
             if self._origin is None:
@@ -83,7 +84,7 @@ class Population(Episodes):
         return float(np.log2(total)) if total > TINY else log2_sum(law.log2_weight(self.ids, self.loss))
 
     def by_domain(self) -> tuple[Ints, Ints, Ints]:
-        """Return the domains, where each one ends in ``order``, and ``order``: the places, by domain and then by id."""
+        """Return the domains, the end of each domain in ``order``, and ``order``: places sorted by domain, then id."""
         if not self._domains:
             sizes = np.bincount(self.domain)
             narrow = self.domain.astype(np.int16) if len(sizes) < 2**15 else self.domain  # ten times faster to sort
@@ -92,20 +93,20 @@ class Population(Episodes):
         return self._domains[0]
 
     def kept_laws(self, counters: Counters) -> list[Law]:
-        """Return the laws whose weights are known and last."""
+        """Return the laws with known weights that stay right in a snapshot with these counters."""
         return [law for law in list(self._weights) if law.lasts(counters)][-LAWS:]
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A list of episodes to make: all that pass ``condition``, with labels by the column ``by`` if there is one."""
+    """The demand for a list of all episodes that pass ``condition``, labelled by the column ``by`` if there is one."""
 
     condition: Condition
     by: Column | None = None
 
     @property
     def key(self) -> tuple[str, str]:
-        """Two texts that tell this demand from all others."""
+        """Two texts that identify this demand."""
         return str(self.condition), "" if self.by is None else f"{self.by} {self.by.kind}"
 
     def read(self, snapshot: Snapshot) -> Population:
@@ -114,7 +115,7 @@ class Demand:
         return self._found(snapshot, {}, None)
 
     def ids(self, snapshot: Snapshot, after: int) -> Ints:
-        """Return only the ids, of those that pass among the episodes after this one."""
+        """Return the ids of the passing episodes with an id above ``after``."""
         if not after:
             count("scans")
         scope = Scope.of(snapshot, "episodes", (), self.condition, by_id=after > 0)
@@ -122,9 +123,9 @@ class Demand:
         return np.array(snapshot.backend.fetch(snapshot.conn, query), np.int64).reshape(-1)
 
     def followed(self, snapshot: Snapshot, old: Population) -> Population:
-        """Bring an older list to this snapshot: by the log where it tells everything, else by reading anew.
+        """Bring an older list to this snapshot: by the log if it is complete, else by reading the list again.
 
-        The log has told everything if its replays and departures, and the newcomers, account for the buffer's counters.
+        The log is complete if its replays and departures, and the newcomers, account for the buffer's counters.
         """
         then, now, live = old.counters, snapshot.state.counters, snapshot.live
         recorded, inserted = now.recorded - then.recorded, now.inserted - then.inserted
@@ -140,7 +141,7 @@ class Demand:
         loss = np.array([row[1] for row in rows], np.float64)
         left = np.isnan(loss)
         if replays != np.sum(~left) or inserted != live - old.live + np.sum(left):
-            return self.read(snapshot)  # some events were not recorded, or are pruned
+            return self.read(snapshot)  # some events were not recorded, or were pruned
         count("followed")
         new = self._found(snapshot, old.labels, list(range(first + then.inserted + 1, first + now.inserted + 1)))
         gone = where_in(old.ids, ids[left])
@@ -165,7 +166,7 @@ class Demand:
         )
 
     def _rows(self, snapshot: Snapshot, among: list[int] | None) -> tuple[Floats, list[Any]]:
-        """Return ids, losses, replay counts and domains as a table of floats (all are below 2**53), and the labels."""
+        """Return a table of floats (ids, losses, replay counts, domains; whole numbers below 2**53), and the labels."""
         used = [col.loss, col.replay_count, col.domain, *([] if self.by is None else [self.by])]
         scope = Scope.of(snapshot, "episodes", used, self.condition, by_id=among is not None)
         query = scope.select(_m.episode_id, *map(scope.expression, used))
@@ -179,12 +180,12 @@ class Demand:
 
 
 def _table(rows: list[tuple[Any, ...]]) -> Floats:
-    return np.array(rows, np.float64).reshape(-1, 4)  # None as NaN
+    return np.array(rows, np.float64).reshape(-1, 4)  # None becomes NaN
 
 
 def _advanced(known: Population, new: Population, at: Ints, loss: Floats, laws: list[Law]) -> Population:
-    """Return the known list with later losses, in the order of their events, and newcomers; weighed by the laws."""
-    changed = _patched(known.loss, at, loss)  # of an episode that is there twice the last loss stays
+    """Return the known list with its later losses (in the order of events) and the newcomers, weighed by the laws."""
+    changed = _patched(known.loss, at, loss)  # if an episode is there twice, its last loss stays
     replays = known.replay_count + np.bincount(at, minlength=len(known)) if len(at) else known.replay_count
     columns = {name: getattr(known, name) for name in COLUMNS} | {"loss": changed, "replay_count": replays}
     joined: dict[str, Any] = {name: _joined(column, getattr(new, name)) for name, column in columns.items()}
@@ -196,7 +197,7 @@ def _advanced(known: Population, new: Population, at: Ints, loss: Floats, laws: 
 
 
 def _patched(column: Floats, at: Ints, values: Floats) -> Floats:
-    if np.array_equal(column[at], values):  # so a law with exponent zero copies nothing
+    if np.array_equal(column[at], values):  # a law with exponent zero comes here and copies nothing
         return column
     patched = column.copy()
     patched[at] = values

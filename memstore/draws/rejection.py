@@ -1,15 +1,16 @@
-"""Exact weighted draws by rejection: the law, and no database.
+"""Exact weighted draws by rejection. This module holds the mathematics and uses no database.
 
 Candidates are proposed from *bins*. A bin has a number of positions, and a bound on the weight at each of them. A
 candidate is accepted with probability weight / bound. Accepted candidates are independent draws in proportion to
-weight. Without replacement, repeats are skipped in the order of proposal: that is successive sampling (Plackett 1975;
-Luce 1959).
+weight. Without replacement, repeats are skipped in the order of proposal. That is successive sampling, the
+Plackett-Luce law (Plackett 1975; Luce 1959).
 
-Between rounds the positions that are drawn already are taken out of the proposals, and the position is then drawn among
-the others. So one dominating weight costs one short round and not a scan. (It would be biased to lower only the count
+Between rounds the drawn positions are taken out of the proposals. The next position is then drawn among the other
+positions. So one dominating weight costs one short round and not a scan. (It would be biased to lower only the count
 of the bin, and to go on proposing and rejecting the drawn positions.)
 
-Where few candidates are accepted, a list of all that may be drawn finishes the draw. What was accepted before stays.
+If few candidates are accepted, a list of all rows that may be drawn finishes the draw. Rows that were accepted before
+stay in the batch.
 """
 
 from __future__ import annotations
@@ -30,39 +31,39 @@ from memstore.draws.pool import Request
 from memstore.testing import count
 
 POOR_YIELD = 16
-"""A round is poor if fewer than one in this many candidates is accepted."""
+"""A round is poor if it accepts fewer than one in this many candidates."""
 
 POOR_ROUNDS = 8
-"""After this many poor rounds a list of all that may be drawn finishes the draw."""
+"""After this many poor rounds a list of all rows that may be drawn finishes the draw."""
 
 KNOWN_YIELD = 3
-"""The ``POOR_YIELD`` behind a condition whose list follows the log, and so is cheap from the second time on.
+"""This replaces ``POOR_YIELD`` behind a condition with a list that the log keeps current.
 
-At 1M rows a list of 300,000 costs 3 ms, and 1,000 candidates cost 4 ms.
+Such a list is cheap from the second draw on. At 1M rows a list of 300,000 costs 3 ms, and 1,000 candidates cost 4 ms.
 """
 
 BLOCK = 64
-"""The number of weights that are summed together."""
+"""A block holds this many weights, which are summed together."""
 
 MARGIN = 8
-"""To make up for repeats, a list proposes one in this many rows besides, and this many more."""
+"""A list proposes ``wanted / MARGIN + MARGIN`` rows more than it needs, to make up for repeats."""
 
 LIST_ROUNDS = 4
-"""Rounds of proposals from a list, before its keys decide. Keys cost more, and always suffice."""
+"""A list makes at most this many rounds of proposals. Then random keys finish: they cost more and always suffice."""
 
 PROBE = 64
-"""Candidates of the first round behind a filter. They show how many pass, and so decide how the draw goes on.
+"""The first round behind a filter has this many candidates. The number that passes decides how the draw goes on.
 
-So chance alone decides that, and not what the process knows.
+So only the random numbers decide it, and the lists that the process happens to keep do not.
 """
 
 SCAN_SHARE = 4
-"""A draw of more than one in this many live rows uses the list at once: a scan costs no more than such a draw."""
+"""A draw of at least one in this many live rows uses the list at once, because a scan costs no more than the draw."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """Where candidates come from: for each bin its number of positions, and log2 of its bound on a weight."""
+    """The bins that candidates come from. Each bin has a number of positions, and log2 of its bound on a weight."""
 
     count: Ints
     log2_bound: Floats
@@ -70,9 +71,10 @@ class Bins:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Everything that may be drawn: ids, ascending, and their weights.
+    """The list of all rows that may be drawn: ascending ids, and their weights.
 
-    ``weight`` is over the largest possible one, and may underflow to zero; ``log2_weight`` computes its log2.
+    ``weight`` is relative to the largest possible weight, and may underflow to zero. ``log2_weight`` computes the
+    logarithms, which do not underflow.
     """
 
     ids: Ints
@@ -82,9 +84,9 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A test that accepted candidates must pass besides.
+    """An additional test that accepted candidates must pass.
 
-    If fewer than one in ``poor_yield`` candidates passes the first round, the list of all that pass costs less.
+    If fewer than one in ``poor_yield`` candidates passes in the first round, a list of all passing rows costs less.
     """
 
     passing: Callable[[Located], Flags]
@@ -92,29 +94,29 @@ class Filter:
 
 
 class Candidates(Protocol):
-    """What ``draw`` asks: proposals with their weights, and everything that may be drawn."""
+    """The source of a draw: it gives proposals with their weights, and the list of all rows that may be drawn."""
 
     live: int
-    """How many rows may be drawn, or more."""
+    """An upper bound on the number of rows that may be drawn."""
 
     bins: Bins
 
     acceptance: float
-    """Roughly the share of candidates that are accepted. It decides how many are proposed, not what is drawn."""
+    """The estimated share of accepted candidates. It decides how many are proposed, and never which rows are drawn."""
 
     filter: Filter | None
 
     def fetch(self, bins: Ints, positions: Ints) -> tuple[Located, Ints, Floats]:
-        """Return the rows that exist at these places, in order; the ordinals of their places; log2 of their weights."""
+        """Return the rows that exist at these places, the ordinals of their places, and log2 of their weights."""
 
     def places(self, rows: Located) -> tuple[Ints, Ints]:
         """Return the bin and the position of each row: the inverse of ``fetch``."""
 
     def listing(self) -> Listing:
-        """Return everything that may be drawn; this may take a scan."""
+        """Return the list of all rows that may be drawn. This may need a scan."""
 
     def rows_of(self, ids: Ints) -> Located:
-        """Return the rows of these ids of the listing, in this order."""
+        """Return the rows with these ids, in this order. The ids come from the listing."""
 
 
 def draw(candidates: Candidates, request: Request) -> Located:
@@ -123,7 +125,7 @@ def draw(candidates: Candidates, request: Request) -> Located:
     Returns
     -------
     Located
-        As many rows as asked for, or all that are left if they are fewer.
+        ``request.count`` rows in the order drawn. Without replacement, all rows that are left if they are fewer.
     """
     wanted, sieve = request.count, candidates.filter
     if not request.replacement and (wanted + len(request.taken)) * SCAN_SHARE >= candidates.live:
@@ -133,7 +135,7 @@ def draw(candidates: Candidates, request: Request) -> Located:
     proposed = proposals(wanted, candidates.acceptance) if sieve is None else PROBE
     while (found := _round(candidates, request.rng, proposed, excluded)) is not None:
         if not request.replacement:
-            # The first of each id, in the order of proposal.
+            # Only the first candidate of each id counts, in the order of proposal.
             found = found.take(np.sort(np.unique(found.ids, return_index=True)[1]))
         found = found.take(np.arange(min(len(found), wanted)))
         drawn = Located.join([drawn, found])
@@ -147,20 +149,23 @@ def draw(candidates: Candidates, request: Request) -> Located:
             return Located.join([drawn, draw_listed(candidates, request.after(drawn, wanted))])
         if not request.replacement:
             excluded = _excluding(candidates, found, excluded)
-        # Behind a filter only the last round tells how many pass.
+        # Behind a filter, only the last round shows which share of the candidates passes.
         proposed = proposals(wanted, candidates.acceptance if sieve is None else len(found) / proposed)
     return drawn
 
 
 def proposals(wanted: int, acceptance: float) -> int:
-    """Return how many to propose so that one round is enough but for three standard deviations, within bounds."""
+    """Return the number of candidates that makes one round enough, with a margin of three standard deviations.
+
+    The assumed acceptance is at least ``1 / POOR_YIELD``.
+    """
     share = min(max(acceptance, 1 / POOR_YIELD), 1.0)
     mean = wanted / share
     return math.ceil(mean + 3 * math.sqrt(mean * (1 - share) / share) + 8)
 
 
 def _excluding(candidates: Candidates, rows: Located, excluded: dict[int, Ints]) -> dict[int, Ints]:
-    """Return the excluded positions of each bin, ascending: those before, and those of the rows."""
+    """Return the excluded positions of each bin, ascending: the ``excluded`` ones and the positions of the rows."""
     if not len(rows):
         return excluded
     bins, at = candidates.places(rows)
@@ -196,7 +201,7 @@ def _cumulative(free: Ints, log2_bound: Floats) -> Floats | None:
 
 
 def choose(cumulative: Floats, uniform: Floats) -> Ints:
-    """Return the index of the step of the cumulative sum that holds each uniform number, never a step of zero."""
+    """Return the step of the cumulative sum that each uniform number falls on. No step of size zero is returned."""
     target = uniform * cumulative[-1]
     last = int(np.searchsorted(cumulative, cumulative[-1]))
     chosen: Ints = np.minimum(np.searchsorted(cumulative, target, side="right"), last)
@@ -204,7 +209,7 @@ def choose(cumulative: Floats, uniform: Floats) -> Ints:
 
 
 def unchosen(bins: Ints, rank: Ints, excluded: dict[int, Ints]) -> Ints:
-    """Return the position of the ``rank``-th position of each bin that is not excluded."""
+    """Return, for each bin, its ``rank``-th position among those that are not excluded."""
     position = rank.copy()
     for b, positions in excluded.items():
         inside = bins == b
@@ -215,7 +220,10 @@ def unchosen(bins: Ints, rank: Ints, excluded: dict[int, Ints]) -> Ints:
 
 
 def even_ranks(request: Request, total: int, gone: Ints) -> Ints:
-    """Return ranks below ``total``, all with the same probability. Without replacement, none of ``gone``, ascending."""
+    """Return ranks below ``total``, all with the same probability.
+
+    Without replacement no rank is one of the ascending ``gone``.
+    """
     if request.replacement:
         return request.rng.integers(0, total, request.count)
     free = total - len(gone)
@@ -224,7 +232,7 @@ def even_ranks(request: Request, total: int, gone: Ints) -> Ints:
 
 
 def draw_listed(candidates: Candidates, request: Request) -> Located:
-    """Draw rows from the list of all that may be drawn."""
+    """Draw rows from the list of all rows that may be drawn."""
     count("listed")
     listing = candidates.listing()
     gone = where_in(listing.ids, request.taken.ids)
@@ -235,8 +243,8 @@ def draw_listed(candidates: Candidates, request: Request) -> Located:
 def from_list(listing: Listing, rng: np.random.Generator, wanted: int, gone: Ints, *, replacement: bool) -> Ints:
     """Return places in the listing, drawn in proportion to weight, outside ``gone``.
 
-    The first round proposes from all and skips what is gone, which is successive sampling again. Later rounds leave out
-    what is gone, so one dominating weight costs one round.
+    The first round proposes from all places and skips those in ``gone``. That is successive sampling too. Later rounds
+    propose only from the other places, so one dominating weight costs one round.
     """
     chosen = np.empty(0, np.int64)
     few = replacement or (wanted + len(gone)) * SCAN_SHARE < len(listing.ids)
@@ -257,10 +265,10 @@ def from_list(listing: Listing, rng: np.random.Generator, wanted: int, gone: Int
 
 
 def choose_among(weight: Floats, uniform: Floats) -> Ints:
-    """Return the place of the weight that each uniform number falls on, never a weight of zero.
+    """Return the place of the weight that each uniform number falls on. No weight of zero is chosen.
 
-    Nothing is returned if the sum of the weights is too small. A block is chosen by the sums of the blocks, then a
-    place inside: one long cumulative sum takes five times as long.
+    The result is empty if the sum of the weights is at most ``TINY``. The sums of the blocks choose a block, then the
+    weights inside choose a place. One long cumulative sum would take five times as long.
     """
     sums = np.add.reduceat(weight, np.arange(0, len(weight), BLOCK)) if len(weight) else weight
     ends = np.cumsum(sums)
@@ -293,11 +301,12 @@ def _by_keys(listing: Listing, rng: np.random.Generator, wanted: int, gone: Ints
 
 
 def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:
-    """Return the places of the ``wanted`` smallest of Exp(1) / weight, smallest first: successive sampling in one pass.
+    """Return the places of the ``wanted`` smallest keys Exp(1) / weight, smallest first.
 
-    Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006.
+    That is successive sampling in one pass (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir";
+    their key ``u ** (1 / w)`` is ``exp(-key)`` of this one). Keys are compared as logarithms.
     """
-    # The ziggurat may return zero, once in 2**53.
+    # The ziggurat algorithm of numpy may return zero, once in 2**53.
     clocks = np.maximum(rng.exponential(size=len(log2_weight)), np.finfo(np.float64).tiny)
     keys = np.log2(clocks) - log2_weight
     return np.argsort(keys, kind="stable")[:wanted]

@@ -1,4 +1,4 @@
-"""Draws for one handle on a buffer: ``sample``, ``lease``, ``sample_groups`` and the waiting before them."""
+"""Draws for one handle on a buffer: ``sample``, ``lease``, ``sample_groups``, and the waiting before them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from memstore.types import Batch, Seconds
 
 
 def check_where(where: Condition | str | None) -> Condition | None:
-    """Return the condition on episodes, from itself or its text. None for no condition."""
+    """Return the condition on episodes, parsed if it is a text. None means no condition."""
     return None if where is None else as_condition(where)
 
 
@@ -43,11 +43,11 @@ class Sampler:
     ----------
     session : Session
     populations : Populations
-        What the process knows of conditions from earlier draws.
+        The lists that the process keeps for conditions of earlier draws.
     own : Strategy or None
-        The handle's own default, in place of the buffer's.
+        The handle's own default. None stands for the default of the buffer.
     named : str
-        How messages name the memory.
+        The name of the memory in messages.
     """
 
     def __init__(self, session: Session, populations: Populations, own: Strategy | None, named: str) -> None:
@@ -57,15 +57,15 @@ class Sampler:
         self._named = named
 
     def default(self, snapshot: Snapshot) -> Strategy:
-        """Return the strategy of draws that are given none."""
+        """Return the strategy of a call that gives none."""
         return self.own or as_strategy(snapshot.settings.strategy)
 
     def standing(self) -> str:
-        """Say how many episodes are there, for the error of a wait that is over."""
+        """Return a text with the number of live episodes, for the error of a wait that took too long."""
         return f"{self._named} {self._session.read(limiter.standing)}"
 
     def sample(self, options: DrawOptions, wait: Seconds | None) -> Batch:
-        """Draw a batch, after waiting for its turn; see ``EpisodicMemory.sample``."""
+        """Wait for the turn of the draw, and draw a batch. See ``EpisodicMemory.sample``."""
         limited = self._session.committed.settings.limiter is not None
         seconds = math.inf if wait is None else check_wait(wait)
         if wait is not None:
@@ -82,7 +82,7 @@ class Sampler:
             raise
 
     def lease(self, options: DrawOptions, duration: Seconds, wait: Seconds, consumer: str) -> Batch:
-        """Draw a batch of episodes that nobody holds, and hold them; see ``EpisodicMemory.lease``."""
+        """Draw a batch of episodes that no consumer holds, and hold them. See ``EpisodicMemory.lease``."""
         held_for, seconds = leases.check_duration(duration), check_wait(wait)
 
         def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
@@ -100,7 +100,7 @@ class Sampler:
                 patient.pause()
 
     def wait(self, min_size: int, wait: Seconds) -> int:
-        """Wait until so many episodes are live; returns how many there are."""
+        """Wait until ``min_size`` episodes are live, and return the number of live episodes."""
         wanted, seconds = check_count(min_size), check_wait(wait)
         self._check_reachable(wanted)
         with Patience(self._session, seconds, self.standing) as patient:
@@ -128,7 +128,7 @@ class Sampler:
         return self._session.drawing().run(work)
 
     def _drawn(self, options: DrawOptions, taken: Located, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
-        """Draw from one snapshot outside the rows that are ``taken``."""
+        """Draw from one snapshot, outside the ``taken`` rows."""
         pool = self._pool(snapshot, options.where)
         taken = taken.take(pool.passing(taken))
         chosen = self.default(snapshot) if options.strategy is None else as_strategy(options.strategy)

@@ -1,4 +1,4 @@
-"""The five strategies, one idea each."""
+"""The five strategies: uniform, by loss, by recency, balanced over domains, and mixtures of these."""
 
 from __future__ import annotations
 
@@ -26,15 +26,21 @@ from memstore.storage import stored
 from memstore.types import ReplayStrategy
 
 MAX_ALPHA = 50.0
-"""The largest exponent, far beyond use. Above it the weight of a row one bucket below its bound rounds away in sums."""
+"""The largest exponent, far above any useful one.
+
+Above it, sums lose the weight of a row that stands one bucket below its bound, by rounding.
+"""
 
 LEAST = float(np.nextafter(0, 1))
-"""The smallest probability that a float can hold."""
+"""This is the smallest probability that a float can hold."""
 
 
 @dataclass(frozen=True)
 class Uniform(Strategy):
-    """Every live episode with the same probability. It never scans, but where every strategy may."""
+    """Draws every live episode with the same probability, ``P(i) = 1 / n`` for ``n`` live episodes.
+
+    It scans only behind a condition; see ``Strategy``.
+    """
 
     name: ClassVar[str] = ReplayStrategy.UNIFORM.value
 
@@ -73,13 +79,27 @@ class _ByLaw(Strategy):
 
 @dataclass(frozen=True)
 class PrioritizedLoss(_ByLaw):
-    """Proportional prioritization, P(i) ~ priority(i) ** alpha (Schaul et al. 2016, section 3.3).
+    """Draws by the last loss: proportional prioritization (Schaul et al. 2016, "Prioritized experience replay", 3.3).
+
+    The priority of an episode is ``p_i = loss_i + epsilon``, with the ``epsilon`` of the buffer. An episode that was
+    never measured has the largest priority ever measured in the buffer, 1.0 before any. Then::
+
+        P(i) = p_i ** alpha / sum_k(p_k ** alpha)             (section 3.3, equation 1)
+        w_i  = (P(i) / P_min) ** -beta                        (section 3.4)
+
+    ``w_i`` is the importance weight of ``sample(..., beta=...)``. The ``(N P(i)) ** -beta`` of the paper, divided by
+    its maximum, is the same number.
 
     Parameters
     ----------
     alpha : float
-        0 is uniform, 1 proportional to ``loss + epsilon``. If it is neither 0 nor the buffer's, whose sums are stored,
-        ``exact_probability`` costs a scan; a draw does not.
+        In [0, 50]. 0 draws uniformly, 1 draws in proportion to ``loss + epsilon``. The sums for the buffer's own alpha
+        are stored. With another alpha than that and 0, ``exact_probability`` needs a scan. The draw itself does not.
+
+    Raises
+    ------
+    ConfigError
+        ``alpha`` is not a number in its range.
     """
 
     name: ClassVar[str] = ReplayStrategy.PRIORITIZED_LOSS.value
@@ -94,13 +114,20 @@ class PrioritizedLoss(_ByLaw):
 
 @dataclass(frozen=True)
 class PrioritizedRecency(_ByLaw):
-    """The newer the likelier: P ~ age ** -alpha, age 1 for the newest episode, whatever the clocks say.
+    """Draws newer episodes more often: ``P(i) = age_i ** -alpha / sum_k(age_k ** -alpha)``.
+
+    The age counts insertions, and no clock: the newest episode has age 1.
 
     Parameters
     ----------
     alpha : float
-        0 is uniform; 1 gives each doubling of age the same share. If episodes between others have left,
-        ``exact_probability`` costs a scan; a draw does not.
+        In [0, 50]. 0 draws uniformly, 1 gives each doubling of age the same share. If an episode has left between two
+        that are live, ``exact_probability`` needs a scan. The draw itself does not.
+
+    Raises
+    ------
+    ConfigError
+        ``alpha`` is not a number in its range.
     """
 
     name: ClassVar[str] = ReplayStrategy.PRIORITIZED_RECENCY.value
@@ -111,17 +138,27 @@ class PrioritizedRecency(_ByLaw):
 
 @dataclass(frozen=True)
 class DomainBalanced(Strategy):
-    """Quotas per domain, uniform inside.
+    """Draws a quota of each domain, and draws uniformly inside a domain.
 
-    Remainder slots go to a fresh random subset of domains each draw. If a domain is too small for its quota, the others
-    share what it cannot give. Behind a condition on more than the domain a draw counts the episodes that pass in each
-    domain, which takes a scan.
+    ``P(i) = share(d) / n(d)`` for an episode of domain ``d`` with ``n(d)`` live episodes; the shares sum to 1. Each
+    draw gives the remaining slots to a new random subset of the domains. If a domain is too small for its quota, the
+    other domains share the rest of the quota. A condition on more than the domain needs a scan, to count the passing
+    episodes of each domain.
 
     Parameters
     ----------
     weights : mapping of domain name to share, optional
-        Default: equal shares for all domains. A domain that the mapping leaves out is not drawn. If no weighted domain
-        holds an episode, a draw raises ``ConfigError``; behind a condition there is then nothing to draw.
+        Default: equal shares for all domains. A domain that is not in the mapping is not drawn. If no domain in the
+        mapping holds an episode, a draw raises ``ConfigError``, and with a condition ``MemoryEmpty``.
+
+    Raises
+    ------
+    ConfigError
+        ``weights`` is not a mapping of names to numbers that are finite and at least 0, or all of them are 0.
+
+    Examples
+    --------
+    >>> batch = memory.sample(64, strategy=DomainBalanced({"math": 2, "code": 1}))
     """
 
     weights: Mapping[str, float] | None = None
@@ -169,16 +206,26 @@ class DomainBalanced(Strategy):
 
 @dataclass(frozen=True)
 class Mixed(Strategy):
-    """Shares of the batch by different strategies; no episode twice.
+    """Draws shares of the batch by different strategies. Without replacement no episode is drawn twice.
 
-    ``probability`` is defined as the share-weighted sum of the components'. With ``beta > 0`` a draw needs it. So it
-    scans where a component's ``exact_probability`` would, once for all components, and tells the probability.
+    The probability of an episode is defined as ``P(i) = sum_c(share_c * P_c(i))`` over the components ``c``. A draw
+    with ``beta > 0`` needs this probability. It scans if ``exact_probability`` of some component needs a scan, once
+    for all components. ``probability`` is then known too.
 
     Parameters
     ----------
     shares : mapping of strategy (or its name) to share, optional
-        Default: half ``PrioritizedLoss()``, half ``Uniform()``. The components draw in the order given. Slots that do
-        not divide evenly are randomised, so that every share holds on average.
+        Default: half ``PrioritizedLoss()``, half ``Uniform()``. The shares are scaled to the sum 1. The components draw
+        in the given order. Slots that do not divide evenly are randomised, so every share holds on average.
+
+    Raises
+    ------
+    ConfigError
+        ``shares`` is not a mapping of strategies to numbers above 0, is empty, or contains a ``Mixed``.
+
+    Examples
+    --------
+    >>> batch = memory.sample(64, strategy=Mixed({"prioritized_loss": 3, "uniform": 1}))
     """
 
     shares: Mapping[Strategy | str, float] = field(default_factory=lambda: {PrioritizedLoss(): 0.5, Uniform(): 0.5})
@@ -207,7 +254,7 @@ class Mixed(Strategy):
         parts, count = list(self.components), request.count
         slots = spread(request.rng, count, np.array(list(self.components.values())), np.full(len(parts), count))
         drawn = Located.none()
-        # A second pass, over all components in the same order, fills what one of them could not give.
+        # A second pass over all components, in the same order, fills the slots that some component could not fill.
         for part, slot in [*zip(parts, slots.tolist(), strict=True), *((part, count) for part in parts)]:
             wanted = min(slot, count - len(drawn))
             if wanted > 0:
@@ -224,14 +271,14 @@ class Mixed(Strategy):
                 return Odds(mixture, None, np.nan)
             mixture += share * np.exp2(probability)
             possible = np.isfinite(odds.log2_importance)
-            # The scale of the component's importances is the same for every episode.
+            # The quotient of probability and importance is the same for every episode of a component.
             scale = (probability[possible] - odds.log2_importance[possible])[:1].sum()
             smallest = share * float(np.exp2(odds.log2_least + scale))
             if odds.leaves_out:
                 somewhere.append(smallest)
             else:
                 everywhere += smallest
-        # An episode that one component leaves out is drawn by another, if at all.
+        # If one component never draws an episode, only another component may draw it.
         least = max(everywhere or min(somewhere, default=0.0), LEAST)
         with np.errstate(divide="ignore"):
             return Odds(np.log2(mixture), 0.0, float(np.log2(least)))
@@ -253,9 +300,12 @@ _BY_NAME: dict[str, type[Strategy]] = {
 
 
 def as_strategy(value: StoredStrategy | str) -> Strategy:
-    """A strategy from itself, its name, or its ``ReplayStrategy`` member.
+    """Return the strategy with this name or ``ReplayStrategy`` member. A strategy is returned as it is.
 
-    An unknown name raises ``ConfigError``; nothing falls back silently.
+    Raises
+    ------
+    ConfigError
+        No strategy has this name.
     """
     if isinstance(value, Strategy):
         return value
@@ -266,7 +316,7 @@ def as_strategy(value: StoredStrategy | str) -> Strategy:
 
 
 def strategy_from_json(text: str) -> Strategy:
-    """Return the strategy that ``Strategy.to_json`` wrote."""
+    """Return the strategy from the text that ``Strategy.to_json`` wrote."""
     return stored.built("the buffer's strategy", text, _from_dict)
 
 

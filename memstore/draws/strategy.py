@@ -1,4 +1,4 @@
-"""What a strategy is: a choice of rows from a pool, and the odds of each."""
+"""The base class of strategies. A strategy chooses rows from a pool, and tells the odds of each."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from memstore.draws.pool import Pool, Request
 from memstore.errors import ConfigError
 
 DEFAULT_ALPHA = 0.6
-"""The exponent of a strategy that is given none."""
+"""A strategy has this exponent unless another one is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Odds:
-    """How likely episodes are in a first draw.
+    """The probabilities of episodes in a first draw.
 
     Parameters
     ----------
     log2_importance : array
-        log2 of each probability, up to a common factor. It is only of use if ``log2_total`` is known or importance
+        log2 of each probability times a common factor. It has a meaning only if ``log2_total`` is known, or importance
         weights were wanted.
     log2_total : float, optional
-        log2 of that factor; None if only a scan would tell and nobody asked for it.
+        log2 of the common factor. None if that needs a scan that the request did not allow.
     log2_least : float
-        The smallest ``log2_importance`` in the whole buffer; NaN if no importance weights were wanted.
+        The smallest ``log2_importance`` in the whole buffer. NaN if no importance weights were wanted.
     leaves_out : bool
         True if some live episodes are never drawn.
     """
@@ -43,7 +43,7 @@ class Odds:
 
     @property
     def log2_probability(self) -> Floats | None:
-        """log2 of each probability, None if it is not known."""
+        """The base-2 logarithm of each probability. None if it is not known."""
         return None if self.log2_total is None else self.log2_importance - self.log2_total
 
 
@@ -59,20 +59,20 @@ class Drawn:
 
 
 class Strategy(ABC):
-    """A way to draw episodes; values are immutable, comparable, and stored with the buffer as JSON.
+    """A way to draw episodes. Strategies are immutable, comparable, and stored with the buffer as JSON.
 
-    A *scan* is a query over all episodes of the buffer. No draw makes more than one. The process keeps what it found
-    and brings it up to date from the history, so later draws with the same condition need none. Where the history is
-    not recorded in full, each draw after a change scans again.
+    A *scan* is a query over all episodes of the buffer. No draw makes more than one. The process keeps the result of a
+    scan, and the history keeps it current. So later draws with the same condition need no scan. If the history is not
+    recorded in full, each draw after a change scans again.
 
-    Every strategy scans for a draw of more than a quarter of what is live, where few episodes pass a condition, and
-    where ``exact_probability`` asks for a probability that nothing stored tells.
+    A strategy scans only in three cases: a draw by weights takes a quarter or more of the live episodes; few episodes
+    pass a condition; or ``exact_probability`` asks for a probability that the stored sums do not give.
     """
 
     name: ClassVar[str]
 
     def draw(self, pool: Pool, request: Request) -> Drawn:
-        """Draw rows, and say how likely they were."""
+        """Draw rows, and return them with their odds."""
         rows = self.choose(pool, request) if pool.live > len(request.taken) else Located.none()
         episodes = pool.episodes(rows)
         if not len(rows):
@@ -81,7 +81,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def choose(self, pool: Pool, request: Request) -> Located:
-        """Draw rows, or all that are left when they are fewer than asked for."""
+        """Draw ``request.count`` rows. If fewer are left, draw them all."""
 
     @abstractmethod
     def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
@@ -91,18 +91,24 @@ class Strategy(ABC):
         """
 
     def parameters(self) -> dict[str, Any]:
-        """Return what ``strategy_from_json`` needs to build the strategy again: its fields."""
+        """Return the fields of the strategy. ``strategy_from_json`` builds the strategy from them."""
         return dict(vars(self))
 
     @property
     def index_alpha(self) -> float:
-        """The exponent that the stored weight sums should have for this strategy."""
+        """Exponent that the stored weight sums should have for this strategy."""
         return DEFAULT_ALPHA
 
     def with_alpha(self, alpha: float) -> Strategy:
-        """Return the same strategy with another exponent."""
+        """Return the same strategy with another exponent.
+
+        Raises
+        ------
+        ConfigError
+            The strategy has no exponent, or ``alpha`` is out of its range.
+        """
         raise ConfigError(f"strategy {self.name!r} has no alpha")
 
     def to_json(self) -> str:
-        """Return the strategy as it is stored in the ``buffer`` row."""
+        """Return the JSON text that the ``buffer`` row stores."""
         return json.dumps({"name": self.name, **self.parameters()}, sort_keys=True)

@@ -1,4 +1,4 @@
-"""The share of the draws that a strategy aims to give to each domain, as far as the strata tell."""
+"""The share of the draws that a strategy aims to give to each domain, computed from the strata alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from memstore.draws.strategies import DomainBalanced, Mixed, PrioritizedLoss, St
 
 
 def domain_targets(strategy: Strategy, snapshot: Snapshot) -> Floats | None:
-    """Return the share of each domain, in the order of the buffer's domains; None if only a scan would tell."""
+    """Return the share of each domain, in the order of the buffer's domains. None if that needs a scan."""
     strata, names = snapshot.state.strata, snapshot.state.domain_names
     occupied = strata.occupied()
     domains = strata.domain[occupied] - 1

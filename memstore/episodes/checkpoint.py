@@ -1,4 +1,4 @@
-"""Named states of a trainer, in the database of the buffer: one commit holds both."""
+"""Named states of a trainer, in the database of the buffer. One commit can hold both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _c = checkpoint.c
 
 
 def save(snapshot: Snapshot, name: str, packed: list[Any], rng: np.random.Generator, now: float) -> None:
-    """Store a state, in the two parts that `pack` makes, and the generator; it replaces the checkpoint of this name."""
+    """Store the state of the generator, and a trainer's state in the two parts that ``pack`` makes.
+
+    A checkpoint of the same name is replaced.
+    """
     document, data = packed
     generator, _ = pack(rng.bit_generator.state)
     own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
@@ -51,7 +54,7 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
     Raises
     ------
     CheckpointNotFound
-        There is none of this name; the message has the names that exist.
+        No checkpoint has this name. The message lists the existing names.
     StoreCorrupt
         The bytes do not match their checksum.
     """
@@ -69,7 +72,7 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def examine(snapshot: Snapshot) -> Iterator[tuple[str | None, bool]]:
-    """Yield for each checkpoint a finding, None if it is sound, and True if its facts have a checksum."""
+    """Yield for each checkpoint a finding (None if it is sound), and True if its facts have a checksum."""
     query = select(_c.buffer_id, _c.name, _c.created_at, _c.revision, _c.inserted, _c.checksum)
     for row in snapshot.conn.execute(query.where(_c.buffer_id == snapshot.state.buffer_id)).all():
         finding = None

@@ -1,7 +1,7 @@
-"""The eviction policies, which decide who leaves at capacity: one small frozen class each.
+"""The eviction policies. They decide which episodes leave at capacity. Each is a small frozen class.
 
-A plan is made before anything is written. It does not depend on how the newcomers are cut into batches: ``extend`` of n
-episodes keeps the same episodes as n calls of ``add``.
+A plan is made before anything is written. It does not depend on the division of the newcomers into batches: ``extend``
+with n episodes keeps the same episodes as n calls of ``add``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _m = replay_metadata.c
 
 @dataclass(frozen=True, slots=True)
 class Newcomers:
-    """Episodes about to be inserted: ids, numbers of their domains, and losses (NaN if never measured)."""
+    """Episodes that will be inserted: ids, numbers of their domains, and losses (NaN if never measured)."""
 
     ids: Ints
     domains: Ints
@@ -48,13 +48,13 @@ class Newcomers:
 
     @staticmethod
     def none() -> Newcomers:
-        """Return nobody: for a buffer that shrinks."""
+        """Return no newcomers, for a buffer that shrinks."""
         return Newcomers(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which live episodes leave, and which newcomers stay.
+    """The decision of a policy: the live episodes that leave, and the newcomers that stay.
 
     A newcomer that does not stay still uses up an id and gets an event in the history.
     """
@@ -65,11 +65,14 @@ class Plan:
 
 
 Order = tuple[list[int | None], list[int | None]]
-"""Values of the columns (eviction_group, eviction_key) of some episodes."""
+"""An order holds the values of the columns (eviction_group, eviction_key) of some episodes."""
 
 
 class Eviction(ABC):
-    """A rule for who leaves when the memory is at capacity. Values are immutable, comparable, and stored by name."""
+    """A rule that decides which episodes leave when the memory is at capacity.
+
+    Policies are immutable, comparable, and stored by name. An eviction is part of the commit that needs the room.
+    """
 
     name: ClassVar[EvictionPolicy]
     always_plans: ClassVar[bool] = False
@@ -77,16 +80,16 @@ class Eviction(ABC):
 
     @abstractmethod
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        """Decide who leaves so that the newcomers fit."""
+        """Decide which episodes leave so that the newcomers fit. Nothing is written."""
 
     def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
-        """Return the order in which these episodes leave, as stored; None for a policy that needs no such order."""
+        """Return the stored order in which these episodes leave. All values are None if the policy needs no order."""
         return [None] * len(newcomers), [None] * len(newcomers)
 
 
 @dataclass(frozen=True)
 class Fifo(Eviction):
-    """The oldest leaves."""
+    """The policy by which the oldest episode leaves, in the order of insertion."""
 
     name: ClassVar[EvictionPolicy] = EvictionPolicy.FIFO
 
@@ -99,7 +102,10 @@ class Fifo(Eviction):
 
 @dataclass(frozen=True)
 class LowestLoss(Eviction):
-    """The smallest measured loss leaves, never the newcomer; where nothing is measured, the oldest."""
+    """The policy by which the episode with the smallest measured loss leaves, the oldest among equals.
+
+    If no episode was measured, the oldest leaves. A newcomer never leaves to make room for itself.
+    """
 
     name: ClassVar[EvictionPolicy] = EvictionPolicy.LOWEST_LOSS
 
@@ -109,7 +115,7 @@ class LowestLoss(Eviction):
 
 @dataclass(frozen=True)
 class LargestDomain(Eviction):
-    """The oldest episode of the domain with the most episodes leaves."""
+    """The policy by which the oldest episode of the domain with the most episodes leaves. It protects rare domains."""
 
     name: ClassVar[EvictionPolicy] = EvictionPolicy.LARGEST_DOMAIN
 
@@ -142,9 +148,15 @@ class LargestDomain(Eviction):
 
 @dataclass(frozen=True)
 class Reservoir(Eviction):
-    """A uniform sample of everything ever offered stays (Vitter 1985, by one random key per episode).
+    """The policy by which a uniform random sample stays of all episodes ever offered.
 
-    After deletions or growth, and until the buffer is full again, newcomers are favoured by a share of 1 / capacity.
+    Each of the ``t`` episodes offered so far is in the buffer with probability ``k / t``, for a capacity of ``k``
+    (Vitter 1985, "Random sampling with a reservoir"). Each episode gets one random key, and the episodes with the
+    largest keys stay. After deletions, or after the capacity has grown, a newcomer's probability is
+    ``(k + 1) / (t + 1)`` until the buffer is full again. That favours newcomers by a share of 1 / capacity.
+
+    A buffer gets this policy at its creation. ``configure`` refuses it if episodes have left under another policy,
+    because the remaining episodes are no uniform sample.
     """
 
     name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR
@@ -153,8 +165,8 @@ class Reservoir(Eviction):
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         keys = reservoir_keys(snapshot, newcomers.ids)
         floor = snapshot.state.counters.reservoir_floor
-        # The floor is the largest key that ever left. A newcomer below it would have left already, so it does not
-        # profit from deletions or growth. Until the reservoir is full again, the chance of a newcomer is
+        # The floor is the largest key that ever left. A newcomer with a smaller key would have left already, so it
+        # must not profit from deletions or growth. Until the reservoir is full again, the chance of a newcomer is
         # (k + 1) / (t + 1) in place of k / t.
         staying = np.ones(len(newcomers), np.bool_) if floor is None else keys > floor
         excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
@@ -174,9 +186,10 @@ class Reservoir(Eviction):
 
 @dataclass(frozen=True)
 class ReservoirLoss(Eviction):
-    """A newcomer enters with the probability of a reservoir; then the smallest measured loss leaves.
+    """The policy by which a newcomer enters as into a reservoir, and the smallest measured loss leaves.
 
-    This is a heuristic: the sample is not uniform.
+    A newcomer enters with probability ``k / t``, for a capacity of ``k`` and ``t`` episodes offered so far. Then the
+    episode with the smallest measured loss leaves. This is a heuristic: the remaining sample is not uniform.
     """
 
     name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR_LOSS
@@ -192,7 +205,7 @@ class ReservoirLoss(Eviction):
 
 @dataclass(frozen=True)
 class Refuse(Eviction):
-    """Nothing leaves: ``MemoryFull`` refuses newcomers that do not fit."""
+    """The policy by which no episode leaves. ``MemoryFull`` refuses newcomers that do not fit. Its name is ``none``."""
 
     name: ClassVar[EvictionPolicy] = EvictionPolicy.NONE
 
@@ -215,12 +228,12 @@ _POLICIES: dict[EvictionPolicy, Eviction] = {
 
 
 def as_eviction(value: Eviction | EvictionPolicy | str) -> Eviction:
-    """Return a policy from itself or its name.
+    """Return the policy with this name. A policy is returned as it is.
 
     Raises
     ------
     ConfigError
-        There is no such policy.
+        No policy has this name.
     """
     if isinstance(value, Eviction) and value in _POLICIES.values():
         return value
@@ -231,9 +244,9 @@ def as_eviction(value: Eviction | EvictionPolicy | str) -> Eviction:
 
 
 def default_eviction(strategy_name: str) -> Eviction:
-    """Return the policy that goes with a strategy, as in the origin.
+    """Return the default policy for a strategy. The choice is that of the origin.
 
-    Only DomainBalanced differs: its policy protects rare domains.
+    Only the choice for DomainBalanced differs: ``largest_domain`` protects rare domains.
     """
     goes_with: dict[str, Eviction] = {
         "prioritized_loss": LowestLoss(),
@@ -244,14 +257,14 @@ def default_eviction(strategy_name: str) -> Eviction:
 
 
 def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    """Decide who leaves, by the buffer's eviction policy, so that these newcomers fit.
+    """Decide which episodes leave, by the buffer's eviction policy, so that these newcomers fit.
 
     Raises
     ------
     MemoryFull
-        They do not all fit, and the policy is ``none``.
+        The newcomers do not all fit, and the policy is ``none``.
     StoreCorrupt
-        The strata count rows that are not there.
+        The strata count rows that do not exist.
     """
     policy = _POLICIES[snapshot.settings.eviction]
     if snapshot.live > snapshot.settings.capacity:
@@ -262,9 +275,9 @@ def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
 
 
 def _refuse_miscounted(snapshot: Snapshot) -> None:
-    """Raise ``StoreCorrupt`` if the strata count rows that are not there.
+    """Raise ``StoreCorrupt`` if the strata count rows that do not exist.
 
-    Only a buffer that shrinks holds more than its capacity; in any other case that is damage.
+    Only a buffer that shrinks may hold more than its capacity. In any other case that is damage.
     """
     found = snapshot.conn.scalars(select(func.count()).select_from(replay_metadata).where(snapshot.own)).one()
     if found != snapshot.live:
@@ -277,15 +290,15 @@ def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> Order:
 
 
 def excess_of(snapshot: Snapshot, newcomers: Newcomers) -> int:
-    """Return by how many episodes the capacity would be exceeded."""
+    """Return the number of episodes beyond the capacity if all newcomers entered."""
     return snapshot.live + len(newcomers) - snapshot.settings.capacity
 
 
 def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
-    """Return 63 random bits for each episode, a function of the buffer's seed and the insertion number alone.
+    """Return 63 random bits for each episode. They depend only on the buffer's seed and the number of the insertion.
 
-    Philox is counter-based (Salmon et al. 2011): block n of its stream belongs to insertion n. So the keys are the
-    same for any number of writers, batches and restarts.
+    Philox is a counter-based generator (Salmon et al. 2011). Block n of its stream belongs to insertion n. So the keys
+    are the same for any number of writers, batches and restarts.
     """
     sequence = ids - snapshot.first_id
     if not len(sequence):

@@ -18,18 +18,18 @@ from memstore.errors import InvalidValue, PayloadError
 from memstore.values.foreign import MAX_DEPTH, as_numpy, is_arraylike
 from memstore.values.shown import shown
 
-# An escaped NUL in JSON text: the backslash before it is itself not escaped.
+# This finds an escaped NUL in JSON text. The backslash before it must not be escaped itself.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def extra_json(value: Any) -> str | None:
-    """Return the text that is stored, None for None; ``InvalidValue`` names the place of a value that is no JSON."""
+    """Return the text to store, None for None. ``InvalidValue`` names the place of a value that is no JSON."""
     if value is None:
         return None
     try:
         text = _text(value)
     except (TypeError, ValueError, RecursionError):
-        # A second pass by hand turns it into plain values, or finds the one that is no JSON.
+        # A second, slower pass turns the value into plain values, or finds the value that is no JSON.
         text = _text_of_plain(_plain(value, "extra", 0))
     if _NUL.search(text):
         raise InvalidValue("extra must not contain NUL characters: PostgreSQL cannot store them")
@@ -45,7 +45,7 @@ def _text_of_plain(value: Any) -> str:
 
 def _text(value: Any) -> str:
     text = json.dumps(value, allow_nan=False, ensure_ascii=True)
-    json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text, and PostgreSQL's JSON refuses it
+    json.dumps(value, ensure_ascii=False).encode()  # this refuses a lone surrogate, which PostgreSQL cannot store
     json.loads(text, object_pairs_hook=_check_keys)
     return text
 
@@ -59,7 +59,7 @@ def _check_keys(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _plain(value: Any, where: str, depth: int) -> Any:
-    """Return the value in types that JSON knows: a numpy scalar as a number of Python, an array as lists."""
+    """Return the value in the types of JSON. A numpy scalar becomes a Python number, and an array becomes lists."""
     if depth > MAX_DEPTH:
         raise InvalidValue(f"{where:.200} is nested deeper than {MAX_DEPTH} levels; does it contain itself?")
     if value is None or isinstance(value, (bool, int)):
@@ -86,7 +86,7 @@ def _listed(value: Any, where: str, depth: int) -> Any:
         raise InvalidValue(f"{where:.200} is {shown(value)}, which is no JSON; give numbers, text, lists and dicts")
     if array.dtype.kind == "O" and array.ndim == 0 and not isinstance(array.item(), (dict, list, str, type(None))):
         raise InvalidValue(f"{where:.200} is an array of {shown(array.item())}, which is no JSON")
-    # A float32 becomes the float64 of the same value, for conditions compare it as that later.
+    # A float32 becomes the float64 of the same value, because conditions compare it as a float64 later.
     listed = array.astype(np.float64).tolist() if array.dtype.kind == "f" else array.tolist()
     return listed if array.dtype.kind in "biu" else _plain(listed, where, depth + 1)
 

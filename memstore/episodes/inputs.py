@@ -1,4 +1,4 @@
-"""Check what callers give, and turn it into columns, before any transaction starts."""
+"""Checks of the arguments of callers, which become columns before any transaction starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_COUNT = 2**31
-"""At most so many episodes may be asked for in one call."""
+"""One call may ask for at most this many episodes."""
 
 UPDATE_ADVICE = "update takes on_invalid='skip' to write the valid ones"
 EXTEND_ADVICE = "give None for what was never measured"
@@ -29,7 +29,7 @@ EXTEND_ADVICE = "give None for what was never measured"
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Episodes offered to the buffer, as columns of equal length; a loss is NaN if it was never measured."""
+    """Episodes offered to the buffer, as columns of equal length. A loss that was never measured is NaN."""
 
     blobs: list[bytes]
     domains: list[str]
@@ -53,18 +53,18 @@ def make_offer(blobs: list[bytes], now: float, given: Mapping[str, Any], *, one:
     Parameters
     ----------
     blobs : list of bytes
-        One encoded payload an episode.
+        One encoded payload for each episode.
     now : float
         The timestamp of an episode that is given none, in seconds.
     given : mapping
         All keywords, by name.
     one : bool
-        Each keyword is the value of one episode; else one value for all, or one for each.
+        True if each keyword is the value of one episode. Otherwise it is one value for all, or one for each.
 
     Raises
     ------
     InvalidValue
-        With the keyword, the value, and what was expected.
+        An argument is refused. The message has the keyword, the value, and the expected type or range.
     """
     count = len(blobs)
     if isinstance(given["key"], str) and count > 1:
@@ -94,7 +94,7 @@ def check_ids(ids: Ids) -> NDArray[np.int64]:
     Raises
     ------
     InvalidValue
-        When they are no whole numbers in one dimension.
+        The ids are not whole numbers in one dimension.
     """
     try:
         array = np.atleast_1d(np.asarray(as_numpy("episode ids", ids)))
@@ -110,18 +110,18 @@ def check_ids(ids: Ids) -> NDArray[np.int64]:
 
 
 def check_count(value: Any) -> int:
-    """Return the number of episodes that is asked for, from 1 to ``MAX_COUNT``."""
+    """Return a number of episodes, checked to lie between 1 and ``MAX_COUNT``."""
     return _valid(check_int, "count", value, minimum=1, maximum=MAX_COUNT)
 
 
 def as_losses(values: Losses, count: int) -> NDArray[np.float64]:
-    """Return ``count`` numbers as float64, a copy; their range is not checked. A single number stands for all.
+    """Return ``count`` numbers as a float64 copy. A single number stands for all. The range is not checked.
 
-    A tensor is detached, because a loss comes with its graph.
+    A tensor is detached, because a loss often comes with its graph.
     """
     try:
         values = as_numpy("loss", values)
-        # A list that mixes them with numbers would turn them into numbers, and a mask would be lost.
+        # A list that mixes bools or texts with numbers would become numbers, and a mask would be lost.
         if isinstance(values, np.ma.MaskedArray) or (isinstance(values, (list, tuple)) and _not_a_number(values)):
             raise TypeError("not a number among them")
         array = np.asarray(values)
@@ -136,7 +136,7 @@ def as_losses(values: Losses, count: int) -> NDArray[np.float64]:
     if array.ndim > 1 or (array.ndim == 1 and len(array) != count):
         raise InvalidValue(f"expected one loss per episode ({count}), got an array of shape {array.shape}")
     with np.errstate(over="ignore"):
-        # Adding zero turns -0.0 into 0.0; a copy, so that the caller's array is never aliased.
+        # The addition turns -0.0 into 0.0. It also makes a copy, so the caller's array is never shared.
         return np.broadcast_to(array, count).astype(np.float64) + 0.0
 
 
@@ -150,7 +150,7 @@ def _not_a_number(values: Iterable[Any]) -> bool:
 
 
 def _one_wrong(values: Any) -> str:
-    """Show the first value that is no number, with its index if there are several."""
+    """Return a text with the first value that is no number, and its index if there are several values."""
     if isinstance(values, np.ndarray) and values.dtype.kind == "O":
         values = values.ravel().tolist()
     wrong = next((v for v in values if _not_a_number([v])), values) if isinstance(values, (list, tuple)) else values
@@ -210,9 +210,9 @@ Checks = Callable[[str, Any], list[Any]]
 
 
 def _each(what: str, value: Any, count: int, check: Check, checks: Checks | None = None) -> list[Any]:
-    """Return one checked value an episode, from one value for all or from a sequence of values.
+    """Return one checked value for each episode, from one value for all or from a sequence of values.
 
-    ``checks``, where given, takes the whole sequence at once.
+    If ``checks`` is given, it checks the whole sequence at once.
     """
     if is_zoneless(value) and np.ndim(value):
         raise InvalidValue(f"{what} is a column of times without a time zone; give it one: .dt.tz_localize('UTC')")
@@ -225,14 +225,14 @@ def _each(what: str, value: Any, count: int, check: Check, checks: Checks | None
         return [check(value)] * count
     if len(value) != count:
         raise InvalidValue(f"{what} needs one value, or one per episode ({count}); got {len(value)}")
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUO":  # of times tolist() would make bare counts
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUO":  # tolist() would turn times into bare counts
         value = value.tolist()
     return [check(v) for v in value] if checks is None else checks(what, value)
 
 
 def _domains(domain: Any, count: int) -> list[str]:
     names = _each("domain", domain, count, lambda v: v)
-    # Few distinct names stand for many episodes: each is checked once.
+    # Many episodes share few names, so each distinct name is checked once.
     for name in dict.fromkeys(names) if all(isinstance(name, str) for name in names) else names:
         _name("domain", name)
     return names if set(map(type, names)) <= {str} else list(map(str, names))
@@ -255,7 +255,7 @@ def check_option(name: str, value: Any, *choices: str) -> str:
 
 
 def check_texts(what: str, values: Any) -> list[str]:
-    """Return a sequence of names as a list; ``what`` is the word for one of them, for the error."""
+    """Return a sequence of names as a list. ``what`` is the word for one name in an error."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise InvalidValue(f"{what}s must be a sequence of str, got {shown(values)}")
     return [str(check_name(what, value)) for value in values]
@@ -286,7 +286,7 @@ def _level(what: str, value: Any) -> int:
 
 
 def _valid(check: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
-    """Return what the check of a setting returns; its error is that of a value here."""
+    """Return the result of a check of settings. Its ``ConfigError`` becomes an ``InvalidValue``."""
     try:
         return check(*args, **keywords)
     except ConfigError as exc:

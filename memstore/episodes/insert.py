@@ -1,4 +1,4 @@
-"""Insert and remove episodes; each is a change to every table in one transaction."""
+"""Insertion and removal of episodes. Each changes every table in one transaction."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from memstore.values.letting_go import held_until_done
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """Ids in the order of the offer, the payloads that are stored now, and the ids that left to make room."""
+    """The ids in the order of the offer, the payloads that were stored, and the ids that left to make room."""
 
     ids: Ints
     blobs: dict[int, bytes]
@@ -49,14 +49,14 @@ def add(
     *,
     one: bool,
 ) -> Ints:
-    """Add one episode, or several, in one commit, after waiting for the buffer's limiter; returns their ids.
+    """Wait for the buffer's limiter, add one episode or several in one commit, and return their ids.
 
-    ``columns`` are the other keywords of the call by name; ``standing`` says how things stand, for the error of a wait
-    that is over.
+    ``columns`` holds the other keywords of the call by name. ``standing`` returns the text for the error of a wait that
+    took too long.
     """
     fields, patience, now = numpy_payload(payload), check_wait(wait), time.time()
     count = None if one else Signature.batch_size(fields)
-    # Encoded before the lock is taken, so that other writers do not wait for it.
+    # The payloads are encoded before the lock is taken, so that other writers do not wait for that.
     assumed = session.committed.settings.signature or Signature.infer(fields, count)
     offer = make_offer(_encoded(assumed, fields, count), now, columns, one=one)
     group = Group(now, consumer)
@@ -66,7 +66,7 @@ def add(
         signature = snapshot.settings.signature
         if signature is None:
             snapshot.state.store_settings(snapshot.conn, replace(snapshot.settings, signature=assumed))
-        elif signature != assumed:  # another process was faster with the first add
+        elif signature != assumed:  # another process made the first add since
             return insert(snapshot, replace(offer, blobs=_encoded(signature, fields, count)), group)
         return insert(snapshot, offer, group)
 
@@ -85,10 +85,10 @@ def _encoded(signature: Signature, fields: Payload, count: int | None) -> list[b
 
 
 def insert(snapshot: Snapshot, offer: Offer, group: Group) -> Inserted:
-    """Insert what is new by its key, and evict as the policy says; ``group`` says when, and by whom.
+    """Insert the offers with new keys or no key, and evict by the policy. ``group`` holds the time and the consumer.
 
-    Every offer takes the next id, also an offer that the reservoir turns away: ids are gapless at insert. A key that
-    was seen before returns its first id, whatever became of that episode.
+    Every offer takes the next id, even an offer that the reservoir turns away. So ids have no gaps at insertion. A key
+    that was seen before returns its first id, even if that episode has left.
     """
     known = known_keys(snapshot, offer.keys)
     next_id = snapshot.newest_possible() + 1
@@ -177,7 +177,7 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
 
 
 def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np.float64]) -> tuple[Ints, Ints]:
-    """Take rows out of every table and make places for newcomers; returns their positions and stratum ids."""
+    """Take rows out of every table, make places for newcomers, and return their positions and stratum ids."""
     strata, settings = snapshot.state.strata, snapshot.settings
     entering = strata.ensure(domains, bucket_of(loss, settings.epsilon))
     positions, moved, moved_to = strata.rearrange(
@@ -200,9 +200,9 @@ def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np
 
 
 def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
-    """Remove live rows, none of them twice, from every table; what they were called (their keys) stays known.
+    """Remove live rows from every table. No row may be given twice. The keys of the episodes stay known.
 
-    The group of each part says in the history why it went.
+    The group of each part holds the reason of its departure, for the history.
     """
     for rows, group in parts:
         depart(snapshot, group, rows)

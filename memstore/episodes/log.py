@@ -1,7 +1,7 @@
-"""The log behind the history: it appends events in groups, tallies replays, and forgets old events.
+"""The log behind the history. It appends events in groups, tallies replays, and deletes old events.
 
-Events that happen in one call make a group: one row for what they share, and one row for each event. An event names
-the event before it of the same episode, so the history of an episode is a chain that no index is needed for.
+The events of one call make a group: one row for the facts that they share, and one row for each event. An event names
+the previous event of the same episode. So the history of an episode is a chain, and needs no index.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ from memstore.storage.schema import event_group, replay_event, replay_metadata, 
 _g, _v, _m = event_group.c, replay_event.c, replay_metadata.c
 
 PRUNE_EVERY = 1024
-"""After so many new events, at the latest, the log is searched for events that may go."""
+"""The log is searched for events that may be deleted after at most this many new events."""
 
 PRUNED_AT_ONCE = 16 * PRUNE_EVERY
-"""Events that one write removes at most, so that no write takes long."""
+"""One write deletes at most this many events, so that no write takes long."""
 
 PRUNE_PAGE = 64
 """Groups of events that are read at a time to find those that may go. Mostly few may."""
 
 SLACK = 4
-"""With ``max_events``, a quarter more events may be there, or 64: pruning in every write would cost 20 % of it."""
+"""With ``max_events``, the log may hold one in this many events more, or 64 more.
+
+To delete events in every write would cost 20 % of the write.
+"""
 
 LARGEST_TALLIED = 1e290
-"""Larger losses count as this one in the tally, so that the sum of 2**53 losses is still a float."""
+"""A larger loss counts as this loss in the tally, so that the sum of 2**53 losses is still a float."""
 
 RESOLUTION_BITS = 8
 """The tally has 2**8 slots for each doubling of the number of replays."""
@@ -55,12 +58,12 @@ EVENT: dict[str, type] = {
     "weight": float,
     "previous_id": int,
 }
-"""Columns of a group's events, with their types. The checksum of a group covers these and ``GROUP``."""
+"""The columns of a group's events, with their types. The checksum of a group covers these and ``GROUP``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What the events of one call share: what happened, when, by whom and why."""
+    """The facts that the events of one call share: time, consumer, kind, reason, step, strategy."""
 
     at: float
     consumer: str | None
@@ -71,7 +74,7 @@ class Group:
 
 
 def depart(snapshot: Snapshot, group: Group, rows: Rows, turned_away: Newcomers | None = None) -> None:
-    """Record that episodes leave; newcomers that were turned away leave too."""
+    """Record that episodes leave. Newcomers that were turned away leave too."""
     strangers = Newcomers.none() if turned_away is None else turned_away
     columns = {
         "domain": np.concatenate([snapshot.state.strata.domain[rows.stratum], strangers.domains]),
@@ -82,29 +85,29 @@ def depart(snapshot: Snapshot, group: Group, rows: Rows, turned_away: Newcomers 
     numbers = record(snapshot, group, np.concatenate([rows.ids, strangers.ids]), columns)
     last = columns["previous_id"][(numbers == 0) & (columns["previous_id"] > 0)]
     if len(last):
-        # An earlier policy recorded events of these, this one does not. Without a row that names the last of them,
-        # the chain would be lost.
+        # An earlier policy recorded events of these episodes, and this policy does not. Without a row that names their
+        # last event, the chain would be lost.
         ended = {"id": last.tolist(), "ends": [1] * len(last)}
         snapshot.backend.update(snapshot.conn, replay_event, "id", ended)
 
 
 def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, Any]) -> Ints:
-    """Append one event for each id, in the order given, where the buffer's policy records the episode.
+    """Append one event for each id, in the order given, if the buffer's policy records the episode.
 
     Parameters
     ----------
     snapshot : Snapshot
     group : Group
     ids : int64, shape (n,)
-        An id that comes twice has two events; the second follows the first.
+        An id that comes twice gets two events. The second one names the first one.
     columns : dict of arrays, shape (n,)
-        ``domain``, the number of the domain within the buffer, and any other column of the table; None leaves one out.
-        NaN means unknown, and a ``previous_id`` of 0 means that there is no event before.
+        ``domain``, the number of the domain within the buffer, and any other columns of the table. None leaves a column
+        out. NaN means unknown, and a ``previous_id`` of 0 means that there is no previous event.
 
     Returns
     -------
     int64, shape (n,)
-        Number of each event, 0 where none was recorded.
+        Number of each event. 0 if no event was recorded.
     """
     policy = snapshot.settings.history
     counters = snapshot.state.counters
@@ -135,9 +138,9 @@ def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, An
 
 
 def group_checksum(facts: Mapping[str, Any], events: Mapping[str, NDArray[Any] | None]) -> int:
-    """Return the checksum of a group and its events; NaN and 0 stand for unknown.
+    """Return the checksum of a group and its events. NaN and 0 stand for unknown.
 
-    It leaves out ``ends``, for that changes later.
+    The checksum leaves out ``ends``, because that column changes later.
     """
     count = facts["count"]
     unknown = {float: np.full(count, np.nan), int: np.zeros(count, np.int64)}
@@ -146,14 +149,14 @@ def group_checksum(facts: Mapping[str, Any], events: Mapping[str, NDArray[Any] |
 
 
 def repeats(ids: Ints) -> tuple[Ints, Ints]:
-    """Return the places where an id comes again, and for each the place where it came before."""
+    """Return the places where an id comes again, and for each of them the place where the id came before."""
     order = np.argsort(ids, kind="stable")
     again = np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1
     return order[again], order[again - 1]
 
 
 def _chained(ids: Ints, previous: Ints, numbers: Ints) -> Ints:
-    """Return the event before each one: ``previous``, or the event of the same episode in this very group."""
+    """Return the previous event of each event: ``previous``, or the event of the same episode in this group."""
     chained = previous.copy()
     again, before = repeats(ids)
     chained[again] = numbers[before]
@@ -166,7 +169,7 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
     Raises
     ------
     StoreCorrupt
-        An event names one that is not before it. So every chain has an end.
+        An event names an event that is not before it. Without this error a chain could be endless.
     """
     backend = snapshot.backend
     heads = select(_m.last_event_id.label("id")).where(backend.one_of(_m.episode_id, episodes))
@@ -174,7 +177,7 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
     start = union_all(heads, ends).subquery()
 
     def previous(number: ColumnElement[int]) -> ColumnElement[int]:
-        # A join would make PostgreSQL read the whole table, for it does not know how short the chains are.
+        # A join would make PostgreSQL read the whole table, because it does not know that the chains are short.
         return select(_v.previous_id).where(_v.id == number).scalar_subquery()
 
     links = select(start.c.id, previous(start.c.id).label("previous_id")).cte("chain", recursive=True)
@@ -189,17 +192,17 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
 
 
 def slot_of(number: int) -> int:
-    """Return the slot of the tally in which the replay of this number counts.
+    """Return the slot of the tally that counts the replay with this number.
 
-    Slots widen with the number: each doubling of it has 256. So the tally stays small for ever, and a stretch of the
-    history that is worth a picture has enough of them.
+    Slots become wider with the number: each doubling of the number has 256 slots. So the tally stays small for ever,
+    and any long part of the history has enough slots for a picture.
     """
     shift = max(number.bit_length() - RESOLUTION_BITS - 1, 0)
     return number >> shift << shift
 
 
 def tally(snapshot: Snapshot, group: Group, domains: Ints, loss: Floats) -> None:
-    """Count replays, given the domain and the loss of each. A batch counts in the slot of its first replay."""
+    """Count replays with their domains and losses. A batch counts in the slot of its first replay."""
     if not snapshot.settings.history.record:
         return
     found, place = np.unique(domains, return_inverse=True)
@@ -216,7 +219,7 @@ def tally(snapshot: Snapshot, group: Group, domains: Ints, loss: Floats) -> None
 
 
 def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.inf) -> int:
-    """Delete the oldest groups that the policy need not keep, about ``most`` events; returns how many events went."""
+    """Delete the oldest groups that the policy need not keep, about ``most`` events. Return the number deleted."""
     if policy.max_events is None and policy.max_age is None:
         return 0
     low = snapshot.first_id + 1
@@ -236,7 +239,7 @@ def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.in
 
 
 def _slack(policy: History) -> int:
-    """Return the number of new events after which old ones are pruned."""
+    """Return the number of new events after which old events are deleted."""
     return PRUNE_EVERY if policy.max_events is None else min(PRUNE_EVERY, max(64, policy.max_events // SLACK))
 
 

@@ -1,4 +1,4 @@
-"""New losses: replays are appended to the log, then applied to the replay metadata and the strata.
+"""New losses. Replays are appended to the log, then applied to the replay metadata and the strata.
 
 ``update`` calls ``append`` and ``fold`` in one transaction. Code outside of this module must not rely on that.
 """
@@ -19,9 +19,9 @@ from memstore.storage.schema import replay_metadata
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Losses measured in one step, one for each id.
+    """The losses that were measured in one step, one for each id.
 
-    ``probability`` and ``weight`` are those of the draw, None if the ids were not drawn.
+    ``probability`` and ``weight`` are those of the draw. They are None if the ids do not come from a draw.
     """
 
     ids: Ints
@@ -38,12 +38,12 @@ class Replay:
 def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints]:
     """Record the replays of live episodes and give them their new losses.
 
-    An id that comes twice is two replays; its last loss stays. An episode that reaches ``max_replays`` leaves.
+    An id that comes twice is two replays, and its last loss stays. An episode that reaches ``max_replays`` leaves.
 
     Returns
     -------
     tuple of int64 arrays
-        Ids that were updated, and ids that are not live, each sorted and without repetition.
+        The updated ids, and the ids that are not live. Both are sorted and without repetition.
     """
     distinct = np.unique(replay.ids)
     rows = snapshot.find(distinct)
@@ -64,9 +64,9 @@ def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints
 
 
 def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: Ints, before: Floats) -> Ints:
-    """Record one event for each replay, in the order given; returns their numbers.
+    """Record one event for each replay, in the order given, and return the numbers of the events.
 
-    ``place`` is the row of each replay. ``before`` is the loss before it, NaN if never measured.
+    ``place`` is the row of each replay. ``before`` is the loss before the replay, NaN if never measured.
     """
     domains = snapshot.state.strata.domain[rows.stratum][place]
     tally(snapshot, group, domains, replay.loss)
@@ -83,15 +83,16 @@ def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: 
 
 
 def fold(snapshot: Snapshot, rows: Rows, place: Ints, loss: Floats, numbers: Ints, at: float) -> None:
-    """Apply replays to their rows: the last loss of each stays.
+    """Apply replays to their rows. The last loss of each row stays.
 
     Parameters
     ----------
     snapshot : Snapshot
     rows : Rows
-        Live rows, each once, in id order; each has a replay.
+        Live rows, each once, in id order. Each row has a replay.
     place, loss, numbers : arrays, shape (n,)
-        Row, loss and event of each replay, in the order of the replays; the event is 0 if it was not recorded.
+        Row, loss and event number of each replay, in the order of the replays. The number is 0 if no event was
+        recorded.
     at : float
         Time of the replays, in seconds.
     """
@@ -121,17 +122,17 @@ def fold(snapshot: Snapshot, rows: Rows, place: Ints, loss: Floats, numbers: Int
 def _move(snapshot: Snapshot, rows: Rows, loss: Floats) -> tuple[NDArray[np.bool_], dict[str, Ints]]:
     """Account for the new losses in the strata, and move the rows that no longer fit theirs.
 
-    A priority above the bound of the stratum must move its row. One below moves it only if it fell by
-    ``FALL_BEFORE_MOVE`` buckets, so most updates touch no entry of the sampling index.
+    A row with a priority above the bound of its stratum must move. A row with a lower priority moves only if it fell by
+    ``FALL_BEFORE_MOVE`` buckets. So most updates touch no entry of the sampling index.
 
     Returns
     -------
     tuple
-        True for the rows that move, and the columns that say where each row stands now.
+        A flag for each row (True if it moves), and the columns with the new place of each row.
     """
     strata, settings = snapshot.state.strata, snapshot.settings
     wanted, standing = bucket_of(loss, settings.epsilon), strata.bucket[rows.stratum]
-    # The stratum of never-measured episodes lies below every bucket, so leaving it is a rise too.
+    # The stratum of never-measured episodes lies below every bucket, so a row that leaves it rises.
     moving = (wanted > standing) | (wanted <= standing - FALL_BEFORE_MOVE)
     target, position = rows.stratum.copy(), rows.position.copy()
     target[moving] = strata.ensure(strata.domain[rows.stratum[moving]], wanted[moving])

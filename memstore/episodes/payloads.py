@@ -1,4 +1,4 @@
-"""Stored payloads: read, compared with their checksums, and kept in the cache."""
+"""Reading of stored payloads. They are compared with their checksums and kept in the cache."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from memstore.storage.address import restoring
 from memstore.storage.schema import payload
 
 CHUNK = 4096
-"""Rows per round of a pass over the buffer: a few MB of payloads."""
+"""A pass over the buffer reads this many rows at a time: a few MB of payloads."""
 
 
 def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep: bool) -> list[bytes]:
-    """Return encoded payloads in the order of the ids: from the cache, else from the table and verified.
+    """Return encoded payloads in the order of the ids. They come from the cache, or verified from the table.
 
-    ``keep`` puts what was read into the cache. Not inside ``transaction()``: its payloads may never be committed.
+    ``keep`` puts the payloads that were read into the cache. It must be false inside ``transaction()``, because
+    payloads of the transaction may never be committed.
 
     Raises
     ------
     StoreCorrupt
-        When one of these live episodes has no payload, or one that does not match its checksum.
+        One of these live episodes has no payload, or a payload that does not match its checksum.
     """
     found = cache.get(ids)
     missing = [i for i in dict.fromkeys(ids) if i not in found]
@@ -54,9 +55,10 @@ def _damaged(snapshot: Snapshot, episode_id: int) -> StoreCorrupt:
 
 
 def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Yield ids and verified payloads of the whole buffer, in id order, by chunks.
+    """Yield ids and verified payloads of the whole buffer, in id order, in chunks.
 
-    Ids of payloads that do not match their checksums go into ``damaged``; without it the first raises ``StoreCorrupt``.
+    The ids of payloads that do not match their checksums are appended to ``damaged``. Without ``damaged``, the first
+    such payload raises ``StoreCorrupt``.
     """
     for rows in snapshot.pages(payload, ("episode_id", "crc32", "data"), CHUNK):
         bad = [episode_id for episode_id, crc, data in rows if checksum(data, episode_id) != crc]

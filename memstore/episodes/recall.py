@@ -1,4 +1,4 @@
-"""Live episodes by id, key, time, tag and likeness: whole, or their replay metadata alone."""
+"""Live episodes found by id, key, time, tag or likeness: whole, or only their replay metadata."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _Replays = tuple[float | None, float | None, int, float | None]
 
 
 def episodes(session: Session, ids: Ids) -> list[Episode]:
-    """Return whole episodes in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
+    """Return whole episodes in the order of the ids. Raise ``EpisodeNotFound`` if one is missing."""
     wanted = check_ids(ids).tolist()
     return session.read(partial(_read, session, wanted))
 
 
 def metadata(session: Session, ids: Ids) -> list[ReplayMetadata]:
-    """Return replay metadata in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
+    """Return replay metadata in the order of the ids. Raise ``EpisodeNotFound`` if an episode is missing."""
     wanted = check_ids(ids).tolist()
     found = session.read(lambda s: _read_metadata(s, list(dict.fromkeys(wanted))))
     return [found[i] for i in wanted]
@@ -72,7 +72,7 @@ def tagged(session: Session, tags: Iterable[str], match: Literal["any", "all"], 
 
 
 def nearest(session: Session, query: Vector, on: str, limit: int) -> list[Match]:
-    """Return the episodes nearest to ``query`` by the Euclidean distance of a field, nearest first; a full scan."""
+    """Return the episodes nearest to ``query`` by the Euclidean distance of a field, nearest first, by a full scan."""
     most = check_count(limit)
 
     def work(snapshot: Snapshot) -> list[Match]:
@@ -135,7 +135,7 @@ def _replayed(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, _Replays]:
     Raises
     ------
     EpisodeNotFound
-        When one of the ids is not live.
+        One of the ids is not live.
     """
     low, high = id_range(snapshot.state.buffer_id)
     own = [i for i in ids if low <= i <= high]
@@ -157,7 +157,7 @@ def _replayed(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, _Replays]:
 
 
 def _facts(snapshot: Snapshot, columns: tuple[str, ...], ids: Sequence[int]) -> Mapping[int, tuple[Any, ...]]:
-    """Return rows of table ``episode`` by id, for live episodes; ``columns`` begin with the id and the timestamp."""
+    """Return rows of table ``episode`` by id, for live episodes. ``columns`` begins with the id and the timestamp."""
     facts = {row[0]: tuple(row) for row in snapshot.backend.select(snapshot.conn, episode, columns, "id", ids)}
     for number in ids:
         if number not in facts:
@@ -190,7 +190,7 @@ def _ids_tagged(snapshot: Snapshot, tags: Sequence[str], every: bool, limit: int
 
 
 def _vector(field: Field, query: Vector) -> Floats:
-    """Return the query as numbers in one dimension, as many as the field holds."""
+    """Return the query as numbers in one dimension. It must have as many numbers as the field."""
     if not field.fixed or np.dtype(field.dtype).kind == "c":
         raise InvalidValue(f"recall() measures distances on real fields of fixed shape; {field} is none")
     try:

@@ -1,4 +1,4 @@
-"""Write the losses of a replay back."""
+"""The writing of losses after a replay."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from memstore.types import EvictionPolicy, ReplayStrategy, RetentionPolicy
 Retrieval = Literal["draw", "mir"]
 
 _FORMER_NAMES = {"strategy": "replay_strategy", "alpha": "priority_alpha"}
-"""Settings whose names in stored configurations of earlier versions differ from their names now."""
+"""Earlier versions stored these settings under other names: the old name of each, with its name now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class OnlineLearnerConfig:
     replay_ratio : float
         Replayed episodes per new example. They are added to the new ones and never take their place. May exceed 1.
     replay_strategy : Strategy, str, ReplayStrategy or None
-        How replayed episodes are drawn: a strategy such as ``PrioritizedLoss(0.8)``, or the name of one. None: by the
+        Strategy that draws replayed episodes, such as ``PrioritizedLoss(0.8)``, or the name of a strategy. None: the
         memory's own strategy, with the memory's exponent.
     priority_alpha : float or None
         Exponent of the strategy, >= 0. It replaces the exponent of a `Strategy` too. Strategies without an exponent
@@ -64,17 +64,17 @@ class OnlineLearnerConfig:
     retrieval_candidates : int
         Episodes that ``"mir"`` draws and compares.
     ewc : bool
-        True adds the penalty of elastic weight consolidation to every step, see `EWC`.
+        True adds the penalty of elastic weight consolidation to every step. See `EWC`.
     ewc_lambda : float
         Strength of the penalty, >= 0.
     ewc_decay : float
         Share of the former Fisher diagonal that a consolidation keeps, 0 to 1.
     ewc_samples : int
-        Episodes, drawn uniformly, that each Fisher estimate is made from.
+        Number of episodes, drawn uniformly, for each Fisher estimate.
     consolidation_interval : int
         New examples between two consolidations. Used only without a ``scheduler``.
     scheduler : ConsolidationScheduler or None
-        When to consolidate. None: every ``consolidation_interval`` new examples.
+        Rule that decides when to consolidate. None: every ``consolidation_interval`` new examples.
     integrate_steps : int
         Extra gradient steps of a consolidation, each on ``batch_size`` episodes drawn evenly over the domains.
     max_age : float or None
@@ -83,15 +83,16 @@ class OnlineLearnerConfig:
         A consolidation deletes episodes below this importance, 0 to 1 (see `memstore.RetentionPolicy`).
     consolidate_similar : float or None
         A consolidation keeps one of several near-identical episodes. The number is the tolerance, 0 to 1 (see
-        `memstore.RetentionPolicy`). This reads every payload inside the learner's commit: other writers wait meanwhile.
+        `memstore.RetentionPolicy`). This reads every payload inside the learner's commit, and other writers wait for
+        it.
     curriculum : CurriculumConfig or None
         The levels to advance through. None: ``stats.current_level`` is the level of the newest example.
     checkpoint_every : int or None
-        Learning calls that share one commit, which ends with a checkpoint. With any number the learner resumes
-        exactly from the last checkpoint. 1 (the default) commits in every call. A larger number holds the write lock
-        from the first of the calls to the last, so only a learner that is alone on its database should use it: all
-        others would wait. None commits in every call and saves a checkpoint only in ``save_state``; whatever was
-        learned after the last one is then in the memory and not in the weights.
+        Number of learning calls that share one commit, which ends with a checkpoint. With any number the learner
+        resumes exactly from the last checkpoint. 1 (the default) commits in every call. A larger number holds the write
+        lock from the first of the calls to the last. Only a learner that is alone on its database should use it,
+        because all others would wait. None commits in every call, and saves a checkpoint only in ``save_state``. After
+        a crash, the calls since the last checkpoint are then in the memory and not in the weights.
     checkpoint_name : str
         Name of these checkpoints.
 
@@ -108,7 +109,7 @@ class OnlineLearnerConfig:
     capacity : int
         Largest number of episodes in the memory.
     eviction : str or EvictionPolicy or None
-        Which episodes leave at capacity. None: those that suit the strategy.
+        Policy that decides which episodes leave at capacity. None: the policy that suits the strategy.
 
     Raises
     ------
@@ -344,23 +345,23 @@ class OnlineLearnerConfig:
 
 
 _NESTED: dict[str, Any] = {"scheduler": ConsolidationScheduler, "curriculum": CurriculumConfig}
-"""Settings that are objects, with the class of each."""
+"""These settings are objects. Each is given with its class."""
 
 _WHOLE_NUMBERS = dict.fromkeys(("seed", "integrate_steps"), 0) | dict.fromkeys(
     ("batch_size", "capacity", "consolidation_interval", "retrieval_candidates", "ewc_samples", "checkpoint_every"), 1
 )
-"""Settings that are integers, with the smallest value of each."""
+"""These settings are integers. Each is given with its smallest value."""
 
 _NUMBERS = dict.fromkeys(("beta", "ewc_decay", "min_importance", "consolidate_similar"), 1.0) | dict.fromkeys(
     ("replay_ratio", "priority_alpha", "ewc_lambda", "max_age", "momentum"), math.inf
 )
-"""Settings that are finite numbers >= 0, with the largest value of each."""
+"""These settings are finite numbers >= 0. Each is given with its largest value."""
 
 _OPTIONAL = {"priority_alpha", "checkpoint_every", "max_age", "min_importance", "consolidate_similar"}
-"""Numbers that may be None."""
+"""These numbers may be None."""
 
 PRESETS = ("default", "fast", "stable", "prioritized", "balanced")
-"""Names of the presets, for `OnlineLearnerConfig.preset`."""
+"""`OnlineLearnerConfig.preset` takes these names."""
 
 
 def _stored_strategy(document: Mapping[str, Any]) -> Strategy:

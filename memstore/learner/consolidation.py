@@ -1,4 +1,4 @@
-"""What a consolidation does to the model: extra steps on past episodes, then a new estimate of what to protect."""
+"""The consolidation of the model: extra steps on past episodes, then a new estimate of the weights to protect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from memstore.types import Batch, ReplayStrategy
 
 @dataclass(frozen=True, slots=True)
 class Consolidation:
-    """What one consolidation did to the model. What it did to the memory is a `memstore.Retention`.
+    """The effect of one consolidation on the model. A `memstore.Retention` holds its effect on the memory.
 
     Attributes
     ----------

@@ -17,14 +17,14 @@ MAX_SPAN = 10**9
 
 @dataclass(frozen=True, slots=True)
 class CurriculumConfig:
-    """When to go to the next level, and when to go back.
+    """The rule that decides when the learner goes to the next level, and when it goes back.
 
     Parameters
     ----------
     start_level, max_level : int
         First and last level, 1 to 7.
     examples_per_level : int or None
-        The next level begins after this many examples of a level, whatever the losses. None: the losses alone decide.
+        The next level begins after this many examples of a level, with any losses. None: the losses alone decide.
     advance_loss_threshold : float or None
         The next level also begins when the running mean of the level's losses is below this. None: the count alone
         decides.
@@ -134,13 +134,13 @@ class CurriculumState:
     examples_at_level : int
         Examples of this level learned since it began.
     avg_loss_at_level : float or None
-        Their running mean loss: exponential, with decay ``1 - 1 / min_examples_before_advance``, and free of start-up
-        bias. None before the first example.
+        Running mean of their losses. It is exponential, with decay ``1 - 1 / min_examples_before_advance``, and free of
+        start-up bias. None before the first example.
     best_loss_at_level : float or None
         Lowest running mean after at least ``min_examples_before_advance`` examples, so that all compared means span
         equally many.
     advancements, regressions : int
-        How often the level went up and down.
+        Numbers of times that the level went up and down.
     """
 
     current_level: int
@@ -158,13 +158,13 @@ class CurriculumState:
     def after(self, config: CurriculumConfig, losses: Sequence[float]) -> CurriculumState:
         """Return the state after these losses of new examples of the current level, in their order.
 
-        When the level changes among them, the remaining losses count for neither level: their examples were of the
-        level before.
+        If the level changes among them, the remaining losses count for neither level, because their examples were of
+        the level before.
 
         Raises
         ------
         InvalidValue
-            A loss, also a remaining one, is NaN, infinite or negative, or the level is not one of ``config``.
+            Any of the losses is NaN, infinite or negative, or the level is not one of ``config``.
         """
         if not config.start_level <= self.current_level <= config.max_level:
             raise InvalidValue(
@@ -192,7 +192,7 @@ class CurriculumState:
         decay = 1 - 1 / span
         share = (1 - decay) / (1 - decay**count)
         before = loss if self.avg_loss_at_level is None else self.avg_loss_at_level
-        # A step towards the loss and not a weighted sum: so the mean of equal losses is exactly that loss.
+        # This is a step towards the loss, not a weighted sum. So the mean of equal losses is exactly that loss.
         average = before + (loss - before) * share
         best = self.best_loss_at_level
         if count >= span:

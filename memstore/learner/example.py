@@ -23,26 +23,26 @@ MIN_LEVEL, MAX_LEVEL = 1, 7
 class OnlineExample:
     """One example.
 
-    The id becomes the key of its episode, so an example is stored once. When it is learned again, after a crash or in
-    another pass over the data, the model trains on it and its loss is written to its episode, if that is still live.
+    The id becomes the key of its episode, so an example is stored once. If it is learned again, after a crash or in
+    another pass over the data, the model trains on it. Its loss is then written to its episode, if that is still live.
     To store a second experience, give it another id or none. An id must not name two examples.
 
     Parameters
     ----------
     id : str
-        Your name for the example; empty for none.
+        Your name for the example. Empty for none.
     input, target : array_like
-        The input of the model and the answer that it should give; stored with their dtype and shape.
+        The input of the model, and the answer that it should give. They are stored with their dtype and shape.
     domain : str
         Task or source, for balanced draws and statistics.
     level : int
         Difficulty, 1 to 7.
     last_loss : float or None
-        The loss measured last; None if it was never measured.
+        The last measured loss. None if it was never measured.
     tags : sequence of str
         Labels by which the episode can be found.
     episode_id : int or None
-        The episode that the example was read from; None for an example that comes from elsewhere.
+        The episode that the example was read from. None for an example from elsewhere.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def known_episodes(memory: EpisodicMemory, examples: Sequence[OnlineExample]) ->
     Raises
     ------
     InvalidValue
-        A live episode of an example's id has another input or target, so the example could not be stored.
+        A live episode with an example's id has another input or target, so the example could not be stored.
     """
     named = {example.id: example for example in examples if example.id}
     known = {key: number for key, number in zip(named, memory.ids_of(list(named)), strict=True) if number is not None}

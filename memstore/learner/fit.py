@@ -36,8 +36,8 @@ def fit(
     if batch is not None:
         inputs = _join("input", inputs, batch)
         targets = _join("target", targets, batch)
-        # With the mean 1, replayed examples count as much as new ones. Weights scaled by the buffer's rarest episode,
-        # which is usual where a step holds replayed examples alone, would vanish beside the new ones.
+        # With the mean 1, replayed examples count as much as new ones. Weights that are scaled by the buffer's rarest
+        # episode are usual if a step has only replayed examples. Beside new examples they would vanish.
         weight = np.concatenate([weight, batch.weight * (len(batch) / batch.weight.sum())])
         # Spread both evenly, so that every step has them in the same proportion.
         place = np.concatenate([(np.arange(n) + 0.5) / n for n in (new, len(batch))])
@@ -56,7 +56,7 @@ def arrays_of(batch: Batch) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def check_losses(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the losses; raise InvalidValue if one is NaN or infinite."""
+    """Return the losses. Raise InvalidValue if one is NaN or infinite."""
     if not np.all(np.isfinite(losses)):
         raise InvalidValue(
             "the model's loss is NaN or infinite: it diverged, or the data are not finite; lower the "

@@ -1,4 +1,4 @@
-"""What a learning call computed, and how it is written to the memory."""
+"""The results of a learning call, and the way in which they are written to the memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from memstore.types import Batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learned:
-    """New examples, the batch replayed beside them, and the losses of both.
+    """New examples, the batch that was replayed with them, and the losses of both.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Learned:
         return [] if self.batch is None else self.batch.domain.tolist()
 
     def write(self, memory: EpisodicMemory, step: int) -> NDArray[np.int64]:
-        """Write losses and examples; return the ids of the examples' episodes."""
+        """Write losses and examples, and return the ids of the examples' episodes."""
         # Losses come first, so that eviction, which makes room for the new episodes, knows them.
         if self.batch is not None:
             memory.update(self.batch, loss=self.replay_losses, step=step)

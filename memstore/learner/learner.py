@@ -1,4 +1,4 @@
-"""The online learner: it trains on new and remembered examples together, and commits both as one."""
+"""The online learner. It trains on new and remembered examples together, and commits both as one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class MemoryOnlineLearner:
     Parameters
     ----------
     memory : EpisodicMemory
-        Where examples are stored, as payload ``{"input": ..., "target": ...}``.
+        Memory that stores the examples, as payload ``{"input": ..., "target": ...}``.
     model : Model
         The model to train.
     config : OnlineLearnerConfig, optional
@@ -58,7 +58,7 @@ class MemoryOnlineLearner:
     memory, model, config
         As given.
     notes : dict
-        State of your own, a position in the stream, say. Every checkpoint saves it, and loading brings it back.
+        Your own state, such as a position in the stream. Every checkpoint saves it, and loading brings it back.
 
     Notes
     -----
@@ -131,7 +131,7 @@ class MemoryOnlineLearner:
 
     @property
     def stats(self) -> OnlineLearnerStats:
-        """Counts so far, restarts included."""
+        """Counts over the life of the learner, restarts included."""
         return self._progress.stats
 
     @property
@@ -141,7 +141,7 @@ class MemoryOnlineLearner:
 
     def _set(self, progress: Progress) -> None:
         self._progress = progress
-        # One object for each consolidation: models may keep arrays that they derive from it.
+        # Each consolidation has one penalty object, because models may keep arrays that they derive from it.
         self._penalty = None if progress.ewc is None else progress.ewc.penalty()
 
     # learning
@@ -199,7 +199,7 @@ class MemoryOnlineLearner:
     def _learn(
         self, examples: Sequence[OnlineExample], inputs: NDArray[Any], targets: NDArray[Any]
     ) -> tuple[Learned, Progress]:
-        """Train the model on new and replayed examples; return what is to be written, and the progress after it."""
+        """Train the model on new and replayed examples. Return the results to write, and the new progress."""
         known = known_episodes(self.memory, examples)
         batch, debt = self._replay(inputs, targets)
         size = self.config.batch_size
@@ -210,13 +210,13 @@ class MemoryOnlineLearner:
         return learned, replace(progress, scheduler=self._after_batch(progress, len(examples)))
 
     def _replay(self, inputs: NDArray[Any], targets: NDArray[Any]) -> tuple[Batch | None, float]:
-        """Draw the episodes that are due; return them and the new ``replay_debt``."""
+        """Draw the episodes that are due, and return them with the new ``replay_debt``."""
         due = self.stats.replay_debt + len(inputs) * self.config.replay_ratio
         count = max(0, math.ceil(due - _ROUNDING))
         if not count:
             return None, due
         batch = retrieve(self.memory, self.config, count, self.model, inputs, targets, self._penalty)
-        # Replays that an empty memory could not give are not made up for later: they would come as one burst.
+        # Replays that an empty memory could not give are not made up for later, because they would come in one burst.
         return batch, self.stats.replay_debt if batch is None else due - count
 
     def _after_batch(self, progress: Progress, new: int) -> SchedulerState:
@@ -242,7 +242,7 @@ class MemoryOnlineLearner:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[Moment]:
-        """Undo the block if it fails; yield the state before it."""
+        """Yield the state before the block, and undo the block if it fails."""
         before = self._moment()
         try:
             yield before
@@ -339,7 +339,7 @@ class MemoryOnlineLearner:
         self._continue_from(self._progress, before)
 
     def resume(self) -> bool:
-        """Load the last checkpoint if the memory holds one; return True if it does."""
+        """Load the last checkpoint if the memory holds one. Return True if it does."""
         name = self.config.checkpoint_name
         if name not in self.memory.checkpoints():
             return False
@@ -349,21 +349,21 @@ class MemoryOnlineLearner:
     def load_state(self, name: str = "latest", *, strict: bool = True) -> None:
         """Become the learner that `save_state` saved, with the memory's generator. All is loaded, or nothing.
 
-        Calls since the last checkpoint whose transaction is still open are undone.
+        If calls since the last checkpoint are not committed yet, they are undone.
 
         Parameters
         ----------
         name : str
             Name of the checkpoint.
         strict : bool
-            True refuses a checkpoint of another configuration. False continues it with this learner's own.
+            True refuses a checkpoint of another configuration. False continues it with this learner's configuration.
 
         Raises
         ------
         CheckpointNotFound
             There is no checkpoint of this name.
         ConfigError
-            The checkpoint was saved under another configuration; the message names the settings that differ.
+            The checkpoint was saved under another configuration. The message names the settings that differ.
         InvalidValue
             The checkpoint was not written by a learner, or it is of another model.
         StoreCorrupt
@@ -388,7 +388,7 @@ class MemoryOnlineLearner:
         self._remember_notes()
         self._set(state.progress.continue_under(self.config, state.config))
 
-    # replay by hand: each call is a commit of its own
+    # Replay by hand: each call is a separate commit
 
     def sample_replay(self, count: int) -> list[OnlineExample]:
         """Draw examples from the memory by the configured strategy, without replacement.
@@ -458,7 +458,7 @@ class MemoryOnlineLearner:
         Returns
         -------
         bool
-            False if the episode has left the memory; no other episode is touched in its place.
+            False if the episode has left the memory. No other episode is touched in its place.
 
         Raises
         ------
@@ -471,8 +471,8 @@ class MemoryOnlineLearner:
     def add_replay_metadata(self, example: OnlineExample, episode_id: int) -> None:
         """Make the example's ``last_loss`` the loss of the episode that stores it, and commit.
 
-        Every episode has replay metadata from its first moment, so nothing is inserted. An example that was never
-        measured changes nothing.
+        Every episode has replay metadata from the start, so nothing is inserted. An example that was never measured
+        changes nothing.
 
         Raises
         ------
@@ -489,7 +489,7 @@ class MemoryOnlineLearner:
         return self.memory.stats()
 
     def _claim_checkpoint(self) -> None:
-        """Refuse to overwrite a checkpoint that somebody else made, before anything is learned."""
+        """Refuse to overwrite a checkpoint of another learner, before anything is learned."""
         name = self.config.checkpoint_name
         if not self._owns_checkpoint and name in self.memory.checkpoints():
             raise ConfigError(
@@ -504,7 +504,7 @@ class MemoryOnlineLearner:
         self._remember_notes()
 
     def _remember_notes(self) -> None:
-        """Keep a copy of the notes if later calls share a transaction: its failure brings them back."""
+        """Keep a copy of the notes if later calls share a transaction. If it fails, the copy comes back."""
         if (self.config.checkpoint_every or 1) > 1:
             self._saved_notes = copy.deepcopy(self.notes)
 

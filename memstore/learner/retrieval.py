@@ -1,4 +1,4 @@
-"""Which episodes to replay: draws from the memory, from which the model may choose."""
+"""The choice of the episodes to replay: draws from the memory, among which the model may choose."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memstore.types import Batch
 
 
 def draw(memory: EpisodicMemory, config: OnlineLearnerConfig, count: int) -> Batch | None:
-    """Draw by the configured strategy, without replacement; return None if the memory is empty."""
+    """Draw by the configured strategy, without replacement. Return None if the memory is empty."""
     try:
         return memory.sample(count, strategy=config.build_strategy(), beta=config.beta, normalize="batch")
     except MemoryEmpty:
@@ -32,7 +32,7 @@ def retrieve(
     targets: NDArray[Any],
     penalty: Penalty | None,
 ) -> Batch | None:
-    """Return the episodes to replay beside these new examples, by ``config.retrieval``. The model does not change."""
+    """Return the episodes to replay with these new examples, by ``config.retrieval``. The model does not change."""
     if config.retrieval == "draw":
         return draw(memory, config, count)
     candidates = draw(memory, config, max(count, config.retrieval_candidates))

@@ -1,4 +1,4 @@
-"""When a learner consolidates: a trigger, and limits on the distance of two consolidations."""
+"""The rule that decides when a learner consolidates: a trigger, and limits on the time between consolidations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class BatchCount:
 class BufferThreshold:
     """Consolidate when the memory becomes this full, in percent of its capacity.
 
-    That happens once at every crossing: after a consolidation the memory must first have been less full again.
+    That happens once at every crossing. After a consolidation, the memory must first become less full again.
     """
 
     percent: float = 80.0
@@ -50,7 +50,7 @@ class BufferThreshold:
 
     def reached(self, fill: float) -> bool:
         """Return True if a memory filled to this share, 0 to 1, has reached the threshold."""
-        # Dividing rounds as the share itself was rounded; multiplying does not: 100 * 0.29 is below 29.
+        # A division rounds in the same way as the share was rounded. A multiplication does not: 100 * 0.29 is below 29.
         return fill >= self.percent / 100
 
 
@@ -66,11 +66,11 @@ class LossThreshold:
 
 @dataclass(frozen=True, slots=True)
 class Manual:
-    """Never consolidate; only a call of ``learner.consolidate()`` does."""
+    """Never consolidate by itself. Only a call of ``learner.consolidate()`` does."""
 
 
 ConsolidationTrigger = ExampleCount | BatchCount | BufferThreshold | LossThreshold | Manual
-"""The event that asks for a consolidation."""
+"""A trigger is the event that asks for a consolidation."""
 
 _TRIGGERS: dict[str, type[Any]] = {
     "example_count": ExampleCount,
@@ -79,21 +79,21 @@ _TRIGGERS: dict[str, type[Any]] = {
     "loss_threshold": LossThreshold,
     "manual": Manual,
 }
-"""The triggers by the names under which they are stored."""
+"""The triggers are stored under these names."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsolidationScheduler:
-    """The rule: a trigger, and the least and largest number of new examples between two consolidations.
+    """A rule: a trigger, and the least and largest number of new examples between two consolidations.
 
     Parameters
     ----------
     trigger : ConsolidationTrigger
         The event that asks for a consolidation.
     min_interval, max_interval : int or None
-        With fewer new examples than ``min_interval`` since the last consolidation there is none, and after
-        ``max_interval`` there is one, whatever the trigger says. None: 100 and 10,000 for the triggers that look at a
-        state (`BufferThreshold`, `LossThreshold`), no limit for those that count. `Manual` ignores both.
+        With fewer new examples than ``min_interval`` since the last consolidation, there is no other one. After
+        ``max_interval`` new examples there is one without the trigger. None: 100 and 10,000 for the triggers that look
+        at a state (`BufferThreshold`, `LossThreshold`), and no limit for those that count. `Manual` ignores both.
 
     Raises
     ------
@@ -128,7 +128,7 @@ class ConsolidationScheduler:
 
     @property
     def watches_buffer(self) -> bool:
-        """True if the rule depends on how full the memory is."""
+        """True if the rule depends on the filled share of the memory."""
         return isinstance(self.trigger, BufferThreshold)
 
     def due(self, state: SchedulerState, *, loss: float | None) -> bool:
@@ -137,9 +137,9 @@ class ConsolidationScheduler:
         Parameters
         ----------
         state : SchedulerState
-            What happened since the last consolidation.
+            The events since the last consolidation.
         loss : float or None
-            The learner's running average of the loss; None when unknown.
+            The learner's running average of the loss. None if it is unknown.
         """
         least, most = self.intervals
         if isinstance(self.trigger, Manual) or state.examples_since < least:
@@ -169,7 +169,7 @@ class ConsolidationScheduler:
         examples : int
             New examples that the call learned.
         fill : float
-            Filled share of the memory after the call, 0 to 1. Needed only where `watches_buffer` is True.
+            Filled share of the memory after the call, 0 to 1. It is needed only if `watches_buffer` is True.
         before : float, optional
             Filled share of the memory before the call. Without it the rule cannot notice that the last consolidation
             emptied the memory below the threshold, if this call fills it again.
@@ -220,14 +220,14 @@ class ConsolidationScheduler:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerState:
-    """What happened since the last consolidation.
+    """The events since the last consolidation.
 
     Attributes
     ----------
     examples_since, batches_since : int
         New examples, and learning calls.
     last_loss : float or None
-        The learner's running average of the loss at the last consolidation; None before the first.
+        The learner's running average of the loss at the last consolidation. None before the first.
     armed : bool
         True if the memory was below the threshold of `BufferThreshold` since then.
     crossed : bool
@@ -241,7 +241,7 @@ class SchedulerState:
     crossed: bool = False
 
     def after_consolidation(self, loss: float | None) -> SchedulerState:
-        """Return the state after a consolidation at this running average of the loss; None when unknown.
+        """Return the state after a consolidation at this running average of the loss. None stands for an unknown one.
 
         Raises
         ------

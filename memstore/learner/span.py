@@ -1,4 +1,4 @@
-"""Learning calls that commit together."""
+"""Spans of learning calls that commit together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Span:
         return self._scope is not None
 
     def write(self, work: Callable[[], T], *, stay_open: bool) -> T:
-        """Do all of ``work`` or nothing, then commit, unless the span is to stay open."""
+        """Do all of ``work`` or nothing. Then commit, unless ``stay_open`` is true."""
         if not self.open:
             if not stay_open or self._memory.transaction_depth:
                 with self._memory.transaction():
@@ -39,7 +39,7 @@ class Span:
             self._scope = scope
         with self._memory.transaction():
             result = work()
-        # In a block of the caller's the commit waits for a later call, because blocks end in reverse order.
+        # Inside a block of the caller, the commit waits for a later call, because blocks end in reverse order.
         if not stay_open and self._memory.transaction_depth == 1:
             self.close()
         return result
@@ -50,7 +50,7 @@ class Span:
             self.abandon()
 
     def close(self) -> None:
-        """Commit the open writes; an error undoes them."""
+        """Commit the open writes. An error undoes them."""
         scope, self._scope = self._scope, None
         if scope is not None:
             scope.close()
@@ -71,4 +71,4 @@ class Span:
 
 
 class _Abandoned(Exception):
-    """Makes a block end with a rollback; never leaves this module."""
+    """The exception that makes a block end with a rollback. It never leaves this module."""

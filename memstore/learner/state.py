@@ -1,4 +1,4 @@
-"""The state of a learner beside its model and its memory, and the checkpoint that holds all of it."""
+"""The state of a learner, apart from its model and its memory, and the checkpoint that stores all of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memstore.learner.scheduler import SchedulerState
 from memstore.learner.stats import OnlineLearnerStats
 
 FORMAT = 2
-"""Format of the checkpoints that this version writes and reads."""
+"""This version writes and reads checkpoints of this format."""
 
 _PARTS: dict[str, Any] = {
     "config": dict,
@@ -26,7 +26,7 @@ _PARTS: dict[str, Any] = {
     "notes": dict,
     "model": dict,
 }
-"""Parts of a checkpoint, with the type of each."""
+"""A checkpoint has these parts. Each is given with its type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Progress:
         steps: int,
         debt: float,
     ) -> Progress:
-        """Return the progress after a call that learned these examples; see `OnlineLearnerStats.after`."""
+        """Return the progress after a call that learned these examples. See `OnlineLearnerStats.after`."""
         curriculum = self.curriculum
         if curriculum is not None and config.curriculum is not None:
             now = curriculum.current_level
@@ -83,7 +83,7 @@ class Progress:
         return replace(self, stats=stats, scheduler=self.scheduler.after_consolidation(stats.avg_loss), ewc=ewc)
 
     def continue_under(self, config: OnlineLearnerConfig, stored: OnlineLearnerConfig) -> Progress:
-        """Return the progress with which to continue under ``config``; it was reached under ``stored``."""
+        """Return the progress to continue with under ``config``. It was reached under ``stored``."""
         fresh = Progress.start(config)
         ewc = fresh.ewc
         if ewc is not None and self.ewc is not None:
@@ -94,7 +94,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A learner's state before a call, for the case that the call fails: the model's, the generator's, the progress."""
+    """The state before a call, to return to if the call fails: that of the model, the generator and the progress."""
 
     model: dict[str, Any]
     generator: Any
@@ -150,7 +150,7 @@ class LearnerState:
         )
 
     def refuse_other_config(self, name: str, given: OnlineLearnerConfig) -> None:
-        """Raise ConfigError if the state was saved under another configuration; the message names the settings."""
+        """Raise ConfigError if the state was saved under another configuration. The message names the settings."""
         pairs = self.config.differences(given).items()
         differing = [f"{setting} (stored {stored!r}, given {now!r})" for setting, (stored, now) in pairs]
         if differing:

@@ -1,4 +1,4 @@
-"""What a learner reports about a call, and what it counts. Both are records that a committed call replaces."""
+"""The report of a learner about a call, and its counts. Both are records that a committed call replaces."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from memstore.learner.example import MIN_LEVEL, OnlineExample
 from memstore.learner.stored import exact_fields
 
 DECAY = 0.99
-"""Decay of the running average of the loss, per example."""
+"""The running average of the loss has this decay for each example."""
 WINDOW = 100
-"""Examples from which on the running average counts for ``best_loss``: 1 / (1 - DECAY)."""
+"""From this number of examples on, the running average counts for ``best_loss``: 1 / (1 - DECAY)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnResult:
-    """What one learning call did.
+    """The result of one learning call.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class LearnResult:
 
     @property
     def loss(self) -> float | None:
-        """Mean loss over all trained examples, new and replayed; None if there were none."""
+        """Mean loss over all trained examples, new and replayed. None if there were none."""
         trained = self.losses + self.replay_losses
         return math.fsum(trained) / len(trained) if trained else None
 
@@ -51,15 +51,15 @@ class OnlineLearnerStats:
     Attributes
     ----------
     examples_seen : int
-        New examples learned; replayed ones do not count.
+        Number of new examples learned. Replayed examples do not count.
     batches_trained : int
-        Learning calls that trained something. This number is the ``step`` of the replay history.
+        Number of learning calls that trained something. This number is the ``step`` of the replay history.
     gradient_steps : int
-        Optimizer steps.
+        Number of optimizer steps.
     consolidations : int
     avg_loss : float or None
-        Exponential average (decay 0.99 per example, free of start-up bias) of the losses of new examples, each
-        measured before the example was trained on. None before the first.
+        Exponential average (decay 0.99 per example, free of start-up bias) of the losses of new examples. Each loss is
+        measured before the model trains on the example. None before the first.
     best_loss : float or None
         Lowest ``avg_loss`` after any example from the 100th on, so that every compared average has the same window.
     domain_counts : dict of str to int
@@ -69,7 +69,8 @@ class OnlineLearnerStats:
     current_level : int
         Level of the curriculum. Without a curriculum, level of the newest example, 1 before any.
     replay_debt : float
-        Replayed examples due minus replayed examples drawn, in (-1, 0]: how much rounding up has drawn too early.
+        Number of replayed examples due, minus the number drawn, in (-1, 0]. It is the part that rounding up has drawn
+        too early.
     """
 
     examples_seen: int = 0

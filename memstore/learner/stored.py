@@ -1,4 +1,4 @@
-"""Parts of a checkpoint: each is read back only if it has exactly the fields that were written."""
+"""Checks of the parts of a checkpoint. A part is read only if it has exactly the fields that were written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def exact_fields(kind: type[Any], values: Any, what: str) -> dict[str, Any]:
     Raises
     ------
     InvalidValue
-        The values are not a mapping of exactly the fields; the message says ``what`` they belong to.
+        The values are not a mapping of exactly the fields. The message says ``what`` they belong to.
     """
     names = sorted(item.name for item in fields(kind))
     if not isinstance(values, Mapping) or sorted(values) != names:
@@ -26,7 +26,7 @@ def exact_fields(kind: type[Any], values: Any, what: str) -> dict[str, Any]:
 
 @contextmanager
 def refuse_damaged(what: str) -> Iterator[None]:
-    """Turn the ConfigError of a check into an InvalidValue which says that the stored ``what`` is damaged."""
+    """Turn the ConfigError of a check into an InvalidValue, which says that the stored ``what`` is damaged."""
     try:
         yield
     except ConfigError as error:

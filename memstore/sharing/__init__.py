@@ -1,1 +1,1 @@
-"""Keeping processes in step: waiting, the limiter, leases."""
+"""Tools that keep processes in step: waiting, the limiter, leases."""

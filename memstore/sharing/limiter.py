@@ -1,4 +1,4 @@
-"""Draws and adds in step, across processes."""
+"""The limiter, which keeps draws and adds in step across processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _c = limiter.c
 
 
 def set_limiter(conn: Connection, buffer_id: int, rule: SamplesPerInsert | None, added: int) -> None:
-    """Keep the account of a buffer's draws from now on, in balance with what was added before, or keep none."""
+    """Start the account of a buffer's draws, in balance with the episodes ``added`` before. Without a rule, end it."""
     conn.execute(delete(limiter).where(_c.buffer_id == buffer_id))
     if rule is not None:
         balanced = round(rule.ratio * max(added - rule.min_size, 0))
@@ -23,13 +23,14 @@ def set_limiter(conn: Connection, buffer_id: int, rule: SamplesPerInsert | None,
 
 
 class OutOfStep(Exception):
-    """An add has to wait. Raised inside its transaction, which is rolled back: nothing of it may be committed."""
+    """The signal that an add has to wait. It is raised inside the transaction of the add, which is then rolled back."""
 
 
 def admit_add(snapshot: Snapshot) -> None:
     """Raise ``OutOfStep`` if the next add has to wait.
 
-    The caller holds the buffer's lock, so no other add comes between. Draws may: they only allow more adds.
+    The caller holds the buffer's lock, so no other add comes between. Draws may come between. They only allow more
+    adds.
     """
     rule = snapshot.settings.limiter
     if rule is not None and not rule.may_add(snapshot.live, snapshot.state.counters.inserted, _drawn(snapshot)):
@@ -37,9 +38,9 @@ def admit_add(snapshot: Snapshot) -> None:
 
 
 def charge(snapshot: Snapshot, count: int) -> bool:
-    """Count a draw if it need not wait; returns False if it has to.
+    """Count a draw and return True, or return False if the draw has to wait.
 
-    One statement looks and counts: of two draws at once, the second sees the first.
+    One statement tests and counts. So of two draws at the same time, the second sees the first.
     """
     rule = snapshot.settings.limiter
     if rule is None:
@@ -56,13 +57,13 @@ def refund(snapshot: Snapshot, count: int) -> None:
 
 
 def account(snapshot: Snapshot) -> dict[str, float] | None:
-    """Return the limiter's settings, and under ``drawn`` how many draws it has counted. None without a limiter."""
+    """Return the limiter's settings, and under ``drawn`` its count of draws. None without a limiter."""
     rule = snapshot.settings.limiter
     return None if rule is None else asdict(rule) | {"drawn": _drawn(snapshot)}
 
 
 def standing(snapshot: Snapshot) -> str:
-    """Say how many episodes are live, and with a limiter how many were added and drawn."""
+    """Return a text with the number of live episodes, and with a limiter the numbers of episodes added and drawn."""
     rule = snapshot.settings.limiter
     held = f"holds {snapshot.live} episodes"
     if rule is None:

@@ -1,4 +1,4 @@
-"""Wait for what other processes do, without asking all the time."""
+"""Waiting for the commits of other processes, without constant queries."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from memstore.storage.backends import Watch
 from memstore.values.foreign import number
 
 LONGEST_WAIT = 0.25
-"""Seconds after which a waiter looks again unasked: notices can be missed, memories closed, leases expire."""
+"""A waiter looks again after this many seconds without a notice.
+
+A notice may be missed, the memory may be closed, and a lease may run out.
+"""
 
 REMINDER = 60.0
-"""Seconds between two lines of the log that say what is being waited for."""
+"""A waiter writes a line to the log every this many seconds."""
 
 log = logging.getLogger("memstore")
 
 
 class Patience:
-    """Look again and again until something is there: ``with Patience(...) as patience: while not there: pause()``.
+    """Patience for a loop that waits: ``with Patience(...) as patience: while not ready(): patience.pause()``.
 
     Parameters
     ----------
     session : Session
-        It watches the commits to its buffer.
+        Session that watches the commits to its buffer.
     wait : float
-        Seconds; infinity for as long as it takes.
+        Seconds to wait. Infinity waits for as long as it takes.
     standing : callable
-        Says what is waited for and how things stand, for the error and the log.
+        Function that returns the present state as a text, for the error and the log.
     """
 
     def __init__(self, session: Session, wait: float, standing: Callable[[], str]) -> None:
@@ -50,14 +53,17 @@ class Patience:
             self._watch.close()
 
     def pause(self) -> None:
-        """Return after the next commit by others, or a little later; the first pause only starts to watch.
+        """Return after the next commit by another process, or after ``LONGEST_WAIT``.
+
+        The first pause only starts a watch and returns at once.
 
         Raises
         ------
         WaitTimeout
-            When the time is over. At once inside ``transaction()``: it sees no commit of others, or keeps them from it.
+            The time to wait is over. Inside ``transaction()`` this is raised at once, because the transaction sees no
+            commits of others, or prevents them.
         MemoryClosed
-            When another thread closes the memory.
+            Another thread closed the memory.
         """
         if self._watch is None:
             if self._session.database.transaction_open:
@@ -66,7 +72,7 @@ class Patience:
                 )
             self._begun = time.monotonic()
             self._reminder = self._begun + REMINDER
-            self._watch = self._session.watch()  # what was committed before it began is seen by another look
+            self._watch = self._session.watch()  # the caller looks once more and sees commits from before the watch
             return
         now = time.monotonic()
         if now - self._begun >= self._wait:
@@ -78,7 +84,7 @@ class Patience:
 
 
 def check_wait(value: object) -> float:
-    """Seconds to wait, at least 0: a number, a ``timedelta`` or a ``timedelta64``; infinity is allowed."""
+    """Return the seconds to wait, at least 0, from a number, a ``timedelta`` or a ``timedelta64``. May be infinite."""
     if number(value) == math.inf:
         return math.inf
     try:

@@ -23,17 +23,20 @@ T = TypeVar("T")
 Given = TypeVarTuple("Given")
 
 PASSING = frozenset({Failure.BUSY, Failure.CONFLICT, Failure.LOST})
-"""Failures after which the same work may succeed."""
+"""The same work may succeed after one of these failures."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.5
-"""Seconds between attempts, times a random factor between a half and one and a half."""
+"""Pauses between attempts grow from the first to the second number of seconds.
+
+Each pause is multiplied by a random factor between a half and one and a half.
+"""
 
 _jitter = random.SystemRandom()
-"""A source of its own: the ``random`` module's state may be seeded by the user."""
+"""The factors come from a separate source, because a user may seed the ``random`` module."""
 
 
 class Pauses:
-    """Growing pauses between attempts, for ``busy_timeout``."""
+    """Growing pauses between attempts, for ``busy_timeout`` seconds in all."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
@@ -41,12 +44,12 @@ class Pauses:
         self._pause = FIRST_PAUSE
 
     def after(self, exc: Exception) -> bool:
-        """Pause, if another attempt may succeed: True. False if ``exc`` is no error of the driver.
+        """Pause and return True if another attempt may succeed. Return False if ``exc`` is no error of the driver.
 
         Raises
         ------
         MemstoreError
-            When nothing is left to try.
+            No other attempt can succeed, or the time is over.
         """
         failure = None if isinstance(exc, MemstoreError) else self._connections.failure(exc)
         if failure is None:
@@ -61,14 +64,14 @@ class Pauses:
 class Attempts(ABC, Generic[*Given]):
     """Attempts at one call's work, each in a transaction of its own.
 
-    The work runs again where the database rolled it back for the sake of another transaction, or the connection broke
-    before the commit was sent. Afterwards nobody knows: ``ConnectionLost`` with ``outcome_unknown``.
-    In an open ``transaction()`` there is one attempt, a savepoint if it writes.
+    The work runs again if the database rolled it back in favour of another transaction, or if the connection broke
+    before the commit was sent. If it breaks later, the outcome is unknown: ``ConnectionLost`` has ``outcome_unknown``.
+    In an open ``transaction()`` there is one attempt, which is a savepoint if it writes.
 
     Parameters
     ----------
     connections : Connections
-        Of the database.
+        The connections to the database.
     transaction : Transaction or None
         The open one of this thread and task.
     write : bool
@@ -125,20 +128,20 @@ class Attempts(ABC, Generic[*Given]):
         """Make what the work is given, at the beginning of each attempt."""
 
     def finish(self) -> None:
-        """Do what comes after the work and before the commit."""
+        """Act after the work and before the commit."""
 
     def committed(self) -> None:
-        """Note that the work is committed, or is part of the open transaction."""
+        """Act after the work was committed, or became part of the open transaction."""
 
     def explain(self, exc: MemstoreError) -> None:
         """Raise an error that says more than ``exc``, in which the last attempt ended; else return."""
 
     def end(self) -> None:
-        """Leave nothing open that an interrupt left so."""
+        """Close everything that an interrupt left open."""
         if self._transaction is None:
             self._connections.close(self.scope)
         elif self._unfinished:
-            self._transaction.dead = True  # nobody knows what its connection is in the middle of
+            self._transaction.dead = True  # its connection may be in the middle of a statement
 
     def _begin(self) -> Connection:
         if self._transaction is None:
@@ -161,7 +164,7 @@ class Attempts(ABC, Generic[*Given]):
         self._transaction.look()
 
     def _again(self, exc: BaseException) -> bool:
-        """Undo the attempt; True if another one may succeed, False if ``exc`` is to come out."""
+        """Undo the attempt. Return True if another attempt may succeed, False if ``exc`` must come out."""
         if not isinstance(exc, Exception):
             return False  # ``end`` undoes it
         reraise_interrupt(exc, self._outer)

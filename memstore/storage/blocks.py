@@ -1,8 +1,8 @@
-"""``with`` blocks that end with their ``with``, wherever an interrupt strikes.
+"""``with`` blocks that always end together with their ``with`` statement, even after an interrupt.
 
-A method ``__exit__`` can be interrupted before its first line, and a generator of ``contextlib`` after its ``yield``:
-then nobody ends the block, and its locks stay. Here the ``with`` statement holds the only reference to a guard. However
-the statement ends, Python then deletes the guard, and the guard ends the block.
+An interrupt may come before the first line of a method ``__exit__``, or after the ``yield`` of a generator of
+``contextlib``. The block would then stay open, with its locks. Here the ``with`` statement holds the only reference to
+a guard. Python deletes the guard when the statement ends in any way, and the guard ends the block.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ class Steps(Protocol[T_co]):
     """The steps of a block."""
 
     def enter(self) -> T_co:
-        """Begin the block; ``as`` names the result. If this fails half-way, ``abandon`` undoes it."""
+        """Begin the block. ``as`` names the result. If this fails half-way, ``abandon`` undoes it."""
 
     def leave(self, *, commit: bool) -> None:
-        """End the block."""
+        """End the block, and commit or undo it."""
 
     def abandon(self) -> None:
-        """Undo what is still open. May be called any number of times."""
+        """Undo everything that is still open. It may be called any number of times."""
 
 
 class _Guard(Generic[T]):
-    """Lives as long as the ``with`` statement."""
+    """A guard that lives as long as the ``with`` statement."""
 
     def __init__(self, steps: Steps[T]) -> None:
         self.steps = steps
@@ -41,14 +41,14 @@ class _Guard(Generic[T]):
 
 
 class _Exit:
-    """Give ``with`` an ``__exit__`` that holds the only reference to the guard."""
+    """A descriptor that gives ``with`` an ``__exit__`` with the only reference to the guard."""
 
     def __get__(self, block: Block[T] | None, kind: type) -> Callable[..., None]:
         if block is None:
-            return _leave_kept  # contextlib.ExitStack asks the class
+            return _leave_kept  # contextlib.ExitStack looks up __exit__ on the class
         guard = _Guard(block.steps)
         block.guard = weakref.ref(guard)
-        # Not partial(_leave, guard): a variable of the function that is interrupted would keep the guard alive.
+        # partial(_leave, guard) would be wrong: a variable of the interrupted function would keep the guard alive.
         leave = partial(_leave, block.guard)
         leave.__dict__["guard"] = guard
         return leave
@@ -65,7 +65,7 @@ class Block(Generic[T]):
         self._kept: _Guard[T] | None = None
 
     def __enter__(self) -> T:
-        if self.guard is None:  # not entered by ``with``
+        if self.guard is None:  # the block was entered without ``with``
             self._kept = _Guard(self.steps)
             self.guard = weakref.ref(self._kept)
         try:

@@ -1,6 +1,7 @@
-"""Checksums beside rows: with them ``check`` finds rows that changed since they were written.
+"""Checksums that are stored with rows. With them ``check`` finds rows that changed after they were written.
 
-A checksum has 32 bits. It finds changes by a disk, a copy or an editor. It does not protect from people who deceive.
+A checksum has 32 bits. It finds changes by a disk, a copy or an editor. It gives no protection from an attacker.
+
 It is the same on both databases: zeros have no sign, and every unknown value is the same NaN or None.
 """
 
@@ -16,20 +17,21 @@ from numpy.typing import NDArray
 Column = NDArray[np.int64] | NDArray[np.float64]
 
 NO_LEVEL = -(2**63)
-"""Stands for the level of an episode without one."""
+"""This stands for the level of an episode without a level."""
 
-# Odd, so that every bit of a column counts; digits of the golden ratio, by the generator of SplitMix64.
+# The factors are odd, so that every bit of a column counts. They are multiples of the constant of SplitMix64, which has
+# the digits of the golden ratio.
 _FACTORS = np.array([0x9E3779B97F4A7C15 * n % 2**64 | 1 for n in range(1, 17)], np.uint64)
 
 
 def of_row(*values: Any) -> int:
     """Return the checksum of a few numbers and texts, in this order."""
-    # ascii(): repr() depends on the version of Unicode that Python knows.
+    # ascii() is used because repr() depends on Python's version of Unicode.
     return zlib.crc32(ascii([value + 0.0 if isinstance(value, float) else value for value in values]).encode())
 
 
 def of_columns(*columns: Column) -> NDArray[np.int64]:
-    """Return the checksum of each row, given the columns of many: 15 us for 256 rows of 7."""
+    """Return the checksum of each row, from the columns of many rows. 256 rows of 7 columns take 15 us."""
     packed = np.array([_bits(column) for column in columns])
     sums = (packed * _FACTORS[: len(packed), None]).sum(axis=0, dtype=np.uint64)
     high: NDArray[np.int64] = (sums >> np.uint64(32)).astype(np.int64)
@@ -50,7 +52,8 @@ def of_facts(
 ) -> NDArray[np.int64]:
     """Return the checksum of each episode.
 
-    ``texts`` are the key, the extra JSON and the tags of each, without NUL; no texts at all if no episode has any.
+    ``texts`` holds the key, the extra JSON and the tags of each episode, without NUL. It is empty if no episode has any
+    of them.
     """
     if levels.count(None) == len(levels):
         level = np.full(len(levels), NO_LEVEL)

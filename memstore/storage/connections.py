@@ -1,7 +1,7 @@
-"""The connections of one process to one database: who uses which, and what their failures mean.
+"""The connections of one process to one database: their users, and the meaning of their failures.
 
-A connection is noted before anything is sent over it, and closed in the driver itself, whatever SQLAlchemy thinks of
-it: one that an interrupt threw away would live on in the traceback, with its transaction and the locks of that.
+A connection is noted before anything is sent over it. It is closed in the driver itself, not by SQLAlchemy. Otherwise a
+connection that an interrupt threw away would live on in the traceback, with its transaction and locks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from memstore.storage.failures import error_for
 from memstore.storage.owners import Owner, Scope
 
 KEPT = 5
-"""So many connections are kept at rest. There may be more in use: each thread has one."""
+"""At most this many connections are kept at rest. More may be in use, because each thread has one."""
 
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """A connection in use; ``driver`` is the driver's own."""
+    """A connection in use. ``driver`` is the connection object of the driver."""
 
     conn: Connection
     driver: Any
@@ -35,34 +35,37 @@ class Link:
 
 
 class Connections:
-    """Connections of one process; threads may share it."""
+    """The connections of one process. Threads may share this object."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.engine: Engine = backend.create_engine()
-        self._used: dict[Scope, Link | None] = {}  # None: about to have one
-        self._resting: list[Link] = []  # the one used last is used next: one hot connection, hence one page cache
+        self._used: dict[Scope, Link | None] = {}  # None stands for a scope that will get one
+        self._resting: list[Link] = []  # the last one is used next, so one connection has a warm page cache
         self._stopped: set[int] = set()
         self._reached = False
         self._busy_at_fork = False
         self.closed = False
         self.broken = 0
-        """How many connections broke. What was read or written before may be undone since: a server that commits
-        asynchronously, or a replica that took its place, has forgotten the last commits."""
+        """Number of connections that broke.
+
+        Data that was read or written before may be undone: a server that commits asynchronously, or a replica that took
+        its place, may have lost the last commits.
+        """
         _all.add(self)
 
     @property
     def in_use(self) -> int:
-        """How many connections have a user."""
+        """Number of connections with a user."""
         return len(self._used)
 
     def check_open(self) -> None:
-        """Raise ``MemoryClosed`` after the end."""
+        """Raise ``MemoryClosed`` after ``close``."""
         if self.closed:
             raise MemoryClosed(f"{self.backend.describe()} was closed; open it again")
 
     def take(self, scope: Scope, *, write: bool) -> Connection:
-        """A connection for the scope alone, outside any transaction."""
+        """Return a connection for the scope alone, outside any transaction."""
         self.check_open()
         if _broken_by_fork and self.backend.identity() in _broken_by_fork:
             raise StoreUnavailable(
@@ -71,7 +74,7 @@ class Connections:
             )
         self._close_lost()
         self._used[scope] = None
-        while self._stopped:  # looked at after the note was made: a fork waits for whoever did not see it
+        while self._stopped:  # the test comes after the note: a fork waits for every scope that did not see the stop
             del self._used[scope]
             time.sleep(0.001)
             self._used[scope] = None
@@ -97,23 +100,23 @@ class Connections:
         return Link(conn, self.backend.driver(conn), False)
 
     def give_back(self, scope: Scope) -> None:
-        """Let the next one have the scope's connection, which is outside any transaction again."""
+        """Give the scope's connection back for the next user. It must be outside any transaction."""
         if self._stopped or len(self._resting) >= KEPT:
-            self.close(scope)  # and only then forget it: a fork waits for that
+            self.close(scope)  # close() forgets the scope only after the connection is closed: a fork waits for that
             return
-        link = self._used.pop(scope)  # first: from here on it may be somebody else's
+        link = self._used.pop(scope)  # this comes first, because another scope may use the connection from here on
         if link is not None:
             self._resting.append(link)
         if self.closed:
             self.clear()
 
     def commit(self, scope: Scope) -> None:
-        """Commit what was done on the scope's connection, and give that back.
+        """Commit the transaction on the scope's connection, and give the connection back.
 
         Raises
         ------
         ConnectionLost
-            When a connection that writes breaks during the commit: nobody knows whether it happened.
+            A connection that writes broke during the commit. The commit may have happened or not.
         """
         link = self._used[scope]
         assert link is not None
@@ -130,7 +133,7 @@ class Connections:
         self.give_back(scope)
 
     def roll_back(self, scope: Scope) -> None:
-        """Undo what is open on the scope's connection; one that refuses it is closed, and nobody else gets it."""
+        """Roll back the scope's connection. If that fails, close the connection, so that no other scope gets it."""
         link = self._used.get(scope)
         if link is None:
             return
@@ -142,20 +145,20 @@ class Connections:
             self.give_back(scope)
 
     def close(self, scope: Scope) -> None:
-        """Close the scope's connection, if it has one, and with it whatever is open on it."""
+        """Close the scope's connection, if it has one, together with everything that is open on it."""
         link = self._used.get(scope)
         if link is not None:
             self._close(link)
         self._used.pop(scope, None)
 
     def failure(self, exc: BaseException) -> Failure | None:
-        """Classify an error of the driver, once for each that occurs; None for any other error."""
+        """Classify an error of the driver, once for each error. Return None for any other error."""
         failure = self.backend.classify(exc)
         self.broken += failure is Failure.LOST
         return failure
 
     def raise_translated(self, exc: Exception) -> None:
-        """Raise memstore's error for one of the driver's; return for any other."""
+        """Raise memstore's error for an error of the driver. Return for any other error."""
         failure = None if isinstance(exc, MemstoreError) else self.failure(exc)
         if failure is not None:
             raise error_for(failure, self.backend, exc) from exc
@@ -170,7 +173,7 @@ class Connections:
             raise
 
     def writer_here(self) -> Owner | None:
-        """Who writes to the same database in this very process, through whatever handle."""
+        """Return the thread and task of this process that write to the same database, through any handle."""
         identity = self.backend.identity()
         for other in list(_all):
             for scope, link in list(other._used.items()):
@@ -198,7 +201,7 @@ class Connections:
     # Forks
 
     def stop(self, patience: float, own: int) -> None:
-        """Let no scope begin, wait until only ``own`` are left, and close what is at rest."""
+        """Let no scope begin, wait until only ``own`` connections are in use, and close those at rest."""
         self._stopped.add(threading.get_ident())
         deadline = time.monotonic() + patience
         while self.in_use > own and time.monotonic() < deadline:
@@ -212,7 +215,7 @@ class Connections:
         self._stopped.discard(threading.get_ident())
 
     def forget(self) -> None:
-        """In a fork: begin without connections; those of the parent are neither used nor closed."""
+        """Begin a forked child without connections. Those of the parent are neither used nor closed."""
         if self._busy_at_fork:
             _broken_by_fork.add(self.backend.identity())
         _inherited.append((self.engine.pool, self._used, self._resting))
@@ -223,7 +226,7 @@ class Connections:
 _all: weakref.WeakSet[Connections] = weakref.WeakSet()
 
 _inherited: list[object] = []
-"""Connections of a parent process: kept, so that no garbage collection closes them under its feet."""
+"""These connections of a parent process are kept, so that no garbage collection closes them for the parent."""
 
 _broken_by_fork: set[str] = set()
-"""Files that inherited connections make unusable for this process, whoever opens them."""
+"""Inherited connections make these files unusable for this process, through any handle."""

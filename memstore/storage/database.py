@@ -1,4 +1,4 @@
-"""One database, as seen by one process: scopes, transactions, watches, forks."""
+"""The database as one process sees it: scopes, transactions, watches, forks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from memstore.storage.transactions import Transaction
 T = TypeVar("T")
 
 FORK_PATIENCE = 5.0
-"""Seconds that a fork waits for transactions of other threads, where their end is needed."""
+"""A fork waits this many seconds for transactions of other threads, if it needs their end."""
 
 
 class Database(Forking):
     """One database, as seen by one process.
 
-    Threads may share it. A forked child gets fresh connections and no open transaction; the parent's connections are
-    left alone, neither used nor closed.
+    Threads may share it. A forked child gets new connections and no open transaction. The connections of the parent
+    are neither used nor closed.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Database(Forking):
 
     @property
     def transaction_open(self) -> bool:
-        """True if this thread and task is inside ``transaction()``."""
+        """True if this thread and task are inside ``transaction()``."""
         return self.open_transaction() is not None
 
     @property
     def transaction_depth(self) -> int:
-        """How many ``transaction()`` blocks of this thread and task are open, each within the one before."""
+        """Number of nested ``transaction()`` blocks that this thread and task have open."""
         transaction = self.open_transaction()
         return 0 if transaction is None else 1 + transaction.depth
 
@@ -66,26 +66,27 @@ class Database(Forking):
     def in_read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one snapshot: that of the open transaction of this thread and task, else a new one.
 
-        ``work`` runs again, in a new snapshot, where the database or the connection gave the first one up.
+        If the database or the connection loses the snapshot, ``work`` runs again in a new one.
         """
         return Plain(self.connections, self.open_transaction(), write=False).run(work)
 
     def in_write(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` and commit, or as a savepoint of the open transaction of this thread and task.
+        """Run ``work`` and commit. In an open transaction of this thread and task, run it as a savepoint.
 
-        ``work`` runs again as ``Attempts`` says. It never commits.
+        ``work`` may run again; see ``Attempts``. It never commits.
         """
         return Plain(self.connections, self.open_transaction(), write=True).run(work)
 
     def transaction(self, first: Callable[[Connection], None]) -> Block[None]:
-        """Make all scopes that this thread and task opens inside the block one commit; nested blocks are savepoints.
+        """Return a block that makes all scopes of this thread and task inside it one commit.
 
-        ``first`` begins the outermost block, and is tried again like a scope of its own.
+        Nested blocks are savepoints. ``first`` runs at the beginning of the outermost block, and is tried again like a
+        separate scope.
         """
         return Block(TransactionSteps(self, first))
 
     def prepare(self) -> None:
-        """Make the lasting changes that a database known to be empty or ours needs, outside any transaction."""
+        """Make the lasting changes that an empty database, or one of memstore, needs. No transaction may be open."""
         scope = Scope(this_owner(), sys._getframe())
         try:
             with self.connections.translated():
@@ -97,7 +98,7 @@ class Database(Forking):
             del scope  # which refers to this function's variables
 
     def outside(self, work: Callable[[Engine], T]) -> T:
-        """Run what cannot be part of a transaction; the errors of the database come as memstore's."""
+        """Run work that cannot be part of a transaction. Errors of the database come out as errors of memstore."""
         self.connections.check_open()
         with self.connections.translated():
             return work(self.engine)
@@ -109,7 +110,7 @@ class Database(Forking):
         return watch
 
     def address(self) -> dict[str, Any]:
-        """What ``Database(**address)`` needs to open the same database elsewhere; holds the password."""
+        """Return the arguments of ``Database`` that open the same database elsewhere. They hold the password."""
         return {
             "url": self.backend.url,
             "durability": self.backend.durability,
@@ -117,7 +118,7 @@ class Database(Forking):
         }
 
     def close(self) -> None:
-        """Close every idle connection; later scopes raise ``MemoryClosed``."""
+        """Close every idle connection. Later scopes raise ``MemoryClosed``."""
         self.connections.closed = True
         self.connections.clear()
 
@@ -137,7 +138,7 @@ class Database(Forking):
         """Close connections that the child would break."""
         if self.backend.fork_safe:
             return
-        # No scope begins from here on, and those of other threads end; a block of this thread cannot.
+        # From here on no scope begins, and the scopes of other threads end. A block of this thread cannot end.
         self.connections.stop(FORK_PATIENCE, int(self.transaction_open))
         for watch in list(self._watches):
             watch.close()
@@ -153,7 +154,7 @@ class Database(Forking):
 
 
 class TransactionSteps:
-    """One block of ``Database.transaction``: the transaction, or a savepoint in it."""
+    """The steps of one block of ``Database.transaction``: the transaction, or a savepoint in it."""
 
     def __init__(self, database: Database, first: Callable[[Connection], None]) -> None:
         self._database = database
@@ -196,7 +197,7 @@ class TransactionSteps:
         self._transaction = None
 
     def abandon(self) -> None:
-        """Undo what is left of it."""
+        """Undo everything that is still open."""
         if not self._level:
             # The connection may have been given back already; the block is open no longer.
             self._database.connections.close(self._scope)

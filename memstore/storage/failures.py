@@ -1,4 +1,4 @@
-"""memstore's errors for the failures of a driver; each message says what to do."""
+"""memstore's errors for the failures of a driver. Each message gives advice."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from memstore.storage.owners import Owner
 def reraise_interrupt(exc: BaseException, outer: BaseException | None) -> None:
     """Raise the interrupt that ``exc`` has replaced, if there is one.
 
-    An exception replaces an interrupt when it is raised while Python handles that, such as by an ``assert`` in a
-    ``finally``. ``outer`` was being handled before all this, and is left alone even if it is an interrupt.
+    An exception replaces an interrupt if it is raised while Python handles the interrupt, such as by an ``assert`` in a
+    ``finally``. ``outer`` is the exception that was handled before the call. It is ignored even if it is an interrupt.
     """
     hidden = exc.__context__
     while hidden is not None and hidden is not outer:
         if not isinstance(hidden, Exception):
-            raise hidden from None  # as itself: what replaced it says nothing
+            raise hidden from None  # the exception that replaced it has no information
         hidden = hidden.__context__
 
 
 def dead() -> TransactionDead:
-    """Make the error for a call in a transaction that has ended."""
+    """Return the error for a call in a transaction that has ended."""
     return TransactionDead(
         "this transaction was ended by the database (a full disk, a lost connection, a conflict) or by an interrupt: "
         "nothing of the block was committed; leave the block, remove the cause, and run it again"
@@ -41,7 +41,7 @@ def dead() -> TransactionDead:
 
 
 def foreign(owner: Owner) -> ForeignTransaction:
-    """Make the error for a call that would become part of somebody else's transaction."""
+    """Return the error for a call that would become part of the transaction of another thread or task."""
     return ForeignTransaction(
         f"the open transaction() of this memory belongs to {owner}, and nobody else may write in it or commit it; "
         "nothing was written. Let the block end first; in asyncio run it whole, as one function (asyncio.to_thread)"
@@ -65,7 +65,7 @@ _SAID: dict[Failure, tuple[type[MemstoreError], str]] = {
 
 
 def error_for(failure: Failure, backend: Backend, exc: Exception, holder: Owner | None = None) -> MemstoreError:
-    """Make memstore's error for one of the driver's. ``holder`` is who writes to the database in this process."""
+    """Return memstore's error for an error of the driver. ``holder`` is the writer in this process, if there is one."""
     detail = str(getattr(exc, "orig", exc)).splitlines()[0]
     where = backend.describe()
     cause = _cause(failure, backend)

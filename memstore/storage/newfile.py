@@ -16,7 +16,7 @@ from memstore.errors import ConfigError
 from memstore.storage.files import remove
 from memstore.storage.refusals import refused, telling
 
-if sys.platform != "win32":  # there, what a killed process left behind stays
+if sys.platform != "win32":  # on Windows, the files of a killed process stay
     import fcntl
 
 _PARTIAL = re.compile(r"(?P<name>.+)\.(?P<maker>\d+)-[0-9a-f]{8}\.partial", re.DOTALL)
@@ -24,14 +24,14 @@ _PARTIAL = re.compile(r"(?P<name>.+)\.(?P<maker>\d+)-[0-9a-f]{8}\.partial", re.D
 
 @dataclass
 class Partial:
-    """A file in the making, locked by whoever makes it.
+    """An unfinished file. The process that writes it holds a lock on it.
 
     Attributes
     ----------
     path : Path
-        Its temporary name.
+        Temporary name of the file.
     mode : int or None
-        Its final permissions; None for those of any new file.
+        Final permissions of the file. None stands for those of any new file.
     """
 
     path: Path
@@ -39,10 +39,10 @@ class Partial:
     handle: int
 
     def settle(self) -> None:
-        """Write it to the disk, with its mode. Nobody may have it open.
+        """Write the file to the disk, with its mode. No other handle may be open on it.
 
-        The handle is closed here and not later. Once the file has its final name another thread may open it, and
-        closing one handle of a file gives up all locks of the process on it.
+        The handle is closed here and not later. After the file has its final name, another thread may open it, and
+        the closing of one handle releases all locks of the process on the file.
         """
         if self.handle < 0:
             return
@@ -52,7 +52,7 @@ class Partial:
         self.close()
 
     def close(self) -> None:
-        """Close the handle, and give up its lock, unless that has happened."""
+        """Close the handle and release its lock, unless that has happened already."""
         if self.handle >= 0:
             os.close(self.handle)
         self.handle = -1
@@ -72,14 +72,14 @@ def check_free(file: Path) -> None:
 
 @contextmanager
 def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
-    """Make a file with a temporary name beside ``file``. At the end it is deleted, unless it was given its final name.
+    """Make a file with a temporary name beside ``file``. At the end it is deleted, unless it has its final name.
 
     Parameters
     ----------
     file : Path
-        The final name. Partial files for it whose makers were killed are removed.
+        The final name. Partial files for this name that killed processes left are removed.
     like : Path, optional
-        A file whose mode the new one has from its first byte, and whose owner where that is allowed.
+        A file that gives its mode to the new file from the first byte, and its owner if that is allowed.
     """
     with telling(file):
         _sweep(file)
@@ -101,10 +101,10 @@ def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
 
 @contextmanager
 def written_whole(file: Path, like: Path | None = None) -> Iterator[Path]:
-    """Give a temporary name to write under. At the end the file gets its final name, and survives a loss of power.
+    """Give a temporary name to write to. At the end the file gets its final name, and survives a loss of power.
 
-    A failure leaves nothing. When several write the same file at once, the first to end has the name, and the others
-    raise ``ConfigError``. Mode and owner are those of ``like``, as in ``partial_file``.
+    A failure leaves no file. If several processes write the same file at the same time, the first to end gets the name,
+    and the others raise ``ConfigError``. ``like`` gives mode and owner, as for ``partial_file``.
     """
     with partial_file(file, like) as partial:
         yield partial.path
@@ -116,9 +116,9 @@ def written_whole(file: Path, like: Path | None = None) -> Iterator[Path]:
 
 
 def take_free_name(partial: Path, file: Path) -> bool:
-    """Rename a finished file if the name is free; False if it is not.
+    """Rename a finished file if the name is free. Return False if it is not.
 
-    The file has two names for a moment only: to open a database that has two names warns.
+    The file has two names only for a moment, because opening a database with two names gives a warning.
     """
     try:
         os.link(partial, file)
@@ -153,7 +153,7 @@ def _be_like(handle: int, path: Path, other: os.stat_result) -> int:
 
 
 def _sweep(file: Path) -> None:
-    """Remove partial files for this name whose makers no longer run."""
+    """Remove partial files for this name if their processes no longer run."""
     if sys.platform == "win32":
         return
     for found in file.absolute().parent.iterdir():
@@ -171,7 +171,10 @@ def _runs(pid: int) -> bool:
 
 
 def _locked(partial: Path) -> bool:
-    """True if another process holds its lock. Its number is not enough: each container counts processes from 1."""
+    """True if another process holds the lock of the file.
+
+    The number of a process is not enough, because each container counts its processes from 1.
+    """
     if sys.platform == "win32":
         return True
     try:

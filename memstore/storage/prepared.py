@@ -1,4 +1,4 @@
-"""Small queries that run often: compiled once, and run past SQLAlchemy."""
+"""Small queries that run often. They are compiled once, and run without SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from memstore.storage.backends import Backend
 
 
 class Prepared:
-    """A query for one number: 3 us in place of 70 on SQLite. Its values are named by ``bindparam``."""
+    """A query for one number. It takes 3 us on SQLite, not 70 us. ``bindparam`` names its values."""
 
     def __init__(self, query: Select[Any]) -> None:
         self._query = query
         self._compiled: dict[type[Backend], SQLCompiler] = {}
 
     def scalar(self, conn: Connection, backend: Backend, **values: int) -> Any:
-        """Run it; return the first column of the first row, None if there is no row."""
+        """Run the query, and return the first column of the first row. None if there is no row."""
         kind = type(backend)
         if kind not in self._compiled:
             self._compiled[kind] = self._query.compile(dialect=conn.dialect)

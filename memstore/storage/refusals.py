@@ -1,4 +1,4 @@
-"""Why the operating system refuses a file: it is looked at right after the refusal."""
+"""The reasons for which the operating system refuses a file. The file is examined right after the refusal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from memstore.errors import MemstoreError, StoreFull, StoreReadOnly, StoreUnavai
 from memstore.storage.files import size_of
 
 MOST_PATH_BYTES = 512 - len("-journal")
-"""The longest path that SQLite opens (MAX_PATHNAME)."""
+"""SQLite opens paths of at most this many bytes (MAX_PATHNAME)."""
 
 TRIAL_BYTES = 64 * 1024
-"""So many bytes are written to see if there is room: SQLite never adds more to a file in one step."""
+"""A trial writes this many bytes to see if there is room. SQLite never adds more to a file in one step."""
 
 Wanted = Literal["open", "write", "room"]
 
 
 @contextmanager
 def telling(path: Path) -> Iterator[None]:
-    """Raise memstore's errors for those of the operating system; they name the file and the cause."""
+    """Raise memstore's errors for errors of the operating system. They name the file and the cause."""
     try:
         yield
     except MemstoreError:
@@ -41,9 +41,10 @@ def refused(path: Path, what: Wanted) -> MemstoreError | None:
     Parameters
     ----------
     path : Path
-        The file, there or not.
+        The file, which need not exist.
     what : "open", "write" or "room"
-        What was tried: to open it, for which SQLite makes files beside it; to write it; to add bytes to its disk.
+        The attempt that failed: to open the file (for this SQLite makes files beside it), to write it, or to add bytes
+        to its disk.
     """
     path = path.absolute()
     try:
@@ -81,7 +82,7 @@ def _check_length(path: Path) -> None:
     if size > MOST_PATH_BYTES:
         raise StoreUnavailable(f"its path has {size} bytes, and SQLite takes {MOST_PATH_BYTES}; give a shorter one")
     try:
-        os.lstat(f"{path}-journal")  # the longest name that SQLite needs beside it
+        os.lstat(f"{path}-journal")  # this is the longest name that SQLite needs beside the file
     except OSError as exc:
         if exc.errno == errno.ENAMETOOLONG:
             raise StoreUnavailable("a name in its path is too long for the file system; give a shorter one") from exc

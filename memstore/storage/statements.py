@@ -1,7 +1,7 @@
-"""What becomes known of statements: a line each for a handle's ``trace``, and numbers for who counts.
+"""Reports on statements: a line for the ``trace`` of a handle, and counts for ``memstore.testing``.
 
-The drivers' cursors tell it, so that no way to the database goes past it. They are watched only while somebody wants to
-know: otherwise a statement costs one look at ``watched``.
+The cursors of the drivers report, so no statement is left out. They are watched only while there is a trace or a count.
+Otherwise a statement costs one test of ``watched``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memstore import testing
 Trace = Callable[[str], object]
 
 SHOWN_HEAD, SHOWN_TAIL = 240, 60
-"""Characters of a longer statement that a line shows, from its beginning and from its end."""
+"""A line shows at most this many characters from the beginning and from the end of a statement."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,11 +38,11 @@ class Statements:
 
     @property
     def watched(self) -> bool:
-        """True if somebody wants to know of them now."""
+        """True if statements must be reported now."""
         return self._trace is not None or testing.is_counting()
 
     def awaited(self) -> None:
-        """Count one wait for an answer."""
+        """Count a wait for an answer."""
         testing.count("exchanges")
 
     @contextmanager
@@ -70,7 +70,7 @@ class Statements:
 
 
 def line(sql: Any, seconds: float, rows: int, failed: BaseException | None = None) -> str:
-    """One line of text; values never appear, for they are bound parameters."""
+    """Return one line of text. Values never appear, because they are bound parameters."""
     text = " ".join((sql.decode() if isinstance(sql, bytes) else str(sql)).split())
     if len(text) > SHOWN_HEAD + SHOWN_TAIL:
         text = f"{text[:SHOWN_HEAD]} ... {text[-SHOWN_TAIL:]}"

@@ -1,6 +1,6 @@
-"""Values from the database are checked where they are read: right type, within bounds, or ``StoreCorrupt``.
+"""Checks of values from the database, made where they are read. A wrong type or range raises ``StoreCorrupt``.
 
-STRICT tables and constraints bind whoever writes through the database. They do not bind flipped bits and editors.
+STRICT tables and constraints hold for every writer that uses the database. They do not stop flipped bits and editors.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ UNREADABLE = (
     ),
     *(NoResultFound, MultipleResultsFound),
 )
-"""Exceptions in which the reading of damaged data may end."""
+"""The reading of damaged data may end in one of these exceptions."""
 
-# Memstore and what it calls: Python's own library, and installed packages.
+# These are the folders of memstore and of the code that it calls: Python's library, and installed packages.
 _KNOWN = (str(Path(__file__).resolve().parents[1]), str(Path(os.__file__).resolve().parent), "<")
 _INSTALLED = ("site-packages", "dist-packages")
 
 
 def damaged(what: str, why: str, *, episode_id: int | None = None) -> StoreCorrupt:
-    """Make the error that names the row."""
+    """Return the error that names the damaged row."""
     return StoreCorrupt(
         f"{what} {why}; run 'memstore check', or restore a backup: memstore restore BACKUP DB", episode_id=episode_id
     )
 
 
 def onward(last: Any, before: Any, what: str) -> Any:
-    """Return the last key of a page, which lies beyond the page before: a damaged index may lead in a circle."""
+    """Return the last key of a page, checked to lie beyond the previous page. A damaged index may lead in a circle."""
     if before is not None and not last > before:
         raise damaged(what, f"come back to {last!r:.40} after {before!r:.40}")
     return last
@@ -98,7 +98,7 @@ def extra(text: Any, episode_id: int) -> Any:
 
 
 def built(what: str, text: Any, make: Callable[[Any], T]) -> T:
-    """Make an object from a stored JSON text, by ``make``."""
+    """Return the object that ``make`` builds from a stored JSON text."""
     document = parsed(text, what)
     try:
         return make(document)
@@ -128,10 +128,10 @@ def text(value: Any, what: str) -> str:
 
 
 def wholes(values: Iterable[Any], what: str, *, unknown: int | None = None) -> NDArray[np.int64]:
-    """Return a column of whole numbers; ``unknown`` replaces NULL where NULL is allowed."""
+    """Return a column of whole numbers. If NULL is allowed, ``unknown`` replaces it."""
     column = list(values)
     array = np.array(column)
-    if array.dtype == np.int64:  # only whole numbers become that
+    if array.dtype == np.int64:  # only whole numbers get this type
         return array
     kinds = set(map(type, column))
     if unknown is not None and type(None) in kinds:
@@ -156,10 +156,10 @@ def named(names: Sequence[str], number: int, what: str) -> str:
 
 
 def unreadable(exc: Exception, describe: Callable[[], str]) -> StoreCorrupt | None:
-    """The error for work that ended in ``exc`` because it read damaged data; None where ``exc`` says all.
+    """Return the error for work that ended in ``exc`` because it read damaged data. None if ``exc`` itself is right.
 
-    The last resort: every column has a place of its own where it is looked at. What was raised by a user's own code,
-    called from within, comes out as it is.
+    This is the last resort, because every column is checked in its own place. An exception from a user's own code that
+    memstore called comes out as it is.
     """
     if isinstance(exc, MemstoreError) or not isinstance(exc, UNREADABLE) or _is_foreign(exc):
         return None
@@ -170,7 +170,7 @@ def unreadable(exc: Exception, describe: Callable[[], str]) -> StoreCorrupt | No
 
 
 def _is_foreign(exc: BaseException) -> bool:
-    """True if code took part in it that is neither memstore's nor an installed library's."""
+    """True if the traceback has code that belongs neither to memstore nor to an installed library."""
     trace = exc.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename

@@ -1,4 +1,4 @@
-"""An open transaction: calls inside it are savepoints; it is dead once nothing of it can be committed."""
+"""An open transaction. Calls inside it are savepoints. It is dead if it can no longer be committed."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class Transaction:
 
     @property
     def owner(self) -> Owner:
-        """Whose calls it includes."""
+        """Thread and task whose calls belong to the transaction."""
         return self.scope.owner
 
     def check_process(self) -> None:
-        """Refuse a fork: the transaction goes on in the parent, and even a rollback would break it there."""
+        """Refuse a forked child. The transaction continues in the parent, and even a rollback would break it there."""
         if self._pid != os.getpid():
             raise TransactionDead("this process was forked inside transaction(); the block belongs to its parent")
 
     def check_alive(self) -> None:
-        """Raise ``TransactionDead`` if nothing of it can be committed."""
+        """Raise ``TransactionDead`` if the transaction can no longer be committed."""
         if self.dead:
             raise dead()
 
     def settle(self) -> None:
-        """Let every error of the statements so far surface here."""
+        """Wait for all statements so far, and raise their errors here."""
         self._backend.settle(self.conn)
 
     def look(self) -> None:
@@ -48,24 +48,24 @@ class Transaction:
         self.dead |= self._state() is not TransactionState.OPEN
 
     def save(self) -> int:
-        """Make a savepoint; its level."""
+        """Make a savepoint, and return its level."""
         self.check_alive()
         self.depth += 1
         self._backend.execute(self.conn, f"SAVEPOINT memstore_{self.depth}")
         return self.depth
 
     def undo(self, level: int) -> None:
-        """Leave nothing of work that failed; ``level`` is that of its savepoint, 0 for work that only read."""
-        with suppress(Exception):  # of statements that are given up
+        """Undo work that failed. ``level`` is the level of its savepoint, 0 for work that only read."""
+        with suppress(Exception):  # the statements are given up, and their errors do not matter
             self.settle()
         if level:
             self.return_to(level)
         self.look()
 
     def return_to(self, level: int) -> None:
-        """Undo what came after the savepoint."""
+        """Undo all changes after the savepoint."""
         self.depth = level - 1
-        # SQLite ends the whole transaction itself on a full disk; then there is no savepoint to return to.
+        # On a full disk, SQLite ends the whole transaction itself. Then there is no savepoint to return to.
         if self._state() is TransactionState.GONE:
             self.dead = True
             return
@@ -77,13 +77,13 @@ class Transaction:
             raise
 
     def release(self, level: int) -> None:
-        """Make what came after the savepoint part of what was before it."""
+        """End the savepoint, and keep the changes after it."""
         self.depth = level - 1
         self.check_alive()
         self._backend.execute(self.conn, f"RELEASE SAVEPOINT memstore_{level}")
 
     def abandon(self, level: int) -> None:
-        """Give up all of it at this savepoint, which an interrupt left unfinished."""
+        """Give up the whole transaction, because an interrupt left this savepoint unfinished."""
         self.depth, self.dead = level - 1, True
 
     def _state(self) -> TransactionState:

@@ -1,4 +1,4 @@
-"""Whole databases: copy one while others write, and give space back to the disk."""
+"""Work on whole databases: copy one while others write, and give space back to the disk."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from memstore.storage.schema import metadata
 from memstore.storage.upgrade import ensure_schema
 
 ROWS, BLOBS = 4096, 64
-"""Rows that are copied at a time: ``BLOBS`` of a table with payloads, ``ROWS`` of another."""
+"""A copy takes this many rows at a time: ``BLOBS`` of a table with payloads, ``ROWS`` of another table."""
 
 Address = str | os.PathLike[str] | URL
 
 
 @dataclass(frozen=True, slots=True)
 class Vacuumed:
-    """Bytes that the database occupied, by part, before and after."""
+    """The bytes that the database occupied, by part, before and after a ``vacuum``."""
 
     before: dict[str, int]
     after: dict[str, int]
@@ -46,27 +46,27 @@ def backup(
     """Copy a whole database as it is at one moment, while others go on writing.
 
     The copy holds buffers, history and checkpoints, and opens like any memstore. ``restore`` puts it in the place of a
-    database. From file to file it copies pages; otherwise it copies rows. So a backup of a file can move a run to a
-    PostgreSQL server, and back.
+    database. From file to file, pages are copied. Otherwise rows are copied, so a backup can move a run from a file to
+    a PostgreSQL server, and back.
 
     Parameters
     ----------
     source : path or URL
     destination : path or URL
-        A file that does not exist, or a PostgreSQL database without a buffer. The copy is there as a whole or not at
-        all. The copy of a file has its mode and, where that is allowed, its owner.
+        A file that does not exist, or a PostgreSQL database without a buffer. The copy appears as a whole or not at
+        all. The copy of a file has the same mode and, if that is allowed, the same owner.
     busy_timeout : float
         Seconds to wait for locks of others.
     on_progress : callable, optional
-        Is called with the number of parts done and the number of all.
+        Function that is called with the number of parts done and the number of all parts.
 
     Raises
     ------
     ConfigError
-        There is something at the destination, or its folder is not there. If several backups go to one destination at
-        once, one is made.
+        There is something at the destination, or its folder does not exist. If several backups go to one destination at
+        the same time, one succeeds.
     StoreFull, StoreCorrupt, SchemaTooOld ...
-        The copy cannot be made; nothing is left of it.
+        The copy cannot be made. Nothing of it remains.
     """
     told = on_progress or (lambda done, total: None)
     target = parse_url(destination)
@@ -85,8 +85,19 @@ def backup(
 def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Vacuumed:
     """Give the space of deleted rows back.
 
-    SQLite writes the whole file anew. For that nobody else may write or read a snapshot: ``StoreBusy`` after
-    ``busy_timeout`` seconds. PostgreSQL frees the space for new rows, and waits for nobody.
+    SQLite writes the whole file again. In that time no other connection may write or hold a snapshot. PostgreSQL frees
+    the space for new rows, and waits for no other session.
+
+    Parameters
+    ----------
+    target : path or URL
+    busy_timeout : float
+        Seconds to wait for locks of others.
+
+    Raises
+    ------
+    StoreBusy
+        A SQLite file is still in use after ``busy_timeout`` seconds.
     """
     with closing(Database(parse_url(target), busy_timeout=busy_timeout)) as database:
         ensure_schema(database, create=False)
@@ -109,14 +120,14 @@ def fill(target: URL, read: Connection, reader: Backend, busy_timeout: float, to
         backend = copy.backend
 
         def write(written: Connection) -> None:
-            backend.lock_schema(written)  # until the end, nobody makes a buffer or begins such a copy
+            backend.lock_schema(written)  # until the end, no other process makes a buffer or begins such a copy
             if buffer_names(written):
                 raise ConfigError(f"{shown_url(target)} holds buffers, and a backup never overwrites")
             copy_rows(read, reader, written, backend, told)
 
         copy.in_write(write)
         if sqlite_path(target) is not None:
-            copy.outside(backend.vacuum)  # the log into the file
+            copy.outside(backend.vacuum)  # this moves the log into the file
 
 
 def copy_rows(read: Connection, reader: Backend, written: Connection, writer: Backend, told: Progress) -> None:

@@ -1,4 +1,4 @@
-"""``check``: read everything stored once, and compare each part with the others that must agree with it."""
+"""``check`` reads all stored data once, and compares each part with the other parts that must agree with it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from memstore.upkeep.recorded import Recorded
 from memstore.upkeep.sealed import Seals, Unsealed, tell
 
 MOST_FINDINGS = 20
-"""An examination tells so many findings at most."""
+"""An examination reports at most this many findings."""
 
 SUM_TOLERANCE = 1e-6
-"""Error allowed in a stored sum, for each row: rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
+"""A stored sum may have this error for each row. Rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
 
 
 def check(snapshot: Snapshot) -> CheckReport:
-    """Examine the database's pages and definitions, then everything of the buffer."""
+    """Examine the pages and definitions of the database, then all data of the buffer."""
     started = time.perf_counter()
     backend, conn = snapshot.backend, snapshot.conn
     problems: list[str] = []
@@ -44,7 +44,7 @@ def check(snapshot: Snapshot) -> CheckReport:
         except (MemstoreError, *UNREADABLE) as exc:
             problems.append(f"reading stopped: {exc} ({type(exc).__name__})")
         except Exception as exc:
-            # An error that a damaged file makes the driver raise is a finding, not a crash.
+            # A damaged file may make the driver raise an error. That is a finding, not a crash.
             if backend.classify(exc) is None:
                 raise
             problems.append(f"reading stopped: {exc}")

@@ -1,4 +1,4 @@
-"""The history compared with itself, with the tally and with the replay metadata."""
+"""The examination of the history: it is compared with itself, with the tally and with the replay metadata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROUPS, EVENTS = 4096, 65536
 """Rows read at a time."""
 
 TOLERANCE = 1e-9
-"""Relative error allowed in the sums of a tally that a migration made: it added single events, in another order."""
+"""The sums of a tally from a migration may have this relative error. The migration added events in another order."""
 
 _t = replay_tally.c
 _GROUP = (*GROUP, "checksum")
@@ -66,7 +66,7 @@ class Recorded:
     rows: Rows
     unsealed: Unsealed
     is_whole: bool = False
-    """True if every replay of the buffer is in the log; only then can the results of the replays be compared."""
+    """True if every replay of the buffer is in the log. Only then the results of the replays can be compared."""
 
     def findings(self) -> Iterator[str]:
         """Yield each finding in one sentence."""
@@ -118,9 +118,9 @@ class Recorded:
                 yield f"groups of events: {number} has losses that are negative or infinite"
 
     def _chains(self, log: Log) -> Iterator[str]:
-        """Examine the chains: an event names the one before it of the same episode.
+        """Examine the chains, in which each event names the previous event of the same episode.
 
-        The row of a live episode names its last event. The last event of one that has left ends the chain.
+        The row of a live episode names its last event. The last event of an episode that has left ends its chain.
         """
         order = np.argsort(log.events["episode_id"], kind="stable")
         number, episode, previous, ends = (log.events[n][order] for n in ("id", "episode_id", "previous_id", "ends"))
@@ -194,7 +194,7 @@ class Recorded:
 
 
 def _tallied(log: Log) -> dict[tuple[int, int], list[Any]]:
-    """Return the tally that the history gives, by slot and domain, counted like the stored one: group after group."""
+    """Return the tally of the history, by slot and domain. It is counted like the stored one: group after group."""
     tally: dict[tuple[int, int], list[Any]] = {}
     replays = 0
     for group in log.groups:

@@ -1,4 +1,4 @@
-"""Remove many episodes, by ids or by a condition, a bounded number at a time."""
+"""The removal of many episodes, by ids or by a condition, a bounded number at a time."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from memstore.storage import stored
 from memstore.types import Ids
 
 AT_ONCE = 8192
-"""Episodes that are found and removed together. Their rows take some MB, whatever the number in all."""
+"""This many episodes are found and removed together. So the rows in memory take only some MB."""
 
 
 def delete(session: Session, ids: Ids | None, where: Condition | str | None, consumer: str) -> int:
-    """Remove the live ones of these ids, or all that pass a condition, in one commit; returns how many."""
+    """Remove the live episodes among these ids, or all that pass a condition, in one commit. Return their number."""
     if (ids is None) == (where is None):
         raise InvalidValue("delete takes either ids or where=...; clear() removes every episode")
     group = Group(time.time(), consumer, "deleted")

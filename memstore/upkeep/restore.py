@@ -1,4 +1,4 @@
-"""Put a verified backup in the place of a database, and keep the old database."""
+"""``restore`` puts a verified backup in the place of a database, and keeps the old database."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from memstore.upkeep.backup import Address, copy_rows, fill, fill_file
 from memstore.upkeep.check import check
 
 PATIENCE = 2.0
-"""Seconds to wait for others to close the database. They rarely do, so the wait is shorter than for a lock."""
+"""A restore waits this many seconds for others to close the database. They rarely do, so the wait is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Restored:
     Attributes
     ----------
     buffers : dict of str to int
-        The database's buffers now, with their numbers of live episodes.
+        Buffers that the database has now, with their numbers of live episodes.
     replaced : Path or None
-        The file that holds the database as it was. It opens like any memstore, unless it was damaged. None if there
-        was no database.
+        File that holds the old database. It opens like any memstore, unless it was damaged. None if there was no
+        database.
     upgraded_from : str or None
-        Schema revision of the backup, if it was an older one. The backup itself keeps it.
+        Schema revision of the backup, if it was an older one. The backup itself is not changed.
     """
 
     buffers: dict[str, int]
@@ -59,43 +59,43 @@ def restore(
     busy_timeout: float = PATIENCE,
     on_progress: Progress | None = None,
 ) -> Restored:
-    """Put a backup in the place of a database, and keep the old database. Nobody may have it open.
+    """Put a backup in the place of a database, and keep the old database. No process may have the database open.
 
-    The backup is only read. A copy of it is verified as a whole, pages and every invariant of every buffer, before
-    anything is touched, and again in its final place. Killed at any moment, ``restore`` leaves the database as it was
-    or as the backup is, each with its log. The same call then ends well.
+    The backup is only read. A copy of it is verified as a whole: its pages, and every invariant of every buffer. This
+    happens before anything is touched, and again in the final place. The call is atomic: if it is killed at any moment,
+    the database is the old one or equal to the backup, each with its log. The same call then finishes the work.
 
     Onto a file: the copy is made beside it, and the old log is folded into the old file. Then, in one step, the old
-    file gets the name ``run.db.replaced-DATE-TIME`` and the copy gets its name, mode and owner. If there is no file,
-    the backup is simply copied.
+    file gets the name ``run.db.replaced-DATE-TIME``, and the copy gets the name, mode and owner of the old file. If
+    there is no file, the backup is simply copied.
 
-    Onto a server: memstore's tables are filled anew in one transaction; other tables are not touched. Before that, the
-    old rows are copied to the file ``DATABASE.replaced-DATE-TIME.db``.
+    Onto a server: memstore's tables are emptied and filled in one transaction. Other tables are not touched. Before
+    that, the old rows are copied to the file ``DATABASE.replaced-DATE-TIME.db``.
 
     Parameters
     ----------
     backup : path or URL
         A backup by ``memstore.backup``, or any other memstore. An older schema is upgraded in the copy.
     database : path or URL
-        The database to replace.
+        Database to replace.
     force : bool
-        True replaces a file even if it seems to be no database. On a server, it goes on while other sessions of
+        True replaces a file even if it seems to be no database. On a server, True continues while other sessions of
         memstore are connected (to another schema, for example).
     keep : path, optional
-        Folder for the old rows of a server, by default the current one. The old file of a file stays beside it.
+        Folder for the old rows of a server. The default is the current folder. An old file stays in its own folder.
     busy_timeout : float
         Seconds to wait for others to close the database.
     on_progress : callable, optional
-        Is called with the number of parts done and the number of all.
+        Function that is called with the number of parts done and the number of all parts.
 
     Raises
     ------
     StoreBusy
-        The database is open elsewhere, in this process or another one, be it only for reading.
+        The database is open, in this process or another one. Even an open connection that only reads counts.
     StoreCorrupt
-        The backup is damaged.
+        The backup is damaged. Nothing was changed.
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable, StoreFull, ConfigError
-        The backup or the database is of another kind than expected, or cannot be read or written; nothing was changed.
+        The backup or the database is of another kind than expected, or cannot be read or written. Nothing was changed.
     """
     target = parse_url(database)
     told = on_progress or (lambda done, total: None)
@@ -112,7 +112,7 @@ def restore(
 
 @dataclass(frozen=True, slots=True)
 class _Backup:
-    """A backup, opened only for reading, with its schema revision, and the callable that is told of the progress."""
+    """A backup that is opened only for reading, with its schema revision, and the function that reports progress."""
 
     database: Database
     revision: str
@@ -131,7 +131,7 @@ def _onto_file(source: _Backup, file: Path, force: bool, busy_timeout: float) ->
         raise ConfigError(f"{file} is the backup itself; give what it is to replace")
     with partial_file(file, file if there else origin) as partial:
         if not there and partial.mode is not None:
-            partial.mode |= stat.S_IRUSR | stat.S_IWUSR  # a backup may be read-only, a database is written
+            partial.mode |= stat.S_IRUSR | stat.S_IWUSR  # a backup may be read-only, but a database must be writable
         buffers = _prepared(source, partial)
         with closing(Database(URL.create("sqlite", database=str(file)), busy_timeout=busy_timeout)) as database:
             backend = database.backend
@@ -162,7 +162,7 @@ def _onto_server(source: _Backup, target: URL, folder: Path, force: bool, busy_t
 def _refill(
     read: Connection, reader: Backend, written: Connection, writer: Backend, folder: Path, force: bool, told: Progress
 ) -> Path | None:
-    """Fill a server's tables anew; returns the file with their old rows, None if they had none."""
+    """Empty and fill the tables of a server. Return the file with the old rows, None if there were none."""
     writer.lock_schema(written)
     writer.lock_tables(written, force=force)
     kept = None
@@ -182,7 +182,7 @@ def _refill(
 
 
 def _prepared(source: _Backup, partial: Partial) -> dict[str, int]:
-    """Copy the backup into the file, upgrade and verify the copy; returns its buffers with their sizes."""
+    """Copy the backup into the file, upgrade and verify the copy, and return its buffers with their sizes."""
     origin = source.database.backend
     where = f"the backup {origin.describe()}"
     fill_file(source.database, partial.path, origin.busy_timeout, source.told)
@@ -192,7 +192,7 @@ def _prepared(source: _Backup, partial: Partial) -> dict[str, int]:
             upgrade_tables(partial.path, backup=False)
         return copy.in_read(lambda conn: _verified(conn, copy.backend, where))
     except (StoreFull, StoreUnavailable):
-        raise  # the copy could not be written; that says nothing of the backup
+        raise  # the copy could not be written, which is no fault of the backup
     except Exception as exc:  # a damaged file may make its statements raise anything
         if isinstance(exc, StoreCorrupt) and exc.__cause__ is None:
             raise
@@ -214,13 +214,13 @@ def _revision(origin: Database) -> str:
             f"the backup {backend.describe()} has schema revision {revision!r}: a newer memstore wrote it; nothing was "
             "changed; run: pip install -U memstore"
         )
-    if revision != HEAD and backend.shared:  # the copy of a file keeps its old tables, that of a server does not
+    if revision != HEAD and backend.shared:  # a copy of a file keeps the old tables, and a copy of a server does not
         ensure_schema(origin, create=False)
     return revision
 
 
 def _verified(conn: Connection, backend: Backend, where: str) -> dict[str, int]:
-    """Return the buffers of a database, with their numbers of episodes; ``StoreCorrupt`` unless all are sound."""
+    """Return the buffers of a database, with their numbers of episodes. Raise ``StoreCorrupt`` if one is damaged."""
     found = {}
     for number, name in conn.execute(select(buffer.c.id, buffer.c.name).order_by(buffer.c.id)):
         report = check(Snapshot(conn, backend, State.load(conn, backend, number, strategy_from_json)))

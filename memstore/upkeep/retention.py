@@ -1,4 +1,4 @@
-"""Which episodes a consolidation removes: old, unimportant, near-identical, and too many."""
+"""The removal of episodes by a retention policy: old, unimportant, near-identical, or too many."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from memstore.values.times import check_time
 Bools = NDArray[np.bool_]
 
 TOLERANCE = 1e-3
-"""The tolerance of ``consolidate_similar=True``."""
+"""This is the tolerance of ``consolidate_similar=True``."""
 
 
 def consolidate(
     session: Session, given: RetentionPolicy, now: Time | None, consumer: str, *, dry_run: bool
 ) -> Retention:
-    """Remove what the policy does not keep, in one commit, or only count it.
+    """Remove the episodes that the policy does not keep, in one commit, or only count them.
 
-    Near-identical payloads are looked for before the lock is taken, so that other writers do not wait for it.
+    The search for near-identical payloads runs before the lock is taken, so that other writers do not wait for it.
     """
     policy = checked_policy(given)
     at = time.time() if now is None else check_time("now", now)
@@ -54,7 +54,7 @@ def checked_policy(policy: RetentionPolicy) -> RetentionPolicy:
     Raises
     ------
     ConfigError
-        A limit or a weight makes no sense.
+        A limit or a weight is out of its range.
     """
     if not isinstance(policy, RetentionPolicy):
         raise ConfigError(f"consolidate takes a RetentionPolicy, got {shown(policy)}")
@@ -79,7 +79,7 @@ def checked_policy(policy: RetentionPolicy) -> RetentionPolicy:
 
 
 def importance(rows: Rows, newest: int, capacity: int, policy: RetentionPolicy) -> Floats:
-    """Return the importance of each row, as `RetentionPolicy` defines it; ``newest`` is the last id inserted."""
+    """Return the importance of each row, as ``RetentionPolicy`` defines it. ``newest`` is the last inserted id."""
     loss = np.where(np.isnan(rows.loss), np.inf, rows.loss)
     hardness = 1 - 1 / (1 + loss)
     recency = np.exp2(-(newest - rows.ids) / (policy.half_life or capacity))
@@ -92,7 +92,7 @@ def importance(rows: Rows, newest: int, capacity: int, policy: RetentionPolicy) 
 def find_twins(
     snapshot: Snapshot, signature: Signature | None, policy: RetentionPolicy, now: float
 ) -> list[tuple[int, int]]:
-    """Return pairs of near-identical episodes, (leaving, staying), among those that no other limit removes."""
+    """Return pairs (leaving, staying) of near-identical episodes, among the episodes that no other limit removes."""
     if policy.consolidate_similar is None or signature is None:
         return []
     rows, value, old, unimportant = _judged(snapshot, policy, now)
@@ -111,15 +111,16 @@ def retain(
     twins: list[tuple[int, int]],
     group: Group | None,
 ) -> tuple[Retention, Rows]:
-    """Remove the episodes that the policy does not keep; without a ``group`` for the history, only count them.
+    """Remove the episodes that the policy does not keep. Without a ``group`` for the history, only count them.
 
-    ``twins`` are pairs that ``find_twins`` found in an earlier snapshot: the first leaves if the second still stays.
+    ``twins`` holds the pairs that ``find_twins`` found in an earlier snapshot. The first episode of a pair leaves if
+    the second still stays.
 
     Returns
     -------
     Retention
     Rows
-        The rows that were, or would be, removed.
+        The rows that were removed, or would be removed.
     """
     limits = (policy.max_age, policy.max_episodes, policy.min_importance, policy.consolidate_similar)
     if limits == (None,) * 4:
@@ -148,7 +149,7 @@ def retain(
 
 
 def _judged(snapshot: Snapshot, policy: RetentionPolicy, now: float) -> tuple[Rows, Floats, Bools, Bools]:
-    """Return every live row, its importance, True where it is too old, and True where it is too unimportant."""
+    """Return every live row, its importance, a flag if it is too old, and a flag if it is too unimportant."""
     rows = snapshot.scan()
     value = importance(rows, snapshot.newest_possible(), snapshot.settings.capacity, policy)
     old = np.zeros(len(rows), bool)

@@ -1,4 +1,4 @@
-"""Rows compared with the checksums that were written beside them, and stored texts parsed."""
+"""The examination of rows by the checksums that were stored with them, and of stored texts by parsing them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from memstore.storage.schema import (
 )
 
 CHUNK = 4096
-"""Episodes read at a time."""
+"""The examination reads this many episodes at a time."""
 
 
 Unsealed = Counter[str]
@@ -39,12 +39,12 @@ Unsealed = Counter[str]
 
 @dataclass(frozen=True)
 class Seals:
-    """The examinations of one buffer; each yields its findings in one sentence each."""
+    """The examinations of one buffer. Each yields one sentence for each finding."""
 
     snapshot: Snapshot
     unsealed: Unsealed
     keys: dict[int, str] = field(default_factory=dict)
-    """Key of each live episode that has one; the examination of the facts fills it."""
+    """The key of each live episode that has one. The examination of the facts fills this mapping."""
 
     def parts(self) -> tuple[Callable[[], Iterator[str]], ...]:
         """Return the examinations in the order in which they must run."""
@@ -52,7 +52,7 @@ class Seals:
         return (*rows, self.facts, self.known_keys, self.checkpoints, self.others)
 
     def buffer_row(self) -> Iterator[str]:
-        """Examine settings and counters."""
+        """Examine the settings and counters."""
         own = buffer.c.id == self.snapshot.state.buffer_id
         names = (*SEALED, *COUNTERS, "checksum", "counters_checksum")
         row = self.snapshot.conn.execute(select(*(buffer.c[name] for name in names)).where(own)).one()._mapping
@@ -135,7 +135,7 @@ class Seals:
                 yield finding
 
     def others(self) -> Iterator[str]:
-        """Look for rows that name another buffer than their id, and examine leases and the limiter's account."""
+        """Find rows with an id of another buffer than they name, and examine leases and the limiter's account."""
         conn, number = self.snapshot.conn, self.snapshot.state.buffer_id
         keyed = ((episode, "id"), (domain, "id"), (stratum, "id"), (event_group, "id"))
         for table, key in (*keyed, (episode_tag, "episode_id"), (episode_key, "episode_id")):

@@ -1,4 +1,4 @@
-"""The settings of a buffer: new ones, and changes of them."""
+"""The settings of a new buffer, and changes of stored settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Settings as a user gives them to ``open`` and ``configure``; each is UNCHANGED where it is not given."""
+    """The settings that a user gives to ``open`` or ``configure``. A setting that is not given is UNCHANGED."""
 
     capacity: int | Unchanged = UNCHANGED
     strategy: Strategy | str | Unchanged = UNCHANGED
@@ -53,11 +53,11 @@ class Changes:
 
     @property
     def given(self) -> list[str]:
-        """The names of the settings that are given; strategy and alpha are not among them."""
+        """Names of the settings that are given. Strategy and alpha are left out."""
         return [name for name in CHECKS if getattr(self, name) is not UNCHANGED]
 
     def strategy_after(self, stored: StoredStrategy | str) -> Strategy:
-        """Return the strategy that these changes make of the stored one."""
+        """Return the strategy after these changes of the stored one."""
         chosen = as_strategy(stored if self.strategy is UNCHANGED else self.strategy)
         return chosen if self.alpha is UNCHANGED else chosen.with_alpha(self.alpha)
 
@@ -67,12 +67,12 @@ class Changes:
         Raises
         ------
         ConfigError
-            One of them is invalid; the message names it.
+            A setting is invalid. The message names it.
         """
         changes = {name: CHECKS[name](getattr(self, name)) for name in self.given}
         strategy = self.strategy_after(settings.strategy)
         if strategy.to_json() != settings.strategy.to_json():
-            # The alpha of the stored weight sums follows the strategy's, so that ``probability`` needs no scan.
+            # The stored weight sums get the alpha of the strategy, so that ``probability`` needs no scan.
             changes |= {"strategy": strategy, "alpha": strategy.index_alpha}
         changed = replace(settings, **changes)
         rule = changed.limiter
@@ -98,11 +98,11 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "history": lambda value: _instance("history", History, value) or History(record=0.0),
     "signature": Signature.from_spec,
 }
-"""The check of each setting, which returns its stored value. Strategy and alpha: see ``Changes.strategy_after``."""
+"""The check of each setting returns its stored value. ``Changes.strategy_after`` checks strategy and alpha."""
 
 
 def new_settings(changes: Changes, seed: int | None) -> Settings:
-    """Return the settings of a new buffer: those given, and defaults for the others."""
+    """Return the settings of a new buffer: the given ones, and defaults for the others."""
     chosen = as_strategy("mixed" if changes.strategy is UNCHANGED else changes.strategy)
     defaults = Settings(
         capacity=DEFAULT_CAPACITY,
@@ -116,9 +116,10 @@ def new_settings(changes: Changes, seed: int | None) -> Settings:
 
 
 def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
-    """Change the buffer's settings; returns the ids that left because it shrank, with ``group`` in the history.
+    """Change the buffer's settings, and return the ids that left because the capacity shrank.
 
-    A new alpha recomputes the weight sums, a new eviction policy writes its order: one scan each.
+    ``group`` records their departure in the history. A new alpha recomputes the weight sums, and a new eviction policy
+    writes its order. Each needs one scan.
     """
     old, state = snapshot.settings, snapshot.state
     settings = changes.apply_to(old)

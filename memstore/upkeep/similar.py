@@ -1,7 +1,8 @@
-"""Near-identical payloads, found without comparing every pair and without missing one.
+"""The search for near-identical payloads. It does not compare every pair, and misses none.
 
-The distance of two points is at least that of their projections on any direction. So payloads are projected on a few
-random directions, sorted by the first, and compared in full only with those that are near on all of them.
+The distance of two points is at least the distance of their projections on any direction. So payloads are projected on
+a few random directions and sorted by the first. A payload is compared in full only with those that are near on all
+directions.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import Signature
 
 DIRECTIONS = 8
-"""Directions that payloads are projected on."""
+"""Payloads are projected on this many directions."""
 
 HELD_BYTES = 64 << 20
-"""Bytes of payloads kept for comparison in full; others are read again when they are needed."""
+"""At most this many bytes of payloads are kept for full comparisons. Others are read again when they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sketch:
-    """A few numbers of each payload, as columns; the rows stand in order of importance.
+    """A few numbers of each payload, as columns. The rows are in the order of importance.
 
-    ``group`` is equal for payloads that may be near-identical, ``whole`` for those that are equal bit by bit. ``norm``
-    is the length of their floating-point numbers as one vector, ``shadow`` its projections.
+    ``group`` is equal for payloads that may be near-identical. ``whole`` is equal for payloads that are equal bit by
+    bit. ``norm`` is the norm of a payload's floating-point numbers as one vector, and ``shadow`` the projections of
+    that vector.
     """
 
     group: Ints
@@ -45,19 +47,20 @@ class _Sketch:
 def near_identical(
     snapshot: Snapshot, signature: Signature, ids: Ints, domains: Ints, tolerance: float
 ) -> list[tuple[int, int]]:
-    """Return pairs of near-identical episodes: the one to leave, and the kept one it is near to.
+    """Return pairs of near-identical episodes: the episode that leaves, and the kept episode that it is near to.
 
     Parameters
     ----------
     snapshot : Snapshot
     signature : Signature
     ids, domains : int64 arrays, shape (n,)
-        The episodes to look at, most important first. One is kept unless it is near-identical to one kept before it.
+        Episodes to compare, the most important first. An episode is kept unless it is near-identical to an episode
+        that was kept before it.
     tolerance : float
-        See `RetentionPolicy.consolidate_similar`.
+        See ``RetentionPolicy.consolidate_similar``.
     """
     sketch = _sketch(snapshot, signature, ids, domains)
-    # Payloads that are equal bit by bit count as one: ten thousand of them would be fifty million pairs.
+    # Payloads that are equal bit by bit count as one, because ten thousand of them would be fifty million pairs.
     _, first, place = np.unique(sketch.whole, return_index=True, return_inverse=True)
     leader = first[place]
     held = PayloadCache(HELD_BYTES)
@@ -68,7 +71,7 @@ def near_identical(
 
     for rows in _crowds(sketch, np.sort(first)):
         _follow(sketch, rows, tolerance, vector, leader)
-    # A payload that equals a leaving one leaves too, for the same leader.
+    # A payload that equals a leaving payload leaves too. It has the same leader.
     leader = leader[leader]
     return [(int(ids[row]), int(ids[leader[row]])) for row in np.flatnonzero(leader != np.arange(len(ids)))]
 
@@ -120,7 +123,7 @@ def _digest(*parts: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def _directions(size: int) -> Floats:
-    """Return unit vectors as columns; they are the same for every vector of this length."""
+    """Return unit vectors as columns. They are the same for every vector of this length."""
     drawn = np.random.default_rng(size).standard_normal((size, DIRECTIONS))
     unit: Floats = drawn / np.maximum(np.linalg.norm(drawn, axis=0), 1e-300)
     return unit
@@ -136,10 +139,10 @@ def _crowds(sketch: _Sketch, rows: Ints) -> Iterator[Ints]:
 
 
 def _follow(sketch: _Sketch, rows: Ints, tolerance: float, vector: Callable[[int], Floats], leader: Ints) -> None:
-    """Set the leader of each row of a crowd that is near to one kept before it."""
+    """Set the leader of each row of a crowd that is near to a row kept before it."""
     shadow, norm = sketch.shadow[rows], sketch.norm[rows]
-    # The norms of near-identical payloads differ by the tolerance at most, so this bounds the distance from either
-    # side. Projections are rounded; the slack makes up for that.
+    # The norms of near-identical payloads differ by at most the tolerance, so this bounds the distance from both sides.
+    # Projections are rounded, and the term 1e-9 makes up for that.
     reach = norm * (tolerance / (1 - tolerance) + 1e-9)
     low = np.searchsorted(shadow[:, 0], shadow[:, 0] - reach, "left")
     high = np.searchsorted(shadow[:, 0], shadow[:, 0] + reach, "right")

@@ -1,4 +1,4 @@
-"""``stats``: the numbers of a buffer, in time independent of its size."""
+"""``stats`` gives the numbers of a buffer, in a time that does not depend on its size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from memstore.storage.schema import VERSION_TABLE
 from memstore.types import ReplayStats
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""The quantiles of the losses that are told."""
+"""``stats`` reports these quantiles of the losses."""
 
 
 def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, float], *, exact: bool) -> ReplayStats:
-    """Return everything from the buffer row and the strata; ``exact`` adds one scan of the losses."""
+    """Return the numbers of the buffer from its row and its strata. ``exact`` adds one scan of the losses."""
     state, settings = snapshot.state, snapshot.settings
     strata, counters = state.strata, state.counters
     sizes = strata.sizes(len(state.domain_names)).tolist()

@@ -1,4 +1,4 @@
-"""How losses and replays went, for each domain: from the tally, the strata and the index on loss."""
+"""The course of losses and replays for each domain, from the tally, the strata and the index on loss."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from memstore.types import Episode
 _t = replay_tally.c
 
 HARDEST = 100
-"""For each episode asked for, ``forgotten`` looks at 100 of the hardest before it scans."""
+"""Before ``forgotten`` scans, it looks at this many of the hardest episodes for each episode to return."""
 
 MOST_LOOKED_AT = 1000
-"""``forgotten`` looks at 1,000 of the hardest at most, which costs a tenth of a scan of 1M."""
+"""``forgotten`` looks at no more than this many of the hardest, which costs a tenth of a scan of 1M episodes."""
 
 
 def forgotten(snapshot: Snapshot, n: int) -> list[Episode]:
-    """Return the episodes whose loss has risen furthest above its lowest, furthest first.
+    """Return the ``n`` episodes with the largest rise of the loss above its lowest value, largest first.
 
-    No loss can have risen by more than itself. So the hardest episodes are looked at first, through the index on loss.
-    Only if they do not decide the answer, the replay metadata is scanned.
+    A loss cannot have risen by more than its own size. So the hardest episodes are looked at first, through the index
+    on loss. The replay metadata is scanned only if they do not decide the answer.
     """
     whole = Query(lambda ask: ask(snapshot), "episodes")
     risen = whole.filter(col.rise > 0).order_by(col.rise.descending).limit(n)
@@ -95,7 +95,7 @@ def replay_share(snapshot: Snapshot, strategy: Strategy) -> list[ReplayShare]:
 
 
 def _last(values: Floats, place: Ints, points: int) -> Floats:
-    """Return the largest value at each point, NaN if it has none."""
+    """Return the largest value at each point. NaN if a point has none."""
     largest = np.full(points, -np.inf)
     np.fmax.at(largest, place, values)
     return np.where(np.isneginf(largest), np.nan, largest)

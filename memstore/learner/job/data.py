@@ -1,4 +1,4 @@
-"""Datasets, and the class-incremental stream that a dataset becomes: tasks in order, one pass, small batches."""
+"""Datasets, and the class-incremental streams made of them: tasks in order, one pass, small batches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from memstore.errors import ConfigError
 
 CLASSES_PER_TASK = 2
-"""Classes of each task of a dataset without domains."""
+"""Each task of a dataset without domains has this many classes."""
 TEST_FRACTION = 0.25
-"""Share of each class's examples that is kept to test on."""
+"""This share of each class's examples is kept for tests."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from memstore.errors import InvalidValue
 
 FORGETTING_FORMULA = "mean over l < T of: max over t < T of a[t,l], minus a[T,l]"
-"""What `forgetting` computes: how far the accuracy on each earlier task fell below its best."""
+"""`forgetting` computes this. It is the fall of the accuracy on each earlier task below its best."""
 BACKWARD_TRANSFER_FORMULA = "mean over l < T of: a[T,l] - a[l,l]"
-"""What `backward_transfer` computes: how the accuracy on each earlier task changed after it was trained."""
+"""`backward_transfer` computes this. It is the change of the accuracy on each earlier task after its training."""
 
 
 def accuracy(outputs: ArrayLike, targets: ArrayLike) -> float:
-    """Return the share of rows, 0 to 1, whose largest output is that of the target class.
+    """Return the share of rows, 0 to 1, in which the target class has the largest output.
 
     Among equally large outputs the first counts as the largest.
 
@@ -46,7 +46,7 @@ def average_accuracy(matrix: ArrayLike) -> float:
 
 
 def forgetting(matrix: ArrayLike) -> float:
-    """Return `FORGETTING_FORMULA`; 0.0 for a single task. It is negative when earlier tasks got better."""
+    """Return `FORGETTING_FORMULA`, 0.0 for a single task. It is negative if earlier tasks got better."""
     a = _square(matrix)
     if len(a) == 1:
         return 0.0
@@ -54,7 +54,7 @@ def forgetting(matrix: ArrayLike) -> float:
 
 
 def backward_transfer(matrix: ArrayLike) -> float:
-    """Return `BACKWARD_TRANSFER_FORMULA`; 0.0 for a single task."""
+    """Return `BACKWARD_TRANSFER_FORMULA`, 0.0 for a single task."""
     a = _square(matrix)
     if len(a) == 1:
         return 0.0

@@ -1,4 +1,4 @@
-"""The main job: it learns a dataset task by task, in one pass, with replay. A kill at any point costs nothing."""
+"""The main job. It learns a dataset task by task, in one pass, with replay. A kill at any point loses nothing."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from memstore.memory import open as open_memory
 from memstore.opening import drop
 
 NEW_PER_STEP = 10
-"""New examples of each step."""
+"""Each step learns this many new examples."""
 CHECKPOINT = "train"
-"""Name of the checkpoint that holds a run."""
+"""The checkpoint of a run has this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes
     ----------
     step, steps : int
         Committed steps, and the steps of the whole run.
     task : str
-        Domain of the step just done; before the first step, domain of the next one.
+        Domain of the last step. Before the first step, domain of the next one.
     loss : float or None
-        Mean loss of the step just done, new and replayed examples together; None before the first.
+        Mean loss of the last step, over new and replayed examples. None before the first step.
     accuracy : float
         Present accuracy, 0 to 1, on the test examples of all tasks met so far.
     buffer_size : int
@@ -150,7 +150,7 @@ DIGITS = OnlineLearnerConfig(
     capacity=200,
     beta=0.0,
 )
-"""Settings for the digits: a uniform sample of 200 examples, one replayed for each new one."""
+"""These settings suit the digits: a uniform sample of 200 examples, and one replayed example for each new one."""
 
 
 def run_training(
@@ -170,7 +170,7 @@ def run_training(
     Parameters
     ----------
     db : path or URL
-        Address of the memory, which is made if need be.
+        Address of the memory. It is created if it does not exist.
     config : OnlineLearnerConfig, optional
         Default: `training_config()`. The dataset decides the width of inputs and outputs, and a checkpoint is written
         at every step.
@@ -181,7 +181,7 @@ def run_training(
     fresh : bool
         True starts a new run: a buffer that holds a training run is dropped first.
     on_progress : callable, optional
-        Called with the state found before the first step, and after every step.
+        Function that is called with the state before the first step, and after every step.
 
     Raises
     ------
@@ -282,7 +282,7 @@ class _Run:
         ).loss
 
     def _measure(self) -> None:
-        """Record the accuracies after a task, unless they are recorded: a kill may come between the two."""
+        """Record the accuracies after a task, unless they are recorded. A kill may come between step and record."""
         notes = self.learner.notes
         position = notes["position"]
         done = self.stream[position][0] if position < len(self.stream) else len(self.tasks)
@@ -316,7 +316,7 @@ def _fit_to_dataset(config: OnlineLearnerConfig, data: Dataset) -> OnlineLearner
 
 
 def _open(db: str | os.PathLike[str] | URL, buffer: str, config: OnlineLearnerConfig) -> EpisodicMemory:
-    """Open the memory of a run with its own settings, so that `_resume` can name those that differ; or make one."""
+    """Open the memory of a run with its stored settings, so that `_resume` can name those that differ. Or make one."""
     try:
         found = open_memory(db, buffer=buffer, seed=config.seed, create=False)
     except (ConfigError, StoreUnavailable):
@@ -351,7 +351,7 @@ def _resume(learner: MemoryOnlineLearner, data: Dataset) -> None:
         The database holds a run with other settings or data, or episodes and no run.
     """
     memory = learner.memory
-    # Named by its content and its file name: the file may move, but it must not change.
+    # The content and the file name identify the dataset. The file may move, but it must not change.
     dataset = f"{Path(data.name).name} ({data.digest()[:16]})"
     if CHECKPOINT not in memory.checkpoints():
         if len(memory):

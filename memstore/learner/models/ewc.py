@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: parameters that mattered for past examples are held near their old values."""
+"""Elastic weight consolidation. It holds parameters that mattered for past examples near their old values."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class EWCStats:
     Attributes
     ----------
     param_count : int
-        Numbers in the protected parameters.
+        Count of the numbers in the protected parameters.
     consolidations : int
-        Fisher estimates so far.
+        Number of Fisher estimates so far.
     samples_used : int
-        Episodes that the estimates were made from.
+        Number of episodes that the estimates were made from.
     fisher_mean, fisher_max, fisher_min : float
-        Mean, largest and least entry of the accumulated Fisher diagonal; 0 before the first estimate.
+        Mean, largest and least entry of the accumulated Fisher diagonal. 0 before the first estimate.
     is_active : bool
         True if steps are penalised.
     """
@@ -52,11 +52,11 @@ class EWC:
     Attributes
     ----------
     strength : float
-        The lambda of the papers; 0 switches the penalty off. No value makes a step overshoot, see `Penalty`.
+        The lambda of the papers. 0 switches the penalty off. No value makes a step overshoot; see `Penalty`.
     decay : float
         The gamma of the papers, in [0, 1].
     fisher, centre : dict of str to array
-        Arrays by the names of the model's parameters; empty before the first consolidation.
+        Arrays by the names of the model's parameters. Empty before the first consolidation.
     consolidations, samples_used : int
         See `EWCStats`.
     """
@@ -70,7 +70,7 @@ class EWC:
 
     @classmethod
     def start(cls, strength: float, decay: float) -> EWC:
-        """Return the state before any consolidation: no penalty."""
+        """Return the state before any consolidation. It has no penalty."""
         return cls(strength, decay, {}, {})
 
     def after_consolidation(self, model: Model, inputs: NDArray[Any], targets: NDArray[Any]) -> EWC:
@@ -94,7 +94,7 @@ class EWC:
         )
 
     def penalty(self) -> Penalty | None:
-        """Return the penalty of a step; None before the first consolidation."""
+        """Return the penalty of a step. None before the first consolidation."""
         if not self.fisher or not self.strength:
             return None
         return Penalty({name: self.strength * value for name, value in self.fisher.items()}, self.centre)
@@ -147,7 +147,8 @@ class EWC:
 def fisher_diagonal(model: Model, inputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, Array]:
     """Return the mean of the squared gradients of n > 0 examples, by parameter.
 
-    This takes one call of ``model.gradients`` for each example: the square of a mean gradient is another number.
+    This takes one call of ``model.gradients`` for each example, because the square of a mean gradient is another
+    number.
     """
     total: dict[str, Array] = {}
     for row in range(len(inputs)):

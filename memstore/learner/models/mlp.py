@@ -108,7 +108,7 @@ class MLP:
         *,
         penalty: Penalty | None = None,
     ) -> Array:
-        """Take one optimizer step; return the losses (n,) from before it."""
+        """Take one optimizer step, and return the losses (n,) before it."""
         losses, gradients = self.gradients(inputs, targets, weight)
         if penalty is not None:
             rate = self._optimizer.learning_rate
@@ -132,7 +132,7 @@ class MLP:
         Raises
         ------
         InvalidValue
-            The state is not that of an MLP with these layers, head, optimizer and dtype; the model is unchanged.
+            The state is not that of an MLP with these layers, head, optimizer and dtype. The model is unchanged.
         """
         mine = self._identity()
         theirs = {key: state.get(key) for key in mine}
@@ -154,7 +154,7 @@ class MLP:
                         f"the model has {value.dtype}{value.shape}"
                     )
                 pairs.append((value, array))
-        # Copied in place, to keep the memory layout of the constructor: the last bit of a product may depend on it.
+        # The arrays are copied in place, because the last bit of a product may depend on their layout in memory.
         for value, array in pairs:
             value[...] = array
         self._optimizer.steps = steps
@@ -188,7 +188,7 @@ class MLP:
             error = outputs - targets
             return np.mean(np.square(error), axis=1).astype(np.float64), error * (2 / self.layers[-1])
         rows = np.arange(len(outputs))
-        # Shifted by the maximum, exp cannot overflow, and the loss cannot be below zero.
+        # The shift by the maximum keeps exp from overflowing, and the loss from being below zero.
         shifted = outputs - outputs.max(axis=1, keepdims=True)
         exp = np.exp(shifted)
         total = exp.sum(axis=1)

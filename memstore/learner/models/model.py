@@ -15,10 +15,10 @@ Array = NDArray[Any]
 class Penalty:
     """A quadratic pull on the parameters: ``sum(stiffness * (parameter - centre) ** 2) / 2``.
 
-    A model adds it to its step by one linearly implicit Euler step. For each parameter the optimizer is given
+    A model adds it to its step by one linearly implicit Euler step. For each parameter the optimizer gets
     ``(gradient + stiffness * (parameter - centre)) / (1 + learning_rate * stiffness)``. This has the same fixed point
-    as the objective, and overshoots at no stiffness. With the penalty's gradient added as it is, plain gradient descent
-    diverges where ``learning_rate * stiffness`` exceeds 2.
+    as the objective, and overshoots at no stiffness. If the penalty's gradient were added as it is, plain gradient
+    descent would diverge for ``learning_rate * stiffness`` above 2.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Penalty:
     centre: Mapping[str, Array]
 
     def pull(self, name: str, gradient: Array, parameter: Array, learning_rate: float) -> Array:
-        """Return the array that the optimizer is given for this parameter instead of its gradient."""
+        """Return the array that the optimizer gets for this parameter instead of its gradient."""
         if name not in self.stiffness:
             return gradient
         stiffness = self.stiffness[name]
@@ -59,7 +59,7 @@ class Model(Protocol):
     def step(
         self, inputs: Array, targets: Array, weight: Array | None = None, *, penalty: Penalty | None = None
     ) -> Array:
-        """Take one optimizer step; return the losses (n,) from before it."""
+        """Take one optimizer step, and return the losses (n,) before it."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Parameters = Mapping[str, NDArray[Any]]
 OptimizerName = Literal["sgd", "adam"]
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's decays and its guard against division by zero, as its authors recommend (section 2)."""
+"""These are Adam's decays and its guard against division by zero, as its authors recommend (section 2)."""
 
 
 class Optimizer:

@@ -36,7 +36,7 @@ class TorchModel:
     Parameters
     ----------
     module : torch.nn.Module
-        Called with one tensor whose first axis is the examples.
+        Module that is called with one tensor. The first axis of the tensor is the examples.
     optimizer : torch.optim.Optimizer
         Optimizer of the module's parameters. LBFGS is refused, because it evaluates the loss several times a step.
     loss : {"cross_entropy", "mse"} or callable
@@ -137,7 +137,7 @@ class TorchModel:
         *,
         penalty: Penalty | None = None,
     ) -> Array:
-        """Take one optimizer step in training mode; return the losses (n,) from before it.
+        """Take one optimizer step in training mode, and return the losses (n,) before it.
 
         The arrays of a penalty are read only at its first use: to change them, give a new `Penalty`.
         """

@@ -13,7 +13,7 @@ __all__ = ["UNAWAITED", "Backend", "Failure", "TransactionState", "Watch", "back
 
 
 def backend_for(url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> Backend:
-    """The backend for the URL's database.
+    """Return the backend for the URL's database.
 
     Raises
     ------

@@ -28,13 +28,13 @@ from memstore.storage.statements import Statements, Trace
 
 Ints = NDArray[np.int64]
 UNAWAITED = "memstore_unawaited"
-"""Execution option of a statement. It says that nobody reads the result, nor the number of rows."""
+"""This execution option of a statement says that its result and its number of rows are not read."""
 
 Columns = Mapping[str, Sequence[Any]]
-"""Column names with their values. All columns have the same length."""
+"""Columns are names with their values. All columns have the same length."""
 
 Progress = Callable[[int, int], None]
-"""A function that is called during a copy, with the number of pages done and the number of all pages."""
+"""This function is called during a copy, with the number of pages done and the number of all pages."""
 
 Located = tuple[int, int, float | None, int]
 """A candidate that exists: its index in the request, its episode id, its loss and its replay count."""
@@ -65,7 +65,7 @@ class TransactionState(enum.Enum):
 
 
 class Watch(ABC):
-    """Tells a waiting process when to look at the database again.
+    """A watch that tells a waiting process when to look at the database again.
 
     It may miss a commit. So a wait always ends after its timeout, and the process looks again in any case.
     """
@@ -291,7 +291,7 @@ class Backend(Expressions):
 
     @abstractmethod
     def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
-        """Return the episodes that stand at these positions of these strata.
+        """Return the episodes at these positions of these strata.
 
         Parameters
         ----------
@@ -301,7 +301,7 @@ class Backend(Expressions):
         Returns
         -------
         list of Located
-            In any order. A position where nothing stands adds nothing.
+            The episodes, in any order. An empty position adds nothing.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""psycopg's connection, as pipelines, interrupts and watched statements need it."""
+"""A connection of psycopg that supports pipelines, interrupts, and reports on statements."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class PipelinedConnection(psycopg.Connection[Any]):
         return super().cursor(*arguments, **options)
 
     def kind_of_cursor(self) -> type[psycopg.Cursor[Any]]:
-        """The class of a cursor that begins now."""
+        """Return the class for a new cursor."""
         return WatchedCursor if self.statements.watched else psycopg.Cursor
 
     def commit(self) -> None:
@@ -73,7 +73,7 @@ class PipelinedConnection(psycopg.Connection[Any]):
             self.execute("COMMIT")
 
     def rollback(self) -> None:
-        """Roll back, if there is anything."""
+        """Roll back, if a transaction is open."""
         self.answered(0.0)
         if self.statements.watched and self.info.transaction_status is not TransactionStatus.IDLE:
             with self.statements.running("ROLLBACK"):
@@ -96,14 +96,14 @@ class PipelinedConnection(psycopg.Connection[Any]):
                     self.pgconn.consume_input()
 
     def await_all(self, sync: Callable[[], object]) -> None:
-        """Wait for the answers to everything sent in the pipeline; the last statement is told with that time."""
+        """Wait for the answers to all statements in the pipeline. The last statement is reported with that time."""
         begun = time.perf_counter()
         sync()
         self.statements.awaited()
         self.answered(time.perf_counter() - begun)
 
     def answered(self, seconds: float, last: WatchedCursor | None = None) -> None:
-        """Tell of the statements up to ``last`` (None: all), for whose answers one waited so long."""
+        """Report the statements up to ``last``, after a wait of ``seconds`` for their answers. None reports all."""
         while self._unanswered:
             cursor = self._unanswered.pop(0)
             statement = cursor.statement
@@ -116,9 +116,10 @@ class PipelinedConnection(psycopg.Connection[Any]):
 
 
 class WatchedCursor(psycopg.Cursor[Any]):
-    """A cursor whose statements are told of.
+    """A cursor that reports its statements.
 
-    The time of a pipelined one is that of sending it, and of the wait for its answer if one waited for just that.
+    The time of a pipelined statement is the time to send it. It includes the wait for the answer if the process waited
+    for this answer alone.
     """
 
     statement: Statement
@@ -164,7 +165,7 @@ class WatchedCursor(psycopg.Cursor[Any]):
 
 
 def connect_pipelined(statements: Statements, arguments: Any, options: dict[str, Any]) -> PipelinedConnection:
-    """A connection whose statements are told of there."""
+    """Return a new connection that reports its statements to ``statements``."""
     connection = PipelinedConnection.connect(*arguments, **options)
     connection.statements = statements
     connection.adapters.register_dumper(Array, ArrayDumper)

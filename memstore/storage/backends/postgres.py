@@ -39,7 +39,7 @@ LARGE = 16 * 2**20
 """Bytes of a large value. Its connection is closed later: this frees its buffers, and a new one costs 5 ms."""
 
 CANCELLATION = 2.0
-"""Seconds that the call may take which tells the server to cancel a statement."""
+"""The call that tells the server to cancel a statement may take this many seconds."""
 
 APPLICATION = "memstore"
 """The name of memstore's sessions on the server, unless their address or PGAPPNAME gives another."""
@@ -156,7 +156,7 @@ class PostgresBackend(PostgresExpressions, Backend):
             driver.settle()
 
     def discard(self, conn: Connection, driver: PipelinedConnection) -> None:
-        with suppress(psycopg.Error):  # the server works on, and notices only at the end that nobody listens any more
+        with suppress(psycopg.Error):  # the server would work on, and notice only at the end that the client is gone
             if driver.info.transaction_status is TransactionStatus.ACTIVE:
                 driver.cancel_safe(timeout=CANCELLATION)
         driver.close()

@@ -38,7 +38,7 @@ PENDING_BYTE, LOCK_BYTES = 0x40000000, 512
 """First byte and number of the bytes that SQLite locks. A lock on all is exclusive (https://sqlite.org/src, os.h)."""
 
 ATTEMPTS = 5
-"""How often steps 1 and 2 are tried. Others may open the file between them, and then both are done again."""
+"""Steps 1 and 2 are tried this many times. Others may open the file between them, and then both are done again."""
 
 _BEYOND_OPENING = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 """Codes of errors with which SQLite refuses to open a file at all."""
@@ -85,9 +85,9 @@ def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> P
 
 
 def _take_free_place(new: Partial, file: Path) -> bool:
-    """Put the new file where there was none. False if somebody has just made one there.
+    """Put the new file at a free name. Return False if another process has just made a file with this name.
 
-    A log that was left there is kept under another name.
+    A log that was left with this name is kept under another name.
     """
     if has_log(file):
         _add_name(file, ("-wal", "-journal"), _free_name(file))

@@ -1,7 +1,7 @@
-"""Checks that a connection still has open the files that stand at the paths of the database.
+"""Checks that the files a connection has open are still the files at the paths of the database.
 
-If somebody deletes or replaces a file, it lives on for the processes that have it open. Their writes succeed, but
-nobody else ever sees them. The same holds for the log (``-wal``) and its index (``-shm``):
+If somebody deletes or replaces a file, it lives on for the processes that have it open. Their writes succeed, but no
+other process ever sees them. The same holds for the log (``-wal``) and its index (``-shm``):
 https://sqlite.org/howtocorrupt.html, 2.4 and 4.
 """
 

@@ -1,4 +1,4 @@
-"""Python's connection to a SQLite file, as closing and watched statements need it."""
+"""A connection to a SQLite file that closes completely, and reports its statements."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from memstore.storage.files import Look
 from memstore.storage.statements import Statements
 
 LAST_CURSORS = 16
-"""Cursors that a connection knows, the last ones."""
+"""A connection remembers this many of its cursors: the last ones."""
 
 
 class WatchedConnection(sqlite3.Connection):
-    """A connection that tells of its statements, and gives up its transaction when it is closed.
+    """A connection that reports its statements, and gives up its transaction when it is closed.
 
-    SQLite keeps a closed connection, with its locks and its snapshot, for as long as a cursor of it is in the middle of
-    a result, such as one in a traceback. So the last cursors are known (0.4 us a statement), and closed first.
+    SQLite keeps a closed connection, with its locks and its snapshot, while a cursor is in the middle of a result. Such
+    a cursor may be in a traceback. So the last cursors are remembered (0.4 us a statement), and closed first.
     """
 
     closed = False
@@ -50,25 +50,25 @@ class WatchedConnection(sqlite3.Connection):
         return made
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        """Run a statement by a cursor that is known: Python's own makes one past ``cursor``."""
+        """Run a statement by a remembered cursor. Python's own method makes a cursor without ``cursor``."""
         made: sqlite3.Cursor = self.cursor().execute(*arguments)
         return made
 
     def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        """Run a statement for many rows, likewise."""
+        """Run a statement for many rows, by a remembered cursor."""
         made: sqlite3.Cursor = self.cursor().executemany(*arguments)
         return made
 
     def commit(self) -> None:
-        """Commit, if there is anything."""
+        """Commit, if a transaction is open."""
         self._end("COMMIT", super().commit)
 
     def rollback(self) -> None:
-        """Roll back, if there is anything."""
+        """Roll back, if a transaction is open."""
         self._end("ROLLBACK", super().rollback)
 
     def close(self) -> None:
-        """Roll back and close; as often as one likes."""
+        """Roll back and close. It may be called any number of times."""
         with suppress(sqlite3.ProgrammingError):  # it was closed already
             for known in self._cursors:
                 if (cursor := known()) is not None:
