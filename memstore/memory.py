@@ -285,16 +285,16 @@ class EpisodicMemory:
 
     def hardest(self, n: int = 10) -> list[Episode]:
         """Return the episodes with the largest losses, largest first, without payloads; by the index on loss."""
-        return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n)).all()
+        return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n, "n")).all()
 
     def most_replayed(self, n: int = 10) -> list[Episode]:
         """Return the episodes with the most loss updates, most first, without payloads; scans the replay metadata."""
         found = self.query().filter(col.replay_count > 0).order_by(col.replay_count.descending)
-        return found.limit(check_count(n)).all()
+        return found.limit(check_count(n, "n")).all()
 
     def never_replayed(self, n: int = 10) -> list[Episode]:
         """Return the oldest episodes without a loss update, without payloads; scans until it has found ``n``."""
-        return self.query().filter(col.replay_count == 0).limit(check_count(n)).all()
+        return self.query().filter(col.replay_count == 0).limit(check_count(n, "n")).all()
 
     def forgotten(self, n: int = 10) -> list[Episode]:
         """Return the episodes whose loss has risen furthest above its lowest, furthest first, without payloads.
@@ -302,7 +302,7 @@ class EpisodicMemory:
         No loss can have risen by more than its size. So the hardest episodes are looked at by the index on loss; where
         they do not decide it, the replay metadata is scanned.
         """
-        most = check_count(n)
+        most = check_count(n, "n")
         return self._session.read(lambda s: trends.forgotten(s, most))
 
     def loss_trend(self, by: Literal["domain"] | None = "domain", *, points: int = 60) -> list[LossTrend]:
@@ -320,7 +320,7 @@ class EpisodicMemory:
         """
         if by is not None:
             check_option("by", by, "domain")
-        most = check_count(points)
+        most = check_count(points, "points")
         return self._session.read(lambda s: trends.loss_trend(s, most, by_domain=by is not None))
 
     def replay_share(self, by: Literal["domain"] = "domain") -> list[ReplayShare]:
@@ -905,7 +905,8 @@ def open(
         Is given a line of text for each statement of this handle, such as
         ``"0.21 ms, 256 rows: SELECT ..."``: the time that this process spent on it, the rows that it gave or changed.
         ``trace=print`` shows them. Begin and commit are statements too. Values and passwords never appear. It is called
-        in the thread that ran the statement, and must neither raise nor use the memory. A pickled handle forgets it.
+        in the thread that ran the statement, and must not use the memory. If it raises, the log says so, and it is not
+        called again. A pickled handle forgets it.
 
     Raises
     ------

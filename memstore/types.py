@@ -143,7 +143,7 @@ class Episode:
         In the order in which they were given.
     payload : dict or None
         Nested as it was added; arrays are the caller's own. None if payloads were not read: a query does not read them,
-        ``get`` and ``recall`` do.
+        ``get`` and ``recall`` do. It never changes, and does not count where episodes are compared.
     """
 
     id: int
@@ -151,14 +151,14 @@ class Episode:
     timestamp: float
     level: int | None
     key: str | None
-    extra: Any
+    extra: Any = field(hash=False)
     age: int
     loss: float | None
     lowest_loss: float | None
     replay_count: int
     last_replayed_at: float | None
     tags: tuple[str, ...]
-    payload: dict[str, Any] | MaybeNone = None
+    payload: dict[str, Any] | MaybeNone = field(default=None, compare=False)
 
     @property
     def rise(self) -> float | None:
@@ -223,8 +223,11 @@ class Batch:
         return len(self.ids)
 
     __iter__ = None
+    __reversed__ = None
 
     def __getitem__(self, field_name: str) -> Any:
+        if field_name not in self.payload:
+            raise KeyError(f"the payload has no field {field_name!r:.60}, but {', '.join(self.payload)!s:.300}")
         return self.payload[field_name]
 
     def take(self, rows: Places) -> Batch:

@@ -101,7 +101,7 @@ class Strategy(ABC):
 
     def with_alpha(self, alpha: float) -> Strategy:
         """Return the same strategy with another exponent."""
-        raise ConfigError(f"strategy {self.name!r} has no alpha")
+        raise ConfigError(f"strategy {self.name!r} has no alpha; leave alpha out")
 
     def to_json(self) -> str:
         """Return the strategy as it is stored in the ``buffer`` row."""

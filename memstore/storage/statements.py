@@ -6,6 +6,7 @@ know: otherwise a statement costs one look at ``watched``.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from memstore import testing
 
 Trace = Callable[[str], object]
+
+log = logging.getLogger("memstore")
 
 SHOWN_HEAD, SHOWN_TAIL = 240, 60
 """Characters of a longer statement that a line shows, from its beginning and from its end."""
@@ -46,9 +49,15 @@ class Statements:
         self.done(sql, time.perf_counter() - begun)
 
     def done(self, sql: Any, seconds: float, rows: int = -1, failed: BaseException | None = None) -> None:
-        """Tell of one that is over; ``rows`` is negative where it has none."""
-        if self._trace is not None:
+        """Tell of one that is over; ``rows`` is negative where it has none. A trace that raises is not called again."""
+        if self._trace is None:
+            return
+        try:
             self._trace(line(sql, seconds, rows, failed))
+        except Exception:
+            # The statement is done, perhaps a COMMIT: an error here would say that the call failed.
+            self._trace = None
+            log.warning("the trace of a memory raised an error and is not called any more", exc_info=True)
 
 
 def line(sql: Any, seconds: float, rows: int, failed: BaseException | None = None) -> str:
