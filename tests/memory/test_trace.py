@@ -57,11 +57,14 @@ def test_exchanges_are_round_trips(open_memory: OpenMemory, url: str) -> None:
         memory.sample(8, strategy="prioritized_loss", exact_probability=False)
     with counting() as updated:
         memory.update([1, 2, 3], loss=1.0)
+    with counting() as added:
+        memory.extend(rows(4), loss=2.0)
     if url.startswith("sqlite"):
         assert drawn.exchanges == drawn.statements and updated.exchanges == updated.statements
     else:
         assert drawn.exchanges < drawn.statements
         assert updated.exchanges < updated.statements / 2, "a write waits only where it needs an answer"
+        assert added.exchanges == 2, "for the state, and for the end: as a proxy between the two counts them"
     with counting() as other:
         pass
     assert other.statements == other.exchanges == 0
