@@ -353,7 +353,7 @@ class EpisodicMemory:
 
         The index on loss finds them.
         """
-        return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n)).all()
+        return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n, "n")).all()
 
     def most_replayed(self, n: int = 10) -> list[Episode]:
         """Return the ``n`` episodes with the most loss updates, most first, without payloads.
@@ -361,14 +361,14 @@ class EpisodicMemory:
         The call scans the replay metadata.
         """
         found = self.query().filter(col.replay_count > 0).order_by(col.replay_count.descending)
-        return found.limit(check_count(n)).all()
+        return found.limit(check_count(n, "n")).all()
 
     def never_replayed(self, n: int = 10) -> list[Episode]:
         """Return the ``n`` oldest episodes that had no loss update, without payloads.
 
         The call scans the replay metadata until it has found ``n``.
         """
-        return self.query().filter(col.replay_count == 0).limit(check_count(n)).all()
+        return self.query().filter(col.replay_count == 0).limit(check_count(n, "n")).all()
 
     def forgotten(self, n: int = 10) -> list[Episode]:
         """Return the ``n`` episodes with the largest rise, ``loss - lowest_loss``, largest first, without payloads.
@@ -376,7 +376,7 @@ class EpisodicMemory:
         A loss cannot have risen by more than its own size. So the call looks at the hardest episodes first, through the
         index on loss. If they do not decide the answer, it scans the replay metadata.
         """
-        most = check_count(n)
+        most = check_count(n, "n")
         return self._session.read(lambda s: trends.forgotten(s, most))
 
     def loss_trend(self, by: Literal["domain"] | None = "domain", *, points: int = 60) -> list[LossTrend]:
@@ -395,7 +395,7 @@ class EpisodicMemory:
         """
         if by is not None:
             check_option("by", by, "domain")
-        most = check_count(points)
+        most = check_count(points, "points")
         return self._session.read(lambda s: trends.loss_trend(s, most, by_domain=by is not None))
 
     def replay_share(self, by: Literal["domain"] = "domain") -> list[ReplayShare]:
@@ -1061,7 +1061,7 @@ def open(
         ``"0.21 ms, 256 rows: SELECT ..."``. The line holds the time that this process spent on the statement, and the
         number of rows that it returned or changed. ``trace=print`` prints the lines. Begin and commit are statements
         too. Values and passwords never appear. The function runs in the thread that ran the statement. It must not
-        raise, and must not use the memory. A pickled handle forgets it.
+        use the memory. If it raises, the log says so, and it is not called again. A pickled handle forgets it.
 
     Returns
     -------

@@ -101,7 +101,7 @@ class Sampler:
 
     def wait(self, min_size: int, wait: Seconds) -> int:
         """Wait until ``min_size`` episodes are live, and return the number of live episodes."""
-        wanted, seconds = check_count(min_size), check_wait(wait)
+        wanted, seconds = check_count(min_size, "min_size"), check_wait(wait)
         self._check_reachable(wanted)
         with Patience(self._session, seconds, self.standing) as patient:
             while (live := self._live(None)) < wanted:
@@ -112,7 +112,8 @@ class Sampler:
         self, groups: int, size: int, by: Column, where: Condition | str | None, strategy: Strategy | str
     ) -> Batch:
         """Draw whole groups; see ``EpisodicMemory.sample_groups``."""
-        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
+        wanted, each = check_count(groups, "groups"), check_count(size, "size")
+        grouping = Grouping(by, check_where(where))
         chosen = as_strategy(strategy)
         options = DrawOptions(wanted)
 

@@ -24,6 +24,7 @@ from memstore.errors import ConfigError
 from memstore.queries.columns import EVERY
 from memstore.storage import stored
 from memstore.types import ReplayStrategy
+from memstore.values.shown import shown
 
 MAX_ALPHA = 50.0
 """The largest exponent, far above any useful one.
@@ -311,7 +312,8 @@ def as_strategy(value: StoredStrategy | str) -> Strategy:
         return value
     name = value.value if isinstance(value, ReplayStrategy) else value
     if not isinstance(name, str) or name not in _BY_NAME:
-        raise ConfigError(f"unknown strategy {name if type(name) is str else type(name)!r}; use {', '.join(_BY_NAME)}")
+        known = ", ".join(_BY_NAME)
+        raise ConfigError(f"unknown strategy {shown(name)}; expected an object such as Uniform() or one of {known}")
     return _BY_NAME[name]()
 
 

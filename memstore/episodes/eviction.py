@@ -239,7 +239,7 @@ def as_eviction(value: Eviction | EvictionPolicy | str) -> Eviction:
         return value
     if not isinstance(value, str) or value not in _POLICIES:
         known = ", ".join(policy.value for policy in EvictionPolicy)
-        raise ConfigError(f"unknown eviction policy {shown(value)}; expected one of {known}")
+        raise ConfigError(f"unknown eviction policy {shown(value)}; expected a policy such as Fifo() or one of {known}")
     return _POLICIES[EvictionPolicy(value)]
 
 

@@ -109,9 +109,9 @@ def check_ids(ids: Ids) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def check_count(value: Any) -> int:
-    """Return a number of episodes, checked to lie between 1 and ``MAX_COUNT``."""
-    return _valid(check_int, "count", value, minimum=1, maximum=MAX_COUNT)
+def check_count(value: Any, name: str = "count") -> int:
+    """Return the number of episodes that is asked for, from 1 to ``MAX_COUNT``; ``name`` is that of the argument."""
+    return _valid(check_int, name, value, minimum=1, maximum=MAX_COUNT)
 
 
 def as_losses(values: Losses, count: int) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ Otherwise a statement costs one test of ``watched``.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import Any
 from memstore import testing
 
 Trace = Callable[[str], object]
+
+log = logging.getLogger("memstore")
 
 SHOWN_HEAD, SHOWN_TAIL = 240, 60
 """A line shows at most this many characters from the beginning and from the end of a statement."""
@@ -64,9 +67,15 @@ class Statements:
             del failed
 
     def done(self, statement: Statement, failed: BaseException | None = None) -> None:
-        """Tell of one that is over."""
-        if self._trace is not None:
+        """Tell of a statement that is over. A trace that raises is not called again."""
+        if self._trace is None:
+            return
+        try:
             self._trace(line(statement.sql, statement.seconds, statement.rows, failed))
+        except Exception:
+            # The statement is done, perhaps a COMMIT: an error here would say that the call failed.
+            self._trace = None
+            log.warning("the trace of a memory raised an error and is not called any more", exc_info=True)
 
 
 def line(sql: Any, seconds: float, rows: int, failed: BaseException | None = None) -> str:

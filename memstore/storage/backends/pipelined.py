@@ -158,7 +158,8 @@ class WatchedCursor(psycopg.Cursor[Any]):
         if self not in connection._unanswered:
             return fetch()
         begun = time.perf_counter()
-        connection.statements.awaited()
+        if self.pgresult is None:  # else its answer came with an earlier one
+            connection.statements.awaited()
         found = fetch()
         connection.answered(time.perf_counter() - begun, self)
         return found
