@@ -48,17 +48,8 @@ RESOLUTION_BITS = 8
 """The tally has 2**8 slots for each doubling of the number of replays."""
 
 GROUP = ("id", "buffer_id", "what", "reason", "at", "step", "consumer", "strategy", "count")
-EVENT: dict[str, type] = {
-    "id": int,
-    "episode_id": int,
-    "domain_id": int,
-    "loss_before": float,
-    "loss_after": float,
-    "probability": float,
-    "weight": float,
-    "previous_id": int,
-}
-"""The columns of a group's events, with their types. The checksum of a group covers these and ``GROUP``."""
+EVENT = ("id", "episode_id", "domain_id", "loss_before", "loss_after", "probability", "weight", "previous_id")
+"""The columns of a group's events. The checksum of a group covers these and ``GROUP``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +128,13 @@ def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, An
     return numbers
 
 
-def group_checksum(facts: Mapping[str, Any], events: Mapping[str, NDArray[Any] | None]) -> int:
+def group_checksum(facts: Mapping[str, Any], events: Mapping[str, NDArray[Any]]) -> int:
     """Return the checksum of a group and its events. NaN and 0 stand for unknown.
 
-    The checksum leaves out ``ends``, because that column changes later.
+    Only columns of floats may be missing. The checksum leaves out ``ends``, because that column changes later.
     """
-    count = facts["count"]
-    unknown = {float: np.full(count, np.nan), int: np.zeros(count, np.int64)}
-    columns = [unknown[kind] if (values := events.get(name)) is None else values for name, kind in EVENT.items()]
+    unknown = np.full(facts["count"], np.nan)
+    columns = [events.get(name, unknown) for name in EVENT]
     return checksums.of_row(*(facts[name] for name in GROUP), checksums.of_block(*columns))
 
 

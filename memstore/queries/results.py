@@ -155,7 +155,7 @@ def _array(field: Field, values: list[Any]) -> NDArray[Any]:
 
 def _convert(field: Field, values: list[Any]) -> NDArray[Any]:
     if field.kind == "float" or (field.kind == "int" and field.nullable):
-        return np.array([np.nan if value is None else value for value in values], np.float64)
+        return np.array(values, np.float64)  # None becomes NaN
     if not field.nullable and field.kind != "json" and None in values:  # numpy would turn None into 'None' or False
         raise InvalidValue(f"a value is missing in the column {field.name!r}, which is not nullable")
     if field.kind == "int":

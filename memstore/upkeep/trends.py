@@ -49,7 +49,7 @@ def loss_trend(snapshot: Snapshot, most: int, *, by_domain: bool) -> list[LossTr
     if not rows:
         return []
     slot, domain, replays, losses, step, at = (np.array(column) for column in zip(*rows, strict=True))
-    step = np.array([np.nan if value is None else float(value) for value in step.tolist()])
+    step = step.astype(np.float64)  # None becomes NaN
     point = (slot - 1) * most // snapshot.state.counters.events
     lines = domain if by_domain else np.zeros(len(slot), np.int64)
     trends = []
