@@ -25,7 +25,7 @@ from memstore.storage import stored
 from memstore.types import ReplayStrategy
 
 MAX_ALPHA = 50.0
-"""The largest exponent, far above any useful one.
+"""An exponent is at most this, which is far above any useful one.
 
 Above it, sums lose the weight of a row that stands one bucket below its bound, by rounding.
 """

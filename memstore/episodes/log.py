@@ -54,7 +54,7 @@ EVENT: dict[str, type] = {
     "weight": float,
     "previous_id": int,
 }
-"""The columns of a group's events, with their types. The checksum of a group covers these and ``GROUP``."""
+"""The events of a group have these columns and types. The checksum of a group covers these and ``GROUP``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ _OTHERS = (
     "SELECT pid, usename FROM pg_stat_clear_snapshot(), pg_stat_activity "
     "WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = %s ORDER BY pid"
 )
-"""Finds the other sessions of memstore in this database."""
+"""This query finds the other sessions of memstore in this database."""
 
 
 def lock_tables(send: Callable[..., Any], where: str, patience: float, *, force: bool) -> None:

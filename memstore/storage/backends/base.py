@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 """This function is called during a copy, with the number of pages done and the number of all pages."""
 
 Located = tuple[int, int, float | None, int]
-"""A candidate that exists: its index in the request, its episode id, its loss and its replay count."""
+"""A located candidate has an index in the request, an episode id, a loss and a replay count."""
 
 
 class Failure(enum.Enum):
@@ -139,7 +139,7 @@ class Backend(Expressions):
 
     @abstractmethod
     def run(self, conn: Connection, statement: str, values: Any) -> list[tuple[Any, ...]]:
-        """Run a query in the driver's own words; return its rows."""
+        """Run a query in the driver's own words, and return its rows."""
 
     @abstractmethod
     def lock_schema(self, conn: Connection) -> None:

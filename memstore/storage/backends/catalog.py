@@ -14,7 +14,7 @@ from memstore.storage.schema import metadata
 Rows = Sequence[tuple[Any, ...]]
 
 KINDS = {"v": "view", "m": "materialized view", "f": "foreign table", "p": "partitioned table", "r": "table"}
-"""The kinds of relations, by PostgreSQL's letters for them."""
+"""PostgreSQL has these letters for the kinds of relations."""
 
 _OURS = "c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[])"
 """The condition that a relation has a name of memstore's, which the parameter lists, in the current schema."""

@@ -12,13 +12,13 @@ import sqlite3
 from typing import Any
 
 PAGE = 4096
-"""Bytes of a page of the file."""
+"""A page of the file has this many bytes."""
 
 LEAST_PAGES, MOST_PAGES = 4000, 16384
 """The log of a small file and that of a large file are folded at these numbers of pages."""
 
 _KNOWN = "memstore_log_pages"
-"""The key in a connection's notes (``info``) for the limit that was set last."""
+"""A connection's notes (``info``) have the last limit under this key."""
 
 
 def usual_pages(driver: sqlite3.Connection) -> int:

@@ -31,13 +31,16 @@ from memstore.storage.schema import VERSION_TABLE, buffer, metadata, replay_meta
 from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = 130000
-"""The oldest server that memstore works with, as the server gives its version: 13.0."""
+"""memstore needs at least this version of the server, in the form that the server gives it: 13.0."""
 
 STATEMENT_BYTES = 64 * 2**20
-"""Bytes of blobs that one statement carries. A message may hold 1 GiB, but both sides keep it in memory."""
+"""One statement has at most this many bytes of blobs. A message may hold 1 GiB, but both sides keep it in memory."""
 
 LARGE = 16 * 2**20
-"""Bytes of a large value. Its connection is closed later: this frees its buffers, and a new one costs 5 ms."""
+"""A large value has at least this many bytes. Its connection is closed later, which frees its buffers.
+
+A new connection costs 5 ms.
+"""
 
 CANCELLATION = 2.0
 """The call that tells the server to cancel a statement may take this many seconds."""

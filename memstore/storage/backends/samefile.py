@@ -20,7 +20,7 @@ from memstore.errors import StoreUnavailable
 _Identity = tuple[int, int]
 
 _KEY = "memstore_files"
-"""The key in a connection's notes (``info``) for the files that it has open."""
+"""A connection's notes (``info``) have its open files under this key."""
 
 _SETTLED_NS = 2_000_000_000
 """A change of a folder gets another time than an earlier change if at least this many nanoseconds lie between them.
@@ -29,7 +29,7 @@ File systems count time in steps of up to 2 s (FAT). Those of Linux count in ste
 """
 
 LOG_SUFFIXES = ("-wal", "-shm")
-"""Ends of the names of the files that SQLite makes beside a database in WAL mode."""
+"""SQLite makes files with these endings beside a database in WAL mode."""
 
 
 def note_files(engine: Engine, path: Path, where: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 KEY = "memstore_still"
-"""The key in a connection's notes (``info``) for the path, and for the look of the file when it was opened."""
+"""A connection's notes (``info``) have the path, and the look of the file at its opening, under this key."""
 
 
 @dataclass(frozen=True, slots=True)
