@@ -19,6 +19,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "memstore"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+MIGRATIONS = sorted((PACKAGE.parent / "migrations").rglob("*.py"))
 LONGEST = 120
 
 FORBIDDEN: dict[str, str] = {
@@ -279,3 +280,10 @@ def test_no_sentence_has_a_construction_that_is_hard_to_read(module: Path) -> No
     texts = [(one.line, one.text) for one in docstrings(module)] + list(comments(module))
     wrong = [f"line {line}: {sign}" for line, text in texts for sign in hard_to_read(text)]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", MIGRATIONS, ids=lambda module: module.stem)
+def test_migrations_are_in_plain_english_too(module: Path) -> None:
+    texts = [one.text for one in docstrings(module)] + [text for _, text in comments(module)]
+    assert [sign for text in texts for sign in hard_to_read(text)] == []
+    assert [one.summary for one in docstrings(module) if not is_whole(one.summary)] == []

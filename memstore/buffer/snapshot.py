@@ -213,7 +213,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One consistent view of a buffer: a state, and the connection whose snapshot it describes."""
+    """One consistent view of a buffer: a state, and the connection with the snapshot that the state describes."""
 
     conn: Connection
     backend: Backend

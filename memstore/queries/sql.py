@@ -315,7 +315,7 @@ class _Bracketed(Grouping[bool]):
 def _join(
     join: Callable[..., ColumnElement[bool]], empty: ColumnElement[bool], tests: list[ColumnElement[bool]]
 ) -> ColumnElement[bool]:
-    """Join any number of tests as a tree of chains of ``WIDTH``: for SQLite, one chain is as deep as it is long."""
+    """Join any number of tests as a tree of chains of ``WIDTH``. In SQLite, one chain is as deep as it is long."""
     while len(tests) > WIDTH:
         tests = [_Bracketed(join(*tests[i : i + WIDTH])) for i in range(0, len(tests), WIDTH)]
     return join(empty, *tests)

@@ -1,4 +1,4 @@
-"""Shows values and names of users in messages. The text is short, whatever the value is."""
+"""Shows values and names of users in messages. The text is short for any value."""
 
 from __future__ import annotations
 

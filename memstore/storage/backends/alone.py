@@ -22,7 +22,8 @@ _OTHERS = (
 def lock_tables(send: Callable[..., Any], where: str, patience: float, *, force: bool) -> None:
     """Lock memstore's tables until the transaction ends.
 
-    A session outside a transaction holds no lock. But it remembers what was in the tables, and would go on from there.
+    A session outside a transaction holds no lock. But it remembers the contents of the tables, and would continue with
+    them.
     So other sessions of memstore are refused even if they hold no lock.
 
     Parameters

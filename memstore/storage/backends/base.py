@@ -128,7 +128,7 @@ class Backend(Expressions):
 
     @abstractmethod
     def discard(self, conn: Connection, driver: Any) -> None:
-        """Close a connection of the driver, and give up what is open on it.
+        """Close a connection of the driver, and give up everything that is open on it.
 
         It may be called at any moment, and also for a connection that is closed already.
         """
@@ -163,7 +163,7 @@ class Backend(Expressions):
 
     def commit(self, conn: Connection) -> None:
         """Commit, and wait until the commit is done."""
-        if conn.in_transaction():  # SQLAlchemy begins one of its own with its first statement
+        if conn.in_transaction():  # SQLAlchemy begins its own transaction with its first statement
             conn.commit()
         else:
             self.driver(conn).commit()
@@ -285,7 +285,7 @@ class Backend(Expressions):
 
     @abstractmethod
     def classify(self, error: BaseException) -> Failure | None:
-        """Return what the error means; None if it is no error of the driver."""
+        """Return the meaning of the error. None if it is no error of the driver."""
 
     @abstractmethod
     def size(self, conn: Connection) -> dict[str, int]:

@@ -58,7 +58,7 @@ def foreign(relations: Rows, rules: Rows) -> Iterator[str]:
 
 
 def altered(columns: Rows) -> Iterator[str]:
-    """Find tables that are missing, or that differ in columns, types or NULLs from what the code declares."""
+    """Find tables that are missing, or that differ in columns, types or NULLs from the declaration in the code."""
     found: dict[str, set[tuple[Any, ...]]] = {}
     for table, *column in columns:
         found.setdefault(table, set()).add(tuple(column))

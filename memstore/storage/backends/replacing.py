@@ -124,7 +124,7 @@ def _take_free_place(new: Partial, file: Path) -> bool:
 
 
 def _fold_log(file: Path, patience: float, force: bool) -> _Old:
-    """Fold the log into a file that nobody has open, and return what the file is."""
+    """Fold the log into a file that nobody has open, and return a description of the file."""
     address = f"{file.as_uri()}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=patience, isolation_level=None)) as alone:
         try:
