@@ -186,7 +186,7 @@ class State:
         bad = rows.impossible(self.strata)
         if bad.any():
             number = int(rows.ids[bad][0])
-            raise stored.damaged(f"episode {number}: its replay metadata", "cannot be as stored", episode_id=number)
+            raise stored.damaged(f"episode {number}: its replay metadata", "has impossible values", episode_id=number)
         return rows
 
     def domain_name(self, domain_id: int, what: str) -> str:

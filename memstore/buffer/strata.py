@@ -261,7 +261,7 @@ class Strata:
         new = at[at >= len(self)]
         if not possible.all() or at.min() < 0 or not np.array_equal(new, np.arange(len(self), len(self) + len(new))):
             bad = self.ids(at[~possible]).tolist()[:1] or ["that is missing, or twice there"]
-            raise stored.damaged(f"buffer {self.buffer_id}: stratum {bad[0]}", "cannot be as it is stored")
+            raise stored.damaged(f"buffer {self.buffer_id}: stratum {bad[0]}", "has impossible values")
 
     def flush(self, conn: Connection, backend: Backend, stored: int, revision: int) -> None:
         """Write the changed strata. The first ``stored`` strata exist in the database already."""
