@@ -29,16 +29,12 @@ from memstore.draws.sampler import Sampler, check_where
 from memstore.draws.strategies import Strategy
 from memstore.episodes import checkpoint, insert, recall, replay
 from memstore.episodes.eviction import Eviction
-from memstore.episodes.inputs import (
-    check_count,
-    check_ids,
-    check_option,
-)
+from memstore.episodes.inputs import check_count, check_ids, check_option
 from memstore.episodes.log import Group
-from memstore.opening import Handle, Opened, open_buffer, reopen_buffer
+from memstore.opening import Handle, Opened, fill, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
-from memstore.queries.columns import Column, Condition, Over, col
+from memstore.queries.columns import EVERY, Column, Condition, Over, col
 from memstore.queries.history import history
 from memstore.queries.query import Query
 from memstore.queries.records import LossTrend, ReplayEvent, ReplayShare
@@ -112,7 +108,6 @@ class EpisodicMemory:
         self._name = opened.name
         self._resumed = opened.resumed
         self._given_consumer = consumer
-        self._populations = opened.populations
         self._sampler = Sampler(opened.session, opened.populations, opened.strategy, repr(self))
 
     # What it is
@@ -358,7 +353,7 @@ class EpisodicMemory:
 
         The index on loss finds them.
         """
-        return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n)).all()
+        return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n, "n")).all()
 
     def most_replayed(self, n: int = 10) -> list[Episode]:
         """Return the ``n`` episodes with the most loss updates, most first, without payloads.
@@ -366,14 +361,14 @@ class EpisodicMemory:
         The call scans the replay metadata.
         """
         found = self.query().filter(col.replay_count > 0).order_by(col.replay_count.descending)
-        return found.limit(check_count(n)).all()
+        return found.limit(check_count(n, "n")).all()
 
     def never_replayed(self, n: int = 10) -> list[Episode]:
         """Return the ``n`` oldest episodes that had no loss update, without payloads.
 
         The call scans the replay metadata until it has found ``n``.
         """
-        return self.query().filter(col.replay_count == 0).limit(check_count(n)).all()
+        return self.query().filter(col.replay_count == 0).limit(check_count(n, "n")).all()
 
     def forgotten(self, n: int = 10) -> list[Episode]:
         """Return the ``n`` episodes with the largest rise, ``loss - lowest_loss``, largest first, without payloads.
@@ -381,7 +376,7 @@ class EpisodicMemory:
         A loss cannot have risen by more than its own size. So the call looks at the hardest episodes first, through the
         index on loss. If they do not decide the answer, it scans the replay metadata.
         """
-        most = check_count(n)
+        most = check_count(n, "n")
         return self._session.read(lambda s: trends.forgotten(s, most))
 
     def loss_trend(self, by: Literal["domain"] | None = "domain", *, points: int = 60) -> list[LossTrend]:
@@ -400,7 +395,7 @@ class EpisodicMemory:
         """
         if by is not None:
             check_option("by", by, "domain")
-        most = check_count(points)
+        most = check_count(points, "points")
         return self._session.read(lambda s: trends.loss_trend(s, most, by_domain=by is not None))
 
     def replay_share(self, by: Literal["domain"] = "domain") -> list[ReplayShare]:
@@ -768,7 +763,7 @@ class EpisodicMemory:
         ``loss_trend``, all keys ever given, checkpoints, settings and signature. The counters stay too. So no id is
         used again, the largest priority ever measured is remembered, and a reservoir continues its stream.
         """
-        return removal.clear(self._session, self.consumer)
+        return self.delete(where=EVERY)
 
     def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Time | None = None) -> Retention:
         """Remove the episodes that the policy does not keep, in one commit.
@@ -837,15 +832,7 @@ class EpisodicMemory:
         ConfigError
             A value is invalid. Nothing was changed.
         """
-        changes = maintenance.Changes(
-            capacity=capacity,
-            strategy=strategy,
-            alpha=alpha,
-            eviction=eviction,
-            max_replays=max_replays,
-            limiter=limiter,
-            history=history,
-        )
+        changes = fill(maintenance.Changes, locals())
         group = Group(time.time(), self.consumer)
         evicted = self._session.write(lambda s: maintenance.reconfigure(s, changes, group))
         if changes.strategy is not UNCHANGED or changes.alpha is not UNCHANGED:
@@ -945,7 +932,7 @@ class EpisodicMemory:
         packed = list(pack(state))  # this runs before the lock is taken, so other writers do not wait for it
         del state
         with held_until_done(packed):
-            self._session.draw(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()), write=True)
+            self._session.drawing(write=True).run(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()))
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
         """Return the stored state, and set the generator to the state that was stored with it.
@@ -1074,7 +1061,7 @@ def open(
         ``"0.21 ms, 256 rows: SELECT ..."``. The line holds the time that this process spent on the statement, and the
         number of rows that it returned or changed. ``trace=print`` prints the lines. Begin and commit are statements
         too. Values and passwords never appear. The function runs in the thread that ran the statement. It must not
-        raise, and must not use the memory. A pickled handle forgets it.
+        use the memory. If it raises, the log says so, and it is not called again. A pickled handle forgets it.
 
     Returns
     -------
@@ -1100,26 +1087,8 @@ def open(
     >>> memory = memstore.open("run7.db", capacity=100_000, strategy="prioritized_loss", seed=1)
     >>> shared = memstore.open("postgresql://trainer@db.example/replay", buffer="run7", durability="power")
     """
+    given = locals()
     if consumer is not None:
         check_name("consumer", consumer)
-    changes = maintenance.Changes(
-        capacity=capacity,
-        strategy=strategy,
-        alpha=alpha,
-        epsilon=epsilon,
-        eviction=eviction,
-        max_replays=max_replays,
-        limiter=limiter,
-        history=history,
-        signature=signature,
-    )
-    handle = Handle(
-        buffer=buffer,
-        seed=seed,
-        cache_bytes=cache_bytes,
-        durability=durability,
-        busy_timeout=busy_timeout,
-        create=create,
-        trace=trace,
-    )
-    return EpisodicMemory(open_buffer(target, changes, handle), consumer=consumer)
+    opened = open_buffer(target, fill(maintenance.Changes, given), fill(Handle, given))
+    return EpisodicMemory(opened, consumer=consumer)

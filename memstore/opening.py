@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sqlalchemy import URL, Connection
@@ -20,7 +20,7 @@ from memstore.buffer.snapshot import Snapshot, State
 from memstore.config import Durability, check_durability, check_int, check_name, check_seconds
 from memstore.draws.knowledge import Populations
 from memstore.draws.strategies import Strategy, strategy_from_json
-from memstore.errors import ConfigError
+from memstore.errors import ConfigError, StoreCorrupt
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import Signature
 from memstore.sharing.limiter import set_limiter
@@ -53,6 +53,14 @@ class Handle:
     busy_timeout: float
     create: bool
     trace: Trace | None = None
+
+
+R = TypeVar("R", Changes, Handle)
+
+
+def fill(kind: type[R], arguments: Mapping[str, Any]) -> R:
+    """Make a record from the arguments of a function (its ``locals()``) that have the names of the record's fields."""
+    return kind(**{field.name: arguments[field.name] for field in fields(kind) if field.name in arguments})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,7 @@ def open_buffer(target: str | os.PathLike[str] | URL, changes: Changes, handle: 
     try:
         ensure_schema(database, create=handle.create)
         number, resumed = _find_or_create(database, handle, fresh)
-        session, populations = _session(database, number, np.random.SeedSequence(seed), cache)
+        session, populations = _session(database, number, handle.buffer, np.random.SeedSequence(seed), cache)
         if resumed:
             _refuse_different(handle.buffer, session.committed.settings, fresh, changes.given)
         if fresh.signature is not None and session.committed.settings.signature is None:
@@ -125,7 +133,7 @@ def reopen_buffer(state: Mapping[str, Any]) -> Opened:
             raise ConfigError(f"{database.backend.describe()} no longer holds a buffer {state['name']!r}")
         entropy, spawn_key = state["seeds"]
         seeds = np.random.SeedSequence(entropy, spawn_key=spawn_key)
-        session, populations = _session(database, number, seeds, PayloadCache(state["cache_bytes"]))
+        session, populations = _session(database, number, state["name"], seeds, PayloadCache(state["cache_bytes"]))
     except BaseException:
         database.close()
         raise
@@ -199,9 +207,12 @@ def _find_or_create(database: Database, handle: Handle, settings: Settings) -> t
 
 
 def _session(
-    database: Database, number: int, seeds: np.random.SeedSequence, cache: PayloadCache
+    database: Database, number: int, name: str, seeds: np.random.SeedSequence, cache: PayloadCache
 ) -> tuple[Session, Populations]:
-    state = database.in_read(lambda conn: State.load(conn, database.backend, number, strategy_from_json))
+    try:
+        state = database.in_read(lambda conn: State.load(conn, database.backend, number, strategy_from_json))
+    except StoreCorrupt as exc:
+        raise StoreCorrupt(f"buffer {name!r:.60} cannot be opened: {exc}", episode_id=exc.episode_id) from exc
     populations = Populations()
     return Session(database, state, seeds, cache, [populations]), populations
 

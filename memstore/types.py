@@ -152,7 +152,7 @@ class Episode:
         Tags in the order in which they were given.
     payload : dict or None
         Payload with the nesting that it was added with. The arrays belong to the caller. None if the payload was not
-        read: ``get`` and ``recall`` read payloads, and a query does not.
+        read: ``get`` and ``recall`` read payloads, and a query does not. Comparisons of episodes leave it out.
     """
 
     id: int
@@ -160,14 +160,14 @@ class Episode:
     timestamp: float
     level: int | None
     key: str | None
-    extra: Any
+    extra: Any = field(hash=False)
     age: int
     loss: float | None
     lowest_loss: float | None
     replay_count: int
     last_replayed_at: float | None
     tags: tuple[str, ...]
-    payload: dict[str, Any] | MaybeNone = None
+    payload: dict[str, Any] | MaybeNone = field(default=None, compare=False)
 
     @property
     def rise(self) -> float | None:
@@ -241,8 +241,11 @@ class Batch:
         return len(self.ids)
 
     __iter__ = None
+    __reversed__ = None
 
     def __getitem__(self, field_name: str) -> Any:
+        if field_name not in self.payload:
+            raise KeyError(f"the payload has no field {field_name!r:.60}, but {', '.join(self.payload)!s:.300}")
         return self.payload[field_name]
 
     def take(self, rows: Places) -> Batch:
@@ -256,13 +259,9 @@ class Batch:
         rows : sequence of int, or bool mask of shape (n,)
         """
         chosen = np.arange(len(self.ids))[np.asarray(rows)]
-        columns = {
-            name: getattr(self, name)[chosen] for name in ("ids", "loss", "domain", "age", "replay_count", "weight")
-        }
-        for name in ("probability", "group"):
-            values = getattr(self, name)
-            columns[name] = None if values is None else values[chosen]
-        return dataclasses.replace(self, payload=_rows(self.payload, chosen), **columns)
+        columns = {name: getattr(self, name) for name in self.__slots__}
+        arrays = {name: values[chosen] for name, values in columns.items() if isinstance(values, np.ndarray)}
+        return dataclasses.replace(self, payload=_rows(self.payload, chosen), **arrays)
 
     def keys(self) -> KeysView[str]:
         """Return the names of the payload's top-level fields. With this method, ``dict(batch)`` works."""

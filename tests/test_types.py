@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import math
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import memstore
@@ -72,3 +73,29 @@ def asked(memory: EpisodicMemory, ids: NDArray[np.int64]) -> None:
     assert memory.ids_of(["k"]) != [None] and int(ids[0]) in memory and ids[0] in memory
     assert memory.consolidate(memstore.RetentionPolicy(max_age=10), dry_run=True, now=NOW).dry_run
     assert memory.delete(ids[:1]) == 1
+
+
+def test_episodes_are_compared_without_their_payloads(tmp_path: Path) -> None:
+    """Arrays have no single truth value, and a payload never changes."""
+    with memstore.open(tmp_path / "typed.db") as memory:
+        ids = memory.extend({"x": np.ones((2, 3))}, extra=[{"a": [1]}, {"a": [2]}])
+        first, second = memory.get_many(ids)
+        asked = memory.query().all()
+        assert first == memory.get(first.id) == asked[0] != second
+        assert first in asked and asked.index(second) == 1 and len({first, second, *asked}) == 2
+        memory.update([first.id], loss=1.0)
+        assert memory.get(first.id) != first, "the loss is compared"
+        assert memory.recall([1, 1, 1], on="x") == memory.recall([1, 1, 1], on="x")
+
+
+def test_a_batch_is_asked_for_fields_alone(tmp_path: Path) -> None:
+    with memstore.open(tmp_path / "typed.db") as memory:
+        memory.extend({"x": np.ones((3, 2)), "y": [1, 2, 3]})
+        batch: Any = memory.sample(3)
+    assert len(batch) == 3 and list(batch.keys()) == ["x", "y"] == list(dict(batch.items()))
+    for wrong in ("z", 0):
+        with pytest.raises(KeyError, match=f"the payload has no field {wrong!r}, but x, y"):
+            batch[wrong]
+    for ask in (iter, reversed, list):
+        with pytest.raises(TypeError, match="not (iterable|reversible)"):
+            ask(batch)

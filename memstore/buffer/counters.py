@@ -69,16 +69,10 @@ class Counters:
         return replace(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The contents of one ``buffer`` row."""
+COUNTERS = tuple(f.name for f in fields(Counters))
+"""The columns that ``Counters`` holds, in its order."""
 
-    settings: Settings
-    counters: Counters
-
-
-_COUNTER_NAMES = tuple(f.name for f in fields(Counters))
-_ROW = ("signature", *SETTINGS, *_COUNTER_NAMES)
+_ROW = ("signature", *SETTINGS, *COUNTERS)
 SEALED = ("id", "name", "signature", "created_at", "created_by", *SETTINGS)
 """The checksum in column ``checksum`` covers these columns. ``counters_checksum`` covers the counters."""
 
@@ -120,30 +114,22 @@ def drop_buffer(conn: Connection, number: int) -> None:
         conn.execute(delete(table).where(own))
 
 
-def counters_columns() -> tuple[str, ...]:
-    """Return the names of the columns that ``Counters`` holds, in its order."""
-    return _COUNTER_NAMES
-
-
 def counters_checksum(counters: Counters) -> int:
-    """Return the checksum that is stored with these counters."""
-    return checksums.of_row(*(getattr(counters, name) for name in _COUNTER_NAMES))
+    """Return the checksum that stands beside these counters."""
+    return checksums.of_row(*(getattr(counters, name) for name in COUNTERS))
 
 
 def read_buffer(
     conn: Connection, backend: Backend, number: int, since: int, read_strategy: ReadStrategy
-) -> tuple[Row, list[tuple[Any, ...]]]:
-    """Return the row, and the strata that changed after revision ``since``, in one exchange with the database.
-
-    The strata are in the form that ``Strata.refresh`` takes.
-    """
+) -> tuple[Settings, Counters, list[tuple[Any, ...]]]:
+    """Return settings, counters, and the strata changed after revision ``since`` (``REFRESHED``), in one exchange."""
     found, changed = backend.read_buffer(conn, number, _ROW, REFRESHED, since)
     if found is None:
         raise StoreCorrupt(f"buffer {number} has vanished from the database; was it dropped, or the file replaced?")
     signature, *rest = found
     split = len(SETTINGS)
     settings = read_settings(number, read_strategy, signature, *rest[:split])
-    return Row(settings, _counters(number, rest[split:])), changed
+    return settings, _counters(number, rest[split:]), changed
 
 
 def _counters(number: int, values: Sequence[Any]) -> Counters:
@@ -160,7 +146,7 @@ def _counters(number: int, values: Sequence[Any]) -> Counters:
 
 
 def write_counters(conn: Connection, backend: Backend, number: int, counters: Counters) -> None:
-    """Store the counters. The caller holds the buffer's lock."""
-    columns = {name: [getattr(counters, name)] for name in _COUNTER_NAMES}
+    """Store the counters; the caller holds the buffer's lock."""
+    columns = {name: [getattr(counters, name)] for name in COUNTERS}
     columns["counters_checksum"] = [counters_checksum(counters)]
     backend.update(conn, buffer, "id", {"id": [number], **columns})

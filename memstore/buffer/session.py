@@ -6,14 +6,10 @@ payloads that wait to enter the cache, and for the advance of the generator.
 
 from __future__ import annotations
 
-import os
 import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 from sqlalchemy import Connection
@@ -27,22 +23,14 @@ from memstore.storage.backends import Watch
 from memstore.storage.blocks import Block
 from memstore.storage.database import Database
 from memstore.storage.failures import foreign
+from memstore.storage.forks import Forking
 from memstore.storage.owners import Scope, Turn, enter_context, this_owner
 
 T = TypeVar("T")
+Given = TypeVarTuple("Given")
 
 BESIDE = 2**32 - 1
 """This is the key of the second stream of random numbers. ``spawn`` counts from 0 and never reaches it."""
-
-
-@dataclass(eq=False)
-class _Open:
-    """An open block. Its commit publishes the state and the payloads, or gives them to the outer block."""
-
-    scope: Scope
-    outer: _Open | None
-    state: State | None
-    payloads: dict[int, bytes]
 
 
 class Known(Protocol):
@@ -55,8 +43,8 @@ class Known(Protocol):
         """Start empty in a child, because another thread of the parent may have been in the middle of a change."""
 
 
-class Session:
-    """Read and write scopes over a buffer. Threads may share a session.
+class Session(Forking):
+    """Read and write scopes over a buffer; threads may share it.
 
     Each element of ``known`` is cleared when commits may be lost, and starts empty in a forked child.
     """
@@ -75,7 +63,7 @@ class Session:
         self.committed = state
         self._broken = database.connections.broken
         self._start(seeds)
-        _sessions.add(self)
+        super().__init__()
 
     def _start(self, seeds: np.random.SeedSequence) -> None:
         self.seeds = seeds
@@ -85,84 +73,28 @@ class Session:
         # A draw holds this turn, and so does a whole transaction(). Without it, the rollback of the transaction would
         # undo the draw of another thread.
         self._drawing = Turn()
-        self._block: _Open | None = None
+        self._block: _Steps[Any] | None = None
 
     def read(self, work: Callable[[Snapshot], T]) -> T:
         """Run ``work`` on one consistent snapshot."""
-        visit = _Visit(self, sys._getframe())
-        try:
-            for snapshot in visit:
-                with visit:
-                    result = work(snapshot)
-            return result
-        except MemstoreError as exc:
-            self._blame_extra(exc)
-            raise
-        finally:
-            visit.end()
-            del visit  # which refers to this function's variables
+        return _Visit(self).run(work)
 
-    def _blame_extra(self, exc: MemstoreError) -> None:
-        """Raise an error that names the row if an extra that is no JSON may have caused ``exc``."""
-        unnamed = isinstance(exc, StoreCorrupt) and exc.episode_id is None
-        if type(exc) is not MemstoreError and not unnamed:
-            return
-        if self.database.transaction_open and self.database.backend.shared:
-            return  # PostgreSQL refuses further statements in this transaction
-        number = self.committed.buffer_id
-        with suppress(MemoryClosed):
-            self.database.in_read(lambda conn: refuse_unreadable(conn, number))
+    def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
+        """Run ``work`` under the buffer's lock and commit; then cache what ``payloads`` finds in its result."""
+        return _Visit(self, write=True, payloads=payloads).run(work)
 
-    def write(
-        self,
-        work: Callable[[Snapshot], T],
-        payloads: Callable[[T], Mapping[int, bytes]] | None = None,
-        *,
-        locked: bool = True,
-    ) -> T:
-        """Run ``work`` under the buffer's lock, and commit.
+    def drawing(self, *, write: bool = False) -> Attempts[Snapshot, np.random.Generator]:
+        """Make a ``read``, or a ``write``, with the generator; its method ``run`` runs the work.
 
-        After the commit, the payloads that ``payloads`` gives for the result enter the cache. ``locked=False`` leaves
-        out the lock, for work that does not change the state of the buffer.
-        """
-        visit = _Visit(self, sys._getframe(), write=True, locked=locked)
-        try:
-            for snapshot in visit:
-                with visit:
-                    result = work(snapshot)
-                    if payloads is not None:
-                        visit.payloads = payloads(result)
-            return result
-        finally:
-            visit.end()
-            del visit  # which refers to this function's variables
-
-    def draw(self, work: Callable[[Snapshot, np.random.Generator], T], *, write: bool = False) -> T:
-        """Run ``work`` as ``read`` or ``write`` does, and give it the generator.
-
-        One draw runs at a time. A failed draw uses up no random numbers. If a block or a writing draw of another thread
-        or task holds the generator, a reading draw does not wait. It gets another generator, from a second stream of
+        One draw at a time; a failed draw uses up no random numbers. While a block or a writing draw of another thread
+        or task holds the generator, a reading draw does not wait: it gets another generator, of a second stream from
         the same seed.
         """
-        visit = _Visit(self, sys._getframe(), write=write, draws=True)
-        try:
-            for snapshot in visit:
-                with visit:
-                    result = work(snapshot, visit.generator)
-            return result
-        except MemstoreError as exc:
-            self._blame_extra(exc)
-            raise
-        finally:
-            visit.end()
-            del visit  # which refers to this function's variables
+        return _Draw(self, write=write)
 
     def aside(self, work: Callable[[Snapshot], T]) -> T:
-        """Commit a change that does not touch the buffer's state, without the buffer's lock.
-
-        The state in the snapshot may be mixed from two revisions.
-        """
-        return self.write(work, locked=False)
+        """Commit a change that leaves the buffer's state alone, so without its lock. The snapshot may be mixed."""
+        return _Visit(self, write=True, locked=False).run(work)
 
     def watch(self) -> Watch:
         """Start a watch on commits to the buffer by any process. The caller closes it."""
@@ -198,9 +130,8 @@ class Session:
         self.database.close()
 
     def _take_turn(self, scope: Scope) -> None:
-        """Take the turn to write, alone among the threads and tasks, unless the own block has it already."""
-        holder = self._writing.holder
-        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+        """Write from here on: alone among the threads and tasks, or as part of the own block."""
+        if self._writing.is_of(scope.owner):
             return
         patience = self.database.backend.busy_timeout
         holder = self._writing.take(scope, patience, scope.waits_in_vain)
@@ -214,12 +145,8 @@ class Session:
             raise foreign(holder.owner)
 
     def _generator(self, scope: Scope) -> np.random.Generator:
-        """Return the generator, held by the scope or the block around it.
-
-        A draw that must not wait gets a generator of the second stream.
-        """
-        holder = self._drawing.holder
-        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+        """Return the generator, held by the scope or the block around it; another one for a draw that must not wait."""
+        if self._drawing.is_of(scope.owner):
             return self.rng
         patience = self.database.backend.busy_timeout
         holder = self._drawing.take(scope, patience, lambda other: other.long and not scope.long)
@@ -236,7 +163,7 @@ class Session:
             "memories in the same order"
         )
 
-    def _own_block(self) -> _Open | None:
+    def _own_block(self) -> _Steps[Any] | None:
         """Return the innermost open block, if this thread and task opened it."""
         block = self._block
         return block if block is not None and block.scope.owner == this_owner() else None
@@ -259,58 +186,52 @@ class Session:
         if state.counters.revision > self.committed.counters.revision:
             self.committed = state
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
+        """Choose the seeds of the child."""
         self._fork_seeds = self.child_seeds()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Start anew in the child, with seeds of its own."""
         for cache in self._caches:
             cache.after_fork()
         self._start(self._fork_seeds)
 
 
-class _Visit(Attempts[Snapshot]):
-    """The way of one call to a snapshot: it takes turns, makes attempts, and publishes the new state.
+class _Work(Attempts[*Given]):
+    """One call's way to a snapshot: its turns, its attempts, and what the process knows afterwards.
 
     Parameters
     ----------
     session : Session
-    frame : frame
-        The frame of the function that runs the loop.
-    write : bool
-        True if the work may write.
-    locked : bool
-        True if work that writes holds the buffer's lock.
-    draws : bool
-        True if the work gets the generator.
+    write, locked : bool
+        True if the work may write, and if a writing work holds the buffer's lock.
+    payloads : callable, optional
+        Finds the payloads to cache in the result of the work.
     """
 
     def __init__(
-        self, session: Session, frame: FrameType, *, write: bool = False, locked: bool = True, draws: bool = False
+        self,
+        session: Session,
+        *,
+        write: bool = False,
+        locked: bool = True,
+        payloads: Callable[[Any], Mapping[int, bytes]] | None = None,
     ) -> None:
-        scope = Scope(this_owner(), frame, long=write and draws)
-        database = session.database
-        super().__init__(database.connections, database.open_transaction(scope.owner), scope, write=write)
-        self.payloads: Mapping[int, bytes] = {}
-        self.generator = session.rng
+        super().__init__(session.database.connections, session.database.open_transaction(), write=write)
         self._session = session
         self._changes = write and locked
-        self._draws = draws
-        self._before: Mapping[str, Any] | None = None
+        self._payloads = payloads
         self._snapshot: Snapshot | None = None
 
-    def __iter__(self) -> _Visit:
-        """Take the turns that the call needs."""
+    def take_turns(self) -> None:
+        """Take the turn to write."""
         if self._changes:
             self._session._take_turn(self.scope)
         elif self.write:
             self._session._refuse_foreign(self.scope)
-        if self._draws:
-            self.generator = self._session._generator(self.scope)
-            self._before = self.generator.bit_generator.state
-        return self
 
-    def begun(self, conn: Connection) -> Snapshot:
-        """Return the snapshot. Its state is a copy if the work may change it."""
+    def snapshot(self, conn: Connection) -> Snapshot:
+        """Make the snapshot; its state is a copy if the work may change it."""
         session = self._session
         if self._changes:
             session._lock_buffer(conn)
@@ -326,25 +247,74 @@ class _Visit(Attempts[Snapshot]):
             snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
 
     def committed(self) -> None:
-        """Publish the state and cache the payloads, or give both to the block around the call."""
-        self._before = None
+        """Publish the state and cache the payloads, or leave both to the block around."""
         if self._snapshot is None or (self.write and not self._changes):
             return  # without the lock, the state may be mixed from two revisions
         session, state = self._session, self._snapshot.state
+        payloads = {} if self._payloads is None else self._payloads(self.result)
         block = session._own_block()
         if block is None:
             session._publish(state)
-            session.cache.put(self.payloads)
+            session.cache.put(payloads)
         elif self.write:
             block.state = state
-            block.payloads.update(self.payloads)
+            block.payloads.update(payloads)
+
+    def explain(self, exc: MemstoreError) -> None:
+        """Raise the error that names the row, if an extra that is no JSON may have caused ``exc``."""
+        database = self._session.database
+        unnamed = isinstance(exc, StoreCorrupt) and exc.episode_id is None
+        if type(exc) is not MemstoreError and not unnamed:
+            return
+        if database.transaction_open and database.backend.shared:
+            return  # PostgreSQL answers nothing more in this transaction
+        number = self._session.committed.buffer_id
+        with suppress(MemoryClosed):
+            database.in_read(lambda conn: refuse_unreadable(conn, number))
+
+    def end(self) -> None:
+        """Leave nothing open, and let the next one have its turn."""
+        super().end()
+        self._session._drawing.release(self.scope)
+        self._session._writing.release(self.scope)
+
+
+class _Visit(_Work[Snapshot]):
+    """Work that is given the snapshot."""
+
+    def begun(self, conn: Connection) -> tuple[Snapshot]:
+        """Make the snapshot."""
+        return (self.snapshot(conn),)
+
+
+class _Draw(_Work[Snapshot, np.random.Generator]):
+    """Work that is given the snapshot and the generator. If it fails, it gives its random numbers back."""
+
+    _before: Mapping[str, Any] | None = None
+
+    def __init__(self, session: Session, *, write: bool) -> None:
+        super().__init__(session, write=write)
+        self.long = write
+
+    def take_turns(self) -> None:
+        """Take the turns."""
+        super().take_turns()
+        self._generator = self._session._generator(self.scope)
+        self._before = self._generator.bit_generator.state
+
+    def begun(self, conn: Connection) -> tuple[Snapshot, np.random.Generator]:
+        """Make the snapshot."""
+        return self.snapshot(conn), self._generator
+
+    def committed(self) -> None:
+        """Keep the random numbers."""
+        self._before = None
+        super().committed()
 
     def end(self) -> None:
         """Close everything, give back the random numbers of a failed draw, and release the turns."""
         self._rewind()
         super().end()
-        self._session._drawing.release(self.scope)
-        self._session._writing.release(self.scope)
 
     def _undo(self) -> None:
         self._rewind()  # another attempt is the same draw
@@ -352,73 +322,65 @@ class _Visit(Attempts[Snapshot]):
 
     def _rewind(self) -> None:
         if self._before is not None:
-            self.generator.bit_generator.state = self._before
+            self._generator.bit_generator.state = self._before
 
 
 class _Steps(Generic[T]):
-    """One block of ``Session.transaction``. The outermost of nested blocks holds the turns."""
+    """One block of ``Session.transaction``. Of nested blocks the outermost one has the turns.
+
+    At its commit the state and the payloads are published, or become the outer block's.
+    """
 
     def __init__(self, session: Session, given: T) -> None:
+        self.scope = Scope(this_owner(), long=True)
+        self.state: State | None = None
+        self.payloads: dict[int, bytes] = {}
         self._session = session
         self._given = given
-        self._scope = Scope(this_owner(), long=True)
         self._database = session.database.transaction(session._lock_buffer).steps
-        self._open: _Open | None = None
+        self._outer: _Steps[Any] | None = None
+        self._open = False
         self._rng = session.rng
         self._before: Mapping[str, Any] | None = None
 
     def enter(self) -> T:
         """Take the turns and begin the transaction."""
         session = self._session
-        outer = session._own_block()
-        session._take_turn(self._scope)
-        session._generator(self._scope)
+        outer = self._outer = session._own_block()
+        session._take_turn(self.scope)
+        session._generator(self.scope)
         before = self._rng.bit_generator.state
         self._database.enter()
         self._before = before
-        state, payloads = (None, {}) if outer is None else (outer.state, dict(outer.payloads))
-        session._block = self._open = _Open(self._scope, outer, state, payloads)
-        enter_context(self._scope)
+        if outer is not None:
+            self.state, self.payloads = outer.state, dict(outer.payloads)
+        self._open = True
+        session._block = self
+        enter_context(self.scope)
         return self._given
 
     def leave(self, *, commit: bool) -> None:
-        """Commit and publish, or undo. Then release the turns."""
-        opened, session = self._open, self._session
-        assert opened is not None
+        """Commit and publish, or undo; then let the next one have its turn."""
+        outer, session = self._outer, self._session
         self._database.leave(commit=commit)
         if commit:
             self._before = None
-        if commit and opened.outer is not None:
-            opened.outer.state, opened.outer.payloads = opened.state, opened.payloads
+        if commit and outer is not None:
+            outer.state, outer.payloads = self.state, self.payloads
         elif commit:
-            if opened.state is not None:
-                session._publish(opened.state)
-            session.cache.put(opened.payloads)
+            if self.state is not None:
+                session._publish(self.state)
+            session.cache.put(self.payloads)
         self.abandon()
 
     def abandon(self) -> None:
-        """Undo the open transaction, and release the turns."""
-        session, opened = self._session, self._open
+        """Undo what is still open."""
+        session, outer = self._session, self._outer
         self._database.abandon()
         if self._before is not None:
             self._rng.bit_generator.state, self._before = self._before, None
-        if opened is not None:
-            session._block, self._open = opened.outer, None
-            enter_context(None if opened.outer is None else opened.outer.scope)
-        session._drawing.release(self._scope)
-        session._writing.release(self._scope)
-
-
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _each_session(act: Callable[[Session], None]) -> Callable[[], None]:
-    def hook() -> None:
-        for session in list(_sessions):
-            act(session)
-
-    return hook
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_each_session(Session._before_fork), after_in_child=_each_session(Session._after_fork))
+        if self._open:
+            session._block, self._open = outer, False
+            enter_context(None if outer is None else outer.scope)
+        session._drawing.release(self.scope)
+        session._writing.release(self.scope)

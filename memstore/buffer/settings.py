@@ -119,8 +119,8 @@ def read_settings(number: int, read_strategy: ReadStrategy, signature: Any, *val
         eviction=column("eviction", _eviction),
         seed=column("seed", stored.whole),
         max_replays=known("max_replays", stored.whole, 1),
-        limiter=known("limiter", _limiter),
-        history=known("history", _history) or EVERYTHING,
+        limiter=known("limiter", _built(SamplesPerInsert)),
+        history=known("history", _built(History)) or EVERYTHING,
         signature=None if signature is None else Signature.from_json(stored.text(signature, "the buffer's signature")),
     )
 
@@ -131,9 +131,5 @@ def _eviction(value: Any, what: str) -> EvictionPolicy:
     return EvictionPolicy(value)
 
 
-def _limiter(value: Any, what: str) -> SamplesPerInsert:
-    return stored.built(what, value, lambda document: SamplesPerInsert(**document))
-
-
-def _history(value: Any, what: str) -> History:
-    return stored.built(what, value, lambda document: History(**document))
+def _built(kind: Callable[..., T]) -> Callable[[Any, str], T]:
+    return lambda value, what: stored.built(what, value, lambda document: kind(**document))

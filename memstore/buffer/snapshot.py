@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, select
 
-from memstore.buffer.counters import Counters, Row, read_buffer, write_counters, write_settings
+from memstore.buffer.counters import Counters, read_buffer, write_counters, write_settings
 from memstore.buffer.settings import ReadStrategy, Settings
 from memstore.buffer.strata import Floats, Ints, Strata
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.prepared import Prepared
-from memstore.storage.schema import domain, first_id, id_range, replay_metadata
+from memstore.storage.schema import domain, first_id, id_range, of_buffer, replay_metadata
 
 COLUMNS = ("episode_id", "loss", "replay_count", "stratum_id", "position", "last_event_id")
 """These columns of ``replay_metadata`` make ``Rows``, in the order of its fields."""
@@ -110,10 +110,9 @@ class State:
 
     @classmethod
     def load(cls, conn: Connection, backend: Backend, buffer_id: int, read_strategy: ReadStrategy) -> State:
-        """Read everything. ``read_strategy`` parses the stored strategy; the strategies are in a room above."""
-        row, changed = read_buffer(conn, backend, buffer_id, -1, read_strategy)
-        state = cls(buffer_id, row.settings, Counters(revision=-1), Strata(buffer_id), read_strategy)
-        return state._updated(conn, row, changed)
+        """Read everything. ``read_strategy`` parses the stored strategy, whose class is in a room above this one."""
+        settings, counters, changed = read_buffer(conn, backend, buffer_id, -1, read_strategy)
+        return cls(buffer_id, settings, counters, Strata(buffer_id), read_strategy)._updated(conn, changed)
 
     def reload(self, conn: Connection, backend: Backend) -> State:
         """Read everything again."""
@@ -128,22 +127,22 @@ class State:
 
         Only the changed strata are read. So with 10,000 domains a draw does not read 100,000 strata.
         """
-        row, changed = read_buffer(conn, backend, self.buffer_id, self.counters.revision, self.read_strategy)
-        if row.counters.revision == self.counters.revision:
+        known = self.counters.revision
+        settings, counters, changed = read_buffer(conn, backend, self.buffer_id, known, self.read_strategy)
+        if counters.revision == known:
             return self
-        if row.counters.revision < self.counters.revision:
-            # The snapshot is older than the copy, because another thread has committed since.
+        if counters.revision < known:
+            # The snapshot is older than the copy: another thread committed meanwhile.
             return self.reload(conn, backend)
-        return self.copy()._updated(conn, row, changed)
+        return replace(self, settings=settings, counters=counters, strata=self.strata.copy())._updated(conn, changed)
 
-    def _updated(self, conn: Connection, row: Row, changed: list[tuple[Any, ...]]) -> State:
+    def _updated(self, conn: Connection, changed: list[tuple[Any, ...]]) -> State:
         self.strata.refresh(changed)
-        highest = int(self.strata.domain.max(initial=0))
-        if max(row.counters.domains, highest) > len(self.domain_names):
+        domains = max(self.counters.domains, int(self.strata.domain.max(initial=0)))
+        if domains > len(self.domain_names):
             self._load_domains(conn)
-        if max(row.counters.domains, highest) > len(self.domain_names):
+        if domains > len(self.domain_names):
             raise stored.damaged(f"buffer {self.buffer_id}", f"has names of {len(self.domain_names)} domains only")
-        self.settings, self.counters = row.settings, row.counters
         return self
 
     def _load_domains(self, conn: Connection) -> None:
@@ -247,15 +246,12 @@ class Snapshot:
             raise StoreCorrupt(
                 f"{len(strata)} positions of the sampling index hold {len(found)} rows; run 'memstore check'"
             )
-        # A join returns rows in any order, but the law of the draw depends on the order of the proposals.
-        ordinal, ids, loss, count = zip(*sorted(found), strict=True) if found else ((), (), (), ())
-        if ordinal != tuple(range(len(strata))):
+        # A join returns rows in any order; the draw's law depends on the order of the proposals.
+        found = sorted(found)
+        if [row[0] for row in found] != list(range(len(strata))):
             raise StoreCorrupt("a position of the sampling index holds two rows; run 'memstore check'")
-        what = replay_metadata.name
-        rows = Located(
-            stored.wholes(ids, what), stored.reals(loss, what), stored.wholes(count, what), strata, positions
-        )
-        return self.state.verified(rows)
+        ids, loss, count = stored.arrays(replay_metadata, COLUMNS[:3], [row[1:] for row in found])
+        return self.state.verified(Located(ids, loss, count, strata, positions))
 
     def find(self, ids: Ints) -> Rows:
         """Return the rows of the live episodes of the buffer among these ids, in id order, each once."""
@@ -276,9 +272,21 @@ class Snapshot:
         return self.state.verified(self.unverified())
 
     def unverified(self) -> Rows:
-        """Return every row of the buffer, in id order, even impossible rows."""
-        query = select(*(_m[name] for name in COLUMNS)).where(self.own).order_by(_m.episode_id)
-        return rows_from(self.state, [tuple(row) for row in self.conn.execute(query)])
+        """Return every row of the buffer, in id order, and also rows that cannot be as they are stored."""
+        return rows_from(self.state, self.rows(replay_metadata, COLUMNS))
+
+    def rows(self, table: Table, names: Sequence[str]) -> list[Any]:
+        """Return these columns of the buffer's rows of a table, in the order of the first of them, the id."""
+        return list(self.conn.execute(self._rows(table, names).order_by(table.c[names[0]])))
+
+    def pages(self, table: Table, names: Sequence[str], size: int) -> Iterator[list[Any]]:
+        """Yield what ``rows`` returns, ``size`` rows at a time; no two rows may have one id."""
+        query, key = self._rows(table, names), table.c[names[0]]
+        return stored.paged(self.conn, query, key, size, f"the rows of {table.name}")
+
+    def _rows(self, table: Table, names: Sequence[str]) -> Select[Any]:
+        own = of_buffer(self.state.buffer_id, table.c[names[0]])
+        return select(*(table.c[name] for name in names)).where(own)
 
     def oldest_id(self) -> int:
         """Return the smallest live id."""
@@ -294,8 +302,8 @@ class Snapshot:
         return found
 
     def newest_possible(self) -> int:
-        """Return the id that was given out last. Its episode may have left."""
-        return first_id(self.state.buffer_id) + self.state.counters.inserted
+        """Return the id that was given out last; its episode may have left."""
+        return self.first_id + self.state.counters.inserted
 
     def age(self, ids: Ints) -> Ints:
         """Return the age of each id: the number of episodes inserted from it on, itself included."""
@@ -307,20 +315,11 @@ class Snapshot:
 
     @property
     def own(self) -> ColumnElement[bool]:
-        """Condition on ``replay_metadata`` that selects the rows of this buffer, by their ids."""
-        low, high = id_range(self.state.buffer_id)
-        return and_(_m.episode_id >= low, _m.episode_id <= high)
+        """The condition on ``replay_metadata`` that selects the rows of this buffer, by their ids."""
+        return of_buffer(self.state.buffer_id, _m.episode_id)
 
 
 def rows_from(state: State, rows: Sequence[tuple[Any, ...]]) -> Rows:
     """Return the rows that a query for ``COLUMNS`` found."""
-    ids, loss, count, strata, position, last = zip(*rows, strict=True) if rows else ((),) * len(COLUMNS)
-    what = f"table {replay_metadata.name}"
-    return Rows(
-        stored.wholes(ids, what),
-        stored.reals(loss, what),
-        stored.wholes(count, what),
-        state.strata.indices(stored.wholes(strata, what)),
-        stored.wholes(position, what),
-        stored.wholes(last, what, unknown=0),
-    )
+    ids, loss, count, strata, position, last = stored.arrays(replay_metadata, COLUMNS, rows)
+    return Rows(ids, loss, count, state.strata.indices(strata), position, last)

@@ -10,7 +10,7 @@ float, but its logarithm never does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -70,18 +70,9 @@ class Strata:
         return int(self.count.sum())
 
     def copy(self) -> Strata:
-        """Return an independent copy. Both share one lookup table; each use checks its entry against the arrays."""
-        return Strata(
-            self.buffer_id,
-            self.domain,
-            self.bucket,
-            self.count.copy(),
-            self.weight_sum.copy(),
-            self.loss_sum.copy(),
-            self._index,
-            self._order,
-            set(self._changed),
-        )
+        """Return an independent copy. Both use one lookup table: its entries are checked against the arrays on use."""
+        changing = {name: getattr(self, name).copy() for name in ("count", "weight_sum", "loss_sum", "_changed")}
+        return replace(self, **changing)
 
     def occupied(self) -> Ints:
         """Return the strata that hold episodes, in (domain, bucket) order. Every cumulative sum uses this order."""
@@ -105,30 +96,21 @@ class Strata:
         root = np.exp2(np.where(measured, -self.bucket[strata] / 4.0, 0.0))
         return np.where(measured, loss, 0.0) * root * root
 
-    def average_loss(self) -> float:
-        """Return the mean of the measured losses. 0.0 if there are none."""
+    def sizes(self, domains: int) -> Ints:
+        """Number of episodes in each domain; domain d stands at d - 1."""
+        return np.bincount(self.domain - 1, self.count, domains).astype(np.int64)
+
+    def mean_losses(self, part: Ints, parts: int) -> tuple[Floats, Ints]:
+        """Return for each part the mean of its measured losses, 0.0 where there are none, and their number.
+
+        ``part`` is the part that each stratum belongs to.
+        """
         measured = (self.bucket != UNMEASURED) & (self.count > 0)
-        total = int(self.count[measured].sum())
-        return float(self.losses(measured, np.full(int(measured.sum()), total)).sum()) if total else 0.0
-
-    def sizes(self, domains: int, *, unmeasured: bool = False) -> Ints:
-        """Return the number of episodes, or of never-measured ones, in each domain. Domain ``d`` is at ``d - 1``."""
-        which = self.bucket == UNMEASURED if unmeasured else slice(None)
-        return np.bincount(self.domain[which] - 1, self.count[which], domains).astype(np.int64)
-
-    def mean_losses(self, domains: int) -> Floats:
-        """Return the mean of the measured losses of each domain. 0.0 if a domain has none."""
-        measured = (self.bucket != UNMEASURED) & (self.count > 0)
-        domain = self.domain[measured] - 1
-        totals = np.bincount(domain, self.count[measured], domains)
-        means: Floats = np.bincount(domain, self.losses(measured, totals[domain]), domains).astype(np.float64)
-        return means
-
-    def losses(self, which: NDArray[np.bool_], shares: NDArray[Any]) -> Floats:
-        """Return the loss sum of each stratum divided by its share. The division comes first, so nothing overflows."""
-        root = np.exp2(self.bucket[which] / 4.0)
-        losses: Floats = self.loss_sum[which] / shares * root * root
-        return losses
+        part, root = part[measured], np.exp2(self.bucket[measured] / 4.0)
+        totals = np.bincount(part, self.count[measured], parts)
+        # Each sum is divided before it can overflow.
+        losses = self.loss_sum[measured] / totals[part] * root * root
+        return np.bincount(part, losses, parts).astype(np.float64), totals.astype(np.int64)
 
     def ids(self, indices: Ints) -> Ints:
         """Return the ids of the strata with these indices."""
@@ -237,9 +219,7 @@ class Strata:
         """Copy the changes by other processes: the columns ``REFRESHED`` of each changed stratum."""
         if not changed:
             return
-        *wholes, weights, losses = zip(*changed, strict=True)
-        ids, domains, buckets, counts = (stored.wholes(values, "table stratum") for values in wholes)
-        sums = [stored.reals(values, "table stratum", nullable=False) for values in (weights, losses)]
+        ids, domains, buckets, counts, *sums = stored.arrays(stratum, REFRESHED, changed)
         at, domains = self.indices(ids), domains - first_id(self.buffer_id)
         self._refuse(at, domains, buckets, counts, *sums)
         new = at >= len(self)

@@ -5,17 +5,15 @@ Conditions on the domain choose strata. Conditions on the loss choose strata by 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import FALL_BEFORE_MOVE, Floats, Ints, bucket_of
-from memstore.queries.columns import AllOf, AnyOf, Comparison, Condition, HasTag, In, Not, conditions_within
+from memstore.queries.columns import OPERATORS, AllOf, AnyOf, Comparison, Condition, HasTag, In, Not, conditions_within
 from memstore.queries.sql import conjuncts
 from memstore.storage.schema import UNMEASURED
 
@@ -23,14 +21,6 @@ Flags = NDArray[np.bool_]
 
 TOLD = frozenset({"id", "age", "loss", "replay_count", "domain"})
 """The columns that are known of a drawn row without a query."""
-
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "==": operator.eq,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +64,20 @@ class Episodes:
             case In(column, values) if column.name == "domain":
                 return np.array([False, *(name in values for name in names)])[self.domain]
             case Comparison(column, op, str(value)):
-                return np.array([False, *(_OPERATORS[op](name, value) for name in names)])[self.domain]
+                return np.array([False, *(OPERATORS[op](name, value) for name in names)])[self.domain]
             case In(column, values):
                 return np.isin(self._column(column.name, newest), np.array(values, np.float64))
             case Comparison(column, _, None):
                 return np.isnan(self.loss) & (column.name == "loss")
             case Comparison(column, op, value):
-                return np.asarray(_OPERATORS[op](self._column(column.name, newest), value), np.bool_)
+                return np.asarray(OPERATORS[op](self._column(column.name, newest), value), np.bool_)
         raise TypeError(f"not told by replay metadata: {condition}")
 
     def _column(self, name: str, newest: int) -> Ints | Floats:
-        match name:
-            case "id":
-                return self.ids
-            case "age":
-                return newest + 1 - self.ids
-            case "loss":
-                return self.loss
-        return self.replay_count
+        if name == "age":
+            return newest + 1 - self.ids
+        column: Ints | Floats = getattr(self, "ids" if name == "id" else name)
+        return column
 
 
 def is_told(condition: Condition) -> bool:

@@ -16,7 +16,6 @@ from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
 from memstore.draws.population import Demand, Population
-from memstore.storage.schema import first_id
 
 V = TypeVar("V")
 
@@ -91,7 +90,7 @@ class Populations:
         elif counters.inserted == old.inserted:
             now = old
         else:
-            new = demand.ids(snapshot, first_id(snapshot.state.buffer_id) + old.inserted)
+            new = demand.ids(snapshot, snapshot.first_id + old.inserted)
             now = KnownIds(np.concatenate([old.ids, new]), old.revision, old.read, counters.inserted)
         if keep:
             with self._lock:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from sqlalchemy import select
 
 from memstore.buffer.snapshot import Located, Snapshot
 from memstore.buffer.strata import Ints
@@ -150,14 +149,13 @@ class Whole:
         inside = np.searchsorted(ends, ranks, side="right")
         return strata[inside], ranks - (ends - sizes)[inside]
 
-    @staticmethod
-    def _taken_ranks(taken: Located, strata: Ints, starts: Ints) -> Ints:
-        at = np.flatnonzero(np.isin(taken.stratum, strata))
-        if not len(at):
-            return at
-        start_of = dict(zip(strata.tolist(), starts.tolist(), strict=True))
-        start = np.array([start_of[s] for s in taken.stratum[at].tolist()], np.int64)
-        return np.unique(start + taken.position[at])
+    def _taken_ranks(self, taken: Located, strata: Ints, starts: Ints) -> Ints:
+        if not len(taken):
+            return taken.ids
+        start_of = np.full(len(self.snapshot.state.strata), -1)
+        start_of[strata] = starts
+        start = start_of[taken.stratum]
+        return np.unique((start + taken.position)[start >= 0])
 
     @cached_property
     def _is_followed(self) -> bool:
@@ -245,7 +243,5 @@ class Filtered(Chosen):
     def _queried(self, condition: Condition, ids: Ints) -> Flags:
         snapshot = self.snapshot
         scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
-        tables, passing = scope.rows(condition)
         among = snapshot.backend.one_of(scope.identity(), np.unique(ids).tolist())
-        query = select(scope.identity()).select_from(tables).where(passing, among)
-        return np.isin(ids, np.array(snapshot.conn.scalars(query).all(), np.int64))
+        return np.isin(ids, np.array(snapshot.conn.scalars(scope.ids().where(among)).all(), np.int64))

@@ -23,7 +23,7 @@ from memstore.draws.conditions import Episodes
 from memstore.draws.laws import Law
 from memstore.queries.columns import Column, Condition, col
 from memstore.queries.sql import Scope
-from memstore.storage.schema import first_id, replay_event, replay_metadata
+from memstore.storage.schema import replay_event, replay_metadata
 from memstore.testing import count
 
 _v, _m = replay_event.c, replay_metadata.c
@@ -119,9 +119,7 @@ class Demand:
         if not after:
             count("scans")
         scope = Scope.of(snapshot, "episodes", (), self.condition, by_id=after > 0)
-        tables, passing = scope.rows(self.condition)
-        identity = scope.identity()
-        query = select(identity).select_from(tables).where(passing, identity > after).order_by(identity)
+        query = scope.ids().where(scope.identity() > after).order_by(scope.identity())
         return np.array(snapshot.backend.fetch(snapshot.conn, query), np.int64).reshape(-1)
 
     def followed(self, snapshot: Snapshot, old: Population) -> Population:
@@ -136,7 +134,7 @@ class Demand:
             return old
         if (recorded + inserted) * FOLLOWED_SHARE > live or len(old.labels) > FORGOTTEN_SHARE * live:
             return self.read(snapshot)
-        first = first_id(snapshot.state.buffer_id)
+        first = snapshot.first_id
         span = {"after": first + then.recorded, "until": first + now.recorded}
         rows = snapshot.conn.execute(_EVENTS, span).all()
         ids = np.array([row[0] for row in rows], np.int64)
@@ -160,7 +158,7 @@ class Demand:
             table[:, 0].astype(np.int64),
             table[:, 1].copy(),
             table[:, 2].astype(np.int64),
-            table[:, 3].astype(np.int64) - first_id(snapshot.state.buffer_id),
+            table[:, 3].astype(np.int64) - snapshot.first_id,
             np.asarray(label, np.int64),
             labels,
             snapshot.state.counters.copy(),
@@ -171,8 +169,7 @@ class Demand:
         """Return a table of floats (ids, losses, replay counts, domains; whole numbers below 2**53), and the labels."""
         used = [col.loss, col.replay_count, col.domain, *([] if self.by is None else [self.by])]
         scope = Scope.of(snapshot, "episodes", used, self.condition, by_id=among is not None)
-        tables, passing = scope.rows(self.condition)
-        query = select(_m.episode_id, *map(scope.expression, used)).select_from(tables).where(passing)
+        query = scope.select(_m.episode_id, *map(scope.expression, used))
         if among is not None:
             query = query.where(snapshot.backend.one_of(_m.episode_id, among))
         query = query.order_by(_m.episode_id)

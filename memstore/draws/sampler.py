@@ -71,11 +71,11 @@ class Sampler:
         if wait is not None:
             self._check_reachable(options.count)
         if limited:
-            self._until(partial(self._charged, options.count), seconds)
+            self._until(lambda: self._session.aside(lambda s: limiter.charge(s, options.count)), seconds)
         elif wait is not None:
             self._until(lambda: self._live(options.where) >= options.count, seconds)
         try:
-            return self._session.draw(partial(self._drawn, options, Located.none()))
+            return self._session.drawing().run(partial(self._drawn, options, Located.none()))
         except MemoryEmpty:
             if limited:
                 self._session.aside(lambda s: limiter.refund(s, options.count))
@@ -93,7 +93,7 @@ class Sampler:
         with Patience(self._session, seconds, lambda: f"{self._named} has no episode that is free to lease") as patient:
             while True:
                 try:
-                    return self._session.draw(work, write=True)
+                    return self._session.drawing(write=True).run(work)
                 except MemoryEmpty:
                     if not seconds:
                         raise
@@ -101,7 +101,7 @@ class Sampler:
 
     def wait(self, min_size: int, wait: Seconds) -> int:
         """Wait until ``min_size`` episodes are live, and return the number of live episodes."""
-        wanted, seconds = check_count(min_size), check_wait(wait)
+        wanted, seconds = check_count(min_size, "min_size"), check_wait(wait)
         self._check_reachable(wanted)
         with Patience(self._session, seconds, self.standing) as patient:
             while (live := self._live(None)) < wanted:
@@ -112,7 +112,8 @@ class Sampler:
         self, groups: int, size: int, by: Column, where: Condition | str | None, strategy: Strategy | str
     ) -> Batch:
         """Draw whole groups; see ``EpisodicMemory.sample_groups``."""
-        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
+        wanted, each = check_count(groups, "groups"), check_count(size, "size")
+        grouping = Grouping(by, check_where(where))
         chosen = as_strategy(strategy)
         options = DrawOptions(wanted)
 
@@ -125,7 +126,7 @@ class Sampler:
             batch = make_batch(pool, chosen, drawn, self._session, options)
             return replace(batch, group=np.repeat(np.arange(len(drawn) // each), each))
 
-        return self._session.draw(work)
+        return self._session.drawing().run(work)
 
     def _drawn(self, options: DrawOptions, taken: Located, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
         """Draw from one snapshot, outside the ``taken`` rows."""
@@ -149,9 +150,6 @@ class Sampler:
         with Patience(self._session, seconds, self.standing) as patient:
             while not ready():
                 patient.pause()
-
-    def _charged(self, count: int) -> bool:
-        return self._session.aside(lambda s: limiter.charge(s, count))
 
     def _live(self, where: Condition | None) -> int:
         if where is None:

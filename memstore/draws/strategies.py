@@ -18,11 +18,13 @@ from memstore.draws.arithmetic import spread
 from memstore.draws.conditions import Episodes
 from memstore.draws.laws import AgeLaw, Law, LossLaw
 from memstore.draws.pool import Pool, Request
-from memstore.draws.strategy import DEFAULT_ALPHA, Odds, Strategy
+from memstore.draws.strategy import DEFAULT_ALPHA, Odds
+from memstore.draws.strategy import Strategy as Strategy  # for those who import it from here
 from memstore.errors import ConfigError
 from memstore.queries.columns import EVERY
 from memstore.storage import stored
 from memstore.types import ReplayStrategy
+from memstore.values.shown import shown
 
 MAX_ALPHA = 50.0
 """An exponent is at most this, which is far above any useful one.
@@ -310,7 +312,8 @@ def as_strategy(value: StoredStrategy | str) -> Strategy:
         return value
     name = value.value if isinstance(value, ReplayStrategy) else value
     if not isinstance(name, str) or name not in _BY_NAME:
-        raise ConfigError(f"unknown strategy {name if type(name) is str else type(name)!r}; use {', '.join(_BY_NAME)}")
+        known = ", ".join(_BY_NAME)
+        raise ConfigError(f"unknown strategy {shown(name)}; expected an object such as Uniform() or one of {known}")
     return _BY_NAME[name]()
 
 
@@ -324,15 +327,3 @@ def _from_dict(document: dict[str, Any]) -> Strategy:
     if name == Mixed.name:
         document["shares"] = {_from_dict(part): share for part, share in document["shares"]}
     return _BY_NAME[name](**document)
-
-
-__all__ = [
-    "DomainBalanced",
-    "Mixed",
-    "PrioritizedLoss",
-    "PrioritizedRecency",
-    "Strategy",
-    "Uniform",
-    "as_strategy",
-    "strategy_from_json",
-]

@@ -107,7 +107,7 @@ class Strategy(ABC):
         ConfigError
             The strategy has no exponent, or ``alpha`` is out of its range.
         """
-        raise ConfigError(f"strategy {self.name!r} has no alpha")
+        raise ConfigError(f"strategy {self.name!r} has no alpha; leave alpha out")
 
     def to_json(self) -> str:
         """Return the JSON text that the ``buffer`` row stores."""

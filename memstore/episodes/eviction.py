@@ -9,11 +9,11 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, func, select
+from sqlalchemy import ColumnElement, and_, func, select
 
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
@@ -95,7 +95,8 @@ class Fifo(Eviction):
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         excess = excess_of(snapshot, newcomers)
-        leaving = _first(snapshot, min(excess, snapshot.live))
+        rows = _first(snapshot, min(excess, snapshot.live), snapshot.own, _m.episode_id)
+        leaving = np.array(rows, np.int64).reshape(-1)
         return Plan(leaving, np.arange(len(newcomers)) >= excess - len(leaving))
 
 
@@ -136,7 +137,7 @@ class LargestDomain(Eviction):
         staying = np.ones(len(newcomers), np.bool_)
         leaving = [np.empty(0, np.int64)]
         for domain in np.flatnonzero(evictions).tolist():
-            oldest = _by_key(snapshot, domain, int(evictions[domain]))[0]
+            _, oldest = _by_key(snapshot, domain, int(evictions[domain]))
             leaving.append(oldest)
             staying[np.flatnonzero(newcomers.domains == domain)[: evictions[domain] - len(oldest)]] = False
         return Plan(np.concatenate(leaving), staying)
@@ -171,7 +172,7 @@ class Reservoir(Eviction):
         excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
         if excess <= 0:
             return Plan(np.empty(0, np.int64), staying, floor)
-        old_ids, old_keys = _by_key(snapshot, 0, excess)
+        old_keys, old_ids = _by_key(snapshot, 0, excess)
         ids = np.concatenate([old_ids, newcomers.ids[staying]])
         all_keys = np.concatenate([old_keys, keys[staying]])
         out = np.lexsort((ids, all_keys))[:excess]
@@ -238,7 +239,7 @@ def as_eviction(value: Eviction | EvictionPolicy | str) -> Eviction:
         return value
     if not isinstance(value, str) or value not in _POLICIES:
         known = ", ".join(policy.value for policy in EvictionPolicy)
-        raise ConfigError(f"unknown eviction policy {shown(value)}; expected one of {known}")
+        raise ConfigError(f"unknown eviction policy {shown(value)}; expected a policy such as Fifo() or one of {known}")
     return _POLICIES[EvictionPolicy(value)]
 
 
@@ -309,66 +310,39 @@ def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
 
 
 def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]) -> Plan:
-    """Plan that the smallest measured loss leaves before each newcomer enters. So no newcomer displaces itself."""
+    """Plan that before each newcomer enters, the easiest leaves. So no newcomer displaces itself.
+
+    The easiest has the smallest measured loss; where nothing is measured, it is the oldest.
+    """
     room = snapshot.settings.capacity - snapshot.live
     evictions = int(entering.sum()) - room
-    measured = _measured_easiest(snapshot, evictions)
-    heapq.heapify(measured)
-    unmeasured = _first(snapshot, evictions - len(measured), unmeasured=True).tolist()
-    unmeasured.reverse()
-    gone: list[int] = []
-
-    def evict() -> None:
-        if measured:
-            gone.append(heapq.heappop(measured)[1])
-        elif unmeasured:
-            gone.append(unmeasured.pop())
-
-    for _ in range(max(-room, 0)):
-        evict()
-    room = max(room, 0)
-    waiting: list[int] = []
-    for episode_id, loss, enters in zip(newcomers.ids.tolist(), newcomers.loss.tolist(), entering, strict=True):
-        if not enters:
-            continue
+    own = _m.buffer_id == snapshot.state.buffer_id
+    measured = _first(snapshot, evictions, own & _m.loss.is_not(None), _m.loss, _m.episode_id)
+    # The index on loss finds the never-measured ones too: its NULLs stand together, in id order.
+    unmeasured = _first(snapshot, evictions - len(measured), own & _m.loss.is_(None), _m.episode_id)
+    # Sorted, and so a heap: never-measured ones come last.
+    heap = [(False, loss, number) for loss, number in measured] + [(True, 0.0, number) for (number,) in unmeasured]
+    gone = [heapq.heappop(heap)[-1] for _ in range(-room)]
+    for number, loss in zip(newcomers.ids[entering].tolist(), newcomers.loss[entering].tolist(), strict=True):
         if room > 0:
             room -= 1
-        elif measured or unmeasured:
-            evict()
         else:
-            # Only newcomers that were never measured remain, and the oldest of them leaves.
-            gone.append(waiting.pop(0))
-        if loss == loss:
-            heapq.heappush(measured, (loss, episode_id))
-        else:
-            waiting.append(episode_id)
+            gone.append(heapq.heappop(heap)[-1])
+        heapq.heappush(heap, (True, 0.0, number) if loss != loss else (False, loss, number))
     left = np.array(gone, np.int64)
     return Plan(left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left))
 
 
-def _first(snapshot: Snapshot, count: int, *, unmeasured: bool = False) -> Ints:
-    """Return the oldest live ids, or the oldest ids of never-measured episodes."""
-    if count <= 0:
-        return np.empty(0, np.int64)
-    # The index on loss finds never-measured episodes, because its NULLs are together, in id order.
-    which = and_(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_(None)) if unmeasured else snapshot.own
-    query = select(_m.episode_id).where(which).order_by(_m.episode_id).limit(count)
-    return np.array(snapshot.conn.scalars(query).all(), np.int64)
-
-
-def _measured_easiest(snapshot: Snapshot, count: int) -> list[tuple[float, int]]:
-    """Return loss and id of the ``count`` measured episodes with the smallest losses."""
+def _first(snapshot: Snapshot, count: int, which: ColumnElement[bool], *order: ColumnElement[Any]) -> list[Any]:
+    """Return the first rows in this order, at most ``count``: the columns that they are sorted by."""
     if count <= 0:
         return []
-    query = select(_m.loss, _m.episode_id).where(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_not(None))
-    rows = snapshot.conn.execute(query.order_by(_m.loss, _m.episode_id).limit(count))
-    return [(loss, episode_id) for loss, episode_id in rows]
+    return list(snapshot.conn.execute(select(*order).where(which).order_by(*order).limit(count)))
 
 
 def _by_key(snapshot: Snapshot, group: int, count: int) -> tuple[Ints, Ints]:
-    """Return ids and keys of the first ``count`` rows of a group, in the order of the policy."""
-    query = select(_m.episode_id, _m.eviction_key).where(
-        _m.buffer_id == snapshot.state.buffer_id, _m.eviction_group == group, _m.eviction_key.is_not(None)
-    )
-    rows = snapshot.conn.execute(query.order_by(_m.eviction_key, _m.episode_id).limit(count)).all()
-    return np.array([r[0] for r in rows], np.int64), np.array([r[1] for r in rows], np.int64)
+    """Return keys and ids of the first rows in the policy's order."""
+    which = and_(_m.buffer_id == snapshot.state.buffer_id, _m.eviction_group == group, _m.eviction_key.is_not(None))
+    rows = _first(snapshot, count, which, _m.eviction_key, _m.episode_id)
+    keys, ids = np.array(rows, np.int64).reshape(-1, 2).T
+    return keys, ids

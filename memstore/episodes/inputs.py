@@ -47,27 +47,17 @@ class Offer:
         return Offer(*taken)
 
 
-def make_offer(
-    blobs: list[bytes],
-    now: float,
-    *,
-    one: bool,
-    domain: Any,
-    loss: Any,
-    timestamp: Any,
-    level: Any,
-    tags: Any,
-    key: Any,
-    extra: Any,
-) -> Offer:
-    """Make columns of equal length from keywords.
+def make_offer(blobs: list[bytes], now: float, given: Mapping[str, Any], *, one: bool) -> Offer:
+    """Make columns of equal length from the keywords of a call.
 
     Parameters
     ----------
     blobs : list of bytes
         One encoded payload for each episode.
     now : float
-        Timestamp of an episode without one, in seconds.
+        The timestamp of an episode that is given none, in seconds.
+    given : mapping
+        All keywords, by name.
     one : bool
         True if each keyword is the value of one episode. Otherwise it is one value for all, or one for each.
 
@@ -77,23 +67,25 @@ def make_offer(
         An argument is refused. The message has the keyword, the value, and the expected type or range.
     """
     count = len(blobs)
-    if isinstance(key, str) and count > 1:
+    if isinstance(given["key"], str) and count > 1:
         raise InvalidValue(f"key names one episode, and there are {count}: give a sequence of {count} keys")
-    each = _alone if one else _each
+
+    def each(what: str, check: Callable[[str, Any], Any], checks: Checks | None = None) -> list[Any]:
+        def known(value: Any) -> Any:
+            return None if value is None else check(what, value)
+
+        return [known(given[what])] if one else _each(what, given[what], count, known, checks)
+
     return Offer(
         blobs=blobs,
-        domains=[_name("domain", domain)] if one else _domains(domain, count),
-        timestamps=[now if at is None else at for at in each("timestamp", timestamp, count, _timestamp, check_times)],
-        loss=_loss(loss) if one else _initial_losses(loss, count),
-        levels=each("level", level, count, _level),
-        keys=each("key", key, count, lambda v: None if v is None else _name("key", v)),
-        tags=[_distinct(_listed(() if tags is None else tags))] if one else _tags(tags, count),
-        extras=each("extra", extra, count, extra_json),
+        domains=[_name("domain", given["domain"])] if one else _domains(given["domain"], count),
+        timestamps=[now if at is None else at for at in each("timestamp", check_time, check_times)],
+        loss=_loss(given["loss"]) if one else _initial_losses(given["loss"], count),
+        levels=each("level", _level),
+        keys=each("key", _name),
+        tags=[_distinct(_listed(given["tags"]))] if one else _tags(given["tags"], count),
+        extras=each("extra", lambda _, value: extra_json(value)),
     )
-
-
-def _timestamp(value: Any) -> float | None:
-    return None if value is None else check_time("timestamp", value)
 
 
 def check_ids(ids: Ids) -> NDArray[np.int64]:
@@ -117,9 +109,9 @@ def check_ids(ids: Ids) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def check_count(value: Any) -> int:
-    """Return a number of episodes, checked to lie between 1 and ``MAX_COUNT``."""
-    return _valid(check_int, "count", value, minimum=1, maximum=MAX_COUNT)
+def check_count(value: Any, name: str = "count") -> int:
+    """Return the number of episodes that is asked for, from 1 to ``MAX_COUNT``; ``name`` is that of the argument."""
+    return _valid(check_int, name, value, minimum=1, maximum=MAX_COUNT)
 
 
 def as_losses(values: Losses, count: int) -> NDArray[np.float64]:
@@ -217,10 +209,6 @@ Check = Callable[[Any], Any]
 Checks = Callable[[str, Any], list[Any]]
 
 
-def _alone(what: str, value: Any, count: int, check: Check, checks: Checks | None = None) -> list[Any]:
-    return [check(value)]
-
-
 def _each(what: str, value: Any, count: int, check: Check, checks: Checks | None = None) -> list[Any]:
     """Return one checked value for each episode, from one value for all or from a sequence of values.
 
@@ -251,14 +239,14 @@ def _domains(domain: Any, count: int) -> list[str]:
 
 
 def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:
-    tags = _listed(() if tags is None else tags)
+    tags = _listed(tags)
     if all(isinstance(tag, str) for tag in tags):
         return [_distinct(tags)] * count
     if len(tags) != count:
         raise InvalidValue(f"tags needs one sequence of str, or one per episode ({count}); got {len(tags)}")
     if any(isinstance(group, str) for group in tags):
         raise InvalidValue("tags mixes str and sequences of str; give one sequence per episode")
-    return [_distinct(_listed(() if group is None else group)) for group in tags]
+    return [_distinct(_listed(group)) for group in tags]
 
 
 def check_option(name: str, value: Any, *choices: str) -> str:
@@ -274,6 +262,9 @@ def check_texts(what: str, values: Any) -> list[str]:
 
 
 def _listed(tags: Any) -> list[Any]:
+    """Return tags as a list; None stands for no tags."""
+    if tags is None:
+        return []
     if isinstance(tags, (str, bytes)):
         advice = f"; write ({tags!r:.60},)" if isinstance(tags, str) else ""
         raise InvalidValue(f"tags must be a sequence of str, got {shown(tags)}{advice}")
@@ -290,8 +281,8 @@ def _name(what: str, value: Any) -> str:
     return str(_valid(check_name, what, value))  # drivers do not know numpy's str
 
 
-def _level(value: Any) -> int | None:
-    return None if value is None else _valid(check_int, "level", value, minimum=-(2**31), maximum=2**31 - 1)
+def _level(what: str, value: Any) -> int:
+    return _valid(check_int, what, value, minimum=-(2**31), maximum=2**31 - 1)
 
 
 def _valid(check: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:

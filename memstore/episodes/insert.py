@@ -58,7 +58,7 @@ def add(
     count = None if one else Signature.batch_size(fields)
     # The payloads are encoded before the lock is taken, so that other writers do not wait for that.
     assumed = session.committed.settings.signature or Signature.infer(fields, count)
-    offer = make_offer(_encoded(assumed, fields, count), now, one=one, **columns)
+    offer = make_offer(_encoded(assumed, fields, count), now, columns, one=one)
     group = Group(now, consumer)
 
     def work(snapshot: Snapshot) -> Inserted:

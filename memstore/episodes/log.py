@@ -7,13 +7,14 @@ the previous event of the same episode. So the history of an episode is a chain,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Row, delete, select, union_all
+from sqlalchemy import ColumnElement, delete, select, union_all
 
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
@@ -30,6 +31,9 @@ PRUNE_EVERY = 1024
 
 PRUNED_AT_ONCE = 16 * PRUNE_EVERY
 """One write deletes at most this many events, so that no write takes long."""
+
+PRUNE_PAGE = 64
+"""Groups of events that are read at a time to find those that may go. Mostly few may."""
 
 SLACK = 4
 """With ``max_events``, the log may hold one in this many events more, or 64 more.
@@ -107,7 +111,7 @@ def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, An
     """
     policy = snapshot.settings.history
     counters = snapshot.state.counters
-    kept = _recorded(policy, ids)
+    kept = np.ones(len(ids), np.bool_) if policy.is_complete else _hashed(ids) < policy.record
     count = int(kept.sum())
     numbers = np.zeros(len(ids), np.int64)
     if not count:
@@ -176,12 +180,11 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
         # A join would make PostgreSQL read the whole table, because it does not know that the chains are short.
         return select(_v.previous_id).where(_v.id == number).scalar_subquery()
 
-    chain = select(start.c.id, previous(start.c.id).label("previous_id")).cte("chain", recursive=True)
-    before = chain.c.previous_id
-    # A damaged chain may be a circle, or lead into other chains. UNION takes each event once, and only smaller numbers
-    # follow.
-    chain = chain.union(select(before, previous(before)).where(before.is_not(None), before < chain.c.id))
-    rows = snapshot.conn.execute(select(chain.c.id, chain.c.previous_id).order_by(chain.c.id)).all()
+    links = select(start.c.id, previous(start.c.id).label("previous_id")).cte("chain", recursive=True)
+    before = links.c.previous_id
+    # A damaged chain may be a circle, or lead into others: UNION takes each event once, and only downwards.
+    links = links.union(select(before, previous(before)).where(before.is_not(None), before < links.c.id))
+    rows = snapshot.conn.execute(select(links.c.id, links.c.previous_id).order_by(links.c.id)).all()
     for number, earlier in rows:
         if earlier is not None and earlier >= number:
             raise stored.damaged(f"event {number}", f"names event {earlier} as the one before it")
@@ -222,7 +225,8 @@ def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.in
     low = snapshot.first_id + 1
     last = snapshot.first_id + snapshot.state.counters.recorded
     cutoff, gone = snapshot.first_id, 0
-    for group_id, count, at in _groups(snapshot, low, last):
+    pages = snapshot.pages(event_group, ("id", "count", "at"), PRUNE_PAGE)
+    for group_id, count, at in chain.from_iterable(pages):
         over = policy.max_events is not None and group_id + count - 1 <= last - policy.max_events
         stale = policy.max_age is not None and at < now - policy.max_age
         if not (over or stale) or gone >= most:
@@ -234,27 +238,9 @@ def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.in
     return gone
 
 
-def _groups(snapshot: Snapshot, low: int, last: int) -> Iterator[Row[int, int, float]]:
-    """Yield groups of events, oldest first. Usually few may be deleted, so the first page is small and pages grow."""
-    page, most_at_once = 8, 4096
-    while True:
-        query = select(_g.id, _g["count"], _g.at).where(_g.id >= low, _g.id <= last).order_by(_g.id).limit(page)
-        found = snapshot.conn.execute(query).all()
-        yield from found
-        if len(found) < page:
-            return
-        reached = stored.onward(found[-1][0], low - 1, f"the rows of {event_group.name}")
-        low, page = reached + 1, min(4 * page, most_at_once)
-
-
 def _slack(policy: History) -> int:
     """Return the number of new events after which old events are deleted."""
     return PRUNE_EVERY if policy.max_events is None else min(PRUNE_EVERY, max(64, policy.max_events // SLACK))
-
-
-def _recorded(policy: History, ids: Ints) -> NDArray[np.bool_]:
-    """Flag the episodes with events that the policy records."""
-    return np.ones(len(ids), np.bool_) if policy.is_complete else _hashed(ids) < policy.record
 
 
 def _hashed(ids: Ints) -> Floats:

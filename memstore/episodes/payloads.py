@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import select
-
 from memstore.buffer.snapshot import Snapshot
 from memstore.errors import StoreCorrupt
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import checksum
 from memstore.storage import stored
 from memstore.storage.address import restoring
-from memstore.storage.schema import first_id, payload
+from memstore.storage.schema import payload
 
 CHUNK = 4096
 """A pass over the buffer reads this many rows at a time: a few MB of payloads."""
@@ -62,15 +60,7 @@ def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterat
     The ids of payloads that do not match their checksums are appended to ``damaged``. Without ``damaged``, the first
     such payload raises ``StoreCorrupt``.
     """
-    after = first_id(snapshot.state.buffer_id)
-    end = first_id(snapshot.state.buffer_id + 1)
-    c = payload.c
-    while True:
-        query = select(c.episode_id, c.crc32, c.data).where(c.episode_id > after, c.episode_id <= end)
-        rows = snapshot.conn.execute(query.order_by(c.episode_id).limit(CHUNK)).all()
-        if not rows:
-            return
-        after = stored.onward(rows[-1][0], after, f"the rows of {payload.name}")
+    for rows in snapshot.pages(payload, ("episode_id", "crc32", "data"), CHUNK):
         bad = [episode_id for episode_id, crc, data in rows if checksum(data, episode_id) != crc]
         if bad and damaged is None:
             raise _damaged(snapshot, bad[0])

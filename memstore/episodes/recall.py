@@ -57,7 +57,7 @@ def between(session: Session, start: Time, end: Time, domain: str | None, limit:
     if domain is not None:
         check_name("domain", domain)
     low, high = check_limit("start", start), check_limit("end", end)
-    most = None if limit is None else check_count(limit)
+    most = None if limit is None else check_count(limit, "limit")
     return session.read(lambda s: _read(session, _ids_between(s, low, high, domain, most), s))
 
 
@@ -67,13 +67,13 @@ def tagged(session: Session, tags: Iterable[str], match: Literal["any", "all"], 
     if not wanted:
         raise InvalidValue("tags must be a non-empty sequence of str, got none")
     check_option("match", match, "any", "all")
-    most = None if limit is None else check_count(limit)
+    most = None if limit is None else check_count(limit, "limit")
     return session.read(lambda s: _read(session, _ids_tagged(s, wanted, match == "all", most), s))
 
 
 def nearest(session: Session, query: Vector, on: str, limit: int) -> list[Match]:
     """Return the episodes nearest to ``query`` by the Euclidean distance of a field, nearest first, by a full scan."""
-    most = check_count(limit)
+    most = check_count(limit, "limit")
 
     def work(snapshot: Snapshot) -> list[Match]:
         signature = snapshot.settings.signature

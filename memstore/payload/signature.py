@@ -177,9 +177,11 @@ class Signature:
             signature = cls(tuple(Field(*entry) for entry in entries))
             exact = json.loads(signature.to_json()) == stored
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as exc:
-            raise StoreCorrupt(f"the buffer's signature cannot be read: {str(exc)[:200]}") from exc
+            why = f"cannot be read ({type(exc).__name__}: {str(exc)[:100]})"
+            raise StoreCorrupt(f"the buffer's signature {why}; restore a backup: memstore restore BACKUP DB") from exc
         if not exact:
-            raise StoreCorrupt("the buffer's signature is not as this version of memstore writes it")
+            why = "is not as this version of memstore writes it"
+            raise StoreCorrupt(f"the buffer's signature {why}; restore a backup: memstore restore BACKUP DB")
         return signature
 
     def describe(self) -> str:

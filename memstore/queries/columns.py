@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 
@@ -25,6 +26,15 @@ Constant = bool | int | float | str | None
 Operator = Literal["==", "<", "<=", ">", ">="]
 Over = Literal["episodes", "history"]
 Source = Literal["episode", "metadata", "history"]
+
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+"""The function of each operator: of values, arrays, columns, and expressions of SQL."""
 
 MAX_INT = 2**62
 """Whole numbers in columns have at most this absolute value."""
@@ -169,29 +179,30 @@ class HasTag(Condition):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class AllOf(Condition):
+class _Joined(Condition):
+    conditions: tuple[Condition, ...]
+    word: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        deepest = max((condition.depth for condition in self.conditions), default=0)
+        self._measure(_levels(len(self.conditions)) + deepest, sum(condition.size for condition in self.conditions))
+
+    def _write(self) -> str:
+        return f" {self.word} ".join(map(_in_brackets, self.conditions))
+
+
+class AllOf(_Joined):
     """The test that all the conditions hold."""
 
-    conditions: tuple[Condition, ...]
-
-    def __post_init__(self) -> None:
-        self._measure(*_measure_all(self.conditions))
-
-    def _write(self) -> str:
-        return " and ".join(map(_in_brackets, self.conditions))
+    __slots__ = ()
+    word = "and"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class AnyOf(Condition):
+class AnyOf(_Joined):
     """The test that at least one of the conditions holds."""
 
-    conditions: tuple[Condition, ...]
-
-    def __post_init__(self) -> None:
-        self._measure(*_measure_all(self.conditions))
-
-    def _write(self) -> str:
-        return " or ".join(map(_in_brackets, self.conditions))
+    __slots__ = ()
+    word = "or"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -223,12 +234,6 @@ def _combine(kind: type[AllOf] | type[AnyOf], one: Condition, other: object) -> 
     inner = (part.depth - (_levels(len(part.conditions)) if isinstance(part, kind) else 0) for part in (one, other))
     joined._measure(_levels(len(joined.conditions)) + max(inner), one.size + other.size)
     return joined
-
-
-def _measure_all(conditions: tuple[Condition, ...]) -> tuple[int, int]:
-    """Return the depth and the size of the joined conditions."""
-    deepest = max((condition.depth for condition in conditions), default=0)
-    return _levels(len(conditions)) + deepest, sum(condition.size for condition in conditions)
 
 
 def _levels(count: int) -> int:
@@ -394,6 +399,11 @@ class Column:
     def is_known(self) -> Condition:
         """Make the condition that there is a value."""
         return ~self.is_missing()
+
+    @property
+    def name_and_kind(self) -> tuple[str, str]:
+        """Two texts that tell this column from all others: a place in extra may be read as several kinds."""
+        return str(self), self.kind
 
     @property
     def missing(self) -> str:

@@ -35,7 +35,7 @@ def history(
     query = events.filter(*(test for test in tests if test is not None))
     if limit is None:
         return query.all()
-    newest: list[ReplayEvent] = query.order_by(col.event.descending).limit(check_count(limit)).all()
+    newest: list[ReplayEvent] = query.order_by(col.event.descending).limit(check_count(limit, "limit")).all()
     return newest[::-1]
 
 

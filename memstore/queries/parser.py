@@ -24,6 +24,7 @@ from memstore.errors import InvalidValue
 from memstore.queries.columns import (
     MAX_DEPTH,
     NAMES,
+    OPERATORS,
     Column,
     Condition,
     ExtraColumn,
@@ -57,16 +58,7 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
-_COMPARE: dict[str, Callable[..., Condition]] = {
-    "=": operator.eq,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<>": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+_COMPARE: dict[str, Callable[..., Condition]] = OPERATORS | {"=": operator.eq, "!=": operator.ne, "<>": operator.ne}
 """The signs of comparisons, each with the function that makes the condition."""
 
 

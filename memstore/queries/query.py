@@ -13,14 +13,7 @@ from memstore.buffer.snapshot import Snapshot
 from memstore.config import check_int
 from memstore.episodes.recall import tags_of
 from memstore.errors import ConfigError, InvalidValue
-from memstore.queries.aggregates import (
-    Aggregate,
-    aggregate_kind,
-    aggregate_sql,
-    check_column,
-    check_typed,
-    row_value,
-)
+from memstore.queries.aggregates import Aggregate, aggregate_kind, aggregate_sql, check_column, check_typed, row_value
 from memstore.queries.columns import (
     EPISODE_COLUMNS,
     EVERY,
@@ -44,7 +37,6 @@ from memstore.queries.records import ReplayEvent
 from memstore.queries.results import Field, Result, check_names
 from memstore.queries.sql import Scope, conjuncts
 from memstore.storage import stored
-from memstore.storage.schema import first_id
 from memstore.types import Episode
 from memstore.values.shown import shown
 
@@ -196,8 +188,8 @@ class Query:
         """Count the rows that pass the filter. The limit is ignored, and nothing else is read."""
 
         def count_rows(snapshot: Snapshot) -> int:
-            tables, test = Scope.of(snapshot, self._over, (), self._condition).rows(self._condition)
-            return int(snapshot.conn.scalars(select(func.count()).select_from(tables).where(test)).one())
+            scope = Scope.of(snapshot, self._over, (), self._condition)
+            return int(snapshot.conn.scalars(scope.select(func.count())).one())
 
         return self._read(count_rows)
 
@@ -249,8 +241,7 @@ class Query:
     ) -> list[tuple[Any, ...]]:
         columns = [column for _, column in outputs]
         scope = Scope.of(snapshot, self._over, [*columns, *(column for column, _ in order)], condition)
-        tables, test = scope.rows(condition, order[0][0] if order else None)
-        query = select(*(_selectable(scope, column) for column in columns)).select_from(tables).where(test)
+        query = scope.select(*(_selectable(scope, column) for column in columns), order=order[0][0] if order else None)
         known = {column for part in conjuncts(condition) for column in _known_columns(part)}
         for column, descending in order:
             nullable = self._may_be_missing(column) and str(column) not in known
@@ -266,13 +257,12 @@ class Query:
         check_names([field.name for field in outputs])
         used = [column for _, column in groups] + [part.column for _, part in aggregates if part.column is not None]
         scope = Scope.of(snapshot, self._over, used, self._condition)
-        tables, test = scope.rows(self._condition)
         values = [scope.expression(column) for _, column in groups]
         values += [row_value(scope, part) for _, part in aggregates]
         # The subquery gives the values names. A place in JSON has parameters, so that SQL does not know two mentions of
         # it as the same expression.
         named = [value.label(f"value_{i}") for i, value in enumerate(values)]
-        inner = list(select(*named).select_from(tables).where(test).subquery().c)
+        inner = list(scope.select(*named).subquery().c)
         keys = {name: value for (name, _), value in zip(groups, inner, strict=False)}
         numbers = {
             name: aggregate_sql(part, value)
@@ -280,7 +270,11 @@ class Query:
         }
         query = select(*keys.values(), *numbers.values()).group_by(*keys.values())
         for term, descending in self._order:
-            name = term if isinstance(term, str) else next((n for n, c in groups if _is_same(c, term)), str(term))
+            name = (
+                term
+                if isinstance(term, str)
+                else next((n for n, c in groups if c.name_and_kind == term.name_and_kind), str(term))
+            )
             if name not in keys and name not in numbers:
                 raise InvalidValue(f"groups can be sorted by {', '.join([*keys, *numbers])}, not by {name!r:.60}")
             value = numbers[name] if name in numbers else scope.sortable(dict(groups)[name], keys[name])
@@ -334,10 +328,6 @@ def _column(name: str) -> Column:
     return found
 
 
-def _is_same(one: Column, other: Column) -> bool:
-    return (str(one), one.kind) == (str(other), other.kind)
-
-
 def _selectable(scope: Scope, column: Column) -> ColumnElement[Any]:
     # A place in extra without a type is read with all of extra, and looked up in Python.
     return scope.expression(col.extra if isinstance(column, ExtraColumn) and not column.typed else column)
@@ -352,7 +342,7 @@ def _decoded_rows(snapshot: Snapshot, query: Select[Any], decoders: list[Decoder
 
 def _decoder(snapshot: Snapshot, column: Column) -> Decoder | None:
     if column.name == "domain":
-        names, first = snapshot.state.domain_names, first_id(snapshot.state.buffer_id) + 1
+        names, first = snapshot.state.domain_names, snapshot.first_id + 1
         return lambda value: None if value is None else names[value - first]
     if isinstance(column, ExtraColumn) and not column.typed:
         return lambda value: None if value is None else _look_up(stored.parsed(value, "an extra"), column.path)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, and_, exists, false, func, or_, select, true
-from sqlalchemy.sql import operators
+from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, false, func, or_, select, true
 from sqlalchemy.sql.elements import Grouping
 
 from memstore.buffer.snapshot import Snapshot
@@ -16,6 +15,7 @@ from memstore.episodes.log import events_of
 from memstore.errors import InvalidValue
 from memstore.queries.columns import (
     MAX_INT,
+    OPERATORS,
     WIDTH,
     AllOf,
     AnyOf,
@@ -37,8 +37,8 @@ from memstore.storage.schema import (
     episode,
     episode_tag,
     event_group,
-    first_id,
     id_range,
+    of_buffer,
     replay_event,
     replay_metadata,
 )
@@ -48,38 +48,10 @@ FEW = 1000
 """Up to this many episodes, their events are looked up one by one. For more, the history is read."""
 
 _e, _m, _v, _g = episode.c, replay_metadata.c, replay_event.c, event_group.c
-_OPERATORS: dict[str, Callable[[ColumnElement[Any], Any], ColumnElement[bool]]] = {
-    "<": operators.lt,
-    "<=": operators.le,
-    ">": operators.gt,
-    ">=": operators.ge,
-}
-_EXPRESSIONS: dict[str, ColumnElement[Any]] = {
-    "timestamp": _e.timestamp,
-    "level": _e.level,
-    "key": _e.key,
-    "extra": _e.extra,
-    "loss": _m.loss,
-    "lowest_loss": _m.lowest_loss,
-    "rise": _m.loss - _m.lowest_loss,
-    "replay_count": _m.replay_count,
-    "last_replayed_at": _m.last_replayed_at,
-    "event": _v.id,
-    "what": _g.what,
-    "reason": _g.reason,
-    "at": _g.at,
-    "step": _g.step,
-    "consumer": _g.consumer,
-    "strategy": _g.strategy,
-    "loss_before": _v.loss_before,
-    "loss_after": _v.loss_after,
-    "probability": _v.probability,
-    "weight": _v.weight,
-}
-"""The SQL of all columns that are the same in every scope."""
-
-_GROUP_COLUMNS = frozenset({"what", "reason", "at", "step", "consumer", "strategy"})
-"""Columns of the history that stand in the table ``event_group``."""
+_STORED = (episode, replay_metadata, event_group, replay_event)
+_EXPRESSIONS: dict[str, ColumnElement[Any]] = {column.name: column for table in _STORED for column in table.c}
+_EXPRESSIONS |= {"rise": _m.loss - _m.lowest_loss, "event": _v.id}
+"""The SQL of all columns that are the same in every scope. A column that is stored has its name in the table too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +68,8 @@ class Scope:
         The rows of the scope.
     used : tuple of Column
         The columns that may be asked for; they decide which tables are joined.
+    where : Condition
+        The test that rows must pass.
     by_id : bool
         True if the caller adds a condition on ids that few rows pass. Then no other index is used.
     """
@@ -103,23 +77,24 @@ class Scope:
     snapshot: Snapshot
     over: Over
     used: tuple[Column, ...]
+    where: Condition
     by_id: bool = False
 
     @classmethod
     def of(
-        cls, snapshot: Snapshot, over: Over, columns: Iterable[Column], condition: Condition, *, by_id: bool = False
+        cls, snapshot: Snapshot, over: Over, columns: Iterable[Column], where: Condition, *, by_id: bool = False
     ) -> Scope:
-        """Make the scope for these columns and this condition.
+        """Make the scope of the rows that pass ``where``, for these columns.
 
         Raises
         ------
         InvalidValue
             If live episodes are asked for a column of the history.
         """
-        every = (*columns, *tested_columns(condition))
-        used = tuple({(str(column), column.kind): column for column in every}.values())
+        every = (*columns, *tested_columns(where))
+        used = tuple({column.name_and_kind: column for column in every}.values())
         check_columns(used, over)
-        return cls(snapshot, over, used, by_id)
+        return cls(snapshot, over, used, where, by_id)
 
     def _uses(self, source: str) -> bool:
         # The table of episodes is not read for an id alone, because the metadata have it too.
@@ -162,41 +137,33 @@ class Scope:
         """Write the id of a row. Rows have ids in the order in which they came."""
         return _v.id if self.over == "history" else self._id
 
-    def rows(self, condition: Condition, order: Column | None = None) -> tuple[FromClause, ColumnElement[bool]]:
-        """Choose the tables to read, and the SQL of the rows that belong to the buffer and pass the condition.
-
-        Parameters
-        ----------
-        condition : Condition
-        order : Column, optional
-            The column by which the rows will be sorted first.
-
-        Returns
-        -------
-        tables : FromClause
-            The joined tables that hold the used columns.
-        test : SQL expression
-        """
+    def select(self, *values: ColumnElement[Any], order: Column | None = None) -> Select[Any]:
+        """Write the query for values of the rows that pass; ``order`` is the column by which they are sorted first."""
         if self.over == "history":
-            return self._event_tables(), and_(*self._event_tests(condition), self.condition(condition))
-        tables, own = self._episode_tables(condition, order)
-        return tables, and_(own, self.condition(condition))
+            tables, own = self._event_tables(), and_(*self._event_tests())
+        else:
+            tables, own = self._episode_tables(order)
+        return select(*values).select_from(tables).where(own, self.condition(self.where))
 
-    def _episode_tables(self, condition: Condition, order: Column | None) -> tuple[FromClause, ColumnElement[bool]]:
+    def ids(self) -> Select[Any]:
+        """Write the query for the ids of the rows that pass."""
+        return self.select(self.identity())
+
+    def _episode_tables(self, order: Column | None) -> tuple[FromClause, ColumnElement[bool]]:
         """Return the tables of live episodes, and the test that a row belongs to the buffer.
 
         The test is a range of ids. It is on ``buffer_id`` only if an index that begins with the buffer is wanted (loss,
         timestamp). Otherwise the database would choose that index for the buffer alone, and look up every row.
         """
         wanted = {order.name} if order is not None else set()
-        wanted |= {name for name in map(_indexed_column, conjuncts(condition)) if name is not None}
+        wanted |= {name for name in map(_indexed_column, conjuncts(self.where)) if name is not None}
         if "id" in wanted or self.by_id:
             wanted = set()
-        buffer_id, ids = self.snapshot.state.buffer_id, id_range(self.snapshot.state.buffer_id)
+        buffer_id = self.snapshot.state.buffer_id
         by_time = _e.buffer_id == buffer_id
         if not self._uses("metadata"):
-            return episode, by_time if "timestamp" in wanted else _e.id.between(*ids)
-        own = _m.buffer_id == buffer_id if "loss" in wanted else _m.episode_id.between(*ids)
+            return episode, by_time if "timestamp" in wanted else of_buffer(buffer_id, _e.id)
+        own = _m.buffer_id == buffer_id if "loss" in wanted else self.snapshot.own
         if not self._uses("episode"):
             return replay_metadata, own
         tables = replay_metadata.join(episode, _e.id == _m.episode_id)
@@ -204,7 +171,7 @@ class Scope:
 
     def _event_tables(self) -> FromClause:
         tables: FromClause = replay_event
-        if any(column.name in _GROUP_COLUMNS for column in self.used):
+        if any(column.name in _g for column in self.used if column.source == "history"):
             tables = tables.join(event_group, _g.id == _v.group_id)
         if any(column.source == "episode" and column.name not in ("id", "domain") for column in self.used):
             tables = tables.outerjoin(episode, _e.id == _v.episode_id)
@@ -212,15 +179,16 @@ class Scope:
             tables = tables.outerjoin(replay_metadata, _m.episode_id == _v.episode_id)
         return tables
 
-    def _event_tests(self, condition: Condition) -> Iterator[ColumnElement[bool]]:
+    def _event_tests(self) -> Iterator[ColumnElement[bool]]:
         """Yield tests that narrow the events to those that can pass.
 
         Events are numbered as they are committed, so the events of some steps or of some hours have nearly consecutive
         numbers. The indexes on time and on step give the range. The events of a few episodes are found by their chains.
         """
         low, high = id_range(self.snapshot.state.buffer_id)
-        tests = conjuncts(condition)
-        dated = [self.condition(test) for test in tests if _tests_column(test, "at", "step")]
+        tests = conjuncts(self.where)
+        known = [test for test in tests if isinstance(test, (Comparison, In))]
+        dated = [self.condition(test) for test in known if test.column.name in ("at", "step")]
         if dated:
             own = _g.buffer_id == self.snapshot.state.buffer_id
             query = select(func.min(_g.id), func.max(_g.id + _g["count"] - 1)).where(own, *dated)
@@ -268,7 +236,7 @@ class Scope:
             return backend.one_number_of(expression, numbers)
         if column.name == "domain":
             codes = [self.snapshot.state.domain_code(str(value)) for value in values]
-            first = first_id(self.snapshot.state.buffer_id)
+            first = self.snapshot.first_id
             values = tuple(first + code for code in codes if code is not None)
         elif column.kind == "int":
             values = tuple(_integers(values))
@@ -286,15 +254,16 @@ class Scope:
             return expression.is_(true() if value else false())
         if operator == "==":
             return self._is_in(column, (value,))
+        compare: Callable[[ColumnElement[Any], Any], ColumnElement[bool]] = OPERATORS[operator]
         if column.name == "domain":
-            by_name = _OPERATORS[operator](self.snapshot.backend.by_code_point(domain.c.name), value)
+            by_name = compare(self.snapshot.backend.by_code_point(domain.c.name), value)
             own = domain.c.buffer_id == self.snapshot.state.buffer_id
             return expression.in_(select(domain.c.id).where(own, by_name))
         if column.kind == "text":
-            return _OPERATORS[operator](self.snapshot.backend.by_code_point(expression), value)
+            return compare(self.snapshot.backend.by_code_point(expression), value)
         assert isinstance(value, (int, float))
         if isinstance(column, ExtraColumn):
-            return _OPERATORS[operator](expression, self.snapshot.backend.number(value))
+            return compare(expression, self.snapshot.backend.number(value))
         # If the column cannot hold the value, compare with a neighbour that it can hold: 2.5 lies between 2 and 3, and
         # a value beyond all integers is replaced by the last one.
         near = math.floor(max(min(value, MAX_INT), -MAX_INT)) if column.kind == "int" else float(value)
@@ -302,7 +271,8 @@ class Scope:
             operator = ">" if operator in (">", ">=") else "<="
         elif near > value:
             operator = ">=" if operator in (">", ">=") else "<"
-        return _OPERATORS[operator](expression, near)
+        compared: ColumnElement[bool] = OPERATORS[operator](expression, near)
+        return compared
 
 
 class _Bracketed(Grouping[bool]):
@@ -330,7 +300,7 @@ def _fold(conditions: Iterable[Condition]) -> Iterator[Condition]:
             yield condition
         else:
             column, constants = equal
-            values.setdefault((str(column), column.kind), (column, {}))[1].update(dict.fromkeys(constants))
+            values.setdefault(column.name_and_kind, (column, {}))[1].update(dict.fromkeys(constants))
     for column, distinct in values.values():
         yield In(column, tuple(distinct))
 
@@ -356,10 +326,6 @@ def _indexed_column(condition: Condition) -> str | None:
         case Not(Comparison(column, "==", None)) | In(column) | Comparison(column):
             return column.name
     return None
-
-
-def _tests_column(condition: Condition, *names: str) -> bool:
-    return isinstance(condition, (Comparison, In)) and condition.column.name in names
 
 
 def _wanted_ids(condition: Condition) -> list[int] | None:

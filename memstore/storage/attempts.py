@@ -1,16 +1,4 @@
-"""The attempts of one call at its work in the database, until one is committed.
-
-    attempts = Attempts(...)
-    try:
-        for subject in attempts:
-            with attempts:
-                result = work(subject)
-        return result
-    finally:
-        attempts.end()
-
-The loop and the ``with`` add no frame between call and work. ``finally`` runs at any place of an interrupt.
-"""
+"""One call's way to the database: attempts, until one is committed."""
 
 from __future__ import annotations
 
@@ -19,8 +7,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from sqlalchemy import Connection
 
@@ -28,11 +15,12 @@ from memstore.errors import MemstoreError
 from memstore.storage.backends import Failure
 from memstore.storage.connections import Connections
 from memstore.storage.failures import error_for, reraise_interrupt
-from memstore.storage.owners import Scope
+from memstore.storage.owners import Scope, this_owner
 from memstore.storage.stored import unreadable
 from memstore.storage.transactions import Transaction
 
-S = TypeVar("S")
+T = TypeVar("T")
+Given = TypeVarTuple("Given")
 
 PASSING = frozenset({Failure.BUSY, Failure.CONFLICT, Failure.LOST})
 """The same work may succeed after one of these failures."""
@@ -73,8 +61,8 @@ class Pauses:
         return True
 
 
-class Attempts(ABC, Generic[S]):
-    """Attempts at the work of one call, each in a separate transaction.
+class Attempts(ABC, Generic[*Given]):
+    """Attempts at one call's work, each in a transaction of its own.
 
     The work runs again if the database rolled it back in favour of another transaction, or if the connection broke
     before the commit was sent. If it breaks later, the outcome is unknown: ``ConnectionLost`` has ``outcome_unknown``.
@@ -85,15 +73,21 @@ class Attempts(ABC, Generic[S]):
     connections : Connections
         The connections to the database.
     transaction : Transaction or None
-        The open transaction of the scope's thread and task.
-    scope : Scope
-        The function that runs the loop.
+        The open one of this thread and task.
     write : bool
         True if the work may write.
     """
 
-    def __init__(self, connections: Connections, transaction: Transaction | None, scope: Scope, *, write: bool) -> None:
-        self.scope = scope
+    long = False
+    """True if the call may wait for the database while it holds its turns."""
+
+    block: Scope | None = None
+    """The block that the work begins; None for work that ends with this call."""
+
+    result: Any = None
+    """What the work of the last attempt returned."""
+
+    def __init__(self, connections: Connections, transaction: Transaction | None, *, write: bool) -> None:
         self.write = write
         self._connections = connections
         self._transaction = transaction
@@ -101,11 +95,37 @@ class Attempts(ABC, Generic[S]):
         self._outer = sys.exception()
         self._level = 0
         self._unfinished = False
-        self._done = False
+
+    def run(self, work: Callable[[*Given], T]) -> T:
+        """Run ``work`` until it is committed; return its result."""
+        self.scope = self.block or Scope(this_owner(), sys._getframe(), self.long)
+        try:
+            self.take_turns()
+            while True:
+                try:
+                    self.result = result = work(*self.begun(self._begin()))
+                    self.finish()
+                    self._commit()
+                except BaseException as exc:
+                    if self._again(exc):
+                        continue
+                    raise
+                self.committed()
+                self._unfinished = False
+                return result
+        except MemstoreError as exc:
+            self.explain(exc)
+            raise
+        finally:
+            self.end()  # wherever an interrupt strikes
+            del self  # which refers to this function's variables
+
+    def take_turns(self) -> None:
+        """Wait for the other threads and tasks of this process."""
 
     @abstractmethod
-    def begun(self, conn: Connection) -> S:
-        """Return the argument of the work, at the beginning of each attempt."""
+    def begun(self, conn: Connection) -> tuple[*Given]:
+        """Make what the work is given, at the beginning of each attempt."""
 
     def finish(self) -> None:
         """Act after the work and before the commit."""
@@ -113,37 +133,8 @@ class Attempts(ABC, Generic[S]):
     def committed(self) -> None:
         """Act after the work was committed, or became part of the open transaction."""
 
-    def __iter__(self) -> Attempts[S]:
-        return self
-
-    def __next__(self) -> S:
-        while not self._done:
-            try:
-                return self.begun(self._begin())
-            except BaseException as exc:
-                if not self._again(exc):
-                    raise
-        raise StopIteration
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if exc is not None:
-            return self._again(exc)
-        try:
-            self.finish()
-            self._commit()
-        except BaseException as failed:
-            if not self._again(failed):
-                raise
-        else:
-            self._done = True
-            self.committed()
-            self._unfinished = False
-        return True
+    def explain(self, exc: MemstoreError) -> None:
+        """Raise an error that says more than ``exc``, in which the last attempt ended; else return."""
 
     def end(self) -> None:
         """Close everything that an interrupt left open."""
@@ -190,21 +181,33 @@ class Attempts(ABC, Generic[S]):
         if self._transaction is None:
             self._connections.roll_back(self.scope)
         elif self._unfinished:
-            try:
+            with self._connections.translated():
                 self._transaction.undo(self._level)
-            except Exception as exc:
-                self._connections.raise_translated(exc)
-                raise
             self._unfinished = False
 
 
 class Plain(Attempts[Connection]):
-    """Attempts that give the connection to the work. ``first`` has run on the connection before."""
+    """Attempts whose work is given the connection."""
 
-    first: Callable[[Connection], None] | None = None
-
-    def begun(self, conn: Connection) -> Connection:
+    def begun(self, conn: Connection) -> tuple[Connection]:
         """Return the connection."""
-        if self.first is not None:
-            self.first(conn)
-        return conn
+        return (conn,)
+
+
+class Opening(Plain):
+    """Attempts to begin a block. What they began stays open: the block ends it."""
+
+    def __init__(self, connections: Connections, block: Scope) -> None:
+        super().__init__(connections, None, write=True)
+        self.block = block
+
+    def begun(self, conn: Connection) -> tuple[Connection]:
+        """Return the connection, and keep it for the block."""
+        self.conn = conn
+        return (conn,)
+
+    def end(self) -> None:
+        """Leave all open."""
+
+    def _commit(self) -> None:
+        self._connections.backend.settle(self.conn)

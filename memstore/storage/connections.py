@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,18 +90,14 @@ class Connections:
         return link.conn
 
     def _linked(self) -> Link:
-        while (link := self._rested()) is not None:
-            if self.backend.is_usable(link.conn, link.driver):
-                return link
-            self._close(link)
+        with suppress(IndexError):  # none rests, or another thread was faster
+            while True:
+                link = self._resting.pop()
+                if self.backend.is_usable(link.conn, link.driver):
+                    return link
+                self._close(link)
         conn = self.engine.connect()
         return Link(conn, self.backend.driver(conn), False)
-
-    def _rested(self) -> Link | None:
-        try:
-            return self._resting.pop()
-        except IndexError:
-            return None
 
     def give_back(self, scope: Scope) -> None:
         """Give the scope's connection back for the next user. It must be outside any transaction."""
@@ -166,6 +163,15 @@ class Connections:
         if failure is not None:
             raise error_for(failure, self.backend, exc) from exc
 
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise memstore's errors for the driver's."""
+        try:
+            yield
+        except Exception as exc:
+            self.raise_translated(exc)
+            raise
+
     def writer_here(self) -> Owner | None:
         """Return the thread and task of this process that write to the same database, through any handle."""
         identity = self.backend.identity()
@@ -177,8 +183,9 @@ class Connections:
 
     def clear(self) -> None:
         """Close the connections at rest."""
-        while (link := self._rested()) is not None:
-            self._close(link)
+        with suppress(IndexError):
+            while True:
+                self._close(self._resting.pop())
 
     def _close(self, link: Link) -> None:
         self.backend.discard(link.conn, link.driver)

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memstore.errors import ConfigError
+from memstore.storage.files import remove
 from memstore.storage.refusals import refused, telling
 
 if sys.platform != "win32":  # on Windows, the files of a killed process stay
     import fcntl
-
-SIDE_FILES = ("-wal", "-shm", "-journal")
-"""SQLite adds these endings to the name of a database for the files beside it."""
 
 _PARTIAL = re.compile(r"(?P<name>.+)\.(?P<maker>\d+)-[0-9a-f]{8}\.partial", re.DOTALL)
 
@@ -49,7 +47,7 @@ class Partial:
         if self.handle < 0:
             return
         if self.mode is not None:
-            _change_mode(self.handle, self.path, self.mode)
+            self.path.chmod(self.mode)
         os.fsync(self.handle)
         self.close()
 
@@ -69,7 +67,7 @@ def check_free(file: Path) -> None:
     folder = file.absolute().parent
     if not folder.is_dir():
         reason = refused(file, "write")
-        raise ConfigError(f"{file} cannot be written: {reason.text if reason else f'there is no folder {folder}'}")
+        raise ConfigError(f"{file} cannot be written: {reason or f'there is no folder {folder}'}")
 
 
 @contextmanager
@@ -85,11 +83,19 @@ def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
     """
     with telling(file):
         _sweep(file)
-        partial = _made(file, like)
+        path = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if like is None else 0o600)
+    partial = Partial(path, None, handle)
     try:
+        with telling(file):
+            if sys.platform != "win32":
+                with suppress(OSError):  # a file system without locks: then the process's number alone tells
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if like is not None:
+                partial.mode = _be_like(handle, path, like.stat())
         yield partial
     finally:
-        _remove(partial.path)
+        remove(partial.path)
         partial.close()
 
 
@@ -104,7 +110,8 @@ def written_whole(file: Path, like: Path | None = None) -> Iterator[Path]:
         yield partial.path
         with telling(file):
             partial.settle()
-            _publish(partial.path, file)
+            while not take_free_name(partial.path, file):
+                check_free(file)
             settle_folder(file)
 
 
@@ -135,43 +142,14 @@ def settle_folder(file: Path) -> None:
         os.close(handle)
 
 
-def _made(file: Path, like: Path | None) -> Partial:
-    path = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if like is None else 0o600)
-    partial = Partial(path, None, handle)
-    try:
-        if sys.platform != "win32":
-            with suppress(OSError):  # on a file system without locks, only the number of the process identifies it
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if like is not None:
-            partial.mode = _be_like(handle, path, like.stat())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        partial.close()
-        raise
-    return partial
-
-
 def _be_like(handle: int, path: Path, other: os.stat_result) -> int:
     if sys.platform != "win32":
         for owner, group in ((other.st_uid, -1), (-1, other.st_gid)):
             with suppress(PermissionError):
                 os.chown(handle, owner, group)
     mode = stat.S_IMODE(other.st_mode)
-    _change_mode(handle, path, mode | stat.S_IRUSR | stat.S_IWUSR)  # the file must be writable until it is finished
+    path.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)  # it has to be written first
     return mode
-
-
-def _change_mode(handle: int, path: Path, mode: int) -> None:
-    if sys.platform == "win32":
-        path.chmod(mode)
-    else:
-        os.fchmod(handle, mode)
-
-
-def _publish(partial: Path, file: Path) -> None:
-    while not take_free_name(partial, file):
-        check_free(file)
 
 
 def _sweep(file: Path) -> None:
@@ -181,16 +159,14 @@ def _sweep(file: Path) -> None:
     for found in file.absolute().parent.iterdir():
         left = _PARTIAL.fullmatch(found.name)
         if left and left["name"] == file.name and not _runs(int(left["maker"])) and not _locked(found):
-            _remove(found)
+            remove(found)
 
 
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
+    except (OSError, OverflowError) as exc:
+        return not isinstance(exc, ProcessLookupError)
     return True
 
 
@@ -212,8 +188,3 @@ def _locked(partial: Path) -> bool:
     finally:
         os.close(handle)
     return False
-
-
-def _remove(partial: Path) -> None:
-    for suffix in ("", *SIDE_FILES):
-        Path(f"{partial}{suffix}").unlink(missing_ok=True)

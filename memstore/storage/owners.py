@@ -113,6 +113,11 @@ class Turn:
         """Scope that has the turn. None if no scope has it."""
         return self._held.get("by")
 
+    def is_of(self, owner: Owner) -> bool:
+        """True if this thread and task has the turn already, in a block or a call around."""
+        holder = self.holder
+        return holder is not None and holder.owner == owner and not holder.is_over()
+
     def take(self, scope: Scope, patience: float, yields: Callable[[Scope], bool] = lambda _: False) -> Scope:
         """Take the turn. Give up after ``patience`` seconds, or at once if ``yields`` is true for the holder.
 

@@ -25,5 +25,7 @@ class Prepared:
         compiled = self._compiled[kind]
         given = compiled.params | values
         names = compiled.positiontup
-        rows = backend.run(conn, compiled.string, given if names is None else [given[name] for name in names])
+        rows = backend.execute(
+            conn, compiled.string, given if names is None else [given[name] for name in names]
+        ).fetchall()
         return rows[0][0] if rows else None

@@ -6,16 +6,31 @@ Otherwise a statement costs one test of ``watched``.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from memstore import testing
 
 Trace = Callable[[str], object]
 
+log = logging.getLogger("memstore")
+
 SHOWN_HEAD, SHOWN_TAIL = 240, 60
 """A line shows at most this many characters from the beginning and from the end of a statement."""
+
+
+@dataclass(slots=True, eq=False)
+class Statement:
+    """One that was sent: its time so far, its rows (negative: none), and True if its answer is still to come."""
+
+    sql: Any
+    seconds: float = 0.0
+    rows: int = -1
+    pending: bool = False
 
 
 class Statements:
@@ -29,26 +44,38 @@ class Statements:
         """True if statements must be reported now."""
         return self._trace is not None or testing.is_counting()
 
-    def sent(self) -> None:
-        """Count a statement that was sent."""
-        testing.count("statements")
-
     def awaited(self) -> None:
         """Count a wait for an answer."""
         testing.count("exchanges")
 
-    def run(self, sql: str, act: Callable[[], object]) -> None:
-        """Run and report a statement that has no cursor in the driver."""
-        begun = time.perf_counter()
-        self.sent()
-        self.awaited()
-        act()
-        self.done(sql, time.perf_counter() - begun)
+    @contextmanager
+    def running(self, sql: Any) -> Iterator[Statement]:
+        """Count a statement that runs inside the block, and tell of it at the end unless its answer comes later."""
+        testing.count("statements")
+        statement, begun = Statement(sql), time.perf_counter()
+        failed: BaseException | None = None
+        try:
+            yield statement
+        except BaseException as exc:
+            failed, statement.rows = exc, -1
+            raise
+        finally:
+            statement.seconds = time.perf_counter() - begun
+            if not statement.pending or failed is not None:
+                self.awaited()
+                self.done(statement, failed)
+            del failed
 
-    def done(self, sql: Any, seconds: float, rows: int = -1, failed: BaseException | None = None) -> None:
-        """Report a finished statement. ``rows`` is negative if the statement has no rows."""
-        if self._trace is not None:
-            self._trace(line(sql, seconds, rows, failed))
+    def done(self, statement: Statement, failed: BaseException | None = None) -> None:
+        """Tell of a statement that is over. A trace that raises is not called again."""
+        if self._trace is None:
+            return
+        try:
+            self._trace(line(statement.sql, statement.seconds, statement.rows, failed))
+        except Exception:
+            # The statement is done, perhaps a COMMIT: an error here would say that the call failed.
+            self._trace = None
+            log.warning("the trace of a memory raised an error and is not called any more", exc_info=True)
 
 
 def line(sql: Any, seconds: float, rows: int, failed: BaseException | None = None) -> str:

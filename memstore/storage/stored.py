@@ -9,12 +9,13 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Connection, Double, Select, Table
 from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 
 from memstore.errors import MemstoreError, StoreCorrupt
@@ -55,6 +56,32 @@ def onward(last: Any, before: Any, what: str) -> Any:
     if before is not None and not last > before:
         raise damaged(what, f"come back to {last!r:.40} after {before!r:.40}")
     return last
+
+
+def paged(conn: Connection, query: Select[Any], key: ColumnElement[int], size: int, what: str) -> Iterator[list[Any]]:
+    """Yield the rows of a query, ``size`` at a time, in the order of the ``key``, which is its first column.
+
+    The rows of a page may be deleted before the next one is read.
+    """
+    query, after = query.order_by(key).limit(size), 0
+    while rows := list(conn.execute(query.where(key > after))):
+        yield rows
+        if len(rows) < size:
+            return
+        after = onward(rows[-1][0], after, what)
+
+
+def arrays(table: Table, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[NDArray[Any]]:
+    """Return rows of a table, read with these columns, as arrays: int64 with 0 for NULL, or float64 with NaN for it."""
+    what, columns = f"table {table.name}", zip(*rows, strict=True) if rows else ((),) * len(names)
+    found: list[NDArray[Any]] = []
+    for name, values in zip(names, columns, strict=True):
+        nullable = table.c[name].nullable
+        if isinstance(table.c[name].type, Double):
+            found.append(reals(values, what, nullable=bool(nullable)))
+        else:
+            found.append(wholes(values, what, unknown=0 if nullable else None))
+    return found
 
 
 def parsed(text: Any, what: str, *, episode_id: int | None = None) -> Any:

@@ -51,7 +51,7 @@ class Transaction:
         """Make a savepoint, and return its level."""
         self.check_alive()
         self.depth += 1
-        self._backend.send(self.conn, f"SAVEPOINT memstore_{self.depth}")
+        self._backend.execute(self.conn, f"SAVEPOINT memstore_{self.depth}")
         return self.depth
 
     def undo(self, level: int) -> None:
@@ -70,7 +70,7 @@ class Transaction:
             self.dead = True
             return
         try:
-            self._backend.send(self.conn, f"ROLLBACK TO SAVEPOINT memstore_{level}")
+            self._backend.execute(self.conn, f"ROLLBACK TO SAVEPOINT memstore_{level}")
             self.settle()
         except BaseException:
             self.dead = True
@@ -80,7 +80,7 @@ class Transaction:
         """End the savepoint, and keep the changes after it."""
         self.depth = level - 1
         self.check_alive()
-        self._backend.send(self.conn, f"RELEASE SAVEPOINT memstore_{level}")
+        self._backend.execute(self.conn, f"RELEASE SAVEPOINT memstore_{level}")
 
     def abandon(self, level: int) -> None:
         """Give up the whole transaction, because an interrupt left this savepoint unfinished."""

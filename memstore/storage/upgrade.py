@@ -146,20 +146,6 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
     if not (create and backend.may_create) and not backend.exists():
         raise errors.StoreUnavailable(f"{where} does not exist; nothing was created")
 
-    def migrate(conn: Connection) -> Upgraded:
-        backend.lock_schema(conn)
-        _refuse_foreign(conn, backend)
-        version = schema_version(conn, shared=backend.shared)
-        _refuse_revision(where, version, create=create, upgrade=upgrade)
-        if version == HEAD:  # another process was first
-            return Upgraded(HEAD, HEAD)
-        copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
-        _run_migrations(conn)
-        if schema_version(conn, shared=backend.shared) != HEAD:
-            raise errors.SchemaError(f"the migrations in {_migrations()} do not lead to {HEAD!r}; reinstall memstore")
-        _refuse_altered(conn, backend, HEAD)
-        return Upgraded(version, HEAD, copy)
-
     def look(conn: Connection) -> str | None:
         _refuse_foreign(conn, backend)
         version = schema_version(conn, shared=backend.shared)
@@ -167,6 +153,18 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
         if version == HEAD:
             _refuse_altered(conn, backend, HEAD)
         return version
+
+    def migrate(conn: Connection) -> Upgraded:
+        backend.lock_schema(conn)
+        version = look(conn)
+        if version == HEAD:  # someone else was first
+            return Upgraded(HEAD, HEAD)
+        copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
+        _run_migrations(conn)
+        if schema_version(conn, shared=backend.shared) != HEAD:
+            raise errors.SchemaError(f"the migrations in {_migrations()} do not lead to {HEAD!r}; reinstall memstore")
+        _refuse_altered(conn, backend, HEAD)
+        return Upgraded(version, HEAD, copy)
 
     version = database.in_read(look)
     if version == HEAD:

@@ -18,6 +18,7 @@ from memstore.errors import ConfigError, NotAMemstore, SchemaTooNew, StoreCorrup
 from memstore.storage.address import parse_url, sqlite_path
 from memstore.storage.backends.base import Backend, Progress
 from memstore.storage.database import Database
+from memstore.storage.files import unused
 from memstore.storage.newfile import Partial, check_free, partial_file, written_whole
 from memstore.storage.schema import buffer
 from memstore.storage.upgrade import HEAD, ensure_schema, known_revisions, schema_version
@@ -166,7 +167,7 @@ def _refill(
     writer.lock_tables(written, force=force)
     kept = None
     if buffer_names(written):
-        kept = _unused(folder, f"{_stem(writer.url)}.replaced-{time.strftime('%Y%m%d-%H%M%S')}")
+        kept = unused(folder / f"{_stem(writer.url)}.replaced-{time.strftime('%Y%m%d-%H%M%S')}", ".db")
         with written_whole(kept) as partial:
             fill(URL.create("sqlite", database=str(partial)), written, writer, writer.busy_timeout, told)
     try:
@@ -234,10 +235,3 @@ def _verified(conn: Connection, backend: Backend, where: str) -> dict[str, int]:
 
 def _stem(url: URL) -> str:
     return (url.database or "database").replace("/", "_")
-
-
-def _unused(folder: Path, stem: str) -> Path:
-    again = 1
-    while os.path.lexists(file := folder / f"{stem}{'' if again == 1 else f'-{again}'}.db"):
-        again += 1
-    return file

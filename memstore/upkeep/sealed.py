@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import Table, func, select
+from sqlalchemy import func, select
 
-from memstore.buffer.counters import SEALED, Counters, counters_checksum, counters_columns
+from memstore.buffer.counters import COUNTERS, SEALED, Counters, counters_checksum
 from memstore.buffer.facts import COLUMNS, unlike
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
@@ -24,7 +23,6 @@ from memstore.storage.schema import (
     episode_key,
     episode_tag,
     event_group,
-    id_range,
     lease,
     limiter,
     of_buffer,
@@ -35,21 +33,8 @@ CHUNK = 4096
 """The examination reads this many episodes at a time."""
 
 
-@dataclass
-class Unsealed:
-    """Counts of the rows without a checksum. They were written before checksums existed."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def without(self, what: str, rows: int) -> None:
-        """Add this number of rows to the count of a kind."""
-        if rows:
-            self.counts[what] = self.counts.get(what, 0) + rows
-
-    def notes(self) -> Iterator[str]:
-        """Yield one sentence for each kind."""
-        for what, count in self.counts.items():
-            yield f"{count:,} {what} were written before schema 0004 and have no checksum"
+Unsealed = Counter[str]
+"""Numbers of the rows that have no checksum because they are older than checksums, by their kind."""
 
 
 @dataclass(frozen=True)
@@ -69,49 +54,40 @@ class Seals:
     def buffer_row(self) -> Iterator[str]:
         """Examine the settings and counters."""
         own = buffer.c.id == self.snapshot.state.buffer_id
-        names = (*SEALED, *counters_columns(), "checksum", "counters_checksum")
+        names = (*SEALED, *COUNTERS, "checksum", "counters_checksum")
         row = self.snapshot.conn.execute(select(*(buffer.c[name] for name in names)).where(own)).one()._mapping
-        self.unsealed.without("buffer rows", (row["checksum"] is None) + (row["counters_checksum"] is None))
+        self.unsealed["buffer rows"] += (row["checksum"] is None) + (row["counters_checksum"] is None)
         stored.real(row["created_at"], "the buffer's time of creation")
         if row["checksum"] not in (None, checksums.of_row(*(row[name] for name in SEALED))):
             yield "the buffer's settings, name or signature do not match their checksum"
-        counters = Counters(*(row[name] for name in counters_columns()))
+        counters = Counters(*(row[name] for name in COUNTERS))
         if row["counters_checksum"] not in (None, counters_checksum(counters)):
             yield "the buffer's counters do not match their checksum"
 
     def names(self) -> Iterator[str]:
         """Examine the domains."""
-        rows = rows_of(self.snapshot, domain, "id", "name", "checksum")
-        self.unsealed.without("domains", sum(row[-1] is None for row in rows))
-        for number, name, seal in rows:
+        for number, name, seal in self.snapshot.rows(domain, ("id", "name", "checksum")):
+            self.unsealed["domains"] += seal is None
             if seal not in (None, checksums.of_row(number, name)):
                 yield f"domain {number} does not match its checksum"
 
     def strata(self) -> Iterator[str]:
         """Examine the rows of the sampling index."""
         names = ("id", "domain_id", "bucket", "count", "weight_sum", "loss_sum", "revision", "checksum")
-        every = rows_of(self.snapshot, stratum, *names)
+        every = self.snapshot.rows(stratum, names)
         rows = [row for row in every if row[-1] is not None]
-        self.unsealed.without("strata", len(every) - len(rows))
-        if not rows:
-            return
-        what = stratum.name
-        columns: list[Any] = [
-            stored.reals(values, what, nullable=False) if name.endswith("_sum") else stored.wholes(values, what)
-            for name, values in zip(names, zip(*rows, strict=True), strict=True)
-        ]
-        columns[1] = columns[1] - self.snapshot.first_id
-        wrong = columns[0][checksums.of_columns(*columns[:-1]) != columns[-1]]
-        if len(wrong):
-            yield f"{some(wrong)} strata do not match their checksums"
+        self.unsealed["strata"] += len(every) - len(rows)
+        ids, domains, *others, seals = stored.arrays(stratum, names, rows)
+        computed = checksums.of_columns(ids, domains - self.snapshot.first_id, *others)
+        yield from tell("{} strata do not match their checksums", ids[computed != seals])
 
     def facts(self) -> Iterator[str]:
         """Examine the facts of the episodes, which never change."""
         wrong: list[int] = []
         unreadable: list[int] = []
-        for rows in pages(self.snapshot, episode, COLUMNS, CHUNK):
+        for rows in self.snapshot.pages(episode, COLUMNS, CHUNK):
             wrong += unlike(rows, self._tags(rows[0][0], rows[-1][0]))
-            self.unsealed.without("episodes", sum(row[-1] is None for row in rows))
+            self.unsealed["episodes"] += sum(row[-1] is None for row in rows)
             for number, timestamp, _, key, extra, domain_id, _ in rows:
                 stored.real(timestamp, f"episode {number}: its timestamp")
                 self.snapshot.state.domain_name(domain_id, f"episode {number}: its domain")
@@ -119,10 +95,8 @@ class Seals:
                     self.keys[number] = key
                 if extra is not None and not _is_json(extra, number):
                     unreadable.append(number)
-        if wrong:
-            yield f"{some(wrong)} do not match the checksums of their facts"
-        if unreadable:
-            yield f"{some(unreadable)} have an extra that is no JSON"
+        yield from tell("{} do not match the checksums of their facts", wrong)
+        yield from tell("{} have an extra that is no JSON", unreadable)
 
     def _tags(self, first: int, last: int) -> dict[int, list[str]]:
         c = episode_tag.c
@@ -145,19 +119,18 @@ class Seals:
                 yield f"{what} is of episode {number}, which was never given out"
             elif number in known:
                 yield f"{what} and {known[number]!r:.60} are both of episode {number}"
-            self.unsealed.without("keys", seal is None)
+            self.unsealed["keys"] += seal is None
             known[number] = key
         wrong = [number for number, key in self.keys.items() if known.get(number) != key]
-        if wrong:
-            yield f"{some(wrong)} are not known by their keys"
+        yield from tell("{} are not known by their keys", wrong)
         left = select(episode.c.id).where(episode.c.id.in_(select(c.episode_id).where(c.buffer_id == state.buffer_id)))
-        if unnamed := list(self.snapshot.conn.scalars(left.where(episode.c.key.is_(None)))):
-            yield f"{some(unnamed)} are known by keys that they do not have"
+        unnamed = self.snapshot.conn.scalars(left.where(episode.c.key.is_(None))).all()
+        yield from tell("{} are known by keys that they do not have", unnamed)
 
     def checkpoints(self) -> Iterator[str]:
         """Examine every checkpoint by its checksums, and read it."""
         for finding, sealed in examine(self.snapshot):
-            self.unsealed.without("checkpoints", not sealed)
+            self.unsealed["checkpoints"] += not sealed
             if finding is not None:
                 yield finding
 
@@ -176,33 +149,11 @@ class Seals:
             yield "the account of the limiter is missing, or there is one without a limiter"
 
 
-def rows_of(snapshot: Snapshot, table: Table, key: str, *names: str) -> list[tuple[Any, ...]]:
-    """Return the buffer's rows of a table in the order of their id: the id column ``key``, and other columns."""
-    own = of_buffer(snapshot.state.buffer_id, table.c[key])
-    query = select(*(table.c[name] for name in (key, *names))).where(own).order_by(table.c[key])
-    return [tuple(row) for row in snapshot.conn.execute(query)]
-
-
-def pages(snapshot: Snapshot, table: Table, names: Sequence[str], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    """Yield the buffer's rows of a table, ``size`` at a time. The first column is the id, and sorts the rows."""
-    key, after = table.c[names[0]], snapshot.first_id
-    _, high = id_range(snapshot.state.buffer_id)
-    query = select(*(table.c[name] for name in names)).where(key <= high).order_by(key).limit(size)
-    while rows := [tuple(row) for row in snapshot.conn.execute(query.where(key > after))]:
-        yield rows
-        after = stored.onward(rows[-1][0], after, f"the rows of {table.name}")
-
-
-def tell(ids: Ints, wrong: NDArray[np.bool_], what: str, kind: str = "") -> Iterator[str]:
-    """Yield one finding about the ids that are flagged as ``wrong``, if there are any."""
-    if wrong.any():
-        yield f"{kind}{some(ids[wrong])} {what}"
-
-
-def some(ids: Any) -> str:
-    """Return a text with the number of ids and the first few of them."""
-    shown = ", ".join(str(int(i)) for i in ids[:5])
-    return f"{len(ids)} ({shown}{' ...' if len(ids) > 5 else ''})"
+def tell(finding: str, ids: Sequence[int] | Ints) -> Iterator[str]:
+    """Yield the finding if it is about any ids; ``{}`` in it becomes their number and the first few."""
+    if len(ids):
+        first = ", ".join(str(int(i)) for i in ids[:5])
+        yield finding.format(f"{len(ids)} ({first}{' ...' if len(ids) > 5 else ''})")
 
 
 def _is_json(text: Any, number: int) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -95,15 +96,12 @@ def _sketch(snapshot: Snapshot, signature: Signature, ids: Ints, domains: Ints) 
 
 
 def _parts(signature: Signature, blobs: Sequence[bytes]) -> Iterator[tuple[bytes, Floats]]:
-    """Yield for each payload a digest of the parts that must be equal, and its floating-point numbers as a vector."""
-    columns = signature.decode(blobs)
+    """Yield for each payload a digest of all that must be equal, and its floating-point numbers as one vector."""
+    columns: Any = signature.decode(blobs)
     for row in range(len(blobs)):
         exact, near = hashlib.blake2b(digest_size=16), [np.empty(0)]
         for field in signature.fields:
-            value: Any = columns
-            for name in field.path:
-                value = value[name]
-            value = value[row]
+            value: Any = reduce(getitem, field.path, columns)[row]
             if field.kind in ("str", "bytes"):
                 data = value.encode() if isinstance(value, str) else value
                 exact.update(len(data).to_bytes(8, "little") + data)

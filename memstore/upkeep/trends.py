@@ -76,16 +76,15 @@ def replay_share(snapshot: Snapshot, strategy: Strategy) -> list[ReplayShare]:
     counted = {domain: int(count) for domain, count in snapshot.conn.execute(query.group_by(_t.domain_id))}
     replays = [counted.get(number, 0) for number in range(snapshot.first_id + 1, snapshot.first_id + len(names) + 1)]
     episodes = strata.sizes(len(names)).tolist()
-    unmeasured = strata.sizes(len(names), unmeasured=True).tolist()
-    losses = strata.mean_losses(len(names)).tolist()
+    losses, measured = (column.tolist() for column in strata.mean_losses(strata.domain - 1, len(names)))
     targets = domain_targets(strategy, snapshot)
     shares = [
         ReplayShare(
             domain=name,
             episodes=episodes[i],
             episode_share=episodes[i] / max(sum(episodes), 1),
-            unmeasured=unmeasured[i],
-            mean_loss=losses[i] if episodes[i] > unmeasured[i] else None,
+            unmeasured=episodes[i] - measured[i],
+            mean_loss=losses[i] if measured[i] else None,
             replays=replays[i],
             replay_share=replays[i] / max(sum(replays), 1),
             target=None if targets is None else float(targets[i]),

@@ -28,6 +28,8 @@ def shown(value: object) -> str:
         return f"{_cut(repr(value[:LONGEST]), len(value))} ({kind})"
     if isinstance(value, (*_SAFE, int)) and not isinstance(value, np.void):
         return f"{_cut(repr(value))} ({kind})"
+    if isinstance(value, type):  # somebody may have written ``Uniform`` for ``Uniform()``
+        return f"the class {value.__name__[:LONGEST]}"
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
         return f"{_cut(f'{dtype}{list(shape)}')} ({kind})"

@@ -162,6 +162,39 @@ def test_shown_is_short(value: Any) -> None:
     assert len(shown(value)) <= 140 and len(listed([value] * 4_000)) <= 1_000
 
 
+@pytest.mark.parametrize(("name", "value"), [("strategy", memstore.Uniform), ("eviction", memstore.Fifo)])
+def test_a_class_in_place_of_an_object_is_named(open_memory: OpenMemory, name: str, value: Any) -> None:
+    memory = open_memory()
+    setting: dict[str, Any] = {name: value}
+    with pytest.raises(
+        memstore.ConfigError, match=rf"the class {value.__name__}; expected .* such as {value.__name__}\(\)"
+    ):
+        memory.configure(**setting)
+    with pytest.raises(memstore.ConfigError, match="or None for off, got the class History"):
+        memory.configure(history=memstore.History)  # type: ignore[arg-type]
+    assert shown(memstore.Uniform) == "the class Uniform"
+
+
+def test_a_count_is_refused_under_the_name_of_its_argument(open_memory: OpenMemory) -> None:
+    memory = open_memory()
+    for name, call in (
+        ("count", lambda: memory.sample(0)),
+        ("count", lambda: memory.lease(0)),
+        ("n", lambda: memory.hardest(0)),
+        ("n", lambda: memory.most_replayed(0)),
+        ("n", lambda: memory.never_replayed(0)),
+        ("n", lambda: memory.forgotten(0)),
+        ("min_size", lambda: memory.wait(min_size=0)),
+        ("groups", lambda: memory.sample_groups(0, 1)),
+        ("size", lambda: memory.sample_groups(1, 0)),
+        ("points", lambda: memory.loss_trend(points=0)),
+        ("limit", lambda: memory.recall_temporal(0, 1, limit=0)),
+        ("limit", lambda: memory.history(limit=0)),
+    ):
+        with pytest.raises(memstore.InvalidValue, match=f"^{name} must be between 1 and 2147483648, got 0"):
+            call()
+
+
 def test_listed() -> None:
     assert listed([]) == "none" and listed(["a", "b"]) == "'a', 'b'"
     assert listed(range(4_000), 3) == "0 (int), 1 (int), 2 (int) and 3,997 more"

@@ -57,11 +57,14 @@ def test_exchanges_are_round_trips(open_memory: OpenMemory, url: str) -> None:
         memory.sample(8, strategy="prioritized_loss", exact_probability=False)
     with counting() as updated:
         memory.update([1, 2, 3], loss=1.0)
+    with counting() as added:
+        memory.extend(rows(4), loss=2.0)
     if url.startswith("sqlite"):
         assert drawn.exchanges == drawn.statements and updated.exchanges == updated.statements
     else:
         assert drawn.exchanges < drawn.statements
         assert updated.exchanges < updated.statements / 2, "a write waits only where it needs an answer"
+        assert added.exchanges == 2, "for the state, and for the end: as a proxy between the two counts them"
     with counting() as other:
         pass
     assert other.statements == other.exchanges == 0
@@ -102,3 +105,29 @@ def test_only_this_handle_is_traced(open_memory: OpenMemory) -> None:
 def test_what_cannot_be_called_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="trace must be callable"):
         memstore.open(url, trace="print")  # type: ignore[arg-type]
+
+
+def test_a_trace_that_raises_is_reported_once_and_breaks_nothing(
+    open_memory: OpenMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may raise at COMMIT, when what the call did is done: then the call must not fail."""
+    calls: list[str] = []
+
+    def broken(line: str) -> None:
+        calls.append(line)
+        if "COMMIT" in line:
+            raise ValueError("a trace of one's own")
+
+    memory = open_memory(trace=broken)
+    memory.extend(rows(8), loss=1.0)
+    known = len(calls)
+    with memory.transaction():
+        memory.update(memory.sample(4), loss=2.0)
+    assert len(memory) == 8 and len(memory.history()) == 4
+    assert len(calls) == known, "it is not called again"
+    (record,) = [record for record in caplog.records if "trace" in record.message]
+    assert record.levelname == "WARNING" and record.exc_info is not None
+
+
+def test_a_trace_that_raises_at_once_does_not_keep_the_memory_from_opening(open_memory: OpenMemory) -> None:
+    assert len(open_memory(trace=int)) == 0

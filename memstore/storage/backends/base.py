@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import URL, Connection, Engine, Select, Table
+from sqlalchemy.exc import DBAPIError
 
 from memstore.config import Durability
+from memstore.errors import MemstoreError
 from memstore.storage.address import shown_url
+from memstore.storage.backends.clauses import accumulation, select_listed
 from memstore.storage.backends.expressions import Expressions
 from memstore.storage.newfile import Partial
-from memstore.storage.refusals import Refusal, Wanted
+from memstore.storage.refusals import Wanted
 from memstore.storage.statements import Statements, Trace
 
 Ints = NDArray[np.int64]
@@ -67,20 +70,23 @@ class Watch(ABC):
     It may miss a commit. So a wait always ends after its timeout, and the process looks again in any case.
     """
 
-    @abstractmethod
-    def start(self) -> None:
-        """Begin to watch: a commit from now on ends a wait."""
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def _connect(self) -> Any:
+        """Open a connection of the driver that nobody else uses."""
+        made = self._engine.raw_connection()
+        driver = made.driver_connection
+        made.detach()
+        return driver
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
         """Return as soon as something may have been committed, at the latest after ``timeout`` seconds."""
 
-    def let_go(self) -> None:  # noqa: B027 - only SQLite's watch holds a connection that a fork would break
-        """Close the connection before a fork. Any thread may call this; the next wait opens another connection."""
-
     @abstractmethod
     def close(self) -> None:
-        """Close the connection for good."""
+        """Close the connection. Any thread may call this; a later wait opens another one."""
 
 
 class Backend(Expressions):
@@ -94,6 +100,12 @@ class Backend(Expressions):
 
     fork_safe = True
     """True if a forked child may use the database while it still has its parent's connections, without using them."""
+
+    mark: str
+    """The mark of a parameter in a statement."""
+
+    among: str
+    """The condition that a column has one of the values of a list."""
 
     advice = "nothing was found that keeps this process from the file; run 'memstore check'"
     """Advice for the user if the database cannot be opened."""
@@ -118,13 +130,13 @@ class Backend(Expressions):
         It runs outside any transaction. SQLite switches the file to WAL; PostgreSQL only checks version and encoding.
         """
 
-    @abstractmethod
     def driver(self, conn: Connection) -> Any:
         """Return the driver's own connection."""
+        return conn.connection.driver_connection
 
-    @abstractmethod
     def is_usable(self, conn: Connection, driver: Any) -> bool:
         """True if a connection that rested can be used again."""
+        return not (conn.invalidated or driver.closed)
 
     @abstractmethod
     def discard(self, conn: Connection, driver: Any) -> None:
@@ -134,20 +146,20 @@ class Backend(Expressions):
         """
 
     @abstractmethod
-    def send(self, conn: Connection, statement: str) -> None:
-        """Run a statement that takes no values and gives no result."""
+    def execute(self, conn: Connection, sql: str, values: Sequence[Any] = ()) -> Any:
+        """Run a statement in the driver's own words; return the driver's cursor.
 
-    @abstractmethod
-    def run(self, conn: Connection, statement: str, values: Any) -> list[tuple[Any, ...]]:
-        """Run a query in the driver's own words, and return its rows."""
+        In a transaction, PostgreSQL's result is waited for later: by a fetch, by ``settle`` or by the commit.
+        """
 
-    @abstractmethod
     def lock_schema(self, conn: Connection) -> None:
-        """Make this write transaction the only one that creates or upgrades tables."""
+        """Make this write transaction the only one that creates or upgrades tables.
 
-    @abstractmethod
+        There is nothing to do if a write transaction is alone in the database anyway.
+        """
+
     def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
-        """Make this write transaction the only writer of the buffer, by a separate statement."""
+        """Make this write transaction the only writer of the buffer, by a separate statement, if others may write."""
 
     @abstractmethod
     def transaction_state(self, conn: Connection) -> TransactionState:
@@ -170,7 +182,7 @@ class Backend(Expressions):
 
     def rollback(self, conn: Connection) -> None:
         """Roll the transaction back, whatever its state is."""
-        if conn.in_transaction():
+        if conn.get_transaction() is not None:  # also one whose commit failed, which counts as inactive
             conn.rollback()
         self.driver(conn).rollback()  # SQLAlchemy believes that a failed commit ended the transaction
 
@@ -211,9 +223,16 @@ class Backend(Expressions):
             The strata, sorted by id.
         """
 
-    @abstractmethod
     def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
         """Insert rows. Row ``i`` has the value ``i`` of each column."""
+        # Columns that are NULL in every row are left out. This saves a fifth of an insert of plain episodes.
+        present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
+        if present:  # otherwise there are no rows: every table has a column that is never NULL
+            self.insert_all(conn, table, present)
+
+    @abstractmethod
+    def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:
+        """Insert rows with all these columns, with the clause ``conflict`` at the end of the statement."""
 
     @abstractmethod
     def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
@@ -229,19 +248,19 @@ class Backend(Expressions):
             A column that is never raised: the smaller of the old and the new value stays.
         """
 
-    @abstractmethod
     def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:
         """Insert rows, or add to the rows that are there already.
 
         If a row with the same primary key exists, the values of the columns ``added`` are added to it. Its other
         columns are replaced, except where the new value is NULL.
         """
+        self.insert_all(conn, table, columns, accumulation(table, tuple(added), tuple(columns)))
 
-    @abstractmethod
     def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:
         """Delete the rows with one of these values in their integer column ``key``."""
+        sql = f'DELETE FROM {table.name} WHERE "{key}" {self.among}'
+        self.execute(conn, sql, (self.listed(table, key, values),))
 
-    @abstractmethod
     def select(
         self, conn: Connection, table: Table, columns: Sequence[str], key: str, values: Sequence[int]
     ) -> list[tuple[Any, ...]]:
@@ -249,12 +268,26 @@ class Backend(Expressions):
 
         They come in any order. A value that no row has adds nothing.
         """
+        sql = select_listed(self.join(table, key), table.name, tuple(columns), key)
+        rows: list[tuple[Any, ...]] = self.execute(conn, sql, (self.listed(table, key, values),)).fetchall()
+        return rows
 
-    @abstractmethod
     def select_texts(
         self, conn: Connection, table: Table, columns: Sequence[str], buffer_id: int, key: str, texts: Sequence[str]
     ) -> list[tuple[Any, ...]]:
         """Return the rows of the buffer with one of these texts in their column ``key``, in any order."""
+        sql = f"{select_listed(self.join(table, key), table.name, tuple(columns), key)} AND t.buffer_id = {self.mark}"
+        rows: list[tuple[Any, ...]] = self.execute(conn, sql, (self.listed(table, key, texts), buffer_id)).fetchall()
+        return rows
+
+    @staticmethod
+    @abstractmethod
+    def join(table: Table, key: str) -> str:
+        """Return the beginning of a clause FROM: the values of one list, named ``c.value``, and how a table follows."""
+
+    @abstractmethod
+    def listed(self, table: Table, key: str, values: Sequence[Any]) -> Any:
+        """Return the one parameter that holds these values of the column ``key``."""
 
     @abstractmethod
     def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
@@ -275,25 +308,28 @@ class Backend(Expressions):
     def clock(self, conn: Connection) -> float:
         """Return the seconds since 1970, by the one clock that all processes of the database share."""
 
-    @abstractmethod
     def announce(self, conn: Connection, buffer_id: int) -> None:
-        """Wake the processes that watch the buffer, as soon as this transaction commits."""
+        """Wake the processes that watch the buffer, as soon as this transaction commits, if they do not look for it."""
 
     @abstractmethod
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
-        """Return a watch on the buffer. It uses a separate connection."""
+        """Return a watch on the buffer: a commit from now on ends a wait. It uses a separate connection."""
+
+    def classify(self, error: BaseException) -> Failure | None:
+        """Return what the error means; None if it is no error of the driver."""
+        return self._meaning(error.orig if isinstance(error, DBAPIError) else error)
 
     @abstractmethod
-    def classify(self, error: BaseException) -> Failure | None:
-        """Return the meaning of the error. None if it is no error of the driver."""
+    def _meaning(self, error: BaseException | None) -> Failure | None:
+        """Return what an error of the driver means, as it was before SQLAlchemy wrapped it."""
 
     @abstractmethod
     def size(self, conn: Connection) -> dict[str, int]:
         """Return the bytes that each part of the database takes (``database``, ``wal`` ...)."""
 
-    @abstractmethod
     def integrity(self, conn: Connection) -> Iterable[str]:
         """Return the faults that the database itself finds in its pages; nothing if it finds none."""
+        return ()
 
     @abstractmethod
     def foreign(self, conn: Connection) -> Iterable[str]:
@@ -364,7 +400,7 @@ class Backend(Expressions):
         """Copy the committed data into an empty file. False, and nothing is done, if the database is not a file."""
         return False
 
-    def refusal(self, what: Wanted) -> Refusal | None:
+    def refusal(self, what: Wanted) -> MemstoreError | None:
         """Find out what keeps this process from opening the database or from writing to it; None if nothing does."""
         return None
 

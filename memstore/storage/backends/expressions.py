@@ -6,7 +6,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from decimal import Decimal
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -16,7 +15,6 @@ from sqlalchemy import (
     Double,
     Integer,
     Numeric,
-    Table,
     Text,
     and_,
     bindparam,
@@ -49,9 +47,9 @@ class Expressions(ABC):
     def one_of(self, expression: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         """Test that the expression is one of the values. They may be many, and are all of one type."""
 
-    @abstractmethod
     def by_code_point(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return the text in a form that is compared and sorted by code points."""
+        return text
 
     @abstractmethod
     def json_value(self, document: ColumnElement[Any], path: Sequence[str | int], kind: str) -> ColumnElement[Any]:
@@ -69,24 +67,21 @@ class Expressions(ABC):
             "any" gives something that is not NULL if any value but null stands at the path.
         """
 
-    @abstractmethod
     def number(self, value: int | float) -> ColumnElement[Any]:
         """Return a constant that can be compared with numbers in JSON."""
+        return literal(value)
 
-    @abstractmethod
     def one_number_of(self, expression: ColumnElement[Any], values: Sequence[int | float]) -> ColumnElement[bool]:
         """Test that a number in JSON is one of these numbers."""
+        return self.one_of(expression, values)
 
 
 class SQLiteExpressions(Expressions):
-    """SQLite passes lists as JSON texts, and reads JSON by ``json_each``."""
+    """SQLite passes lists as JSON texts, and reads JSON by ``json_each``. It sorts texts by their bytes of UTF-8."""
 
     def one_of(self, expression: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         listed = func.json_each(json.dumps(list(values))).table_valued("value")
         return expression.in_(select(listed.c.value))
-
-    def by_code_point(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
-        return text  # the bytes of UTF-8 sort alike
 
     def json_value(self, document: ColumnElement[Any], path: Sequence[str | int], kind: str) -> ColumnElement[Any]:
         # The path is not given to json_extract: its paths cannot name a key with a quote in it, and they compare
@@ -113,12 +108,6 @@ class SQLiteExpressions(Expressions):
             chosen = select(chosen).where(*conditions).scalar_subquery()
         chosen.type = _SQLITE_TYPES[kind]
         return chosen
-
-    def number(self, value: int | float) -> ColumnElement[Any]:
-        return literal(value)
-
-    def one_number_of(self, expression: ColumnElement[Any], values: Sequence[int | float]) -> ColumnElement[bool]:
-        return self.one_of(expression, values)
 
 
 _SQLITE_TYPES: dict[str, TypeEngine[Any]] = {
@@ -207,26 +196,3 @@ def _exact(real: ColumnElement[Any]) -> ColumnElement[Any]:
     end: ColumnElement[float] = literal_column("(2::float8 ^ 63)", Double())
     whole = and_(func.abs(real) >= literal_column("2::float8 ^ 53"), real >= -end, real < end)
     return case((whole, cast(cast(real, BigInteger()), Numeric())), else_=cast(cast(real, Text()), Numeric()))
-
-
-@cache
-def accumulation(table: Table, added: tuple[str, ...], columns: tuple[str, ...]) -> str:
-    """Write the clause ON CONFLICT of an INSERT: add to some columns of a row that exists, and set its others.
-
-    Parameters
-    ----------
-    added : tuple of str
-        Columns to which the new values are added.
-    columns : tuple of str
-        All columns of the INSERT. Those not in ``added`` are set, unless the new value is NULL.
-    """
-    key = [column.name for column in table.primary_key]
-    changes = [
-        f'"{name}" = {table.name}."{name}" + excluded."{name}"'
-        if name in added
-        else f'"{name}" = coalesce(excluded."{name}", {table.name}."{name}")'
-        for name in columns
-        if name not in key
-    ]
-    names = ", ".join(f'"{name}"' for name in key)
-    return f" ON CONFLICT ({names}) DO UPDATE SET {', '.join(changes)}"

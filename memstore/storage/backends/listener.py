@@ -8,11 +8,11 @@ only if it does not get the lock, because somebody then listens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import psycopg
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from memstore.storage.backends.base import Watch
@@ -30,13 +30,14 @@ ANNOUNCE = f"SELECT pg_notify('{CHANNEL}', %s) WHERE NOT pg_try_advisory_xact_lo
 class Listener(Watch):
     """A watch that uses LISTEN on a separate connection. Without that connection it only pauses."""
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], buffer_id: int) -> None:
-        self._connect = connect
+    def __init__(self, engine: Engine, buffer_id: int) -> None:
+        super().__init__(engine)
         self._buffer_id = buffer_id
         self._connection: psycopg.Connection[Any] | None = None
         self._known = False
+        self._start()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         with suppress(DBAPIError, psycopg.Error):
             self._connection = self._connect()
             self._connection.execute(f"LISTEN {CHANNEL}")
@@ -52,7 +53,7 @@ class Listener(Watch):
         deadline = time.monotonic() + timeout
         if self._connection is None:
             time.sleep(timeout)
-            self.start()
+            self._start()
             return
         try:
             while (left := deadline - time.monotonic()) > 0:

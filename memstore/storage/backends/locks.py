@@ -12,7 +12,6 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from memstore.printable import visible
@@ -38,34 +37,9 @@ MOST_NAME = 60
 """A message shows at most this many characters of a process's command."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
-    """A lock that a process holds, from the byte ``first`` to the byte ``last`` of a file."""
-
-    pid: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class OldReader:
-    """A reader of an old snapshot.
-
-    Attributes
-    ----------
-    pid : int or None
-        Number of the process; None if the system does not tell.
-    pages : int
-        Pages that were written after the snapshot.
-    """
-
-    pid: int | None
-    pages: int
-
-
 def describe_writer(database: Path) -> str:
     """Say who holds the write lock of the database now. The phrase begins a sentence."""
-    pids = [lock.pid for lock in _locks(database) if lock.first <= _WRITE <= lock.last]
+    pids = [pid for pid, first, last in _locks(database) if first <= _WRITE <= last]
     return f"{describe_process(pids[0])} held" if pids else "another connection, of this or another process, held"
 
 
@@ -83,23 +57,23 @@ def describe_process(pid: int | None) -> str:
     return f"process {pid} ({shown})" if shown else f"process {pid}"
 
 
-def old_readers(database: Path, pages: int) -> list[OldReader]:
-    """Find the readers with a snapshot that is more than ``pages`` pages of the log old.
+def old_readers(database: Path, pages: int) -> dict[int, int]:
+    """Find the processes that read a snapshot more than ``pages`` pages of the log old, and how many pages that is.
 
-    The list is empty if the system does not tell. The calling thread must be in a transaction: only then is the index
-    of the log in memory and up to date.
+    There are none if the system does not tell. The calling thread must be in a transaction: only then is the index of
+    the log in memory and up to date.
     """
     index = _index(database)
     if index is None:
-        return []
+        return {}
     frames, _, *marks = index
     found: dict[int, int] = {}
-    for lock in _locks(database):
-        for byte in range(max(lock.first, _FIRST_READ), min(lock.last, _LAST_READ) + 1):
+    for pid, first, last in _locks(database):
+        for byte in range(max(first, _FIRST_READ), min(last, _LAST_READ) + 1):
             behind = frames - marks[byte - _FIRST_READ]
             if behind > pages:
-                found[lock.pid] = max(behind, found.get(lock.pid, 0))
-    return [OldReader(pid, behind) for pid, behind in found.items()]
+                found[pid] = max(behind, found.get(pid, 0))
+    return found
 
 
 def _index(database: Path) -> tuple[int, ...] | None:
@@ -116,7 +90,8 @@ def _index(database: Path) -> tuple[int, ...] | None:
     return None
 
 
-def _locks(database: Path) -> Iterator[Lock]:
+def _locks(database: Path) -> Iterator[tuple[int, int, int]]:
+    """Find the locks on the index: each with its process, and the first and the last byte of the file."""
     inode = _inode(database)
     try:
         lines = LOCKS.read_text().splitlines() if inode is not None else []
@@ -125,7 +100,7 @@ def _locks(database: Path) -> Iterator[Lock]:
     for line in lines:
         found = _LINE.match(line)
         if found is not None and int(found["inode"]) == inode:
-            yield Lock(int(found["pid"]), int(found["first"]), int(found["last"]))
+            yield int(found["pid"]), int(found["first"]), int(found["last"])
 
 
 def _inode(database: Path) -> int | None:

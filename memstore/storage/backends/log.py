@@ -17,9 +17,6 @@ PAGE = 4096
 LEAST_PAGES, MOST_PAGES = 4000, 16384
 """The log of a small file and that of a large file are folded at these numbers of pages."""
 
-_KNOWN = "memstore_log_pages"
-"""A connection's notes (``info``) have the last limit under this key."""
-
 
 def usual_pages(driver: sqlite3.Connection) -> int:
     """Return the number of pages at which the log of this file is folded."""
@@ -35,13 +32,10 @@ def bounds(pages: int) -> tuple[str, str]:
     return f"wal_autocheckpoint = {pages}", f"journal_size_limit = {5 * pages * PAGE // 4}"
 
 
-def fit(driver: sqlite3.Connection, info: dict[Any, Any]) -> None:
-    """Adapt a connection's limit of the log to the size of the file. This costs 6 us a write.
-
-    ``info`` belongs to the connection, and keeps the limit that was set last.
-    """
-    wanted, known = usual_pages(driver), info.get(_KNOWN, LEAST_PAGES)
+def fit(connection: Any) -> None:
+    """Adapt a connection's limit of the log to the size of the file. This costs 6 us a write."""
+    wanted, known = usual_pages(connection), connection.log_pages
     if not 0.8 * known <= wanted <= 1.25 * known:
         for pragma in bounds(wanted):
-            driver.execute(f"PRAGMA {pragma}")
-        info[_KNOWN] = wanted
+            connection.execute(f"PRAGMA {pragma}")
+        connection.log_pages = wanted

@@ -33,10 +33,10 @@ def of_file(database: Path, log: int, usual: int) -> Iterator[str]:
     """
     if log <= 2 * usual * PAGE:
         return
-    for reader in old_readers(database, usual):
+    for pid, pages in old_readers(database, usual).items():
         yield (
-            f"the log, {log / 2**20:,.0f} MiB, cannot shrink while {describe_process(reader.pid)} reads what was there "
-            f"{reader.pages:,} written pages ago: let it end its transaction() or query, or end it"
+            f"the log, {log / 2**20:,.0f} MiB, cannot shrink while {describe_process(pid)} reads what was there "
+            f"{pages:,} written pages ago: let it end its transaction() or query, or end it"
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import selectors
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import psycopg
@@ -11,7 +13,7 @@ from psycopg import waiting
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from memstore.storage.backends.arrays import Array, ArrayDumper
-from memstore.storage.statements import Statements
+from memstore.storage.statements import Statement, Statements
 
 
 class PipelinedConnection(psycopg.Connection[Any]):
@@ -25,9 +27,30 @@ class PipelinedConnection(psycopg.Connection[Any]):
 
     statements: Statements
 
+    swollen = False
+    """True if it is closed after its transaction: libpq's buffers grew, and never shrink again."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._unanswered: list[WatchedCursor] = []
+        self._open: tuple[AbstractContextManager[psycopg.Pipeline], psycopg.Pipeline] | None = None
+
+    def enter_pipeline(self) -> None:
+        """Wait for no answer from here on unless it is asked for."""
+        block = self.pipeline()
+        self._open = block, block.__enter__()
+
+    def leave_pipeline(self) -> None:
+        """Wait for all answers, and leave the pipeline, if there is one."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            self.await_all(lambda: opened[0].__exit__(None, None, None))
+
+    def settle(self) -> None:
+        """Wait for all answers."""
+        self.flush()
+        if self._open is not None:
+            self.await_all(self._open[1].sync)
 
     def wait(self, gen: Any, interval: float = 0.1, **options: Any) -> Any:  # type: ignore[override]
         """Run a generator of psycopg until it ends, and wait for the socket whenever it asks for that."""
@@ -53,9 +76,24 @@ class PipelinedConnection(psycopg.Connection[Any]):
         """Roll back, if a transaction is open."""
         self.answered(0.0)
         if self.statements.watched and self.info.transaction_status is not TransactionStatus.IDLE:
-            self.statements.run("ROLLBACK", super().rollback)
+            with self.statements.running("ROLLBACK"):
+                super().rollback()
         else:
             super().rollback()
+
+    def flush(self) -> None:
+        """Send all of a pipelined statement.
+
+        psycopg 3.3 tries once to send it, and then only reads. A statement that does not fit the socket's buffer, such
+        as a checkpoint of 10 MB, would then wait for ever, and so would the server.
+        """
+        if not self.pgconn.flush():
+            return
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.pgconn.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            while self.pgconn.flush():
+                if any(events & selectors.EVENT_READ for _, events in selector.select()):
+                    self.pgconn.consume_input()
 
     def await_all(self, sync: Callable[[], object]) -> None:
         """Wait for the answers to all statements in the pipeline. The last statement is reported with that time."""
@@ -67,11 +105,13 @@ class PipelinedConnection(psycopg.Connection[Any]):
     def answered(self, seconds: float, last: WatchedCursor | None = None) -> None:
         """Report the statements up to ``last``, after a wait of ``seconds`` for their answers. None reports all."""
         while self._unanswered:
-            first = self._unanswered.pop(0)
-            if first is last or not self._unanswered:
-                first.seconds += seconds
-            self.statements.done(first.text, first.seconds, first.rowcount)
-            if first is last:
+            cursor = self._unanswered.pop(0)
+            statement = cursor.statement
+            if cursor is last or not self._unanswered:
+                statement.seconds += seconds
+            statement.rows = cursor.rowcount
+            self.statements.done(statement)
+            if cursor is last:
                 return
 
 
@@ -82,27 +122,20 @@ class WatchedCursor(psycopg.Cursor[Any]):
     for this answer alone.
     """
 
-    text: Any = None
-    seconds = 0.0
+    statement: Statement
 
     def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
         """Run a statement, or send it in a pipeline."""
-        begun = time.perf_counter()
-        connection, failed = self._owner, None
-        connection.statements.sent()
-        try:
-            return super().execute(query, *arguments, **options)
-        except BaseException as exc:
-            failed = exc
-            raise
-        finally:
-            self.text, self.seconds = query, time.perf_counter() - begun
-            if connection.info.pipeline_status is not PipelineStatus.OFF and failed is None:
+        connection = self._owner
+        with connection.statements.running(query) as statement:
+            self.statement = statement
+            super().execute(query, *arguments, **options)
+            statement.pending = connection.info.pipeline_status is not PipelineStatus.OFF
+            if statement.pending:
                 connection._unanswered.append(self)
             else:
-                connection.statements.awaited()
-                connection.statements.done(query, self.seconds, -1 if failed else self.rowcount, failed)
-            del failed
+                statement.rows = self.rowcount
+        return self
 
     def fetchone(self) -> Any:
         """Fetch a row."""
@@ -125,7 +158,8 @@ class WatchedCursor(psycopg.Cursor[Any]):
         if self not in connection._unanswered:
             return fetch()
         begun = time.perf_counter()
-        connection.statements.awaited()
+        if self.pgresult is None:  # else its answer came with an earlier one
+            connection.statements.awaited()
         found = fetch()
         connection.answered(time.perf_counter() - begun, self)
         return found

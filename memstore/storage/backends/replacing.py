@@ -16,19 +16,18 @@ If SQLite cannot open the old file, its log cannot be folded. The log then gets 
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import sqlite3
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from memstore.errors import NotAMemstore, StoreBusy
-from memstore.storage.newfile import SIDE_FILES, Partial, settle_folder, take_free_name
+from memstore.storage.files import SIDE_FILES, Look, has_log, look_of, remove, size_of, unused
+from memstore.storage.newfile import Partial, settle_folder, take_free_name
 from memstore.storage.refusals import telling
 from memstore.storage.schema import VERSION_TABLE
 
@@ -46,25 +45,6 @@ ATTEMPTS = 5
 
 _BEYOND_OPENING = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
 """With these codes of errors SQLite has refused to open a file at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Old:
-    """The file to be replaced, as it was under the exclusive lock.
-
-    Attributes
-    ----------
-    sound : bool
-        True if the file is whole without its log.
-    empty : bool
-        True if the file has no bytes.
-    look : tuple of int
-        Its inode, size and time of change.
-    """
-
-    sound: bool
-    empty: bool
-    look: tuple[int, int, int]
 
 
 def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> Path | None:
@@ -100,10 +80,10 @@ def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> P
                 if _take_free_place(new, file):
                     return None
                 continue
-            old = _fold_log(file, patience, force)
+            sound, look = _fold_log(file, patience, force)
             with _exclusive_lock(file):
-                if _look(file.stat()) == old.look and not (old.sound and _has_log(file)):
-                    return _replace(new, file, old)
+                if look_of(file) == look and not (sound and has_log(file)):
+                    return _replace(new, file, sound=sound)
     raise _busy_error(file)
 
 
@@ -112,9 +92,9 @@ def _take_free_place(new: Partial, file: Path) -> bool:
 
     A log that was left with this name is kept under another name.
     """
-    if _has_log(file):
+    if has_log(file):
         _add_name(file, ("-wal", "-journal"), _free_name(file))
-    _remove_logs(file)
+    remove(file, SIDE_FILES)
     new.settle()
     settle_folder(file)
     if not take_free_name(new.path, file):
@@ -123,8 +103,16 @@ def _take_free_place(new: Partial, file: Path) -> bool:
     return True
 
 
-def _fold_log(file: Path, patience: float, force: bool) -> _Old:
-    """Fold the log into a file that nobody has open, and return a description of the file."""
+def _fold_log(file: Path, patience: float, force: bool) -> tuple[bool, Look]:
+    """Fold the log into a file that nobody has open.
+
+    Returns
+    -------
+    bool
+        True if the file is whole without its log.
+    Look
+        The look of the file under the exclusive lock.
+    """
     address = f"{file.as_uri()}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=patience, isolation_level=None)) as alone:
         try:
@@ -137,8 +125,7 @@ def _fold_log(file: Path, patience: float, force: bool) -> _Old:
                 raise NotAMemstore(f"{file} holds tables, but none of memstore's; nothing was changed. {_INSIST}")
             if alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 raise _busy_error(file)
-            found = file.stat()
-            return _Old(sound=True, empty=not found.st_size, look=_look(found))
+            return True, look_of(file)
         except sqlite3.Error as exc:
             code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
@@ -150,7 +137,7 @@ def _fold_log(file: Path, patience: float, force: bool) -> _Old:
                     f"SQLite cannot open {file} as a database: it is another kind of file, or its first bytes are "
                     f"damaged; nothing was changed. {_INSIST}"
                 ) from exc
-            return _Old(sound=False, empty=False, look=_look(file.stat()))
+            return False, look_of(file)
 
 
 @contextmanager
@@ -170,23 +157,22 @@ def _exclusive_lock(file: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _replace(new: Partial, file: Path, old: _Old) -> Path | None:
+def _replace(new: Partial, file: Path, *, sound: bool) -> Path | None:
     new.settle()
     kept: Path | None = None
     try:
-        if not old.empty:
+        if size_of(file):
             earlier = _added_names(file)  # second names from a call that was killed between its last two steps
-            if old.sound:  # the file has all commits, so the earlier names are not needed
+            if sound:  # the file has all commits, so the earlier names are not needed
                 for name in earlier:
-                    _remove_logs(name)
-                    name.unlink()
-            kept = earlier[0] if earlier and not old.sound else _free_name(file)
-            _add_name(file, ("",) if old.sound else ("", "-wal", "-journal"), kept)
-        _remove_logs(file)
+                    remove(name)
+            kept = earlier[0] if earlier and not sound else _free_name(file)
+            _add_name(file, ("",) if sound else ("", "-wal", "-journal"), kept)
+        remove(file, SIDE_FILES)
         settle_folder(file)
         new.path.replace(file)
     except BaseException:
-        if kept is not None and old.sound and new.path.exists():
+        if kept is not None and sound and new.path.exists():
             kept.unlink(missing_ok=True)
         raise
     settle_folder(file)
@@ -211,32 +197,12 @@ def _add_name(file: Path, suffixes: tuple[str, ...], kept: Path) -> None:
 
 
 def _free_name(file: Path) -> Path:
-    stem = f"{file.name}.replaced-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (file.with_name(f"{stem}{again}") for again in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
-    return next(name for name in names if not any(os.path.lexists(f"{name}{suffix}") for suffix in ("", *SIDE_FILES)))
+    return unused(Path(f"{file}.replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
 
 
 def _added_names(file: Path) -> list[Path]:
     found = (name for name in file.parent.iterdir() if name.name.startswith(f"{file.name}.replaced-"))
     return [name for name in found if not name.name.endswith(SIDE_FILES) and name.exists() and name.samefile(file)]
-
-
-def _remove_logs(file: Path) -> None:
-    for suffix in SIDE_FILES:
-        Path(f"{file}{suffix}").unlink(missing_ok=True)
-
-
-def _has_log(file: Path) -> bool:
-    """True if a log beside the file holds something that is not folded into the file."""
-    for suffix in ("-wal", "-journal"):
-        with suppress(FileNotFoundError):
-            if Path(f"{file}{suffix}").stat().st_size:
-                return True
-    return False
-
-
-def _look(found: os.stat_result) -> tuple[int, int, int]:
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _busy_error(file: Path) -> StoreBusy:

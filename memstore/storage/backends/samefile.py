@@ -11,119 +11,86 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Connection, Engine, event
 
 from memstore.errors import StoreUnavailable
 
-_Identity = tuple[int, int]
-
-_KEY = "memstore_files"
-"""A connection's notes (``info``) have its open files under this key."""
-
-_SETTLED_NS = 2_000_000_000
-"""A change of a folder gets another time than an earlier change if at least this many nanoseconds lie between them.
-
-File systems count time in steps of up to 2 s (FAT). Those of Linux count in steps of up to 10 ms.
-"""
+Identity = tuple[int, int]
+"""The device and the inode of a file."""
 
 LOG_SUFFIXES = ("-wal", "-shm")
 """SQLite makes files with these endings beside a database in WAL mode."""
 
 
-def note_files(engine: Engine, path: Path, where: str) -> None:
-    """Make each new connection of the engine remember the files that it has open.
+class OpenFiles:
+    """The files that one connection has open.
 
-    All connections must have the same file as the first one. Windows neither deletes nor replaces a file that is open,
-    so nothing is remembered there.
-
-    Raises
-    ------
-    StoreUnavailable
-        When a connection is opened and finds another file at the path.
-    """
-    first: list[_Identity] = []
-
-    def note(_connection: Any, record: Any) -> None:
-        found = None if os.name == "nt" else _identity(str(path))
-        if found is None:
-            return
-        first[:] = first or [found]
-        if found != first[0]:
-            raise StoreUnavailable(_moved_message(where, found))
-        record.info[_KEY] = _OpenFiles(path, where, found)
-
-    event.listen(engine, "connect", note)
-
-
-def look(conn: Connection, *, fresh: float = 0.0) -> None:
-    """Check that the files at the paths of the database are those that the connection has open.
-
-    The check costs one ``stat`` (1 to 4 us) if no file in the folder came or went, otherwise four.
+    Windows neither deletes nor replaces a file that is open, so nothing is remembered there.
 
     Parameters
     ----------
-    fresh : float
-        Seconds. Nothing is done if the last check is not older than this.
+    path : Path
+        The database, which was opened a moment ago.
+    where : str
+        The database, for messages.
+    first : OpenFiles, optional
+        Those of the first connection: all connections must have the same file.
 
     Raises
     ------
     StoreUnavailable
-        If a file was deleted, moved or replaced.
+        If there is another file at the path than for the first connection.
     """
-    files: _OpenFiles | None = conn.info.get(_KEY)
-    if files is not None:
-        files.look(fresh)
 
+    __slots__ = ("_known", "_looked", "_names", "_where")
 
-class _OpenFiles:
-    """The files that one connection has open."""
-
-    __slots__ = ("_database", "_folder", "_linked", "_logs", "_looked", "_path", "_quiet", "_real", "_where")
-
-    def __init__(self, path: Path, where: str, database: _Identity) -> None:
+    def __init__(self, path: Path, where: str, first: OpenFiles | None) -> None:
+        real = path.resolve()  # SQLite puts the log beside the file, not beside a symbolic link to it
         self._where = where
-        self._path = str(path)
-        self._real = str(path.resolve())  # SQLite puts the log beside the file, not beside a symbolic link to it
-        self._folder = str(Path(self._real).parent)
-        self._linked = self._real != self._path
-        self._database = database
-        self._logs: dict[str, _Identity] = {}
+        self._names = () if os.name == "nt" else (str(path), *(f"{real}{suffix}" for suffix in LOG_SUFFIXES))
+        self._known: dict[str, Identity] = {}
         self._looked = -math.inf
-        self._quiet: tuple[int, int] | None = None
+        for name in self._names[:1]:
+            if first is not None and name in first._known:
+                self._known[name] = first._known[name]
+            self._look_at(name)
 
-    def look(self, fresh: float) -> None:
+    def look(self, fresh: float = 0.0) -> None:
+        """Check that the files at the paths are those that the connection has open: three ``stat``, 1 to 4 us each.
+
+        Parameters
+        ----------
+        fresh : float
+            Seconds. Nothing is done if the last check is not older than this.
+
+        Raises
+        ------
+        StoreUnavailable
+            If a file was deleted, moved or replaced.
+        """
         moment = time.monotonic()
         if moment - self._looked < fresh:
             return
-        folder = _stat(self._folder)
-        now = None if folder is None else (folder.st_mtime_ns, folder.st_ino)
-        if now is None or now != self._quiet:
-            self._look_at_each()
-            # From now on the time of the folder is enough. It is not enough before the first transaction, which makes
-            # the log, and for a symbolic link, which may change without a change of this folder.
-            complete = len(self._logs) == len(LOG_SUFFIXES) and not self._linked
-            settled = now is not None and time.time_ns() - now[0] > _SETTLED_NS
-            self._quiet = now if complete and settled else None
+        for name in self._names:
+            self._look_at(name)
         self._looked = moment
 
-    def _look_at_each(self) -> None:
-        found = _identity(self._path)
-        if found != self._database:
+    def _look_at(self, name: str) -> None:
+        """Check one file. The first look only notes it: the first transaction makes the log."""
+        found, known = _identity(name), self._known.get(name)
+        if known is None and found is not None:
+            self._known[name] = found
+        elif found != known and name == self._names[0]:
             raise StoreUnavailable(_moved_message(self._where, found))
-        for suffix in LOG_SUFFIXES:
-            found, known = _identity(self._real + suffix), self._logs.get(suffix)
-            if known is None and found is not None:
-                self._logs[suffix] = found
-            elif found != known:
-                raise StoreUnavailable(_lost_log_message(self._where, Path(self._real + suffix).name))
+        elif found != known:
+            raise StoreUnavailable(_lost_log_message(self._where, Path(name).name))
 
 
 def hard_links(path: Path) -> int:
     """Return the number of names that the file has; 1 if the system does not tell."""
-    found = _stat(str(path))
-    return 1 if found is None or os.name == "nt" else max(found.st_nlink, 1)
+    try:
+        return 1 if os.name == "nt" else max(path.stat().st_nlink, 1)
+    except OSError:
+        return 1
 
 
 def links_warning(where: str, names: int) -> str:
@@ -135,7 +102,7 @@ def links_warning(where: str, names: int) -> str:
     )
 
 
-def _moved_message(where: str, found: _Identity | None) -> str:
+def _moved_message(where: str, found: Identity | None) -> str:
     if found is None:
         return (
             f"{where}: the file was deleted or moved away while this memory had it open. What this memory writes is "
@@ -156,13 +123,9 @@ def _lost_log_message(where: str, name: str) -> str:
     )
 
 
-def _stat(path: str) -> os.stat_result | None:
+def _identity(path: str) -> Identity | None:
     try:
-        return os.stat(path)  # noqa: PTH116 - Path.stat() takes twice as long
+        found = os.stat(path)  # noqa: PTH116 - Path.stat() takes twice as long
     except OSError:
         return None
-
-
-def _identity(path: str) -> _Identity | None:
-    found = _stat(path)
-    return None if found is None else (found.st_dev, found.st_ino)
+    return found.st_dev, found.st_ino

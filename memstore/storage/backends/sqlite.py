@@ -6,34 +6,34 @@ Files are in WAL mode. Writers begin IMMEDIATE, readers DEFERRED. Bulk work goes
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import sqlite3
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from memstore.config import Durability
-from memstore.errors import StoreBusy, StoreUnavailable, StoreWarning
+from memstore.errors import MemstoreError, StoreBusy, StoreUnavailable, StoreWarning
 from memstore.printable import visible
 from memstore.storage.address import sqlite_path
 from memstore.storage.backends import layout, locks, log, old_readers, replacing, still
 from memstore.storage.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
+from memstore.storage.backends.clauses import quoted, select_buffer, select_changed
 from memstore.storage.backends.dataversion import DataVersion
-from memstore.storage.backends.expressions import SQLiteExpressions, accumulation
+from memstore.storage.backends.expressions import SQLiteExpressions
 from memstore.storage.backends.filesystem import network_filesystem, network_warning
-from memstore.storage.backends.samefile import hard_links, links_warning, look, note_files
+from memstore.storage.backends.samefile import OpenFiles, hard_links, links_warning
 from memstore.storage.backends.watched import WatchedConnection
+from memstore.storage.files import size_of, unused
 from memstore.storage.newfile import Partial, written_whole
-from memstore.storage.refusals import Refusal, Wanted, refused
-from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata, stratum
+from memstore.storage.refusals import Wanted, refused
+from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata
 from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = (3, 38, 0)
@@ -92,28 +92,40 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     # https://sqlite.org/howtocorrupt.html, section 2.6
     fork_safe = False
 
+    mark = "?"
+    among = "IN (SELECT value FROM json_each(?))"
+
     def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
         super().__init__(url, durability, busy_timeout, trace)
         self.path = cast(Path, sqlite_path(url))  # in memory is refused where the address is read
+        self._first: OpenFiles | None = None
 
     def create_engine(self) -> Engine:
         if sqlite3.sqlite_version_info < MINIMUM_VERSION:
             wanted = ".".join(map(str, MINIMUM_VERSION))
             raise StoreUnavailable(f"memstore needs SQLite {wanted} or newer, this Python has {sqlite3.sqlite_version}")
-        factory = functools.partial(WatchedConnection, self.statements)
         engine = create_engine(
             self.url,
-            connect_args={"timeout": self.busy_timeout, "cached_statements": 256, "factory": factory},
+            # The begin event writes BEGIN; the driver must not.
+            connect_args={"timeout": self.busy_timeout, "cached_statements": 256, "isolation_level": None},
             poolclass=NullPool,
             pool_reset_on_return=None,
         )
-        still.watch_over(engine, self.path, lambda: self.only_read)
-        event.listen(engine, "connect", self._on_connect)
-        note_files(engine, self.path, self.describe())
+        event.listen(engine, "do_connect", self._open)
+        event.listen(engine, "connect", self._set_up)
         return engine
 
-    def _on_connect(self, connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the begin event writes BEGIN; the driver must not
+    def _open(self, _dialect: Any, _record: Any, address: Any, options: dict[str, Any]) -> WatchedConnection:
+        unlogged = self.only_read or still.needed(self.path)
+        seen = still.look(self.path) if unlogged else None
+        if seen is not None or self.only_read:
+            options = options | {"uri": True}
+            address = (f"{self.path.absolute().as_uri()}?{'mode=ro' if seen is None else 'immutable=1'}",)
+        connection = WatchedConnection(self.statements, *address, **options)
+        connection.seen = seen
+        return connection
+
+    def _set_up(self, connection: Any, _record: Any) -> None:
         for pragma in (
             f"busy_timeout = {int(self.busy_timeout * 1000)}",
             f"synchronous = {'FULL' if self.durability == 'power' else 'NORMAL'}",
@@ -132,147 +144,118 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             "mmap_size = 0",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        connection.files = OpenFiles(self.path, self.describe(), self._first)
+        self._first = self._first or connection.files
 
     def begin(self, conn: Connection, *, write: bool) -> None:
-        # A DEFERRED transaction that begins to write after another commit fails at once, with any timeout. So writers
-        # are IMMEDIATE from the start, and readers never wait.
-        driver = _driver(conn)
+        # Suppose that a DEFERRED transaction begins to write after somebody else committed: it fails at once, whatever
+        # the timeout is. So writers are IMMEDIATE from the start, and readers never wait.
+        driver: WatchedConnection = self.driver(conn)
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
         if write:
-            log.fit(driver, conn.info)
-            look(conn, fresh=LOOK_AHEAD)  # this look is under the lock; the promise needs the look after the commit
+            log.fit(driver)
+            driver.files.look(LOOK_AHEAD)  # under the lock; the look after the commit is what a promise needs
 
     def commit(self, conn: Connection) -> None:
-        still.verify(conn.info)
+        driver: WatchedConnection = self.driver(conn)
+        if not self._is_still(driver):
+            raise still.changed()
         super().commit(conn)
-        look(conn)  # a commit into a file that was replaced must not be acknowledged
+        driver.files.look()  # a commit into a file that was replaced must not be acknowledged
 
     def prepare(self, conn: Connection) -> None:
         if self.only_read or still.needed(self.path):
             return
+        if "immutable" in self.url.query:  # the file cannot be changed
+            self._check_no_log()
+        elif self.execute(conn, "PRAGMA journal_mode").fetchone()[0] != "wal":
+            # This ignores busy_timeout. Without a retry, 7 of 120 processes that opened the file first failed.
+            mode = self.execute(conn, "PRAGMA journal_mode = WAL").fetchone()[0]
+            if mode != "wal":  # SQLite raises no error for a database in memory, or without shared memory
+                raise StoreUnavailable(f"{self.describe()} cannot use WAL, only {mode!r}; use a local file")
         for warning in self._warnings():
             warnings.warn(visible(warning), StoreWarning, stacklevel=2)
-        if "immutable" in self.url.query:
-            self._check_no_log()
-            return  # the file cannot be changed
-        # The switch to WAL ignores busy_timeout. Without the retry, 7 of 120 processes that opened it first failed.
-        deadline = time.monotonic() + self.busy_timeout
-        driver = _driver(conn)
-        while driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            try:
-                mode = driver.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-                if mode != "wal":  # SQLite raises no error for a database in memory, or without shared memory
-                    raise StoreUnavailable(f"{self.describe()} cannot use WAL, only {mode!r}; use a local file")
-            except sqlite3.OperationalError as exc:
-                if self.classify(exc) is not Failure.BUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
 
-    def driver(self, conn: Connection) -> sqlite3.Connection:
-        return _driver(conn)
+    def is_usable(self, conn: Connection, driver: WatchedConnection) -> bool:
+        return super().is_usable(conn, driver) and self._is_still(driver)
 
-    def is_usable(self, conn: Connection, driver: sqlite3.Connection) -> bool:
-        return not getattr(driver, "closed", False) and still.is_still(conn.info)
+    def _is_still(self, driver: WatchedConnection) -> bool:
+        """True if a file that is read without a log is as it was when the connection was opened."""
+        return driver.seen is None or still.look(self.path) == driver.seen
 
     def discard(self, conn: Connection, driver: sqlite3.Connection) -> None:
         with suppress(sqlite3.Error):
             driver.close()
 
     def _check_no_log(self) -> None:
-        log = Path(f"{self.path}-wal")
-        if log.exists() and log.stat().st_size:
+        if size_of(f"{self.path}-wal"):
             raise StoreUnavailable(
-                f"{self.describe()}: with immutable=1, commits in {log.name} would not be read; leave immutable=1 out"
+                f"{self.describe()}: with immutable=1, commits in {self.path.name}-wal would not be read; leave "
+                "immutable=1 out"
             )
 
-    def send(self, conn: Connection, statement: str) -> None:
-        _driver(conn).execute(statement)
-
-    def run(self, conn: Connection, statement: str, values: Any) -> list[tuple[Any, ...]]:
-        return _driver(conn).execute(statement, values).fetchall()
-
-    def lock_schema(self, conn: Connection) -> None:
-        """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
-
-    def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
-        """Nothing to do: BEGIN IMMEDIATE already holds the file's one write lock."""
+    def execute(self, conn: Connection, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        cursor: sqlite3.Cursor = self.driver(conn).execute(sql, values)
+        return cursor
 
     def transaction_state(self, conn: Connection) -> TransactionState:
-        alive = not conn.invalidated and _driver(conn).in_transaction
+        alive = not conn.invalidated and self.driver(conn).in_transaction
         return TransactionState.OPEN if alive else TransactionState.GONE
 
     def read_buffer(
         self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
     ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
-        driver = _driver(conn)
-        found = driver.execute(_buffer_sql(tuple(row)), (buffer_id,)).fetchone()
+        found = self.execute(conn, select_buffer(self.mark, tuple(row)), (buffer_id,)).fetchone()
         if found is None or found[row.index("revision")] == since:
             return found, []
-        return found, driver.execute(_changed_sql(tuple(strata)), (buffer_id, since)).fetchall()
+        return found, self.execute(conn, select_changed(self.mark, tuple(strata)), (buffer_id, since)).fetchall()
 
-    def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
-        # Columns that are NULL in every row are left out. This saves a fifth of an insert of plain episodes.
-        present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
-        if present:  # otherwise there are no rows: every table has a column that is never NULL
-            insert = insert_large if any(map(_is_large, present.values())) else _insert
-            insert(_driver(conn), table.name, present)
+    def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:
+        if not conflict and any(map(_is_large, columns.values())):
+            insert_large(self.driver(conn), table.name, columns)
+        else:
+            sql = _insert_sql(table.name, tuple(columns)) + conflict
+            self.driver(conn).executemany(sql, zip(*columns.values(), strict=True))
 
     def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
         changed = tuple(name for name in columns if name != key)
         rows = zip(*(columns[name] for name in changed), columns[key], strict=True)
-        _driver(conn).executemany(_update_sql(table.name, key, changed, least), rows)
+        self.driver(conn).executemany(_update_sql(table.name, key, changed, least), rows)
 
-    def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:
-        sql = _insert_sql(table.name, tuple(columns)) + accumulation(table, tuple(added), tuple(columns))
-        _driver(conn).executemany(sql, zip(*columns.values(), strict=True))
+    @staticmethod
+    def join(table: Table, key: str) -> str:
+        return "json_each(?) AS c CROSS JOIN"
 
-    def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:
-        _driver(conn).execute(_delete_sql(table.name, key), (json.dumps(list(values)),))
-
-    def select(
-        self, conn: Connection, table: Table, columns: Sequence[str], key: str, values: Sequence[int]
-    ) -> list[tuple[Any, ...]]:
-        sql = _select_sql(table.name, tuple(columns), key)
-        return _driver(conn).execute(sql, (json.dumps(list(values)),)).fetchall()
-
-    def select_texts(
-        self, conn: Connection, table: Table, columns: Sequence[str], buffer_id: int, key: str, texts: Sequence[str]
-    ) -> list[tuple[Any, ...]]:
-        sql = _select_sql(table.name, tuple(columns), key) + " AND t.buffer_id = ?"
-        return _driver(conn).execute(sql, (json.dumps(list(texts)), buffer_id)).fetchall()
+    def listed(self, table: Table, key: str, values: Sequence[Any]) -> str:
+        return json.dumps(list(values))
 
     def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
         if not len(strata):
             return []
         base = int(strata[0]) >> SEQUENCE_BITS << SEQUENCE_BITS
         packed = (strata - base) << _POSITION_BITS | positions
-        return _driver(conn).execute(_LOCATE, (json.dumps(packed.tolist()), base)).fetchall()
+        return self.execute(conn, _LOCATE, (json.dumps(packed.tolist()), base)).fetchall()
 
     def clock(self, conn: Connection) -> float:
         return time.time()  # all users of a file are on one machine
 
-    def announce(self, conn: Connection, buffer_id: int) -> None:
-        """Nothing to do: every commit changes the file's data version."""
-
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
         return DataVersion(engine)
 
-    def classify(self, error: BaseException) -> Failure | None:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        if isinstance(cause, UnicodeDecodeError):
+    def _meaning(self, error: BaseException | None) -> Failure | None:
+        if isinstance(error, UnicodeDecodeError):
             return Failure.CORRUPT  # the driver could not decode SQLite's message about a damaged definition
-        if not isinstance(cause, sqlite3.Error):
+        if not isinstance(error, sqlite3.Error):
             return None
         # The low byte is the primary code. Text that cannot be decoded raises an error without a code (seen with
         # flipped bits).
-        code = getattr(cause, "sqlite_errorcode", None)
+        code = getattr(error, "sqlite_errorcode", None)
         if code is None:
-            return Failure.CORRUPT if isinstance(cause, sqlite3.OperationalError) else Failure.OTHER
+            return Failure.CORRUPT if isinstance(error, sqlite3.OperationalError) else Failure.OTHER
         return _CODES.get(code) or _CODES.get(code & 0xFF, Failure.OTHER)
 
     def size(self, conn: Connection) -> dict[str, int]:
-        wal = Path(f"{self.path}-wal")
-        return {"database": self.path.stat().st_size, "wal": wal.stat().st_size if wal.exists() else 0}
+        return {"database": self.path.stat().st_size, "wal": size_of(f"{self.path}-wal")}
 
     def _warnings(self) -> Iterator[str]:
         kind = network_filesystem(self.path)
@@ -293,24 +276,28 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         yield from self.old_readers(conn)
 
     def old_readers(self, conn: Connection) -> Iterable[str]:
-        return old_readers.of_file(self.path.resolve(), self.size(conn)["wal"], log.usual_pages(_driver(conn)))
+        return old_readers.of_file(self.path.resolve(), self.size(conn)["wal"], log.usual_pages(self.driver(conn)))
 
     def lock_holder(self) -> str:
         return locks.describe_writer(self.path.resolve())
 
     def integrity(self, conn: Connection) -> Iterable[str]:
-        for (message,) in _driver(conn).execute("PRAGMA integrity_check(20)"):
+        for (message,) in self.execute(conn, "PRAGMA integrity_check(20)"):
             if message != "ok":
                 yield str(message)
 
     def foreign(self, conn: Connection) -> Iterable[str]:
-        return layout.foreign(_definitions(conn))
+        return layout.foreign(self._definitions(conn))
 
     def altered(self, conn: Connection, revision: str) -> Iterable[str]:
-        return layout.altered(_definitions(conn)) if revision == layout.REVISION else ()
+        return layout.altered(self._definitions(conn)) if revision == layout.REVISION else ()
 
     def missing(self, conn: Connection) -> Iterable[str]:
-        return layout.missing(_definitions(conn))
+        return layout.missing(self._definitions(conn))
+
+    def _definitions(self, conn: Connection) -> list[layout.Definition]:
+        rows = self.execute(conn, "SELECT type, name, tbl_name, sql FROM sqlite_master")
+        return [layout.Definition(*row) for row in rows]
 
     def identity(self) -> str:
         return str(self.path.resolve())
@@ -325,7 +312,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         except OSError:  # a folder that may not be entered, or a name that is too long: opening the file tells which
             return True
 
-    def refusal(self, what: Wanted) -> Refusal | None:
+    def refusal(self, what: Wanted) -> MemstoreError | None:
         return refused(self.path, what)
 
     def put_in_place(self, new: Partial, *, force: bool) -> Path | None:
@@ -333,7 +320,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def backup(self, engine: Engine, label: str) -> Path | None:
         original = self.path.resolve()
-        target = _unused(original, label)
+        target = unused(Path(f"{original}.{label}"))
         with written_whole(target, original) as partial:
             self.copy_file(engine, partial, lambda done, total: None)
         return target
@@ -341,7 +328,8 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def copy_file(self, engine: Engine, target: Path, on_progress: Progress) -> bool:
         # A separate connection reads the committed data, even while the caller's connection holds the write lock. It
         # is in a transaction, so that every step of the copy sees the same snapshot.
-        with _raw(engine) as source, closing(sqlite3.connect(target)) as copy:
+        with engine.connect() as conn, closing(sqlite3.connect(target)) as copy:
+            source = self.driver(conn)
             copy.execute("PRAGMA journal_mode = OFF")  # a copy that fails is deleted, so it needs no rollback
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -350,22 +338,23 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             except sqlite3.Error as exc:
                 found = refused(target, "room")  # the copy may be on another disk than the source
                 if self.classify(exc) in (Failure.FULL, Failure.DEVICE) and found is not None:
-                    raise found.error(f"{target.parent}: {found.text}") from exc
+                    raise type(found)(f"{target.parent}: {found}") from exc
                 raise
             source.execute("ROLLBACK")
         return True
 
     def last_buffer(self, conn: Connection) -> int:
-        found = _driver(conn).execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (buffer.name,)).fetchone()
+        found = self.execute(conn, "SELECT seq FROM sqlite_sequence WHERE name = ?", (buffer.name,)).fetchone()
         return found[0] if found else 0
 
     def set_last_buffer(self, conn: Connection, number: int) -> None:
-        driver = _driver(conn)
+        driver = self.driver(conn)
         if not driver.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (number, buffer.name)).rowcount:
             driver.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (buffer.name, number))
 
     def vacuum(self, engine: Engine) -> None:
-        with _raw(engine) as driver:
+        with engine.connect() as conn:
+            driver = self.driver(conn)
             self._empty_log(driver, "nothing was done")
             driver.execute("VACUUM")
             self._empty_log(driver, "the file was rewritten, but its log is not empty")
@@ -378,37 +367,8 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             )
 
 
-@contextmanager
-def _raw(engine: Engine) -> Iterator[sqlite3.Connection]:
-    """Yield a connection that is in no transaction."""
-    connection = engine.raw_connection()
-    try:
-        yield cast(sqlite3.Connection, connection.driver_connection)
-    finally:
-        connection.close()
-
-
-def _driver(conn: Connection) -> sqlite3.Connection:
-    return cast(sqlite3.Connection, conn.connection.driver_connection)
-
-
-def _definitions(conn: Connection) -> list[layout.Definition]:
-    rows = _driver(conn).execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
-    return [layout.Definition(*row) for row in rows]
-
-
-def _unused(original: Path, label: str) -> Path:
-    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    candidates = (original.with_name(f"{original.name}.{label}{suffix}") for suffix in suffixes)
-    return next(path for path in candidates if not path.exists())
-
-
-def _insert(driver: sqlite3.Connection, table: str, columns: Columns) -> None:
-    driver.executemany(_insert_sql(table, tuple(columns)), zip(*columns.values(), strict=True))
-
-
 def _is_large(values: Sequence[Any]) -> bool:
-    return isinstance(values[-1], (bytes, str)) and len(values[-1]) > LARGE
+    return bool(values) and isinstance(values[-1], (bytes, str)) and len(values[-1]) > LARGE
 
 
 def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> None:
@@ -417,7 +377,7 @@ def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> No
     A cached statement keeps its values until it gets others. So it is run once more, with NULLs and for no row. Without
     this, a checkpoint of 300 MB stayed in memory until the next checkpoint; with SQLAlchemy's copy it was 2 x 300 MB.
     """
-    sql = _insert_chosen_sql(table, tuple(columns))
+    sql = _insert_sql(table, tuple(columns), "SELECT {} WHERE ?")
     try:
         driver.executemany(sql, ((*row, 1) for row in zip(*columns.values(), strict=True)))
     finally:
@@ -426,15 +386,8 @@ def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> No
 
 
 @functools.cache
-def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})"
-
-
-@functools.cache
-def _insert_chosen_sql(table: str, columns: tuple[str, ...]) -> str:
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f"INSERT INTO {table} ({names}) SELECT {', '.join('?' * len(columns))} WHERE ?"
+def _insert_sql(table: str, columns: tuple[str, ...], how: str = "VALUES ({})") -> str:
+    return f"INSERT INTO {table} ({quoted(columns)}) {how.format(', '.join('?' * len(columns)))}"
 
 
 @functools.cache
@@ -446,26 +399,3 @@ def _update_sql(table: str, key: str, columns: tuple[str, ...], least: str | Non
         for number, name in enumerate(columns, 1)
     ]
     return f'UPDATE {table} SET {", ".join(changes)} WHERE "{key}" = ?{len(columns) + 1}'
-
-
-@functools.cache
-def _delete_sql(table: str, key: str) -> str:
-    return f'DELETE FROM {table} WHERE "{key}" IN (SELECT value FROM json_each(?))'
-
-
-@functools.cache
-def _select_sql(table: str, columns: tuple[str, ...], key: str) -> str:
-    names = ", ".join(f't."{name}"' for name in columns)
-    return f'SELECT {names} FROM json_each(?) AS j CROSS JOIN {table} AS t ON t."{key}" = j.value'
-
-
-@functools.cache
-def _buffer_sql(columns: tuple[str, ...]) -> str:
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f"SELECT {names} FROM {buffer.name} WHERE id = ?"
-
-
-@functools.cache
-def _changed_sql(columns: tuple[str, ...]) -> str:
-    names = ", ".join(f'"{name}"' for name in columns)
-    return f"SELECT {names} FROM {stratum.name} WHERE buffer_id = ? AND revision > ? ORDER BY id"

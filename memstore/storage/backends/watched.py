@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any, cast
 
+from memstore.storage.backends.log import LEAST_PAGES
+from memstore.storage.backends.samefile import OpenFiles
+from memstore.storage.files import Look
 from memstore.storage.statements import Statements
 
 LAST_CURSORS = 16
@@ -24,6 +27,15 @@ class WatchedConnection(sqlite3.Connection):
     """
 
     closed = False
+
+    files: OpenFiles
+    """The files that it has open."""
+
+    seen: Look | None = None
+    """The look of the file when it was opened, if it is read without a log."""
+
+    log_pages = LEAST_PAGES
+    """Pages at which it folds the log."""
 
     def __init__(self, statements: Statements, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -67,17 +79,16 @@ class WatchedConnection(sqlite3.Connection):
 
     def _end(self, sql: str, end: Callable[[], None]) -> None:
         if self.statements.watched and self.in_transaction:
-            self.statements.run(sql, end)
+            with self.statements.running(sql):
+                end()
         else:
             end()
 
 
 class WatchedCursor(sqlite3.Cursor):
-    """A cursor that reports each statement when its last row was read, or when the cursor is closed or used again."""
+    """A cursor whose statements are told of. It reads all rows at once: only then their number and time are known."""
 
-    _text: str | None = None
-    _seconds = 0.0
-    _rows = 0
+    _found: Iterator[Any] = iter(())
 
     def execute(self, sql: str, *values: Any) -> Any:
         """Run a statement."""
@@ -89,58 +100,24 @@ class WatchedCursor(sqlite3.Cursor):
 
     def fetchone(self) -> Any:
         """Fetch a row."""
-        return next(iter(self.fetchmany(1)), None)
+        return next(self._found, None)
 
     def __next__(self) -> Any:
-        for found in self.fetchmany(1):
-            return found
-        raise StopIteration
+        return next(self._found)
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         """Fetch some rows."""
-        return self._fetch(lambda: super(WatchedCursor, self).fetchmany(self.arraysize if size is None else size))
+        return list(islice(self._found, self.arraysize if size is None else size))
 
     def fetchall(self) -> list[Any]:
         """Fetch the rest of the rows."""
-        found = self._fetch(super().fetchall)
-        self._tell()
-        return found
-
-    def close(self) -> None:
-        """Report the statement, and close."""
-        self._tell()
-        super().close()
-
-    def __del__(self) -> None:
-        self._tell()
+        return list(self._found)
 
     def _run(self, run: Callable[..., Any], sql: str, *values: Any) -> Any:
-        self._tell()
-        statements = cast(WatchedConnection, self.connection).statements
-        statements.sent()
-        statements.awaited()
-        begun = time.perf_counter()
-        try:
+        self._found = iter(())
+        with cast(WatchedConnection, self.connection).statements.running(sql) as statement:
             run(sql, *values)
-        except BaseException as exc:
-            statements.done(sql, time.perf_counter() - begun, failed=exc)
-            raise
-        self._text, self._seconds, self._rows = sql, time.perf_counter() - begun, 0
-        if self.description is None:
-            self._rows = self.rowcount
-            self._tell()
+            rows = super().fetchall()
+            statement.rows = self.rowcount if self.description is None else len(rows)
+        self._found = iter(rows)
         return self
-
-    def _fetch(self, fetch: Callable[[], list[Any]]) -> list[Any]:
-        begun = time.perf_counter()
-        found = fetch()
-        self._seconds += time.perf_counter() - begun
-        self._rows += len(found)
-        if not found:
-            self._tell()
-        return found
-
-    def _tell(self) -> None:
-        text, self._text = self._text, None
-        if text is not None:
-            cast(WatchedConnection, self.connection).statements.done(text, self._seconds, self._rows)
