@@ -34,7 +34,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-"""The function of each operator: of values, arrays, columns, and expressions of SQL."""
+"""Each operator has this function, for values, arrays, columns, and expressions of SQL."""
 
 MAX_INT = 2**62
 """Whole numbers in columns have at most this absolute value."""
@@ -402,7 +402,7 @@ class Column:
 
     @property
     def name_and_kind(self) -> tuple[str, str]:
-        """Two texts that tell this column from all others: a place in extra may be read as several kinds."""
+        """Two texts that identify this column. The kind is one of them, because a place in extra may have several."""
         return str(self), self.kind
 
     @property

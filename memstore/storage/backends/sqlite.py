@@ -148,13 +148,13 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         self._first = self._first or connection.files
 
     def begin(self, conn: Connection, *, write: bool) -> None:
-        # Suppose that a DEFERRED transaction begins to write after somebody else committed: it fails at once, whatever
-        # the timeout is. So writers are IMMEDIATE from the start, and readers never wait.
+        # A DEFERRED transaction that begins to write after another commit fails at once, with any timeout. So writers
+        # are IMMEDIATE from the start, and readers never wait.
         driver: WatchedConnection = self.driver(conn)
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
         if write:
             log.fit(driver)
-            driver.files.look(LOOK_AHEAD)  # under the lock; the look after the commit is what a promise needs
+            driver.files.look(LOOK_AHEAD)  # this look is under the lock; the promise needs the look after the commit
 
     def commit(self, conn: Connection) -> None:
         driver: WatchedConnection = self.driver(conn)
