@@ -11,7 +11,7 @@ visible already, because Python itself prints them.
 from __future__ import annotations
 
 MAX_MESSAGE = 500
-"""Characters of a message. Names from users and texts in a file may have any length, so messages are cut."""
+"""A message has at most this many characters. Names and texts in a file may have any length, so messages are cut."""
 
 
 class MemstoreError(Exception):

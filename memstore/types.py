@@ -25,46 +25,46 @@ MaybeNone: TypeAlias = Any
 """This stands for None in places where a type checker should not demand a test, because the caller knows the case."""
 
 Payload: TypeAlias = Mapping[str, object]
-"""The fields of an episode by name: arrays, tensors, numbers, str, bytes, or mappings of these.
+"""A payload has the fields of an episode by name: arrays, tensors, numbers, str, bytes, or mappings of these.
 
 For n episodes at once, each field has one row for each episode: an array of shape (n, ...), or a list of n values.
 """
 
 Each: TypeAlias = T | Sequence[T] | SupportsArray
-"""One value for all episodes, or a sequence with one value for each."""
+"""This is one value for all episodes, or a sequence with one value for each."""
 
 Ids: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | SupportsArray
-"""One episode id, or several: whole numbers, in one dimension. An empty sequence stands for no episode."""
+"""These are one episode id, or several: whole numbers, in one dimension. An empty sequence stands for no episode."""
 
 Losses: TypeAlias = SupportsFloat | Sequence[SupportsFloat] | SupportsArray
-"""One loss for all episodes, or a loss for each: finite and at least 0. A tensor is detached."""
+"""These are one loss for all episodes, or a loss for each. A loss is finite and at least 0. A tensor is detached."""
 
 Time: TypeAlias = SupportsFloat | datetime | SupportsArray
-"""One moment: seconds of any clock, a datetime with a time zone, or a ``numpy.datetime64`` (read as UTC)."""
+"""A moment is seconds of any clock, a datetime with a time zone, or a ``numpy.datetime64`` (read as UTC)."""
 
 Seconds: TypeAlias = SupportsFloat | timedelta | np.timedelta64
-"""A duration: a number of seconds, a timedelta, or a ``numpy.timedelta64``."""
+"""A duration is a number of seconds, a timedelta, or a ``numpy.timedelta64``."""
 
 Tags: TypeAlias = Iterable[str]
-"""The tags of one episode. A tag that is given twice counts once."""
+"""These are the tags of one episode. A tag that is given twice counts once."""
 
 Extra: TypeAlias = object
-"""Any JSON value: None, bool, numbers, text, lists, mappings. Scalars and arrays of numpy and PyTorch are allowed."""
+"""This is any JSON value: None, bool, number, text, list, mapping. Values of numpy and PyTorch are allowed."""
 
 Steps: TypeAlias = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
-"""One step of a trainer, or the first and the last step of a range, both inclusive."""
+"""These are one step of a trainer, or the first and the last step of a range, both inclusive."""
 
 Vector: TypeAlias = SupportsFloat | Sequence[object] | SupportsArray
-"""The numbers of one field of a payload, in any shape."""
+"""These are the numbers of one field of a payload, in any shape."""
 
 Places: TypeAlias = Sequence[SupportsIndex] | SupportsArray
-"""Rows of a batch: numbers counted from 0, or a mask with one flag for each row."""
+"""These are rows of a batch: numbers counted from 0, or a mask with one flag for each row."""
 
 TrainerState: TypeAlias = Mapping[str, object]
-"""The state of a trainer: nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None."""
+"""The state of a trainer is nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None."""
 
 Normalize: TypeAlias = Literal["buffer", "batch"]
-"""The smallest probability that scales importance weights: that of the whole buffer, or that of the batch."""
+"""Importance weights are scaled by the smallest probability of the whole buffer, or by that of the batch."""
 
 
 class ReplayStrategy(enum.StrEnum):

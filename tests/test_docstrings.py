@@ -19,6 +19,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "memstore"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+MIGRATIONS = sorted((PACKAGE.parent / "migrations").rglob("*.py"))
 LONGEST = 120
 
 FORBIDDEN: dict[str, str] = {
@@ -32,10 +33,20 @@ FORBIDDEN: dict[str, str] = {
     r"\bfor the sake of\b": 'write "because of"',
     r"\bin vain\b": 'write "without success"',
     r"\bas (one|it|they) likes?\b": 'write "may"',
+    r"; returns?\b": 'write "..., and return ..."',
+    r"\bat (most|least) so many\b": "name the number: the parameter, or the unit",
+    r"[,;] for (?=(it|they|that|this|he|nobody|there) (is|are|was|may|has|have|does|can|would|will)\b)": (
+        'write "because"'
+    ),
+    r"\bwhat (comes|came|others|becomes|remains|stands|happened)\b": "name the thing with a noun",
+    r"\bhow things stand\b": "name the facts",
+    r"\bof then\b|\bunasked\b|\bthe former of\b|\bthe latter\b": "name the moment or the thing",
+    r"\b(tells?|told|telling) of\b": 'write "report"',
+    r"\b(thus|lest|albeit|thereby|whereby|therein|herein|wherein)\b": "use a common word",
 }
 """Constructions that no docstring and no comment may have, with advice."""
 
-OPENINGS = r"(What|Who|Whom|Whose|Whether|Where|Which|Of|As|And|But|\.\.\.)(?!\w)"
+OPENINGS = r"(What|Who|Whom|Whose|Whether|Where|Which|How|Why|Of|As|And|But|Not|\.\.\.)(?!\w)"
 """No docstring begins like this: these words begin half a sentence."""
 
 NOUN_PHRASES = r"(The|A|An|Its|Their|Those|These|All|Every|Each|Some|No|How|One|Several)\b"
@@ -43,6 +54,16 @@ NOUN_PHRASES = r"(The|A|An|Its|Their|Those|These|All|Every|Each|Some|No|How|One|
 
 So may a command, because its docstring is the help that users see.
 """
+
+VERBS = (
+    r"\b(is|are|was|were|has|have|had|may|must|can|cannot|does|do|will|would|"
+    r"(add|allow|answer|ask|begin|belong|break|call|carr|change|choose|come|compare|compute|contain|convert|copie|copy|cost|"
+    r"count|cover|decide|draw|end|find|fit|follow|get|give|go|grow|hold|join|keep|last|lead|learn|lock|open|leave|let|lie|limit|look|"
+    r"make|mark|mean|measure|name|need|notifie|own|pass|point|print|project|put|read|refuse|remember|remove|replace|"
+    r"report|return|run|say|see|select|send|set|share|show|sort|stand|start|stay|stop|store|suit|surv|survive|take|"
+    r"tell|test|turn|use|wait|want|wake|work|write)(s|es|ies)?)\b"
+)
+"""A constant's docstring has one of these verbs in its first sentence. Add a verb that is missing here."""
 
 everywhere = pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -227,6 +248,18 @@ def test_a_docstring_begins_with_one_whole_sentence(module: Path) -> None:
 
 
 @everywhere
+def test_the_docstring_of_a_constant_is_a_whole_sentence(module: Path) -> None:
+    body = ast.parse(module.read_text(encoding="utf-8")).body
+    texts = [
+        (ast.unparse(constant).partition(" =")[0], re.split(r"\.(?=\s|$)", ast.literal_eval(ast.unparse(text)))[0])
+        for constant, text in pairwise(body)
+        if isinstance(constant, (ast.Assign, ast.AnnAssign)) and is_text(text)
+    ]
+    wrong = [f"{name}: {sentence}" for name, sentence in texts if not re.search(VERBS, sentence)]
+    assert not wrong, "\n".join(["a constant has a sentence with a verb:", *wrong])
+
+
+@everywhere
 def test_a_function_says_what_it_does(module: Path) -> None:
     wrong = [
         f"{one.name}, line {one.line}: {one.summary}"
@@ -247,3 +280,10 @@ def test_no_sentence_has_a_construction_that_is_hard_to_read(module: Path) -> No
     texts = [(one.line, one.text) for one in docstrings(module)] + list(comments(module))
     wrong = [f"line {line}: {sign}" for line, text in texts for sign in hard_to_read(text)]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", MIGRATIONS, ids=lambda module: module.stem)
+def test_migrations_are_in_plain_english_too(module: Path) -> None:
+    texts = [one.text for one in docstrings(module)] + [text for _, text in comments(module)]
+    assert [sign for text in texts for sign in hard_to_read(text)] == []
+    assert [one.summary for one in docstrings(module) if not is_whole(one.summary)] == []

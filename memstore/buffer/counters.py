@@ -115,7 +115,7 @@ def drop_buffer(conn: Connection, number: int) -> None:
 
 
 def counters_checksum(counters: Counters) -> int:
-    """Return the checksum that stands beside these counters."""
+    """Return the checksum that is stored with these counters."""
     return checksums.of_row(*(getattr(counters, name) for name in COUNTERS))
 
 
@@ -146,7 +146,7 @@ def _counters(number: int, values: Sequence[Any]) -> Counters:
 
 
 def write_counters(conn: Connection, backend: Backend, number: int, counters: Counters) -> None:
-    """Store the counters; the caller holds the buffer's lock."""
+    """Store the counters. The caller holds the buffer's lock."""
     columns = {name: [getattr(counters, name)] for name in COUNTERS}
     columns["counters_checksum"] = [counters_checksum(counters)]
     backend.update(conn, buffer, "id", {"id": [number], **columns})

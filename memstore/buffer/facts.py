@@ -38,7 +38,7 @@ def unlike(rows: Sequence[tuple[Any, ...]], tags: Mapping[int, Sequence[str]]) -
     what = f"table {episode.name}"
     for texts in (keys, extras):
         if not set(map(type, texts)) <= {str, type(None)}:
-            raise stored.damaged(what, "holds what is no text")
+            raise stored.damaged(what, "holds a value that is no text")
     numbers, when = stored.wholes(ids, what), stored.reals(times, what, nullable=False)
     level = stored.wholes(levels, what, unknown=checksums.NO_LEVEL).tolist()
     named = [(key, extra, *tags.get(i, ())) for i, key, extra in zip(ids, keys, extras, strict=True)]

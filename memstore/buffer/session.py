@@ -44,7 +44,7 @@ class Known(Protocol):
 
 
 class Session(Forking):
-    """Read and write scopes over a buffer; threads may share it.
+    """Read and write scopes over a buffer. Threads may share a session.
 
     Each element of ``known`` is cleared when commits may be lost, and starts empty in a forked child.
     """
@@ -80,20 +80,26 @@ class Session(Forking):
         return _Visit(self).run(work)
 
     def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
-        """Run ``work`` under the buffer's lock and commit; then cache what ``payloads`` finds in its result."""
+        """Run ``work`` under the buffer's lock, and commit.
+
+        After the commit, the payloads that ``payloads`` gives for the result enter the cache.
+        """
         return _Visit(self, write=True, payloads=payloads).run(work)
 
     def drawing(self, *, write: bool = False) -> Attempts[Snapshot, np.random.Generator]:
-        """Make a ``read``, or a ``write``, with the generator; its method ``run`` runs the work.
+        """Return a ``read``, or a ``write``, with the generator. Its method ``run`` runs the work.
 
-        One draw at a time; a failed draw uses up no random numbers. While a block or a writing draw of another thread
-        or task holds the generator, a reading draw does not wait: it gets another generator, of a second stream from
+        One draw runs at a time. A failed draw uses up no random numbers. If a block or a writing draw of another thread
+        or task holds the generator, a reading draw does not wait. It gets another generator, from a second stream of
         the same seed.
         """
         return _Draw(self, write=write)
 
     def aside(self, work: Callable[[Snapshot], T]) -> T:
-        """Commit a change that leaves the buffer's state alone, so without its lock. The snapshot may be mixed."""
+        """Commit a change that does not touch the buffer's state, without the buffer's lock.
+
+        The state in the snapshot may be mixed from two revisions.
+        """
         return _Visit(self, write=True, locked=False).run(work)
 
     def watch(self) -> Watch:
@@ -130,7 +136,7 @@ class Session(Forking):
         self.database.close()
 
     def _take_turn(self, scope: Scope) -> None:
-        """Write from here on: alone among the threads and tasks, or as part of the own block."""
+        """Take the turn to write, alone among the threads and tasks, unless the own block has it already."""
         if self._writing.is_of(scope.owner):
             return
         patience = self.database.backend.busy_timeout
@@ -145,7 +151,10 @@ class Session(Forking):
             raise foreign(holder.owner)
 
     def _generator(self, scope: Scope) -> np.random.Generator:
-        """Return the generator, held by the scope or the block around it; another one for a draw that must not wait."""
+        """Return the generator, held by the scope or the block around it.
+
+        A draw that must not wait gets a generator of the second stream.
+        """
         if self._drawing.is_of(scope.owner):
             return self.rng
         patience = self.database.backend.busy_timeout
@@ -191,22 +200,22 @@ class Session(Forking):
         self._fork_seeds = self.child_seeds()
 
     def after_fork(self) -> None:
-        """Start anew in the child, with seeds of its own."""
+        """Start again in the child, with other seeds."""
         for cache in self._caches:
             cache.after_fork()
         self._start(self._fork_seeds)
 
 
 class _Work(Attempts[*Given]):
-    """One call's way to a snapshot: its turns, its attempts, and what the process knows afterwards.
+    """The way of one call to a snapshot: it takes turns, makes attempts, and publishes the new state.
 
     Parameters
     ----------
     session : Session
     write, locked : bool
-        True if the work may write, and if a writing work holds the buffer's lock.
+        True if the work may write, and if work that writes holds the buffer's lock.
     payloads : callable, optional
-        Finds the payloads to cache in the result of the work.
+        Function that returns the payloads to cache, from the result of the work.
     """
 
     def __init__(
@@ -231,7 +240,7 @@ class _Work(Attempts[*Given]):
             self._session._refuse_foreign(self.scope)
 
     def snapshot(self, conn: Connection) -> Snapshot:
-        """Make the snapshot; its state is a copy if the work may change it."""
+        """Return the snapshot. Its state is a copy if the work may change it."""
         session = self._session
         if self._changes:
             session._lock_buffer(conn)
@@ -247,7 +256,7 @@ class _Work(Attempts[*Given]):
             snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
 
     def committed(self) -> None:
-        """Publish the state and cache the payloads, or leave both to the block around."""
+        """Publish the state and cache the payloads, or give both to the block around the call."""
         if self._snapshot is None or (self.write and not self._changes):
             return  # without the lock, the state may be mixed from two revisions
         session, state = self._session, self._snapshot.state
@@ -261,26 +270,26 @@ class _Work(Attempts[*Given]):
             block.payloads.update(payloads)
 
     def explain(self, exc: MemstoreError) -> None:
-        """Raise the error that names the row, if an extra that is no JSON may have caused ``exc``."""
+        """Raise an error that names the row if an extra that is no JSON may have caused ``exc``."""
         database = self._session.database
         unnamed = isinstance(exc, StoreCorrupt) and exc.episode_id is None
         if type(exc) is not MemstoreError and not unnamed:
             return
         if database.transaction_open and database.backend.shared:
-            return  # PostgreSQL answers nothing more in this transaction
+            return  # PostgreSQL refuses further statements in this transaction
         number = self._session.committed.buffer_id
         with suppress(MemoryClosed):
             database.in_read(lambda conn: refuse_unreadable(conn, number))
 
     def end(self) -> None:
-        """Leave nothing open, and let the next one have its turn."""
+        """Close everything, and release the turns."""
         super().end()
         self._session._drawing.release(self.scope)
         self._session._writing.release(self.scope)
 
 
 class _Visit(_Work[Snapshot]):
-    """Work that is given the snapshot."""
+    """Work that gets the snapshot."""
 
     def begun(self, conn: Connection) -> tuple[Snapshot]:
         """Make the snapshot."""
@@ -288,7 +297,7 @@ class _Visit(_Work[Snapshot]):
 
 
 class _Draw(_Work[Snapshot, np.random.Generator]):
-    """Work that is given the snapshot and the generator. If it fails, it gives its random numbers back."""
+    """Work that gets the snapshot and the generator. If it fails, it gives its random numbers back."""
 
     _before: Mapping[str, Any] | None = None
 
@@ -297,7 +306,7 @@ class _Draw(_Work[Snapshot, np.random.Generator]):
         self.long = write
 
     def take_turns(self) -> None:
-        """Take the turns."""
+        """Take the turns that the call needs."""
         super().take_turns()
         self._generator = self._session._generator(self.scope)
         self._before = self._generator.bit_generator.state
@@ -326,9 +335,9 @@ class _Draw(_Work[Snapshot, np.random.Generator]):
 
 
 class _Steps(Generic[T]):
-    """One block of ``Session.transaction``. Of nested blocks the outermost one has the turns.
+    """One block of ``Session.transaction``. The outermost of nested blocks holds the turns.
 
-    At its commit the state and the payloads are published, or become the outer block's.
+    Its commit publishes the state and the payloads, or gives them to the outer block.
     """
 
     def __init__(self, session: Session, given: T) -> None:
@@ -360,7 +369,7 @@ class _Steps(Generic[T]):
         return self._given
 
     def leave(self, *, commit: bool) -> None:
-        """Commit and publish, or undo; then let the next one have its turn."""
+        """Commit and publish, or undo. Then release the turns."""
         outer, session = self._outer, self._session
         self._database.leave(commit=commit)
         if commit:
@@ -374,7 +383,7 @@ class _Steps(Generic[T]):
         self.abandon()
 
     def abandon(self) -> None:
-        """Undo what is still open."""
+        """Undo the open transaction, and release the turns."""
         session, outer = self._session, self._outer
         self._database.abandon()
         if self._before is not None:

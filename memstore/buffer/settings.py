@@ -18,7 +18,7 @@ from memstore.types import EvictionPolicy
 T = TypeVar("T")
 
 COLUMNS = ("capacity", "epsilon", "alpha", "strategy", "eviction", "max_replays", "limiter", "history", "seed")
-"""The columns of the settings, in the order of the row's checksum. The checksum has the signature before them."""
+"""These columns hold the settings, in the order of the row's checksum. The checksum has the signature before them."""
 
 
 EVERYTHING = History()

@@ -110,7 +110,7 @@ class State:
 
     @classmethod
     def load(cls, conn: Connection, backend: Backend, buffer_id: int, read_strategy: ReadStrategy) -> State:
-        """Read everything. ``read_strategy`` parses the stored strategy, whose class is in a room above this one."""
+        """Read everything. ``read_strategy`` parses the stored strategy; the strategies are in a room above."""
         settings, counters, changed = read_buffer(conn, backend, buffer_id, -1, read_strategy)
         return cls(buffer_id, settings, counters, Strata(buffer_id), read_strategy)._updated(conn, changed)
 
@@ -132,7 +132,7 @@ class State:
         if counters.revision == known:
             return self
         if counters.revision < known:
-            # The snapshot is older than the copy: another thread committed meanwhile.
+            # The snapshot is older than the copy, because another thread has committed since.
             return self.reload(conn, backend)
         return replace(self, settings=settings, counters=counters, strata=self.strata.copy())._updated(conn, changed)
 
@@ -185,7 +185,7 @@ class State:
         bad = rows.impossible(self.strata)
         if bad.any():
             number = int(rows.ids[bad][0])
-            raise stored.damaged(f"episode {number}: its replay metadata", "cannot be as stored", episode_id=number)
+            raise stored.damaged(f"episode {number}: its replay metadata", "has impossible values", episode_id=number)
         return rows
 
     def domain_name(self, domain_id: int, what: str) -> str:
@@ -212,7 +212,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One consistent view of a buffer: a state, and the connection whose snapshot it describes."""
+    """One consistent view of a buffer: a state, and the connection with the snapshot that the state describes."""
 
     conn: Connection
     backend: Backend
@@ -246,7 +246,7 @@ class Snapshot:
             raise StoreCorrupt(
                 f"{len(strata)} positions of the sampling index hold {len(found)} rows; run 'memstore check'"
             )
-        # A join returns rows in any order; the draw's law depends on the order of the proposals.
+        # A join returns rows in any order, but the law of the draw depends on the order of the proposals.
         found = sorted(found)
         if [row[0] for row in found] != list(range(len(strata))):
             raise StoreCorrupt("a position of the sampling index holds two rows; run 'memstore check'")
@@ -272,15 +272,15 @@ class Snapshot:
         return self.state.verified(self.unverified())
 
     def unverified(self) -> Rows:
-        """Return every row of the buffer, in id order, and also rows that cannot be as they are stored."""
+        """Return every row of the buffer, in id order, even impossible rows."""
         return rows_from(self.state, self.rows(replay_metadata, COLUMNS))
 
     def rows(self, table: Table, names: Sequence[str]) -> list[Any]:
-        """Return these columns of the buffer's rows of a table, in the order of the first of them, the id."""
+        """Return these columns of the buffer's rows of a table. The first column is the id, and sorts the rows."""
         return list(self.conn.execute(self._rows(table, names).order_by(table.c[names[0]])))
 
     def pages(self, table: Table, names: Sequence[str], size: int) -> Iterator[list[Any]]:
-        """Yield what ``rows`` returns, ``size`` rows at a time; no two rows may have one id."""
+        """Yield the rows of ``rows``, ``size`` at a time. No two rows may have the same id."""
         query, key = self._rows(table, names), table.c[names[0]]
         return stored.paged(self.conn, query, key, size, f"the rows of {table.name}")
 
@@ -302,7 +302,7 @@ class Snapshot:
         return found
 
     def newest_possible(self) -> int:
-        """Return the id that was given out last; its episode may have left."""
+        """Return the id that was given out last. Its episode may have left."""
         return self.first_id + self.state.counters.inserted
 
     def age(self, ids: Ints) -> Ints:
@@ -315,7 +315,7 @@ class Snapshot:
 
     @property
     def own(self) -> ColumnElement[bool]:
-        """The condition on ``replay_metadata`` that selects the rows of this buffer, by their ids."""
+        """Condition on ``replay_metadata`` that selects the rows of this buffer, by their ids."""
         return of_buffer(self.state.buffer_id, _m.episode_id)
 
 

@@ -70,7 +70,7 @@ class Strata:
         return int(self.count.sum())
 
     def copy(self) -> Strata:
-        """Return an independent copy. Both use one lookup table: its entries are checked against the arrays on use."""
+        """Return an independent copy. Both share one lookup table; each use checks its entry against the arrays."""
         changing = {name: getattr(self, name).copy() for name in ("count", "weight_sum", "loss_sum", "_changed")}
         return replace(self, **changing)
 
@@ -97,11 +97,11 @@ class Strata:
         return np.where(measured, loss, 0.0) * root * root
 
     def sizes(self, domains: int) -> Ints:
-        """Number of episodes in each domain; domain d stands at d - 1."""
+        """Return the number of episodes in each domain. Domain ``d`` is at ``d - 1``."""
         return np.bincount(self.domain - 1, self.count, domains).astype(np.int64)
 
     def mean_losses(self, part: Ints, parts: int) -> tuple[Floats, Ints]:
-        """Return for each part the mean of its measured losses, 0.0 where there are none, and their number.
+        """Return for each part the mean of its measured losses (0.0 if there are none), and their number.
 
         ``part`` is the part that each stratum belongs to.
         """
@@ -241,7 +241,7 @@ class Strata:
         new = at[at >= len(self)]
         if not possible.all() or at.min() < 0 or not np.array_equal(new, np.arange(len(self), len(self) + len(new))):
             bad = self.ids(at[~possible]).tolist()[:1] or ["that is missing, or twice there"]
-            raise stored.damaged(f"buffer {self.buffer_id}: stratum {bad[0]}", "cannot be as it is stored")
+            raise stored.damaged(f"buffer {self.buffer_id}: stratum {bad[0]}", "has impossible values")
 
     def flush(self, conn: Connection, backend: Backend, stored: int, revision: int) -> None:
         """Write the changed strata. The first ``stored`` strata exist in the database already."""

@@ -78,7 +78,7 @@ def _print_answer(records: Sequence[Any], names: Sequence[str], as_json: bool, n
 HOW_MANY = click.option(
     "-n", "n", type=COUNT, default=10, show_default=True, metavar="N", help="Show N episodes at most."
 )
-"""The option for the number of episodes."""
+"""This option gives the number of episodes."""
 
 EPISODE = [column.name for column in EPISODE_COLUMNS]
 """Attributes of an episode that are shown."""

@@ -27,31 +27,31 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EXIT_FOUND = 1
-"""Exit code of a check that found problems, and of a question about an episode that is not live."""
+"""A check that found problems has this exit code, and so does a question about an episode that is not live."""
 EXIT_USAGE = 2
-"""Exit code for wrong usage or settings."""
+"""Wrong usage, or a wrong setting, has this exit code."""
 EXIT_ERROR = 3
-"""Exit code for an error of the database."""
+"""An error of the database has this exit code."""
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 check found problems or there is no such episode, 2 wrong usage or settings, "
     "3 the database refused, 4 standard output cannot be written, 130 interrupted, 141 nobody reads the output."
 )
-"""The exit codes, for the help of the command."""
+"""The help of the command shows these exit codes."""
 
 PICTURE_WIDTH = 80
-"""Width in characters of pictures and curves where there is no terminal."""
+"""Without a terminal, pictures and curves have this width in characters."""
 
 COUNT = click.IntRange(1)
-"""Type of an option that limits how many rows are shown."""
+"""An option that limits the number of rows has this type."""
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 DB = click.argument("db")
-"""The argument for the address of a database."""
+"""This argument gives the address of a database."""
 BUFFER = click.option("--buffer", metavar="NAME", help="Use this buffer.  [default: the only one]")
-"""The option of commands that work on one buffer."""
+"""Commands that work on one buffer have this option."""
 ALL_BUFFERS = click.option("--buffer", metavar="NAME", help="Use this buffer.  [default: all of them]")
-"""The option of commands that work on every buffer."""
+"""Commands that work on every buffer have this option."""
 
 
 def command(

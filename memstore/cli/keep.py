@@ -48,7 +48,7 @@ def check(db: str, buffer: str | None, as_json: bool) -> None:
 
 
 def _report(db: str, name: str) -> CheckReport:
-    """Check one buffer; the settings or counters may be too damaged to open it."""
+    """Check one buffer. Its settings or counters may be too damaged to open it."""
     try:
         with open_buffer(db, name) as memory:
             return memory.check()

@@ -28,14 +28,14 @@ from memstore.printable import escaped, visible_lines
 from memstore.storage.address import without_secrets
 
 EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT."""
+"""After Ctrl-C the command has this exit code: 128 + SIGINT."""
 EXIT_OUTPUT = 4
-"""Exit code if standard output cannot be written."""
+"""If standard output cannot be written, the command has this exit code."""
 EXIT_PIPE = 141
-"""Exit code if nobody reads standard output: 128 + SIGPIPE, as a shell reports it for ``cat`` and ``git``."""
+"""If nobody reads standard output, the command has this exit code: 128 + SIGPIPE, as for ``cat`` and ``git``."""
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-"""Characters of curves, from the lowest to the highest."""
+"""Curves are made of these characters, from the lowest to the highest."""
 _RUN = re.compile(f"[{BLOCKS}]+")
 _DIGITS = str.maketrans(BLOCKS, "12345678")
 _SIMILAR = {"…": "...", "±": "+-", "▀": "#"}
@@ -43,7 +43,7 @@ _SIMILAR |= dict.fromkeys("─━═╌╴╸╺", "-") | dict.fromkeys("│┃�
 """Similar characters in ASCII."""
 
 _PIPE_WIDTH = 10_000
-"""Width of tables in a pipe. It is enough for every table, because a pipe has no margin at which to cut digits."""
+"""Tables in a pipe have this width. It is enough for every table, so no digits are cut."""
 
 
 class OutputFailed(Exception):
@@ -87,7 +87,7 @@ class Outlet(io.TextIOBase):
         None if the stream was closed when the process began.
     needed : bool
         True raises ``OutputFailed`` if a text cannot be written. False drops the text: progress and messages must not
-        end the work that they tell of.
+        end the work that they report.
     raw : bool
         True lets escape sequences pass, for code that draws. False escapes them.
     """
@@ -103,7 +103,7 @@ class Outlet(io.TextIOBase):
 
     @property
     def unescaped(self) -> Outlet:
-        """The same stream for code that writes escape sequences of its own and has escaped its texts."""
+        """Same stream for code that writes its own escape sequences and has escaped its texts."""
         return Outlet(self._stream, needed=self._needed, raw=True)
 
     def writable(self) -> bool:
@@ -121,7 +121,7 @@ class Outlet(io.TextIOBase):
         return self._stream.fileno()
 
     def write(self, text: str, /) -> int:
-        """Write the text; return its length."""
+        """Write the text, and return its length."""
         if not isinstance(text, str):
             raise TypeError(f"text expected, got {type(text).__name__}")
         shown = encodable(text if self._raw else visible_lines(text), self.encoding)

@@ -18,13 +18,13 @@ from memstore.cli.text import number, shown
 from memstore.payload.fields import array_text
 
 MOST_TEXT = 400
-"""Characters after which a text is cut."""
+"""A text is cut after this many characters."""
 MOST_BYTES = 50
-"""Bytes after which a value of bytes is cut."""
+"""A value of bytes is cut after this many bytes."""
 MOST_VALUES = 8
-"""Number of an array's first values that are shown."""
+"""The first values of an array are shown, at most this many."""
 INDENT = 2
-"""Spaces in front of a value."""
+"""A value has this many spaces in front of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,22 +17,22 @@ from memstore.cli.output import BLOCKS as BLOCKS
 Floats = NDArray[np.float64]
 
 SHADES = " .:-=+*#%@"
-"""Characters of pictures without colour, from dark to bright."""
+"""Pictures without colour are made of these characters, from dark to bright."""
 UNKNOWN = "?"
-"""Character of a pixel that is not finite."""
+"""A pixel that is not finite has this character."""
 UNKNOWN_COLOUR = (255, 0, 255)
-"""Colour (red, green, blue) of a pixel that is not finite."""
+"""A pixel that is not finite has this colour (red, green, blue)."""
 
 MIN_SIDE, MAX_SIDE = 4, 256
-"""Least and largest side, in pixels, of an array that is taken for an image."""
+"""An array is taken for an image if its sides, in pixels, are within these limits."""
 FLAT_SIDES = range(8, 65, 4)
-"""Sides of square images that are commonly stored as one row: 8 x 8 digits, 28 x 28, 32 x 32 and others."""
+"""Square images with these sides are commonly stored as one row: 8 x 8 digits, 28 x 28, 32 x 32 and others."""
 
 MAX_HEIGHT = 64
-"""Largest height in pixels, so that a picture fits on a screen."""
+"""A picture has at most this height in pixels, so that it fits on a screen."""
 
 SMALL = 32
-"""Size in pixels up to which a colour picture is enlarged, because a pixel is only half a character high."""
+"""A colour picture up to this size in pixels is enlarged, because a pixel is only half a character high."""
 
 
 @dataclass(frozen=True, slots=True)

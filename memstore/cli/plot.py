@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from memstore.memory import EpisodicMemory
 
 MOST_LINES = 8
-"""Largest number of domains with a line in a figure."""
+"""A figure has lines for at most this many domains."""
 MOST_BARS = 20
-"""Largest number of domains with a bar in a figure."""
+"""A figure has bars for at most this many domains."""
 MOST_LABEL = 30
-"""Characters after which a label is cut."""
+"""A label is cut after this many characters."""
 WIDE = 30
 """The axis is logarithmic if the largest loss is more than this many times the smallest."""
 

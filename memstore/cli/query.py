@@ -90,7 +90,7 @@ def query(
             asked = asked.order_by(_sorting(order))
         if chosen:
             asked = asked.select(**columns)
-        # One row more than asked for says whether there are more.
+        # The query reads one row more than the limit, to see if there are more.
         result = asked.limit(limit + 1).result()
     names, rows = chosen or [field.name for field in result.fields], result.rows[:limit]
     if form == "json":

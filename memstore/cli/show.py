@@ -31,11 +31,11 @@ from memstore.queries.records import ReplayEvent
 from memstore.types import Episode
 
 MOST_TEXT = 400
-"""Characters after which tags and extra are cut."""
+"""Tags and extra are cut after this many characters."""
 LAST_EVENTS = 5
-"""Number of the newest events that are shown."""
+"""The newest events are shown, at most this many."""
 REPLAYED = "replayed"
-"""The word of the history for a replay; events with another word are departures."""
+"""The history has this word for a replay. Events with another word are departures."""
 
 
 @command("memstore show run.db 4711", DB, click.argument("episode_id", metavar="ID", type=int), BUFFER)

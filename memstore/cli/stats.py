@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memstore.memory import EpisodicMemory
 
 MOST_DOMAINS = 20
-"""Largest number of domains with a bar."""
+"""At most this many domains have a bar."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Lines in a terminal: each line has a strip of its own, with the same axes, so that none hides another.
+"""Lines in a terminal. Each line has a separate strip, with the same axes, so that none hides another.
 
 The core depends on no plotting package, so the code stands here. It draws with braille, eight dots to a character, or
 with three heights of ASCII characters.
@@ -18,17 +18,23 @@ from memstore.figures.figure import Figure, Series
 Dots = NDArray[np.bool_]
 
 WIDTH = 79
-"""Width of the drawing in characters."""
+"""The drawing has this width in characters."""
 LEAST_HEIGHT, MOST_HEIGHT, SCREEN = 3, 12, 18
-"""Least and largest height of a strip, and the height of all strips while there are few, in characters."""
+"""These are the least and the largest height of a strip, and the height of all strips together, in characters.
+
+The last one holds while there are few strips.
+"""
 
 LONGEST_NAME = 18
-"""Characters after which the name of a line is cut."""
+"""The name of a line is cut after this many characters."""
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-"""Bits of the dots of a braille character, by row and column: https://www.unicode.org/charts/PDF/U2800.pdf."""
+"""The dots of a braille character have these bits, by row and column.
+
+See https://www.unicode.org/charts/PDF/U2800.pdf.
+"""
 _LEVELS = "'-."
-"""ASCII characters for a dot at the top, in the middle and at the bottom."""
+"""In ASCII, these characters stand for a dot at the top, in the middle and at the bottom."""
 
 
 def strips(figure: Figure, encoding: str | None) -> str:

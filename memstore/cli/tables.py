@@ -17,7 +17,7 @@ from memstore.queries.columns import NAMES, col
 from memstore.queries.records import ReplayShare
 
 BAR_WIDTH = 32
-"""Characters of the longest bar."""
+"""The longest bar has this many characters."""
 
 DISPENSABLE = (
     "weight",
@@ -31,7 +31,7 @@ DISPENSABLE = (
     "level",
     "timestamp",
 )
-"""Columns that a narrow terminal leaves out, in this order."""
+"""A narrow terminal leaves out these columns, in this order."""
 
 
 def rows_table(

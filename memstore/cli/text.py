@@ -23,7 +23,7 @@ _EARLIEST, _LATEST = 1e8, 2.5e11
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])(?:\s+ago)?")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-"""Seconds in each unit of an age."""
+"""Each unit of an age has this many seconds."""
 
 
 def shown(text: str, most: int = MOST_CHARACTERS) -> str:

@@ -28,7 +28,7 @@ class Grouping:
             raise InvalidValue(f"by takes a column such as col.domain, got {shown(self.by)}")
         if self.by.source != "episode" or self.by.name == "age":
             raise InvalidValue(
-                f"by takes a column whose values never change, such as col.domain, and those of {self.by} do"
+                f"by takes a column with values that never change, such as col.domain; the values of {self.by} change"
             )
         if isinstance(self.by, ExtraColumn) and not self.by.typed:
             raise InvalidValue(f"say which type of {self.by} is meant: .number, .text or .flag")

@@ -38,7 +38,7 @@ FORGOTTEN_SHARE = 2
 """A list is read again if it has more than this many labels for each live episode. That drops the unused labels."""
 
 COLUMNS = ("ids", "loss", "replay_count", "domain", "label")
-"""The columns of a ``Population``."""
+"""A ``Population`` has these columns."""
 
 LAWS = 4
 """The weights of at most this many laws are brought to a later snapshot. A mixed strategy uses one or two laws."""

@@ -102,7 +102,7 @@ class Candidates(Protocol):
     bins: Bins
 
     acceptance: float
-    """The estimated share of accepted candidates. It decides how many are proposed, and never which rows are drawn."""
+    """Estimated share of candidates that are accepted. It decides the number of proposals, and never what is drawn."""
 
     filter: Filter | None
 

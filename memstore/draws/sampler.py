@@ -159,4 +159,4 @@ class Sampler:
     def _check_reachable(self, wanted: int) -> None:
         capacity = self._session.read(lambda s: s.settings.capacity)
         if wanted > capacity:
-            raise InvalidValue(f"{wanted} episodes can never be there: the capacity is {capacity}")
+            raise InvalidValue(f"{wanted} episodes can never be there: the capacity is {capacity}; raise it")

@@ -27,7 +27,7 @@ from memstore.types import ReplayStrategy
 from memstore.values.shown import shown
 
 MAX_ALPHA = 50.0
-"""The largest exponent, far above any useful one.
+"""An exponent is at most this, which is far above any useful one.
 
 Above it, sums lose the weight of a row that stands one bucket below its bound, by rounding.
 """
@@ -169,7 +169,7 @@ class DomainBalanced(Strategy):
         if self.weights is None:
             return
         if not isinstance(self.weights, Mapping):
-            raise ConfigError(f"weights maps domain names to shares, got a {type(self.weights).__name__}")
+            raise ConfigError(f"weights must map domain names to shares, got a {type(self.weights).__name__}")
         weights = {check_name("domain", d): check_float(f"weight of {d!r}", w) for d, w in self.weights.items()}
         if not any(weights.values()):
             raise ConfigError("DomainBalanced needs at least one domain with a positive weight")
@@ -234,7 +234,7 @@ class Mixed(Strategy):
 
     def __post_init__(self) -> None:
         if not isinstance(self.shares, Mapping):
-            raise ConfigError(f"shares maps strategies to their shares, got a {type(self.shares).__name__}")
+            raise ConfigError(f"shares must map strategies to their shares, got a {type(self.shares).__name__}")
         shares = {as_strategy(s): check_float(f"share of {s}", v, exclusive=True) for s, v in self.shares.items()}
         if not shares:
             raise ConfigError("Mixed needs at least one strategy")

@@ -67,7 +67,7 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
     document, data, generator, crc32 = rows[0]
     if _crc(document, data, generator) != crc32:
         advice = restoring(snapshot.backend.describe())
-        raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; save it anew, {advice}")
+        raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; save it again, {advice}")
     return unpack(document, data), unpack(generator, b"")
 
 

@@ -310,17 +310,17 @@ def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
 
 
 def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]) -> Plan:
-    """Plan that before each newcomer enters, the easiest leaves. So no newcomer displaces itself.
+    """Plan that the easiest episode leaves before each newcomer enters. So no newcomer displaces itself.
 
-    The easiest has the smallest measured loss; where nothing is measured, it is the oldest.
+    The easiest episode has the smallest measured loss. If no episode was measured, it is the oldest.
     """
     room = snapshot.settings.capacity - snapshot.live
     evictions = int(entering.sum()) - room
     own = _m.buffer_id == snapshot.state.buffer_id
     measured = _first(snapshot, evictions, own & _m.loss.is_not(None), _m.loss, _m.episode_id)
-    # The index on loss finds the never-measured ones too: its NULLs stand together, in id order.
+    # The index on loss finds never-measured episodes too, because its NULLs are together, in id order.
     unmeasured = _first(snapshot, evictions - len(measured), own & _m.loss.is_(None), _m.episode_id)
-    # Sorted, and so a heap: never-measured ones come last.
+    # A sorted list is a heap. Never-measured episodes come last.
     heap = [(False, loss, number) for loss, number in measured] + [(True, 0.0, number) for (number,) in unmeasured]
     gone = [heapq.heappop(heap)[-1] for _ in range(-room)]
     for number, loss in zip(newcomers.ids[entering].tolist(), newcomers.loss[entering].tolist(), strict=True):
@@ -334,14 +334,14 @@ def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[n
 
 
 def _first(snapshot: Snapshot, count: int, which: ColumnElement[bool], *order: ColumnElement[Any]) -> list[Any]:
-    """Return the first rows in this order, at most ``count``: the columns that they are sorted by."""
+    """Return the columns of ``order`` for the first rows in this order, at most ``count`` rows."""
     if count <= 0:
         return []
     return list(snapshot.conn.execute(select(*order).where(which).order_by(*order).limit(count)))
 
 
 def _by_key(snapshot: Snapshot, group: int, count: int) -> tuple[Ints, Ints]:
-    """Return keys and ids of the first rows in the policy's order."""
+    """Return keys and ids of the first ``count`` rows of a group, in the order of the policy."""
     which = and_(_m.buffer_id == snapshot.state.buffer_id, _m.eviction_group == group, _m.eviction_key.is_not(None))
     rows = _first(snapshot, count, which, _m.eviction_key, _m.episode_id)
     keys, ids = np.array(rows, np.int64).reshape(-1, 2).T

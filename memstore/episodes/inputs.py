@@ -55,7 +55,7 @@ def make_offer(blobs: list[bytes], now: float, given: Mapping[str, Any], *, one:
     blobs : list of bytes
         One encoded payload for each episode.
     now : float
-        The timestamp of an episode that is given none, in seconds.
+        Timestamp of an episode without one, in seconds.
     given : mapping
         All keywords, by name.
     one : bool
@@ -110,7 +110,7 @@ def check_ids(ids: Ids) -> NDArray[np.int64]:
 
 
 def check_count(value: Any, name: str = "count") -> int:
-    """Return the number of episodes that is asked for, from 1 to ``MAX_COUNT``; ``name`` is that of the argument."""
+    """Return a number of episodes, checked to lie between 1 and ``MAX_COUNT``. ``name`` is the argument's name."""
     return _valid(check_int, name, value, minimum=1, maximum=MAX_COUNT)
 
 
@@ -262,7 +262,7 @@ def check_texts(what: str, values: Any) -> list[str]:
 
 
 def _listed(tags: Any) -> list[Any]:
-    """Return tags as a list; None stands for no tags."""
+    """Return tags as a list. None stands for no tags."""
     if tags is None:
         return []
     if isinstance(tags, (str, bytes)):

@@ -33,7 +33,7 @@ PRUNED_AT_ONCE = 16 * PRUNE_EVERY
 """One write deletes at most this many events, so that no write takes long."""
 
 PRUNE_PAGE = 64
-"""Groups of events that are read at a time to find those that may go. Mostly few may."""
+"""This many groups of events are read at a time, to find those that may be deleted. Usually few may be."""
 
 SLACK = 4
 """With ``max_events``, the log may hold one in this many events more, or 64 more.
@@ -49,7 +49,7 @@ RESOLUTION_BITS = 8
 
 GROUP = ("id", "buffer_id", "what", "reason", "at", "step", "consumer", "strategy", "count")
 EVENT = ("id", "episode_id", "domain_id", "loss_before", "loss_after", "probability", "weight", "previous_id")
-"""The columns of a group's events. The checksum of a group covers these and ``GROUP``."""
+"""The events of a group have these columns. The checksum of a group covers these and ``GROUP``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,8 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
 
     links = select(start.c.id, previous(start.c.id).label("previous_id")).cte("chain", recursive=True)
     before = links.c.previous_id
-    # A damaged chain may be a circle, or lead into others: UNION takes each event once, and only downwards.
+    # A damaged chain may be a circle, or lead into other chains. UNION takes each event once, and only smaller numbers
+    # follow.
     links = links.union(select(before, previous(before)).where(before.is_not(None), before < links.c.id))
     rows = snapshot.conn.execute(select(links.c.id, links.c.previous_id).order_by(links.c.id)).all()
     for number, earlier in rows:

@@ -200,7 +200,7 @@ def _vector(field: Field, query: Vector) -> Floats:
     if len(wanted) != (size := math.prod(length or 0 for length in field.shape)):
         raise InvalidValue(f"the query holds {len(wanted)} numbers where {field} holds {size}")
     if not np.isfinite(wanted).all():
-        raise InvalidValue("the query holds NaN or infinity: nothing is near to that")
+        raise InvalidValue("the query holds NaN or infinity: no episode is near to that")
     return wanted
 
 

@@ -13,11 +13,11 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 """Okabe and Ito's colours, which colour-blind people can tell apart."""
 
 WIDTH, LINES_HEIGHT, BAR_HEIGHT = 8.0, 4.6, 0.34
-"""Width of a figure, height of a figure of lines, and height of one bar, in inches."""
+"""These are the width of a figure, the height of a figure of lines, and the height of one bar, in inches."""
 DPI = 150
-"""Pixels per inch."""
+"""An inch has this many pixels."""
 LABEL_POINTS = 11.0
-"""Least distance of two labels at line ends, in points (1/72 inch)."""
+"""Two labels at line ends have at least this distance, in points (1/72 inch)."""
 MOST_ERROR_BARS = 12
 """Number of points up to which a line has error bars; with more points it has a shaded band."""
 
@@ -62,7 +62,7 @@ def _height(figure: Figure) -> float:
 
 
 def _draw_panel(panel: Any, figure: Figure) -> Any:
-    """Draw one figure in its part of the canvas; return its axes."""
+    """Draw one figure in its part of the canvas, and return its axes."""
     axes = panel.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(figure.title, loc="left", fontsize=11, fontweight="bold")

@@ -10,11 +10,11 @@ from memstore.errors import InvalidValue
 from memstore.figures.figure import Figure, Series, TableData
 
 BAR_WIDTH = 50
-"""Characters of the longest bar."""
+"""The longest bar has this many characters."""
 PLOT_WIDTH, PLOT_HEIGHT = 68, 17
-"""Width and height of a figure of lines, in characters."""
+"""A figure of lines has this width and height, in characters."""
 MARKS = "o+x*#@%&"
-"""Characters for the points of each series."""
+"""The points of each series have one of these characters."""
 
 
 def number(value: float) -> str:

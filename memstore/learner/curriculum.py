@@ -12,7 +12,7 @@ from memstore.learner.example import MAX_LEVEL, MIN_LEVEL
 from memstore.learner.stored import exact_fields, refuse_damaged
 
 MAX_SPAN = 10**9
-"""Largest ``min_examples_before_advance``. Above it, the decay of the running mean would round to 1."""
+"""``min_examples_before_advance`` is at most this. Above it, the decay of the running mean would round to 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from memstore.memory import EpisodicMemory
 from memstore.types import Episode
 
 MIN_LEVEL, MAX_LEVEL = 1, 7
-"""Lowest and highest difficulty of an example."""
+"""These are the lowest and the highest difficulty of an example."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,13 +26,13 @@ from memstore.values.foreign import MAX_DEPTH, Array, is_tensor
 from memstore.values.shown import shown
 
 DOCUMENT_VERSION = 2
-"""The newest version of documents that this memstore reads and writes."""
+"""This is the newest version of documents that this memstore reads and writes."""
 
 _SINCE_2 = frozenset({"items", "ordered", "counter", "tensor"})
 """Tags that a document of version 1 cannot have."""
 
 _MAPPINGS: dict[type, str | None] = {dict: None, OrderedDict: "ordered", Counter: "counter"}
-"""The types of mappings in a state, each with the tag of the node around its ``dict`` or ``items`` node."""
+"""A state may have these mappings. Each has the tag of the node around its ``dict`` or ``items`` node."""
 
 _INSTEAD: dict[str, str] = {
     "defaultdict": "write dict(...)",
@@ -40,10 +40,10 @@ _INSTEAD: dict[str, str] = {
     "set": "write sorted(...)",
     "frozenset": "write sorted(...)",
 }
-"""Advice for types that cannot be stored, by the name of the type."""
+"""This advice is given for types that cannot be stored, by the name of the type."""
 
 _DEEPEST = 4 * MAX_DEPTH
-"""Levels of a document. One level of a state takes at most four of them."""
+"""A document has at most this many levels. One level of a state takes at most four of them."""
 
 
 def pack(state: Mapping[str, Any]) -> tuple[str, bytes]:

@@ -20,26 +20,26 @@ DType = np.dtype[Any]
 Path = tuple[str, ...]
 
 MAX_BLOB_BYTES = 10**9 - 4096
-"""Bytes of the largest blob. A row of SQLite has at most 10**9 bytes, unless it was compiled with another limit."""
+"""A blob has at most this many bytes. SQLite allows 10**9 in a row, unless it was compiled with another limit."""
 
 MAX_DIMENSIONS = 32
-"""Dimensions of an array that can be stored."""
+"""An array that can be stored has at most this many dimensions."""
 
 PYTHON_DTYPES: dict[type, str] = {bool: "|b1", int: "<i8", float: "<f8"}
-"""The types of Python scalars that a field can hold, with the dtype in which each is stored."""
+"""A field can hold Python scalars of these types. Each is stored in the given dtype."""
 
 _DTYPE = re.compile(r"[<>|][biufc][0-9]{1,2}")
 _PYTHON_NAMES = {"|b1": "bool", "<i8": "int", "<u8": "int", "<f8": "float"}
 _SCALARS: dict[str, Iterable[str | None]] = {"python": _PYTHON_NAMES, "str": (None,), "bytes": (None,)}
 
 _WIDENING = ("<i8", "<u8", "<f8")
-"""Dtypes of Python numbers. A list that mixes them gets the last of its dtypes."""
+"""Python numbers have these dtypes. A list that mixes them gets the last of its dtypes."""
 
 PARTS = '{"name": {str(i): part for i, part in enumerate(value)}}'
-"""Code in messages: it turns one value of a gymnasium Tuple space into named fields."""
+"""Messages show this code, which turns one value of a gymnasium Tuple space into named fields."""
 
 PARTS_OF_MANY = '{"name": {str(i): list(part) for i, part in enumerate(zip(*value))}}'
-"""Code in messages: it turns a list of such values, one for each episode, into named fields."""
+"""Messages show this code, which turns a list of such values, one for each episode, into named fields."""
 
 _STACK = "or np.stack(value) if all parts have one shape (if their number varies: signature=, with None for it)"
 _STORABLE = (

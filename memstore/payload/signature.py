@@ -42,16 +42,22 @@ from memstore.values.foreign import Array
 from memstore.values.shown import first_of, listed, shown
 
 CODEC_VERSION = 1
-"""The version of the layout of blobs, stored in the signature."""
+"""The layout of blobs has this version, which is stored in the signature."""
 
 MAX_FIELDS = 4096
-"""Fields of a payload. With more, each add would take seconds under the lock, and a hostile file could ask for that."""
+"""A payload has at most this many fields. With more, each add would take seconds under the lock.
+
+A hostile file could ask for that.
+"""
 
 MAX_NAMES = 2**18
 """Characters of the names of all fields together."""
 
 LONGEST_TEXT = 2**23
-"""Characters of a signature as JSON: up to 12 for each character of a name, and about 1,000 more for each field."""
+"""A signature as JSON has at most this many characters.
+
+These are up to 12 for each character of a name, and about 1,000 more for each field.
+"""
 
 _WEAK: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "c": {int, float}}
 """The types of Python scalars that an array field of each numpy kind takes, as in NEP 50."""

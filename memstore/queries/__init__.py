@@ -1,1 +1,1 @@
-"""Conditions and queries: what a user can ask of the memory, and its SQL."""
+"""Conditions and queries: the questions that a user can ask the memory, and their SQL."""

@@ -112,7 +112,7 @@ def aggregate_sql(aggregate: Aggregate, value: ColumnElement[Any]) -> ColumnElem
         return number
     if aggregate.function == "sum" and aggregate.column.kind == "int":
         return cast(func.sum(value), BigInteger())  # in PostgreSQL the sum is a numeric
-    # Not avg(): PostgreSQL's avg also sums squares, and an overflow there is an error.
+    # avg() is not used, because PostgreSQL's avg() also sums squares, and an overflow there is an error.
     bounded = func.sum(case((value > LARGEST, LARGEST), (value < -LARGEST, -LARGEST), else_=cast(value, Double())))
     if aggregate.function == "sum":
         return bounded

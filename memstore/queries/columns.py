@@ -34,31 +34,31 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-"""The function of each operator: of values, arrays, columns, and expressions of SQL."""
+"""Each operator has this function, for values, arrays, columns, and expressions of SQL."""
 
 MAX_INT = 2**62
-"""The largest absolute value of whole numbers in columns."""
+"""Whole numbers in columns have at most this absolute value."""
 
 LEAST, GREATEST = -(2**63), 2**63 - 1
 """Whole numbers between these two are compared exactly. Databases have no exact type for others."""
 
 WIDTH = 8
-"""Tests that SQL joins in one chain. More tests become a tree of chains, one level deeper for each factor of 8."""
+"""SQL joins this many tests in one chain. More tests become a tree of chains, one level deeper for each factor of 8."""
 
 MAX_DEPTH = 100
-"""Levels of a condition. SQLite takes expressions of 1,000 levels, and one level here is at most ``WIDTH`` there."""
+"""A condition has at most this many levels. SQLite takes 1,000, and one level here is at most ``WIDTH`` there."""
 
 MAX_SIZE = 30_000
-"""Comparisons in a condition. SQLite takes 32,766 parameters in a statement, PostgreSQL 65,535."""
+"""A condition has at most this many comparisons. SQLite takes 32,766 parameters in a statement, PostgreSQL 65,535."""
 
 LOOK_UP = 20
-"""The number of comparisons as which a comparison of a place in extra counts. It takes 3 ms to write one in SQL."""
+"""A comparison of a place in extra counts as this many comparisons. It takes 3 ms to write one in SQL."""
 
 MAX_PATH = 16
-"""Steps of a path into extra."""
+"""A path into extra has at most this many steps."""
 
 TYPES = {"float": "number", "text": "text", "flag": "flag"}
-"""The kinds of places in extra, with the words for them in the text of a condition."""
+"""Places in extra have these kinds. The text of a condition has these words for them."""
 
 
 class Condition:
@@ -244,7 +244,7 @@ def _levels(count: int) -> int:
 
 
 EVERY = AllOf(())
-"""The condition that every row passes."""
+"""Every row passes this condition."""
 
 
 def conditions_within(condition: Condition) -> Iterator[Comparison | In | HasTag]:
@@ -402,7 +402,7 @@ class Column:
 
     @property
     def name_and_kind(self) -> tuple[str, str]:
-        """Two texts that tell this column from all others: a place in extra may be read as several kinds."""
+        """Two texts that identify this column. The kind is one of them, because a place in extra may have several."""
         return str(self), self.kind
 
     @property
@@ -575,12 +575,12 @@ def no_column(name: object) -> str:
 
 
 col = Columns()
-"""The columns for conditions and queries: ``(col.loss > 2) & col.domain.in_(["math"])``."""
+"""``col`` has the columns for conditions and queries: ``(col.loss > 2) & col.domain.in_(["math"])``."""
 
 _SELECTABLE = [column for column in (getattr(col, name) for name in NAMES) if isinstance(column, Column)]
 
 EPISODE_COLUMNS: tuple[Column, ...] = tuple(column for column in _SELECTABLE if column.source != "history")
-"""The columns of live episodes, without ``tags``."""
+"""Live episodes have these columns, and ``tags``."""
 
 HISTORY_COLUMNS: tuple[Column, ...] = tuple(column for column in _SELECTABLE if column.source == "history")
 """The columns that only the history has."""

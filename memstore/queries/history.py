@@ -23,7 +23,7 @@ def history(
     until: Time | None,
     limit: int | None,
 ) -> list[ReplayEvent]:
-    """Return the events that pass every test given, in order; with ``limit`` only the newest so many."""
+    """Return the events that pass every given test, in order. With ``limit``, return only that many of the newest."""
     tests: list[Condition | None] = [
         None if episode is None else col.id.in_(check_ids(episode).tolist()),
         None if domain is None else col.domain == check_name("domain", domain),

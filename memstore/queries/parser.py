@@ -46,7 +46,7 @@ WINDOW = 60
 """Characters of a long text that a message shows, around the place of the error."""
 
 EXAMPLE = "loss > 2 and domain = 'math'"
-"""The example in messages."""
+"""Messages show this example."""
 
 _TOKEN = re.compile(
     r"""\s*(?:

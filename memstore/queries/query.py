@@ -49,7 +49,7 @@ EXACT_FLOAT = 2**53
 """Every whole number up to this one is a float64."""
 
 _EPISODE = tuple((column.name, column) for column in EPISODE_COLUMNS if column.name != "rise")
-"""The fields of an ``Episode`` before its tags, in order; an episode computes its rise."""
+"""An ``Episode`` has these fields before its tags, in this order. It computes its rise itself."""
 
 
 class Read(Protocol):

@@ -15,28 +15,28 @@ class ReplayEvent:
     Attributes
     ----------
     event : int
-        Number of the event; the events of a buffer are numbered in the order of their commits.
+        Number of the event. The events of a buffer are numbered in the order of their commits.
     id : int
         Id of the episode, which may have left since.
     domain : str or None
-        None only for episodes that had left by the time of schema 0003: what was recorded before has no domain.
+        Domain of the episode. None only for an episode that left before schema 0003, which stores domains with events.
     what : str
-        ``replayed``, or how it left: ``evicted`` (at capacity), ``deleted``, ``consolidated``, ``exhausted``
-        (``max_replays`` reached), ``resized`` (the capacity was lowered).
+        Kind of the event: ``replayed``, or a kind of departure: ``evicted`` (at capacity), ``deleted``,
+        ``consolidated``, ``exhausted`` (``max_replays`` reached), ``resized`` (the capacity was lowered).
     reason : str or None
-        The rule by which it left: the eviction policy, or the limit of the retention policy.
+        Rule by which the episode left: the eviction policy, or the limit of the retention policy.
     at : float
         Seconds since the epoch, by the clock of the process that wrote it.
     step : int or None
         The trainer's step, as given to ``update``.
     consumer : str or None
-        Who replayed the episode, or made it leave.
+        Name of the consumer that replayed the episode, or made it leave.
     strategy : str or None
         Name of the strategy that drew the batch. None if ``update`` was given ids.
     loss_before, loss_after : float or None
-        Loss before and after the event. None if it was never measured; a departure has no loss after it.
+        Loss before and after the event. None if it was never measured. A departure has no loss after it.
     probability, weight : float or None
-        As in the batch that drew it.
+        Probability and importance weight in the batch that drew the episode. None without a draw.
     """
 
     event: int
@@ -56,7 +56,7 @@ class ReplayEvent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossTrend:
-    """Mean losses in the course of the replays, oldest first; arrays of equal length, with one entry a point.
+    """Mean losses in the course of the replays, oldest first. The arrays have one entry for each point.
 
     Attributes
     ----------

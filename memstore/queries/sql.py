@@ -51,7 +51,7 @@ _e, _m, _v, _g = episode.c, replay_metadata.c, replay_event.c, event_group.c
 _STORED = (episode, replay_metadata, event_group, replay_event)
 _EXPRESSIONS: dict[str, ColumnElement[Any]] = {column.name: column for table in _STORED for column in table.c}
 _EXPRESSIONS |= {"rise": _m.loss - _m.lowest_loss, "event": _v.id}
-"""The SQL of all columns that are the same in every scope. A column that is stored has its name in the table too."""
+"""These columns have the same SQL in every scope. A stored column has its name in the table too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Scope:
         return _v.id if self.over == "history" else self._id
 
     def select(self, *values: ColumnElement[Any], order: Column | None = None) -> Select[Any]:
-        """Write the query for values of the rows that pass; ``order`` is the column by which they are sorted first."""
+        """Write the query for values of the rows that pass. ``order`` is the column that sorts them first."""
         if self.over == "history":
             tables, own = self._event_tables(), and_(*self._event_tests())
         else:
@@ -285,7 +285,7 @@ class _Bracketed(Grouping[bool]):
 def _join(
     join: Callable[..., ColumnElement[bool]], empty: ColumnElement[bool], tests: list[ColumnElement[bool]]
 ) -> ColumnElement[bool]:
-    """Join any number of tests as a tree of chains of ``WIDTH``: for SQLite, one chain is as deep as it is long."""
+    """Join any number of tests as a tree of chains of ``WIDTH``. In SQLite, one chain is as deep as it is long."""
     while len(tests) > WIDTH:
         tests = [_Bracketed(join(*tests[i : i + WIDTH])) for i in range(0, len(tests), WIDTH)]
     return join(empty, *tests)

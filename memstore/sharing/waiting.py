@@ -68,7 +68,7 @@ class Patience:
         if self._watch is None:
             if self._session.database.transaction_open:
                 raise WaitTimeout(
-                    f"{self._standing()}; inside transaction() nothing can be waited for: wait before the block"
+                    f"{self._standing()}; inside transaction() a wait would never end: wait before the block"
                 )
             self._begun = time.monotonic()
             self._reminder = self._begun + REMINDER

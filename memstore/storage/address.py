@@ -115,7 +115,7 @@ def sqlite_path(url: URL) -> Path | None:
 def _split(text: Any) -> URL:
     """Split an address into its parts. An error repeats no part, because the address may hold a password."""
     if not isinstance(text, str):
-        raise ConfigError(f"the database is given as a path or URL, got a {type(text).__name__}")
+        raise ConfigError(f"the database must be given as a path or URL, got a {type(text).__name__}")
     encoded = text.encode(errors="surrogatepass")
     if not encoded or b"\0" in encoded or len(encoded) > MAX_ADDRESS_BYTES or not _encodable(text):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""One call's way to the database: attempts, until one is committed."""
+"""The attempts of one call at its work in the database, until one is committed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Pauses:
 
 
 class Attempts(ABC, Generic[*Given]):
-    """Attempts at one call's work, each in a transaction of its own.
+    """Attempts at the work of one call, each in a separate transaction.
 
     The work runs again if the database rolled it back in favour of another transaction, or if the connection broke
     before the commit was sent. If it breaks later, the outcome is unknown: ``ConnectionLost`` has ``outcome_unknown``.
@@ -73,7 +73,7 @@ class Attempts(ABC, Generic[*Given]):
     connections : Connections
         The connections to the database.
     transaction : Transaction or None
-        The open one of this thread and task.
+        The open transaction of this thread and task.
     write : bool
         True if the work may write.
     """
@@ -82,10 +82,10 @@ class Attempts(ABC, Generic[*Given]):
     """True if the call may wait for the database while it holds its turns."""
 
     block: Scope | None = None
-    """The block that the work begins; None for work that ends with this call."""
+    """Block that the work begins. None for work that ends with this call."""
 
     result: Any = None
-    """What the work of the last attempt returned."""
+    """Result of the work in the last attempt."""
 
     def __init__(self, connections: Connections, transaction: Transaction | None, *, write: bool) -> None:
         self.write = write
@@ -97,7 +97,7 @@ class Attempts(ABC, Generic[*Given]):
         self._unfinished = False
 
     def run(self, work: Callable[[*Given], T]) -> T:
-        """Run ``work`` until it is committed; return its result."""
+        """Run ``work`` until it is committed, and return its result."""
         self.scope = self.block or Scope(this_owner(), sys._getframe(), self.long)
         try:
             self.take_turns()
@@ -117,7 +117,7 @@ class Attempts(ABC, Generic[*Given]):
             self.explain(exc)
             raise
         finally:
-            self.end()  # wherever an interrupt strikes
+            self.end()  # this runs after an interrupt at any place
             del self  # which refers to this function's variables
 
     def take_turns(self) -> None:
@@ -125,7 +125,7 @@ class Attempts(ABC, Generic[*Given]):
 
     @abstractmethod
     def begun(self, conn: Connection) -> tuple[*Given]:
-        """Make what the work is given, at the beginning of each attempt."""
+        """Return the argument of the work, at the beginning of each attempt."""
 
     def finish(self) -> None:
         """Act after the work and before the commit."""
@@ -134,7 +134,7 @@ class Attempts(ABC, Generic[*Given]):
         """Act after the work was committed, or became part of the open transaction."""
 
     def explain(self, exc: MemstoreError) -> None:
-        """Raise an error that says more than ``exc``, in which the last attempt ended; else return."""
+        """Raise a more precise error than ``exc``, which ended the last attempt. Return if there is none."""
 
     def end(self) -> None:
         """Close everything that an interrupt left open."""
@@ -187,7 +187,7 @@ class Attempts(ABC, Generic[*Given]):
 
 
 class Plain(Attempts[Connection]):
-    """Attempts whose work is given the connection."""
+    """Attempts that give the connection to the work."""
 
     def begun(self, conn: Connection) -> tuple[Connection]:
         """Return the connection."""
@@ -195,7 +195,7 @@ class Plain(Attempts[Connection]):
 
 
 class Opening(Plain):
-    """Attempts to begin a block. What they began stays open: the block ends it."""
+    """Attempts to begin a block. The transaction that they begin stays open, and the block ends it."""
 
     def __init__(self, connections: Connections, block: Scope) -> None:
         super().__init__(connections, None, write=True)
@@ -207,7 +207,7 @@ class Opening(Plain):
         return (conn,)
 
     def end(self) -> None:
-        """Leave all open."""
+        """Leave the transaction open."""
 
     def _commit(self) -> None:
         self._connections.backend.settle(self.conn)

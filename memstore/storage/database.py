@@ -27,7 +27,7 @@ FORK_PATIENCE = 5.0
 
 
 class Database(Forking):
-    """One database, as seen by one process.
+    """One database as one process sees it.
 
     Threads may share it. A forked child gets new connections and no open transaction. The connections of the parent
     are neither used nor closed.
@@ -60,7 +60,7 @@ class Database(Forking):
         return 0 if transaction is None else 1 + transaction.depth
 
     def open_transaction(self, owner: Owner | None = None) -> Transaction | None:
-        """The open transaction of the owner, by default this thread and task."""
+        """Return the open transaction of the owner, which is by default this thread and task. None without one."""
         return self.blocks.get(owner or this_owner()) if self.blocks else None
 
     def in_read(self, work: Callable[[Connection], T]) -> T:
@@ -104,7 +104,7 @@ class Database(Forking):
             return work(self.engine)
 
     def watch(self, buffer_id: int) -> Watch:
-        """A started watch on commits to the buffer, to be closed by the caller."""
+        """Return a started watch on commits to the buffer. The caller closes it."""
         watch = self._patiently(lambda: self.backend.watch(self.engine, buffer_id))
         self._watches.add(watch)
         return watch
@@ -123,7 +123,7 @@ class Database(Forking):
         self.connections.clear()
 
     def _patiently(self, act: Callable[[], T]) -> T:
-        """Do it, again as long as it may succeed."""
+        """Act, and try again as long as another attempt may succeed."""
         pauses = Pauses(self.connections)
         while True:
             try:
@@ -164,7 +164,7 @@ class TransactionSteps:
         self._level = 0
 
     def enter(self) -> None:
-        """Begin."""
+        """Begin the transaction or the savepoint."""
         database = self._database
         outer = database.open_transaction()
         if outer is not None:
@@ -177,7 +177,7 @@ class TransactionSteps:
         database.blocks[self._scope.owner] = self._transaction
 
     def leave(self, *, commit: bool) -> None:
-        """Commit, or undo."""
+        """Commit or undo."""
         transaction = self._transaction
         assert transaction is not None
         transaction.check_process()
@@ -199,7 +199,7 @@ class TransactionSteps:
     def abandon(self) -> None:
         """Undo everything that is still open."""
         if not self._level:
-            # The connection may have been given back already; the block is open no longer.
+            # The connection may have been given back already. The block is then no longer open.
             self._database.connections.close(self._scope)
             blocks = self._database.blocks
             if self._scope.owner in blocks and blocks[self._scope.owner].scope is self._scope:

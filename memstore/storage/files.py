@@ -1,4 +1,4 @@
-"""Small questions on files."""
+"""Small functions on files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 Look = tuple[int, int, int]
-"""The look of a file: its inode, its size in bytes, the time of its last change in nanoseconds."""
+"""The look of a file is its inode, its size in bytes, and the time of its last change in nanoseconds."""
 
 SIDE_FILES = ("-wal", "-shm", "-journal")
-"""SQLite adds these to the name of a database for the files beside it."""
+"""SQLite adds these endings to the name of a database for the files beside it."""
 
 
 def look_of(path: Path) -> Look:
@@ -20,7 +20,7 @@ def look_of(path: Path) -> Look:
 
 
 def size_of(name: str | Path) -> int:
-    """Return the bytes of the file; 0 if there is none."""
+    """Return the size of the file in bytes. 0 if there is no file."""
     try:
         return Path(name).stat().st_size
     except FileNotFoundError:
@@ -39,6 +39,6 @@ def unused(stem: Path, suffix: str = "") -> Path:
 
 
 def remove(file: Path, suffixes: tuple[str, ...] = (*SIDE_FILES, "")) -> None:
-    """Delete the files beside a database, and last the database itself, as far as they are there."""
+    """Delete the files beside a database, and last the database itself. A file that does not exist is no error."""
     for suffix in suffixes:
         Path(f"{file}{suffix}").unlink(missing_ok=True)

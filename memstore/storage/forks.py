@@ -1,4 +1,4 @@
-"""What a fork must not share with its parent: each such object is told before and after it."""
+"""Objects that a forked child must not share with its parent. Each is called before and after a fork."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import weakref
 
 
 class Forking:
-    """An object that is told of the forks of its process for as long as it lives."""
+    """An object that is called at the forks of its process, as long as it lives."""
 
     def __init__(self) -> None:
         _all.add(self)
@@ -16,10 +16,10 @@ class Forking:
         """Prepare for a fork by this thread."""
 
     def after_fork_in_parent(self) -> None:
-        """Go on in the parent."""
+        """Continue in the parent."""
 
     def after_fork(self) -> None:
-        """Start anew in the child."""
+        """Start again in the child."""
 
 
 _all: weakref.WeakSet[Forking] = weakref.WeakSet()

@@ -89,7 +89,7 @@ def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
     try:
         with telling(file):
             if sys.platform != "win32":
-                with suppress(OSError):  # a file system without locks: then the process's number alone tells
+                with suppress(OSError):  # on a file system without locks, only the number of the process identifies it
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if like is not None:
                 partial.mode = _be_like(handle, path, like.stat())

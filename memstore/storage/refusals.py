@@ -60,7 +60,7 @@ def refused(path: Path, what: Wanted) -> MemstoreError | None:
             _check_making(path)
     except MemstoreError as found:
         return found
-    except OSError as exc:  # the file changes meanwhile, or cannot be looked at: that is the cause then
+    except OSError as exc:  # the file changes at this moment, or cannot be examined: then this is the cause
         return StoreUnavailable(str(exc))
     return None
 

@@ -25,7 +25,7 @@ SHOWN_HEAD, SHOWN_TAIL = 240, 60
 
 @dataclass(slots=True, eq=False)
 class Statement:
-    """One that was sent: its time so far, its rows (negative: none), and True if its answer is still to come."""
+    """A statement that was sent: its time so far, its rows (negative for none), and True if its answer is awaited."""
 
     sql: Any
     seconds: float = 0.0
@@ -50,7 +50,7 @@ class Statements:
 
     @contextmanager
     def running(self, sql: Any) -> Iterator[Statement]:
-        """Count a statement that runs inside the block, and tell of it at the end unless its answer comes later."""
+        """Count a statement that runs inside the block. Report it at the end, unless its answer comes later."""
         testing.count("statements")
         statement, begun = Statement(sql), time.perf_counter()
         failed: BaseException | None = None
@@ -67,13 +67,13 @@ class Statements:
             del failed
 
     def done(self, statement: Statement, failed: BaseException | None = None) -> None:
-        """Tell of a statement that is over. A trace that raises is not called again."""
+        """Report a finished statement. A trace that raises is not called again."""
         if self._trace is None:
             return
         try:
             self._trace(line(statement.sql, statement.seconds, statement.rows, failed))
         except Exception:
-            # The statement is done, perhaps a COMMIT: an error here would say that the call failed.
+            # The statement is done, and may be a COMMIT. An error here would wrongly say that the call failed.
             self._trace = None
             log.warning("the trace of a memory raised an error and is not called any more", exc_info=True)
 

@@ -138,7 +138,7 @@ def wholes(values: Iterable[Any], what: str, *, unknown: int | None = None) -> N
         column = [unknown if value is None else value for value in column]
         kinds.discard(type(None))
     if not kinds <= {int}:
-        raise damaged(what, "holds what is no whole number")
+        raise damaged(what, "holds a value that is no whole number")
     return np.array(column, np.int64)
 
 
@@ -146,7 +146,7 @@ def reals(values: Iterable[Any], what: str, *, nullable: bool = True) -> NDArray
     """Return a column of numbers, with NaN for NULL."""
     column = list(values)
     if not set(map(type, column)) <= ({float, type(None)} if nullable else {float}):
-        raise damaged(what, "holds what is no number")
+        raise damaged(what, "holds a value that is no number")
     return np.array(column, np.float64)  # None becomes NaN
 
 

@@ -26,7 +26,7 @@ class Transaction:
 
     @property
     def owner(self) -> Owner:
-        """Thread and task whose calls belong to the transaction."""
+        """Thread and task that the transaction belongs to."""
         return self.scope.owner
 
     def check_process(self) -> None:

@@ -157,7 +157,7 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
     def migrate(conn: Connection) -> Upgraded:
         backend.lock_schema(conn)
         version = look(conn)
-        if version == HEAD:  # someone else was first
+        if version == HEAD:  # another process was first
             return Upgraded(HEAD, HEAD)
         copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
         _run_migrations(conn)

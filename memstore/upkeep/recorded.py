@@ -75,7 +75,7 @@ class Recorded:
             sound = False
             yield problem
         if not sound:
-            return  # the other examinations need a log that is whole
+            return  # the other examinations need a whole log
         replayed = log.each("what") == "replayed"
         self.is_whole = int(replayed.sum()) == self.snapshot.state.counters.events
         yield from self._chains(log)

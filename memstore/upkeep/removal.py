@@ -50,7 +50,7 @@ def _pages_of(ids: Ints) -> Iterator[Ints]:
 
 
 def _passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
-    """Yield the ids of the episodes that pass, oldest first, by pages; a page may be removed before the next one."""
+    """Yield the ids of the passing episodes, oldest first, in pages. A page may be removed before the next is read."""
     scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
     for rows in stored.paged(snapshot.conn, scope.ids(), scope.identity(), AT_ONCE, "the episodes that pass"):
         yield np.array(rows, np.int64)[:, 0]

@@ -101,7 +101,7 @@ def restore(
     told = on_progress or (lambda done, total: None)
     file = sqlite_path(target)
     if file is not None and keep is not None:
-        raise ConfigError(f"what is replaced is kept beside {file}; leave keep= out")
+        raise ConfigError(f"keep= is for servers: the old file stays beside {file}; leave keep= out")
     with closing(Database(parse_url(backup), busy_timeout=busy_timeout)) as origin:
         origin.backend.only_read = True
         source = _Backup(origin, _revision(origin), told)
@@ -128,7 +128,7 @@ def _onto_file(source: _Backup, file: Path, force: bool, busy_timeout: float) ->
     if not there:
         check_free(file)
     elif origin is not None and origin.samefile(file):
-        raise ConfigError(f"{file} is the backup itself; give what it is to replace")
+        raise ConfigError(f"{file} is the backup itself; give the database that the backup must replace")
     with partial_file(file, file if there else origin) as partial:
         if not there and partial.mode is not None:
             partial.mode |= stat.S_IRUSR | stat.S_IWUSR  # a backup may be read-only, but a database must be writable

@@ -148,7 +148,7 @@ def _check_reservoir(snapshot: Snapshot, settings: Settings) -> None:
     gone = snapshot.state.counters.inserted - snapshot.live
     if settings.eviction == Reservoir.name and gone:
         raise ConfigError(
-            f"{gone} episodes have left under {snapshot.settings.eviction.value!r}, so what is here is no uniform "
+            f"{gone} episodes have left under {snapshot.settings.eviction.value!r}, so the live ones are no uniform "
             "sample of everything offered and cannot become one: choose 'reservoir' for a new buffer"
         )
 

@@ -96,7 +96,7 @@ def _sketch(snapshot: Snapshot, signature: Signature, ids: Ints, domains: Ints) 
 
 
 def _parts(signature: Signature, blobs: Sequence[bytes]) -> Iterator[tuple[bytes, Floats]]:
-    """Yield for each payload a digest of all that must be equal, and its floating-point numbers as one vector."""
+    """Yield for each payload a digest of the parts that must be equal, and its floating-point numbers as a vector."""
     columns: Any = signature.decode(blobs)
     for row in range(len(blobs)):
         exact, near = hashlib.blake2b(digest_size=16), [np.empty(0)]

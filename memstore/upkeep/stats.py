@@ -74,7 +74,7 @@ def _quantiles(values: Floats, weights: Ints) -> dict[str, float]:
 
 
 def _histogram(values: Floats, weights: Ints, bins: int = 12) -> tuple[tuple[float, float, int], ...]:
-    """Return (low, high, count) for equal steps of the logarithm of loss; zero losses fall into the first bin."""
+    """Return (low, high, count) for equal steps of the logarithm of loss. Losses of zero are in the first bin."""
     positive = values[values > 0]
     if not len(positive):
         return ((0.0, 0.0, int(weights.sum())),) if len(values) else ()

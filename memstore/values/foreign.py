@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 MAX_DEPTH = 64
-"""Levels of a payload or a state. A deeper one probably contains itself."""
+"""A payload or a state has at most this many levels. A deeper one probably contains itself."""
 
 _INSTEAD = {
     "bfloat16": "numpy has no bfloat16; write .float(), which holds every value, or .half()",
@@ -30,7 +30,7 @@ _INSTEAD = {
     "meta": "it has no data; make it on a device with memory",
     "nested": "write a list of tensors, .unbind()",
 }
-"""Advice for kinds of tensors that cannot be stored."""
+"""This advice is given for kinds of tensors that cannot be stored."""
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 LONGEST_CHAIN = 100
-"""Causes of an exception that are followed. A chain of causes may be a ring."""
+"""At most this many causes of an exception are followed. A chain of causes may be a ring."""
 
 
 @contextmanager

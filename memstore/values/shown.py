@@ -1,4 +1,4 @@
-"""Shows values and names of users in messages. The text is short, whatever the value is."""
+"""Shows values and names of users in messages. The text is short for any value."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import cast
 import numpy as np
 
 MOST_NAMES = 10
-"""Names that a list in a message shows."""
+"""A list in a message shows at most this many names."""
 
 LONGEST = 60
-"""Characters of one value in a message."""
+"""One value in a message has at most this many characters."""
 
 _SAFE = (bool, float, np.generic, date, timedelta, type(None))
-"""Types with a short ``repr``. The ``repr`` of other types is never called: it may raise, or take a second."""
+"""These types have a short ``repr``. The ``repr`` of other types is never called: it may raise, or take a second."""
 
 
 def shown(value: object) -> str:

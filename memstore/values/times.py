@@ -16,19 +16,19 @@ from memstore.values.foreign import is_arraylike, is_flag, is_tensor, number
 from memstore.values.shown import shown
 
 MAX_SECONDS = 1e11
-"""The year 5138. A larger number is taken for milliseconds or a smaller unit: in milliseconds it begins in 1973."""
+"""A time is at most this, in the year 5138. A larger number is taken for milliseconds, which reach it in 1973."""
 
 _PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9, "ps": 10**12, "fs": 10**15, "as": 10**18}
-"""How many of each unit make a second."""
+"""A second has this many of each unit."""
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "D": 86400, "W": 7 * 86400}
-"""How many seconds each unit has."""
+"""Each unit has this many seconds."""
 
 _SCALES = ((1e17, "nanoseconds", "1e9"), (1e14, "microseconds", "1e6"), (0.0, "milliseconds", "1000"))
-"""Units that a time may have by mistake: the least number for which each is likely, its name, and its divisor."""
+"""A time may have these units by mistake. Each has the least number for which it is likely, a name, and a divisor."""
 
 _LONGEST_CALENDAR = 10**6
-"""Years or months from 1970 that numpy converts to days without an overflow. This is far beyond MAX_SECONDS."""
+"""numpy converts this many years or months from 1970 to days without an overflow, far beyond MAX_SECONDS."""
 
 
 def check_time(what: str, value: Any) -> float:

@@ -237,7 +237,7 @@ def run_baseline(
 
 
 class _Run:
-    """One run: the stream, and the learner whose notes hold the position and the accuracies so far."""
+    """One run: the stream, and the learner. The learner's notes hold the position and the accuracies so far."""
 
     def __init__(self, data: Dataset, learner: MemoryOnlineLearner, model: MLP, seed: int) -> None:
         self.data = data

@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 """This function is called during a copy, with the number of pages done and the number of all pages."""
 
 Located = tuple[int, int, float | None, int]
-"""A candidate that exists: its index in the request, its episode id, its loss and its replay count."""
+"""A located candidate has an index in the request, an episode id, a loss and a replay count."""
 
 
 class Failure(enum.Enum):
@@ -102,10 +102,10 @@ class Backend(Expressions):
     """True if a forked child may use the database while it still has its parent's connections, without using them."""
 
     mark: str
-    """The mark of a parameter in a statement."""
+    """Mark of a parameter in a statement."""
 
     among: str
-    """The condition that a column has one of the values of a list."""
+    """Condition that a column has one of the values of a list."""
 
     advice = "nothing was found that keeps this process from the file; run 'memstore check'"
     """Advice for the user if the database cannot be opened."""
@@ -140,22 +140,22 @@ class Backend(Expressions):
 
     @abstractmethod
     def discard(self, conn: Connection, driver: Any) -> None:
-        """Close a connection of the driver, and give up what is open on it.
+        """Close a connection of the driver, and give up everything that is open on it.
 
         It may be called at any moment, and also for a connection that is closed already.
         """
 
     @abstractmethod
     def execute(self, conn: Connection, sql: str, values: Sequence[Any] = ()) -> Any:
-        """Run a statement in the driver's own words; return the driver's cursor.
+        """Run a statement in the driver's own words, and return the driver's cursor.
 
-        In a transaction, PostgreSQL's result is waited for later: by a fetch, by ``settle`` or by the commit.
+        In a transaction on PostgreSQL, a fetch, ``settle`` or the commit waits for the result later.
         """
 
     def lock_schema(self, conn: Connection) -> None:
         """Make this write transaction the only one that creates or upgrades tables.
 
-        There is nothing to do if a write transaction is alone in the database anyway.
+        The method does nothing if a write transaction is always alone in the database.
         """
 
     def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
@@ -175,14 +175,14 @@ class Backend(Expressions):
 
     def commit(self, conn: Connection) -> None:
         """Commit, and wait until the commit is done."""
-        if conn.in_transaction():  # SQLAlchemy begins one of its own with its first statement
+        if conn.in_transaction():  # SQLAlchemy begins its own transaction with its first statement
             conn.commit()
         else:
             self.driver(conn).commit()
 
     def rollback(self, conn: Connection) -> None:
-        """Roll the transaction back, whatever its state is."""
-        if conn.get_transaction() is not None:  # also one whose commit failed, which counts as inactive
+        """Roll the transaction back. It may be in any state."""
+        if conn.get_transaction() is not None:  # this includes a transaction with a failed commit, which is inactive
             conn.rollback()
         self.driver(conn).rollback()  # SQLAlchemy believes that a failed commit ended the transaction
 
@@ -283,7 +283,7 @@ class Backend(Expressions):
     @staticmethod
     @abstractmethod
     def join(table: Table, key: str) -> str:
-        """Return the beginning of a clause FROM: the values of one list, named ``c.value``, and how a table follows."""
+        """Return the beginning of a clause FROM: the values of one list, named ``c.value``, joined with the table."""
 
     @abstractmethod
     def listed(self, table: Table, key: str, values: Sequence[Any]) -> Any:
@@ -309,19 +309,19 @@ class Backend(Expressions):
         """Return the seconds since 1970, by the one clock that all processes of the database share."""
 
     def announce(self, conn: Connection, buffer_id: int) -> None:
-        """Wake the processes that watch the buffer, as soon as this transaction commits, if they do not look for it."""
+        """Wake the processes that watch the buffer when this transaction commits, if they do not poll by themselves."""
 
     @abstractmethod
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
-        """Return a watch on the buffer: a commit from now on ends a wait. It uses a separate connection."""
+        """Return a watch on the buffer, with a separate connection. A commit from now on ends a wait."""
 
     def classify(self, error: BaseException) -> Failure | None:
-        """Return what the error means; None if it is no error of the driver."""
+        """Return the meaning of the error. None if it is no error of the driver."""
         return self._meaning(error.orig if isinstance(error, DBAPIError) else error)
 
     @abstractmethod
     def _meaning(self, error: BaseException | None) -> Failure | None:
-        """Return what an error of the driver means, as it was before SQLAlchemy wrapped it."""
+        """Return the meaning of an error of the driver. SQLAlchemy's wrapper is removed already."""
 
     @abstractmethod
     def size(self, conn: Connection) -> dict[str, int]:

@@ -14,7 +14,7 @@ from memstore.storage.schema import metadata
 Rows = Sequence[tuple[Any, ...]]
 
 KINDS = {"v": "view", "m": "materialized view", "f": "foreign table", "p": "partitioned table", "r": "table"}
-"""The kinds of relations, by PostgreSQL's letters for them."""
+"""PostgreSQL has these letters for the kinds of relations."""
 
 _OURS = "c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[])"
 """The condition that a relation has a name of memstore's, which the parameter lists, in the current schema."""
@@ -58,7 +58,7 @@ def foreign(relations: Rows, rules: Rows) -> Iterator[str]:
 
 
 def altered(columns: Rows) -> Iterator[str]:
-    """Find tables that are missing, or that differ in columns, types or NULLs from what the code declares."""
+    """Find tables that are missing, or that differ in columns, types or NULLs from the declaration in the code."""
     found: dict[str, set[tuple[Any, ...]]] = {}
     for table, *column in columns:
         found.setdefault(table, set()).add(tuple(column))

@@ -1,4 +1,4 @@
-"""Statements, and parts of them, that both databases write alike. Each is written once for its tables and columns."""
+"""Statements, and parts of them, that both databases write alike. Each is made once for its tables and columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def quoted(names: Iterable[str], prefix: str = "") -> str:
 
 @cache
 def select_listed(join: str, table: str, columns: tuple[str, ...], key: str) -> str:
-    """Write a query for the rows whose ``key`` is in a list. ``join`` is what ``Backend.join`` returns."""
+    """Write a query for the rows with a ``key`` in a list. ``join`` is the text of ``Backend.join``."""
     return f'SELECT {quoted(columns, "t.")} FROM {join} {table} t ON t."{key}" = c.value'
 
 

@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSON
 from sqlalchemy.types import NullType, TypeEngine
 
 LARGEST = 1.7976931348623157e308
-"""The largest float64."""
+"""This is the largest float64."""
 
 EXACT = 2**63
 """Whole numbers from -EXACT to EXACT - 1 are exact. Others count as the nearest float64, as SQLite reads them."""

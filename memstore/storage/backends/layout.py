@@ -24,7 +24,7 @@ class Definition(NamedTuple):
 
 
 REVISION = "0004"
-"""The schema revision to which the fingerprints in ``LAYOUT`` belong."""
+"""The fingerprints in ``LAYOUT`` belong to this schema revision."""
 
 LAYOUT: dict[str, str] = {
     "buffer": "348a98f4aef6e448",
@@ -56,13 +56,13 @@ LAYOUT: dict[str, str] = {
     "v_episode": "c5f1b27ea6957d75",
     "v_history": "9becafcbb7ba63df",
 }
-"""The ``fingerprint`` of each definition. ``python -m tests.support.layout`` writes it again."""
+"""Each definition has this ``fingerprint``. ``python -m tests.support.layout`` writes them again."""
 
 VIEWS = frozenset({"v_domain", "v_episode", "v_history"})
-"""The names of memstore's views."""
+"""memstore's views have these names."""
 
 TABLES = frozenset({VERSION_TABLE, *metadata.tables})
-"""The names of memstore's tables."""
+"""memstore's tables have these names."""
 
 
 def fingerprint(sql: str) -> str:

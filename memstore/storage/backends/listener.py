@@ -18,13 +18,13 @@ from sqlalchemy.exc import DBAPIError
 from memstore.storage.backends.base import Watch
 
 CHANNEL = "memstore"
-"""The channel of the notifications. Each one carries the number of a buffer, to which a write was committed."""
+"""Notifications use this channel. Each one carries the number of a buffer, to which a write was committed."""
 
 LISTENING = int.from_bytes(b"mems")
-"""First half of the key of the advisory lock that listeners share. The second half is the number of the buffer."""
+"""The advisory lock that listeners share has this first half of its key. The second half is the buffer's number."""
 
 ANNOUNCE = f"SELECT pg_notify('{CHANNEL}', %s) WHERE NOT pg_try_advisory_xact_lock({LISTENING}, %s::int4)"
-"""Notifies if somebody listens for the buffer. Its number is both parameters."""
+"""This statement notifies if somebody listens for the buffer. The number of the buffer is both parameters."""
 
 
 class Listener(Watch):

@@ -19,19 +19,22 @@ from memstore.printable import visible
 LOCKS = Path("/proc/locks")
 MAPS = Path("/proc/self/maps")
 MEMORY = Path("/proc/self/mem")
-"""Linux's files with all locks, with the maps of this process's memory, and with that memory."""
+"""Linux has these files with all locks, with the maps of this process's memory, and with that memory."""
 
 _WRITE, _FIRST_READ, _LAST_READ = 120, 123, 127
-"""Bytes of the ``-shm`` file: the lock of the writer, and the first and the last of the five locks of readers."""
+"""These bytes of the ``-shm`` file are the lock of the writer, and the first and the last of five locks of readers."""
 
 _INDEX = struct.Struct("=16xI76xI5I")
-"""Layout of the first bytes of the file: frames in the log, frames folded into the database, marks of five readers."""
+"""The first bytes of the file have this layout: frames in the log, frames folded into the database, marks of readers.
+
+There are five marks of readers.
+"""
 
 # A process that waits for a lock has an arrow before the kind. A lock up to EOF, the file's end, is not SQLite's.
 _LINE = re.compile(r"\d+: POSIX +\S+ +\S+ +(?P<pid>\d+) \S+:(?P<inode>\d+) (?P<first>\d+) (?P<last>\d+)")
 
 MOST_NAME = 60
-"""Characters of a process's command in a message."""
+"""A message shows at most this many characters of a process's command."""
 
 
 def describe_writer(database: Path) -> str:

@@ -12,7 +12,7 @@ import sqlite3
 from typing import Any
 
 PAGE = 4096
-"""Bytes of a page of the file."""
+"""A page of the file has this many bytes."""
 
 LEAST_PAGES, MOST_PAGES = 4000, 16384
 """The log of a small file and that of a large file are folded at these numbers of pages."""

@@ -10,7 +10,7 @@ from memstore.storage.backends.locks import describe_process, old_readers
 from memstore.storage.backends.log import PAGE
 
 LONG_SNAPSHOT = 60.0
-"""Seconds after which a transaction on a server is reported. Vacuum keeps all rows that the transaction may see."""
+"""A transaction on a server is reported after this many seconds. Vacuum keeps all rows that it may see."""
 
 ON_SERVER = (
     "SELECT pid, application_name, usename::text, state, extract(epoch FROM clock_timestamp() - xact_start)::float8 "
@@ -18,7 +18,7 @@ ON_SERVER = (
     "AND backend_type = 'client backend' AND clock_timestamp() - xact_start > make_interval(secs => %s) "
     "ORDER BY xact_start LIMIT 3"
 )
-"""Finds the oldest transactions on a server. The server shows the sessions of other users only to some roles."""
+"""This query finds the oldest transactions on a server. It shows the sessions of other users only to some roles."""
 
 
 def of_file(database: Path, log: int, usual: int) -> Iterator[str]:

@@ -28,7 +28,7 @@ class PipelinedConnection(psycopg.Connection[Any]):
     statements: Statements
 
     swollen = False
-    """True if it is closed after its transaction: libpq's buffers grew, and never shrink again."""
+    """True if the connection must be closed after its transaction, because libpq's buffers grew and never shrink."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -36,7 +36,7 @@ class PipelinedConnection(psycopg.Connection[Any]):
         self._open: tuple[AbstractContextManager[psycopg.Pipeline], psycopg.Pipeline] | None = None
 
     def enter_pipeline(self) -> None:
-        """Wait for no answer from here on unless it is asked for."""
+        """Begin a pipeline: from here on, wait only for answers that are fetched."""
         block = self.pipeline()
         self._open = block, block.__enter__()
 
@@ -158,7 +158,7 @@ class WatchedCursor(psycopg.Cursor[Any]):
         if self not in connection._unanswered:
             return fetch()
         begun = time.perf_counter()
-        if self.pgresult is None:  # else its answer came with an earlier one
+        if self.pgresult is None:  # otherwise its answer came together with an earlier one
             connection.statements.awaited()
         found = fetch()
         connection.answered(time.perf_counter() - begun, self)

@@ -30,25 +30,28 @@ from memstore.storage.schema import VERSION_TABLE, buffer, metadata, replay_meta
 from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = 130000
-"""The oldest server that memstore works with, as the server gives its version: 13.0."""
+"""memstore needs at least this version of the server, in the form that the server gives it: 13.0."""
 
 STATEMENT_BYTES = 64 * 2**20
-"""Bytes of blobs that one statement carries. A message may hold 1 GiB, but both sides keep it in memory."""
+"""One statement has at most this many bytes of blobs. A message may hold 1 GiB, but both sides keep it in memory."""
 
 LARGE = 16 * 2**20
-"""Bytes of a large value. Its connection is closed later: this frees its buffers, and a new one costs 5 ms."""
+"""A large value has at least this many bytes. Its connection is closed later, which frees its buffers.
+
+A new connection costs 5 ms.
+"""
 
 CANCELLATION = 2.0
 """The call that tells the server to cancel a statement may take this many seconds."""
 
 APPLICATION = "memstore"
-"""The name of memstore's sessions on the server, unless their address or PGAPPNAME gives another."""
+"""memstore's sessions have this name on the server, unless their address or PGAPPNAME gives another."""
 
 _OTHERS = (
     "SELECT pid, usename FROM pg_stat_clear_snapshot(), pg_stat_activity "
     "WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = %s ORDER BY pid"
 )
-"""Finds the other sessions of memstore in this database."""
+"""This query finds the other sessions of memstore in this database."""
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -96,7 +99,7 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
         super().__init__(url, durability, busy_timeout, trace)
-        # Not 0 ms, which would be no limit.
+        # 0 ms would mean no limit, so the least is 1 ms.
         self._settings = ("on" if durability == "power" else "off", f"{max(int(busy_timeout * 1000), 1)}ms")
 
     def create_engine(self) -> Engine:
@@ -138,7 +141,7 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def rollback(self, conn: Connection) -> None:
         driver: PipelinedConnection = self.driver(conn)
-        with suppress(psycopg.Error):  # errors of statements that are given up
+        with suppress(psycopg.Error):  # the statements are given up, and their errors do not matter
             driver.leave_pipeline()
         if driver.closed:
             conn.invalidate()
@@ -172,8 +175,8 @@ class PostgresBackend(PostgresExpressions, Backend):
         return cursor
 
     def lock_schema(self, conn: Connection) -> None:
-        # Tables and buffers are created durably under either durability: a handle could not work on one that the server
-        # has forgotten.
+        # Tables and buffers are created durably under either durability, because a handle could not work on a table
+        # that the server has lost.
         self.execute(conn, "SELECT set_config('synchronous_commit', 'on', true)")
         self.execute(conn, f"SELECT pg_advisory_xact_lock(hashtextextended('{VERSION_TABLE} ' || current_schema(), 0))")
 
@@ -209,7 +212,7 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     @staticmethod
     def join(table: Table, key: str) -> str:
-        # Not "= ANY": the planner copies the array's constants into the index condition, up to 0.5 ms for 256 of them.
+        # "= ANY" is not used: the planner copies the array's constants into the index condition, up to 0.5 ms for 256.
         return f"unnest(%s::{kind_of(table, key).sql}[]) AS c(value) JOIN"
 
     def listed(self, table: Table, key: str, values: Sequence[Any]) -> Array:
@@ -262,8 +265,8 @@ class PostgresBackend(PostgresExpressions, Backend):
             self.execute(conn, "SELECT setval(pg_get_serial_sequence(%s, 'id'), %s)", (buffer.name, number))
 
     def lock_tables(self, conn: Connection, *, force: bool) -> None:
-        # A session outside a transaction holds no lock. But it remembers what was in the tables, and would go on from
-        # there. The lock comes first: who opens a memory after it has to wait, and who opened one before is seen below.
+        # A session outside a transaction holds no lock. But it remembers the contents of the tables, and would continue
+        # with them. The lock comes first. A later session has to wait for it, and an earlier session is found below.
         self.execute(conn, f"LOCK TABLE {', '.join(metadata.tables)} IN ACCESS EXCLUSIVE MODE")
         deadline = time.monotonic() + self.busy_timeout
         while not force and (others := self.execute(conn, _OTHERS, (APPLICATION,)).fetchall()):

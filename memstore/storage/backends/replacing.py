@@ -35,13 +35,16 @@ if sys.platform != "win32":  # Windows itself refuses to rename a file over one 
     import fcntl
 
 PENDING_BYTE, LOCK_BYTES = 0x40000000, 512
-"""First byte and number of the bytes that SQLite locks. A lock on all is exclusive (https://sqlite.org/src, os.h)."""
+"""SQLite locks bytes from the first number on, as many as the second one. A lock on all of them is exclusive.
+
+See os.h in https://sqlite.org/src.
+"""
 
 ATTEMPTS = 5
 """Steps 1 and 2 are tried this many times. Others may open the file between them, and then both are done again."""
 
 _BEYOND_OPENING = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
-"""Codes of errors with which SQLite refuses to open a file at all."""
+"""With these codes of errors SQLite has refused to open a file at all."""
 
 
 def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> Path | None:

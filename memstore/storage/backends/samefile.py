@@ -15,10 +15,10 @@ from pathlib import Path
 from memstore.errors import StoreUnavailable
 
 Identity = tuple[int, int]
-"""The device and the inode of a file."""
+"""A file is identified by its device and its inode."""
 
 LOG_SUFFIXES = ("-wal", "-shm")
-"""Ends of the names of the files that SQLite makes beside a database in WAL mode."""
+"""SQLite makes files with these endings beside a database in WAL mode."""
 
 
 class OpenFiles:
@@ -29,16 +29,16 @@ class OpenFiles:
     Parameters
     ----------
     path : Path
-        The database, which was opened a moment ago.
+        Path of the database, which was opened a moment ago.
     where : str
-        The database, for messages.
+        Name of the database in messages.
     first : OpenFiles, optional
-        Those of the first connection: all connections must have the same file.
+        Files of the first connection. All connections must have the same file.
 
     Raises
     ------
     StoreUnavailable
-        If there is another file at the path than for the first connection.
+        If the path leads to another file than that of the first connection.
     """
 
     __slots__ = ("_known", "_looked", "_names", "_where")
@@ -55,7 +55,7 @@ class OpenFiles:
             self._look_at(name)
 
     def look(self, fresh: float = 0.0) -> None:
-        """Check that the files at the paths are those that the connection has open: three ``stat``, 1 to 4 us each.
+        """Check that the connection has the files at the paths open. This takes three ``stat`` of 1 to 4 us each.
 
         Parameters
         ----------
@@ -75,7 +75,7 @@ class OpenFiles:
         self._looked = moment
 
     def _look_at(self, name: str) -> None:
-        """Check one file. The first look only notes it: the first transaction makes the log."""
+        """Check one file. The first look only notes the file, because the first transaction makes the log."""
         found, known = _identity(name), self._known.get(name)
         if known is None and found is not None:
             self._known[name] = found

@@ -37,19 +37,22 @@ from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata
 from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = (3, 38, 0)
-"""The oldest SQLite that memstore works with."""
+"""memstore needs at least this version of SQLite."""
 
 LARGE = 1 << 20
-"""Bytes of a large value. After an insert of one, a second statement frees its memory: see ``insert_large``."""
+"""A large value has at least this many bytes. After its insert, a second statement frees memory: ``insert_large``."""
 
 CACHE_KIB = 64 * 1024
-"""KiB of pages that a connection keeps in memory."""
+"""A connection keeps this many KiB of pages in memory."""
 
 BACKUP_PAGES = 4096
-"""Pages that are copied between two reports of progress."""
+"""A copy takes this many pages between two reports of progress."""
 
 LOOK_AHEAD = 0.001
-"""Seconds. A write that begins sooner after the last check of the files skips it, which halves its cost for add(1)."""
+"""A write within this many seconds after the last check of the files skips the check.
+
+That halves its cost for ``add`` of one episode.
+"""
 
 _CODES = {
     sqlite3.SQLITE_BUSY: Failure.BUSY,
@@ -70,7 +73,7 @@ _CODES = {
 }
 
 _POSITION_BITS = 43
-"""Bits of a position. A candidate is one integer: the stratum's sequence above these bits, the position in them.
+"""A position has this many bits. A candidate is one integer: the stratum's sequence number above these bits.
 
 So one prepared statement takes any number of candidates as one JSON text, within 15 % of the speed of a VALUES list.
 """
@@ -145,13 +148,13 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         self._first = self._first or connection.files
 
     def begin(self, conn: Connection, *, write: bool) -> None:
-        # Suppose that a DEFERRED transaction begins to write after somebody else committed: it fails at once, whatever
-        # the timeout is. So writers are IMMEDIATE from the start, and readers never wait.
+        # A DEFERRED transaction that begins to write after another commit fails at once, with any timeout. So writers
+        # are IMMEDIATE from the start, and readers never wait.
         driver: WatchedConnection = self.driver(conn)
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
         if write:
             log.fit(driver)
-            driver.files.look(LOOK_AHEAD)  # under the lock; the look after the commit is what a promise needs
+            driver.files.look(LOOK_AHEAD)  # this look is under the lock; the promise needs the look after the commit
 
     def commit(self, conn: Connection) -> None:
         driver: WatchedConnection = self.driver(conn)

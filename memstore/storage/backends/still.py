@@ -19,7 +19,7 @@ def look(path: Path) -> Look | None:
     """Return the look of the file; None if a file beside it holds the last commits, or may hold them."""
     try:
         if has_log(path) or all(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-shm")):
-            return None  # with an empty log somebody has it open, and may write the next moment
+            return None  # with an empty log, another process has the file open, and may write at the next moment
         return look_of(path)
     except OSError:
         return None
@@ -31,7 +31,7 @@ def needed(path: Path) -> bool:
 
 
 def changed() -> sqlite3.OperationalError:
-    """Make SQLite's own error for a snapshot that is gone."""
+    """Return SQLite's own error for a lost snapshot."""
     error = sqlite3.OperationalError("another process began to write the file; it can be read only while nobody writes")
     error.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
     error.sqlite_errorname = "SQLITE_BUSY_SNAPSHOT"

@@ -29,13 +29,13 @@ class WatchedConnection(sqlite3.Connection):
     closed = False
 
     files: OpenFiles
-    """The files that it has open."""
+    """Files that the connection has open."""
 
     seen: Look | None = None
-    """The look of the file when it was opened, if it is read without a log."""
+    """Look of the file at its opening, if the file is read without a log."""
 
     log_pages = LEAST_PAGES
-    """Pages at which it folds the log."""
+    """Number of pages at which the connection folds the log."""
 
     def __init__(self, statements: Statements, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -86,7 +86,7 @@ class WatchedConnection(sqlite3.Connection):
 
 
 class WatchedCursor(sqlite3.Cursor):
-    """A cursor whose statements are told of. It reads all rows at once: only then their number and time are known."""
+    """A cursor that reports its statements. It reads all rows at once, to know their number and time."""
 
     _found: Iterator[Any] = iter(())
 
