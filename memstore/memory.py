@@ -206,7 +206,7 @@ class EpisodicMemory:
         return recall.between(self._session, start, end, domain, limit)
 
     def recall_by_tags(
-        self, tags: Iterable[str], *, match: Literal["any", "all"] = "any", limit: int | None = None
+        self, tags: Tags, *, match: Literal["any", "all"] = "any", limit: int | None = None
     ) -> list[Episode]:
         """Return the episodes that carry any, or all, of the tags, oldest first; with ``limit`` at most so many."""
         return recall.tagged(self._session, tags, match, limit)
@@ -467,8 +467,8 @@ class EpisodicMemory:
     def lease(
         self,
         count: int,
-        duration: Seconds = 60.0,
         *,
+        duration: Seconds = 60.0,
         strategy: Strategy | str | None = None,
         alpha: float | None = None,
         beta: float = 0.0,
@@ -509,7 +509,7 @@ class EpisodicMemory:
         """Give leased episodes back unused; returns how many of them this lease still held. Committed on return."""
         return leases.release(self._session, batch)
 
-    def renew(self, batch: Batch, duration: Seconds = 60.0) -> int:
+    def renew(self, batch: Batch, *, duration: Seconds = 60.0) -> int:
         """Hold leased episodes for ``duration`` seconds from now; returns how many this lease still holds.
 
         Fewer than ``len(batch)`` means that the time was over before, and others may have the rest.
@@ -705,7 +705,7 @@ class EpisodicMemory:
         replayed: Batch | Ids,
         *,
         loss: Losses,
-        step: int | None = None,
+        step: SupportsIndex | None = None,
         on_invalid: Literal["raise", "skip"] = "raise",
     ) -> UpdateResult:
         """Write losses back, and one replay event each, in one commit. A leased batch is released by it.
@@ -848,7 +848,7 @@ def open(
     seed: int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     durability: Durability = "process",
-    busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
+    busy_timeout: Seconds = DEFAULT_BUSY_TIMEOUT,
     consumer: str | None = None,
     create: bool = True,
     trace: Trace | None = None,
