@@ -170,7 +170,7 @@ class Backend(Expressions):
 
     def rollback(self, conn: Connection) -> None:
         """Roll the transaction back, whatever its state is."""
-        if conn.in_transaction():
+        if conn.get_transaction() is not None:  # after a failed commit it is there, inactive, and refuses statements
             conn.rollback()
         self.driver(conn).rollback()  # SQLAlchemy believes that a failed commit ended the transaction
 
