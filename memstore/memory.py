@@ -237,7 +237,7 @@ class EpisodicMemory:
         return recall.between(self._session, start, end, domain, limit)
 
     def recall_by_tags(
-        self, tags: Iterable[str], *, match: Literal["any", "all"] = "any", limit: int | None = None
+        self, tags: Tags, *, match: Literal["any", "all"] = "any", limit: int | None = None
     ) -> list[Episode]:
         """Return the episodes that carry any, or all, of the tags, oldest first.
 
@@ -559,8 +559,8 @@ class EpisodicMemory:
     def lease(
         self,
         count: int,
-        duration: Seconds = 60.0,
         *,
+        duration: Seconds = 60.0,
         strategy: Strategy | str | None = None,
         alpha: float | None = None,
         beta: float = 0.0,
@@ -610,7 +610,7 @@ class EpisodicMemory:
         """
         return leases.release(self._session, batch)
 
-    def renew(self, batch: Batch, duration: Seconds = 60.0) -> int:
+    def renew(self, batch: Batch, *, duration: Seconds = 60.0) -> int:
         """Hold leased episodes for ``duration`` seconds from now, and return the number that this lease still holds.
 
         The change is committed when the call returns. A number below ``len(batch)`` means that the lease had ended
@@ -844,7 +844,7 @@ class EpisodicMemory:
         replayed: Batch | Ids,
         *,
         loss: Losses,
-        step: int | None = None,
+        step: SupportsIndex | None = None,
         on_invalid: Literal["raise", "skip"] = "raise",
     ) -> UpdateResult:
         """Write measured losses and one replay event for each, in one commit. The lease of a leased batch ends.
@@ -999,7 +999,7 @@ def open(
     seed: int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     durability: Durability = "process",
-    busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
+    busy_timeout: Seconds = DEFAULT_BUSY_TIMEOUT,
     consumer: str | None = None,
     create: bool = True,
     trace: Trace | None = None,

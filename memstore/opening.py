@@ -28,6 +28,7 @@ from memstore.storage.address import parse_url
 from memstore.storage.database import Database
 from memstore.storage.statements import Trace
 from memstore.storage.upgrade import ensure_schema
+from memstore.types import Seconds
 from memstore.upkeep.settings import Changes, new_settings
 from memstore.values.shown import listed, shown
 from memstore.version import __version__
@@ -50,7 +51,7 @@ class Handle:
     seed: int | None
     cache_bytes: int
     durability: Durability
-    busy_timeout: float
+    busy_timeout: Seconds
     create: bool
     trace: Trace | None = None
 

@@ -27,7 +27,7 @@ def test_the_whole_loop(tmp_path: Path) -> None:
         assert_type(batch.weight, NDArray[np.float64])
         assert_type(memory.update(batch, loss=np.ones(len(batch), np.float32), step=1), UpdateResult)
         held = memory.lease(2, duration=np.timedelta64(60, "s"), wait=0)
-        assert memory.renew(held, 30) == memory.release(held) == len(held.take([True, False])) + 1
+        assert memory.renew(held, duration=30) == memory.release(held) == len(held.take([True, False])) + 1
         updated(memory, ids, [0.5] * len(ids))
         updated(memory, ids.tolist(), 0.25)
         updated(memory, list(ids), [np.float32(1.0)] * len(ids))

@@ -25,7 +25,7 @@ from memstore.payload.fields import Field
 from memstore.payload.signature import Signature
 from memstore.storage import stored
 from memstore.storage.schema import episode, episode_tag, first_id, id_range, replay_metadata
-from memstore.types import Episode, Ids, Match, ReplayMetadata, Time, Vector
+from memstore.types import Episode, Ids, Match, ReplayMetadata, Tags, Time, Vector
 from memstore.values.shown import shown
 from memstore.values.times import check_limit
 
@@ -61,7 +61,7 @@ def between(session: Session, start: Time, end: Time, domain: str | None, limit:
     return session.read(lambda s: _read(session, _ids_between(s, low, high, domain, most), s))
 
 
-def tagged(session: Session, tags: Iterable[str], match: Literal["any", "all"], limit: int | None) -> list[Episode]:
+def tagged(session: Session, tags: Tags, match: Literal["any", "all"], limit: int | None) -> list[Episode]:
     """Return whole episodes that carry any, or all, of the tags, oldest first."""
     wanted = check_texts("tag", tags)
     if not wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def update(
     session: Session,
     replayed: Batch | Ids,
     loss: Losses,
-    step: int | None,
+    step: SupportsIndex | None,
     on_invalid: Literal["raise", "skip"],
     consumer: str,
 ) -> UpdateResult:

@@ -554,9 +554,9 @@ def test_a_condition_may_exclude_the_weighted_domains(open_memory: OpenMemory) -
         assert len(batch) == 8 and set(batch.domain.tolist()) <= {"b", "c"}
         np.testing.assert_allclose(np.asarray(batch.probability), 0.5 / passes, rtol=1e-12)
         np.testing.assert_allclose(np.asarray(batch.weight), 1.0, rtol=1e-12)
-    memory.lease(10, 1e6, strategy=only)
+    memory.lease(10, duration=1e6, strategy=only)
     with pytest.raises(MemoryEmpty, match="10 are leased"):
-        memory.lease(1, 1e6, strategy=only)
+        memory.lease(1, duration=1e6, strategy=only)
     with pytest.raises(memstore.ConfigError, match="none of the weighted"):
         memory.sample(3, strategy=DomainBalanced({"z": 1.0}))
 

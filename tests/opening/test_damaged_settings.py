@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -58,3 +59,11 @@ def test_check_names_it_in_one_line_and_checks_the_others(url: str, setting: str
     assert CliRunner().invoke(main, ["check", url, "--buffer", "last"]).exit_code == 0
     reports = json.loads(CliRunner().invoke(main, ["check", url, "--json"]).stdout)
     assert [report["ok"] for report in reports] == [True, False, True]
+
+
+def test_a_backup_with_such_a_buffer_is_refused_by_its_name(url: str, setting: str, tmp_path: Path) -> None:
+    copy, target = tmp_path / "copy.db", tmp_path / "target.db"
+    memstore.backup(url, copy)
+    with pytest.raises(StoreCorrupt, match=f"is not sound, nothing was changed: buffer 'bad': .*{setting}"):
+        memstore.restore(copy, target)
+    assert not target.exists()

@@ -293,8 +293,8 @@ def test_what_is_asked_wrongly_is_refused_with_advice(memory: memstore.EpisodicM
         (lambda: memory.query().select(**{"a b": col.loss}).all(), "cannot name"),
         (lambda: memory.query().select(**{"class": col.loss}).all(), "cannot name"),
         (lambda: memory.history(steps=(3, 1)), "first <= last"),
-        (lambda: memory.history(limit=0), "count"),
-        (lambda: memory.hardest(0), "count"),
+        (lambda: memory.history(limit=0), "limit must be between 1 and"),
+        (lambda: memory.hardest(0), "^n must be between 1 and"),
         (lambda: memory.loss_trend(by="level"), "domain"),  # type: ignore[arg-type]
         (lambda: memory.sample(1, where=True), "condition"),  # type: ignore[arg-type]
         (lambda: memory.sample(1, where=col.step > 1), "history"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from sqlalchemy import Connection, select, text
 
@@ -204,3 +206,28 @@ def test_a_read_whose_connection_breaks_is_repeated(database: Database) -> None:
 
     assert database.in_read(work) == attempts[1] != attempts[0]
     assert database.connections.broken == 1
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_after_a_commit_that_failed_the_connection_serves_the_next(
+    database: Database, sql: Sql, monkeypatch: pytest.MonkeyPatch, write: bool
+) -> None:
+    """SQLAlchemy keeps the transaction of a failed commit, and refuses every statement until it is rolled back."""
+    run = database.in_write if write else database.in_read
+    kind = run(lambda conn: type(database.backend.driver(conn)))
+    error = psycopg.errors.DiskFull if issubclass(kind, psycopg.Connection) else sqlite3.DatabaseError
+
+    def fail(_: object) -> None:
+        raise error("database disk image is malformed")
+
+    def work(conn: Connection) -> int:
+        if write:
+            insert(database, conn, 1)
+        return int(conn.execute(text(COUNT)).scalar_one())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "commit", fail)
+        with pytest.raises(MemstoreError):
+            run(work)
+    assert sql(COUNT) == [(0,)]
+    assert run(work) == int(write)

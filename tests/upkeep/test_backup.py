@@ -64,7 +64,7 @@ def lived_in(open_memory: OpenMemory) -> memstore.EpisodicMemory:
         batch = memory.sample(16, beta=0.5)
         memory.update(batch, loss=batch.loss * 0.9, step=step)
     memory.save_checkpoint("latest", {"weights": np.arange(9.0), "none": None})
-    memory.lease(3, 1e6)
+    memory.lease(3, duration=1e6)
     memory.delete(memory.sample(5).ids)
     open_memory(buffer="second", limiter=memstore.SamplesPerInsert(2.0), eviction="reservoir").extend(rows(9))
     open_memory(buffer="third").add({"x": 1.0})
