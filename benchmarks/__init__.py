@@ -1,1 +1,1 @@
-"""What memstore costs, beside what one would write by hand; ``python -m benchmarks --help``."""
+"""The cost of memstore, beside code that one would write by hand: ``python -m benchmarks --help``."""

@@ -1,18 +1,24 @@
-"""``python -m benchmarks``: memstore beside what one would write by hand, in one run."""
+"""``python -m benchmarks``: memstore beside code that one would write by hand, in one run.
+
+With ``--against COMMIT``: this checkout beside another commit, in one run.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
 import tempfile
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.against import compare, table
 from benchmarks.bench import Bench
 from benchmarks.cases import CASES, LARGEST_ONLY, run
 from benchmarks.measure import Budget, Results
@@ -44,22 +50,30 @@ def _parser() -> argparse.ArgumentParser:
         help="where to measure (default: both, if a PostgreSQL server can be had)",
     )
     parser.add_argument("--url", help="a running PostgreSQL server, instead of one of the benchmarks' own")
-    parser.add_argument("--rows", type=_numbers, help="sizes of the database (default: 10000,100000,1000000)")
+    parser.add_argument(
+        "--against",
+        metavar="COMMIT",
+        help="measure nothing but one training loop and its calls, in this checkout and in this commit, in turns",
+    )
+    parser.add_argument(
+        "--rows", type=_numbers, help="sizes of the database (default: 10000,100000,1000000; with --against 100000)"
+    )
     parser.add_argument("--batch", type=_numbers, help="batch sizes of draws; the others use the largest (32,256)")
     parser.add_argument("--seconds", type=float, help="time for memstore in each group of contenders (default: 2)")
-    parser.add_argument("--rounds", type=int, help="at most so many rounds (default: 200)")
+    parser.add_argument("--rounds", type=int, help="largest number of rounds (default: 200)")
     parser.add_argument("--only", type=_cases, default=list(CASES), help=f"any of {','.join(CASES)}")
     parser.add_argument("--quick", action="store_true", help="1,000 rows and few rounds: checks that everything runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     parser.add_argument("--folder", type=Path, help="where SQLite's files live meanwhile (default: a temporary one)")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when a measured target is missed")
+    parser.add_argument("--strict", action="store_true", help="exit with code 1 when a measured target is missed")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; returns the exit code."""
+    """Run the benchmarks; return the exit code."""
     options = _parser().parse_args(arguments)
-    rows = options.rows or ([1000] if options.quick else [10_000, 100_000, 1_000_000])
+    usual = [100_000] if options.against else [10_000, 100_000, 1_000_000]
+    rows = options.rows or ([1000] if options.quick else usual)
     batches = options.batch or [32, 256]
     budget = Budget(
         seconds=options.seconds or (0.1 if options.quick else 2.0),
@@ -73,6 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
         places = _places(options, stack, console)
         databases = [place.describe() for place in places]
         console.print(*databases, sep="\n", highlight=False)
+        if options.against:
+            compared = compare(places, options.against, rows, budget)
+            console.print(table(compared, options.against))
+            _write(
+                options.json,
+                {"databases": databases, "compared": [dataclasses.asdict(one) | one.figures() for one in compared]},
+            )
+            return 0
         for size, place in itertools.product(rows, places):
             names = [name for name in options.only if size == max(rows) or name not in LARGEST_ONLY]
             with (
@@ -86,13 +108,17 @@ def main(arguments: list[str] | None = None) -> int:
     results.timings.sort(key=lambda t: (order.index(t.case.split()[0].rstrip(",")), t.case, t.rows))
     wanted = targets(results)
     show(console, results, wanted)
-    if options.json:
-        options.json.write_text(json.dumps(as_json(results, wanted, databases), indent=1) + "\n")
+    _write(options.json, as_json(results, wanted, databases))
     return int(options.strict and any(target.met is False for target in wanted))
 
 
+def _write(file: Path | None, figures: dict[str, Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def _places(options: argparse.Namespace, stack: ExitStack, console: Console) -> list[Place]:
-    """Where to measure; without a PostgreSQL server ``both`` means SQLite, with a note."""
+    """Return the places to measure at. Without a PostgreSQL server, ``both`` means SQLite, and a note says so."""
     places: list[Place] = []
     if options.database != "postgres":
         folder = tempfile.TemporaryDirectory(prefix="memstore-benchmarks-", dir=options.folder)

@@ -1,4 +1,4 @@
-"""What the cases share: one size on one kind of database, filled and ready."""
+"""What the cases share: filled databases of one size, at one place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Bench:
-    """Fills its databases at ``place``; the cases measure on them."""
+    """Filled databases at one place, on which the cases measure."""
 
     def __init__(self, place: Place, rows: int, batches: list[int], budget: Budget, progress: Progress) -> None:
         self.place, self.rows, self.batches, self.budget = place, rows, batches, budget
@@ -38,7 +38,7 @@ class Bench:
 
     @property
     def batch(self) -> int:
-        """What all but draws use."""
+        """Batch size of all cases but draws."""
         return max(self.batches)
 
     def close(self) -> None:
@@ -50,17 +50,17 @@ class Bench:
 
     @contextmanager
     def let_go(self) -> Iterator[None]:
-        """Close the database, so that a fresh process is the first to open it; then open it again."""
+        """Close the database during the block, so that a fresh process is the first to open it; then open it again."""
         self.memory.close()
         yield
         self.memory = open_memory(self.address, cache_bytes=CACHE_BYTES)
 
     def growth(self, batch: int) -> int:
-        """Rounds that at most double the database, so that a size stays what it says."""
+        """Return the number of rounds that at most double the database, so that its size stays about right."""
         return max(20, self.rows // batch)
 
     def fact(self, case: str, name: str, value: float, unit: str) -> None:
-        """Note a figure that is no series."""
+        """Record a single figure."""
         self.results.facts.append(Fact(self.place.name, case, self.rows, name, value, unit))
 
     def measure(
@@ -71,7 +71,7 @@ class Bench:
         contenders: Mapping[str, Callable[[T], Any]],
         most: int | None = None,
     ) -> None:
-        """Time contenders in turns, the first of them the one under test, for at most ``most`` rounds."""
+        """Time contenders in turns, for at most ``most`` rounds. The first one is under test."""
         rounds = self.budget.max_rounds if most is None else min(most, self.budget.max_rounds)
         budget = replace(self.budget, max_rounds=rounds)
         for number, (name, taken) in enumerate(in_turns(budget, prepare, contenders).items()):

@@ -1,4 +1,4 @@
-"""How tables grow under loss updates, and what the storage settings of revision 0002 do about it; PostgreSQL only."""
+"""How tables grow under loss updates, and how the storage settings of revision 0002 limit that; PostgreSQL only."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
 ROWS = 200_000
-"""At most; updates are five times as many."""
+"""Largest number of rows. There are five times as many updates."""
 TURNOVER = 5
+"""Updates for each row."""
 WIDE = 2048
-"""Floats of the payloads of 8 KiB."""
+"""Number of floats in a payload of 8 KiB."""
 PATIENCE = 10.0
 STORAGES = ("EXTERNAL", "EXTENDED")
 """Memstore's and PostgreSQL's default, which tries to compress."""
@@ -95,7 +96,7 @@ def _updates(bench: Bench, place: PostgresPlace, label: str, variant: str, stays
 
 
 def _standing(place: PostgresPlace, address: str, table: str) -> dict[str, float]:
-    """Sizes and counts, once those who wrote have left and so told theirs."""
+    """Return sizes and counts, after the writers have left: PostgreSQL's counts are complete only then."""
     deadline = time.monotonic() + PATIENCE
     while place.query(address, _OTHERS) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What one would write by hand: one table with three indexes, no history and no sampling index."""
+"""Code that one would write by hand: one table with three indexes, no history and no sampling index."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ CREATE INDEX episode_domain_timestamp ON episode (domain, timestamp);
 """
 EVICT = "DELETE FROM episode WHERE id IN (SELECT id FROM episode WHERE loss IS NOT NULL ORDER BY loss, id LIMIT {})"
 REPLAYED_AT = 1.7e9
+"""Time of every update, in seconds since 1970."""
 
 
 class ByHand(ABC):
-    """The same operations on a table of one's own."""
+    """The same operations, on a table of one's own."""
 
     name: str
     """As in the report."""
@@ -42,15 +43,15 @@ class ByHand(ABC):
 
     @abstractmethod
     def replace_easiest(self, episodes: Episodes) -> None:
-        """Let as many of the smallest losses go as come, in one commit."""
+        """Insert, and delete as many rows with the smallest losses, in one commit."""
 
     @abstractmethod
     def draw(self, count: int) -> Drawn:
-        """Ids, losses and payloads in proportion to (loss + epsilon) ** alpha, without replacement."""
+        """Draw ids, losses and payloads in proportion to (loss + epsilon) ** alpha, without replacement."""
 
     @abstractmethod
     def update(self, ids: NDArray[np.int64], loss: Floats) -> None:
-        """Write losses back in one commit; no history."""
+        """Write losses back in one commit, without history."""
 
     @abstractmethod
     def close(self) -> None:
@@ -58,7 +59,7 @@ class ByHand(ABC):
 
 
 def as_arrays(found: list[tuple[Any, ...]]) -> Drawn:
-    """Rows of (id, loss, payload) as a trainer wants them."""
+    """Return rows of (id, loss, payload) as the arrays that a trainer needs."""
     ids, loss, blobs = zip(*found, strict=True)
     packed = np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), INPUTS + TARGETS)
     payload = {"input": packed[:, :INPUTS].copy(), "target": packed[:, INPUTS:].copy()}

@@ -1,4 +1,4 @@
-"""By hand on psycopg."""
+"""The hand-written baseline on psycopg."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ ORDER BY ln(1.0 - random()) / power(coalesce(loss, %s) + %s, %s) DESC LIMIT %s
 
 
 class ByHandPostgres(ByHand):
-    """PostgreSQL.
+    """The hand-written baseline on PostgreSQL.
 
     Parameters
     ----------
     url : str
-        As memstore takes it.
+        Address in the form that memstore accepts.
     tuned : bool
-        With memstore's means: arrays, one statement a batch, commits that do not wait for the disk. Else
+        True uses memstore's means: arrays, one statement for a batch, commits that do not wait for the disk. False uses
         ``executemany``, which psycopg pipelines, and commits that wait.
     """
 

@@ -1,4 +1,4 @@
-"""By hand on the ``sqlite3`` module."""
+"""The hand-written baseline on the ``sqlite3`` module."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _TUNING = ("wal_autocheckpoint = 16384", "cache_size = -32768", "temp_store = ME
 
 
 class ByHandSqlite(ByHand):
-    """SQLite.
+    """The hand-written baseline on SQLite.
 
     Parameters
     ----------
     tuned : bool
-        With memstore's cache size and checkpoint interval; else SQLite's defaults, as one writes it by hand.
+        True uses memstore's cache size and checkpoint interval. False uses SQLite's defaults, as most people would.
     """
 
     def __init__(self, path: Path, *, tuned: bool) -> None:

@@ -1,4 +1,4 @@
-"""The cases, each at one size of one database."""
+"""The cases. Each measures one database of one size."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ COLD, WARM = "memstore, payloads from SQL", "memstore, payloads cached"
 MEMSTORE = "memstore"
 ORDER_BY, BISECTION, GATHER = "ORDER BY random key", "numpy in memory, bisection", "numpy in memory, uniform"
 LOOP_ADDS = 32
+"""Episodes that each round of the loop adds."""
 
 
 def draw(bench: Bench) -> None:
-    """Prioritized batches with their payloads."""
+    """Draw prioritized batches with their payloads."""
     arrays = InMemory(Workload().all(bench.rows))
     with open_memory(bench.address, cache_bytes=0, seed=2) as cold:
         for k in bench.batches:
@@ -42,7 +43,7 @@ def draw(bench: Bench) -> None:
 
 
 def update(bench: Bench) -> None:
-    """Losses of a drawn batch written back, with history; by hand without."""
+    """Write the losses of a drawn batch back: memstore with history, the hand-written code without."""
     k = bench.batch
 
     def prepare(redraw: bool) -> tuple[memstore.Batch, Any]:
@@ -77,7 +78,7 @@ def loop(bench: Bench) -> None:
 
 
 def open_(bench: Bench) -> None:
-    """Fresh processes that open the database and draw one batch."""
+    """Open the database in fresh processes and draw one batch in each."""
     with bench.let_go():
         times = min(bench.budget.max_rounds, 9)
         runs = [in_fresh_process("open", bench.address, bench.batch) for _ in range(times)]
@@ -86,7 +87,7 @@ def open_(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Peak memory of a fresh process that draws with a small cache."""
+    """Measure the peak memory of a fresh process that draws with a small cache."""
     with bench.let_go():
         used = in_fresh_process("memory", bench.address, bench.batch, draws=5 * bench.budget.max_rounds)
     for name, value in {**used, "cache budget": float(SMALL_CACHE)}.items():
@@ -94,7 +95,7 @@ def memory(bench: Bench) -> None:
 
 
 def extend_(bench: Bench) -> None:
-    """Batches of new episodes, with losses and without; then at capacity, where as many leave."""
+    """Add batches of new episodes, with losses and without; then at capacity, where as many episodes leave."""
     k = bench.batch
 
     def ours(episodes: Episodes) -> None:
@@ -124,10 +125,10 @@ CASES: Mapping[str, Callable[[Bench], None]] = {
     "extend": extend_,
     "bloat": bloat,
 }
-"""In the order in which they run: from those that only read to those that grow the database."""
+"""The cases in the order in which they run: first those that only read, last those that grow the database."""
 
 LARGEST_ONLY = frozenset({"network", "sharing", "learning", "history", "bloat"})
-"""Cases that run at the largest size alone."""
+"""Cases that run only at the largest size."""
 
 
 def run(bench: Bench, names: list[str]) -> None:

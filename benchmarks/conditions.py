@@ -1,4 +1,4 @@
-"""Draws behind a condition that so many in a hundred pass, each beside the draw without one, in pairs."""
+"""Draws with a condition that a given percentage of episodes meets, each paired with a draw without a condition."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from benchmarks.workload import CACHE_BYTES, Workload, open_memory
 from memstore import col
 
 SHARES = (1, 2, 4, 8, 16, 32, 64, 100)
+"""Percentages of the episodes that match the conditions."""
 LIMIT = 2.5
-"""Most that a draw behind a condition may take, in draws without one."""
+"""Largest time of a draw with a condition, in times of a draw without one."""
 
 STRATEGIES: dict[str, tuple[memstore.Strategy, float]] = {
     "prioritized_loss": (memstore.PrioritizedLoss(), 0.0),
@@ -27,8 +28,9 @@ STRATEGIES: dict[str, tuple[memstore.Strategy, float]] = {
     "mixed, beta 0.4": (memstore.Mixed(), 0.4),
 }
 UPDATED = 256
+"""Losses updated before each pair of draws."""
 PAIRS = 20
-"""At least; a budget of time alone gives too few on a busy machine."""
+"""Least number of rounds. A budget of time alone gives too few on a busy machine."""
 
 
 def conditions(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""What a process that has just started sees; run as ``python -m benchmarks.fresh open|memory BATCH DRAWS``.
+"""The costs of a process that has just started; run as ``python -m benchmarks.fresh open|memory BATCH DRAWS``.
 
 The address comes on standard input, since it may hold a password. It prints one JSON object. Nothing is imported
 before the clock starts, memstore included.
@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 CACHE_BYTES = 16 * 2**20
-"""The small cache budget of the memory case."""
+"""Cache budget of the memory case, in bytes; it is small."""
 
 
 def first_draw(address: str, batch: int) -> dict[str, float]:
-    """Seconds to import memstore, and then to open the database and to draw the first batch."""
+    """Return the seconds to import memstore, to open the database and to draw the first batch."""
     start = time.perf_counter()
     import memstore
 
@@ -30,7 +30,7 @@ def first_draw(address: str, batch: int) -> dict[str, float]:
 
 
 def memory_use(address: str, batch: int, draws: int) -> dict[str, float]:
-    """Peak resident bytes before the database is opened and after many draws with a small cache."""
+    """Return the peak resident bytes before the database is opened and after many draws with a small cache."""
     import memstore
 
     imported = _peak_bytes()
@@ -41,7 +41,7 @@ def memory_use(address: str, batch: int, draws: int) -> dict[str, float]:
 
 
 def _peak_bytes() -> float:
-    # Not getrusage where it can be avoided: on Linux a child's maximum starts from its parent's size at the fork.
+    # getrusage is the second choice, because on Linux a child's maximum starts from its parent's size at the fork.
     try:
         with Path("/proc/self/status").open() as status:
             return next(int(line.split()[1]) * 1024.0 for line in status if line.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""What the history costs an update, what its answers cost at five events an episode, and draws behind a condition."""
+"""The cost of the history in an update, of its answers with five events an episode, and of draws with a condition."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ WITH, WITHOUT = "update and its history", "update, history off"
 
 
 def history(bench: Bench) -> None:
-    """Updates with and without history; ready-made answers; draws behind conditions."""
+    """Measure updates with and without history, ready-made answers, and draws with conditions."""
     labels = ["history", "history-off"]
     with open_memory(bench.place.address(labels[0]), cache_bytes=CACHE_BYTES, capacity=2 * bench.rows) as memory:
         _fill(memory, bench)
     bench.place.copy(*labels)
     with open_memory(bench.place.address(labels[1]), cache_bytes=CACHE_BYTES) as off:
-        off.configure(history="off")
+        off.configure(history=None)
         with open_memory(bench.place.address(labels[0]), cache_bytes=CACHE_BYTES) as memory:
             _updates(bench, memory, off)
             _draws(bench, memory)

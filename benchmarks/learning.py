@@ -1,4 +1,4 @@
-"""What a durable learner costs: the same ten learning calls with a checkpoint in each, in the last, in none, in RAM."""
+"""The cost of a durable learner: ten learning calls with a checkpoint in each, in the last, in none; and in RAM."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from benchmarks.bench import Bench
 from memstore.learner import MemoryOnlineLearner, OnlineExample, OnlineLearnerConfig
 
 CALLS = 10
+"""Learning calls that are timed together."""
 NEW = 10
+"""New examples of each call."""
 MODELS = {"8k parameters": (64, 100, 10), "85k parameters": (64, 256, 256, 10)}
 CONFIG = OnlineLearnerConfig(
-    learning_rate=0.01, momentum=0.6, batch_size=2 * NEW, replay_ratio=1.0, strategy="uniform", capacity=2000
+    learning_rate=0.01, momentum=0.6, batch_size=2 * NEW, replay_ratio=1.0, replay_strategy="uniform", capacity=2000
 )
 EVERY: dict[str, int | None] = {
     "a checkpoint in every call": 1,
@@ -31,7 +33,7 @@ Calls = list[list[OnlineExample]]
 
 
 def learning(bench: Bench) -> None:
-    """Ten learning calls of 10 new and 10 replayed examples, by how often they checkpoint."""
+    """Measure ten learning calls of 10 new and 10 replayed examples, by how often they make a checkpoint."""
     for name, layers in MODELS.items():
         _measure(bench, f"learning, {name}", replace(CONFIG, layers=layers))
 
@@ -69,7 +71,7 @@ def _calls() -> Callable[[], Calls]:
 
 
 def _in_memory(config: OnlineLearnerConfig) -> Callable[[Calls], None]:
-    """The same steps on as many examples, replayed ones from a ring of arrays."""
+    """Return the same steps on as many examples, with replayed examples from a ring of arrays."""
     model, rng = config.default_model(), np.random.default_rng(6)
     kept_x, kept_y = np.zeros((config.capacity, 64), np.float32), np.zeros(config.capacity, np.int64)
     added = 0

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 WARMUPS = 40
-"""Calls before the clock counts: page caches fill, and the WAL of a fresh process grows to its full size, which makes
-its first dozens of commits slower than all that follow. Slow contenders get two."""
+"""Calls before the clock counts. They fill page caches, and let the log of a fresh process grow to its full size: until
+then, dozens of commits are slower than all later ones. Slow contenders get two of these calls."""
 
 
 def p95(values: Sequence[float]) -> float:
-    """The 95th percentile; the largest where there are few."""
+    """Return the 95th percentile; with few values, the largest."""
     return sorted(values)[math.ceil(0.95 * len(values)) - 1]
 
 
@@ -29,14 +29,14 @@ class Budget:
     seconds: float
     max_rounds: int = 300
     min_rounds: int = 40
-    """Of the contender under test."""
+    """Least number of rounds of the contender under test."""
     min_slow: int = 3
-    """Of one that takes much longer."""
+    """Least number of rounds of a contender that takes much longer."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one contender took in one case, per call."""
+    """The times of one contender in one case, per call."""
 
     database: str
     case: str
@@ -45,39 +45,39 @@ class Timing:
     contender: str
     seconds: tuple[float, ...]
     cpu: tuple[float, ...]
-    """Seconds of processor time in this process, not in a server: what a busy machine changes least."""
+    """Seconds of processor time in this process, without those of a server. A busy machine changes them least."""
     reference: bool = False
-    """Whether the others of its group are compared with this one."""
+    """True if the others of its group are compared with this one."""
 
     @property
     def group(self) -> tuple[str, str, int, int]:
-        """Those that were measured in turns."""
+        """Timings with the same key were measured in turns."""
         return self.database, self.case, self.rows, self.batch
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def median_cpu(self) -> float:
-        """Seconds."""
+        """Median processor time in seconds."""
         return statistics.median(self.cpu)
 
     @property
     def mean(self) -> float:
-        """Seconds."""
+        """Mean in seconds."""
         return statistics.fmean(self.seconds)
 
     @property
     def p95(self) -> float:
-        """Seconds; the largest where there are few."""
+        """The 95th percentile in seconds; with few values, the largest."""
         return p95(self.seconds)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A figure that is no series."""
+    """A single figure."""
 
     database: str
     case: str
@@ -95,18 +95,18 @@ class Results:
     facts: list[Fact] = field(default_factory=list)
 
     def timing(self, database: str, case: str, rows: int, batch: int, contender: str) -> Timing | None:
-        """One of them, if it was measured."""
+        """Return one timing; None if it was not measured."""
         wanted = (database, case, rows, batch)
         return next((t for t in self.timings if t.group == wanted and t.contender == contender), None)
 
     def reference(self, timing: Timing) -> Timing | None:
-        """What a timing is compared with; None for the reference itself."""
+        """Return the timing with which this one is compared; None for the reference itself."""
         if timing.reference:
             return None
         return next((t for t in self.timings if t.group == timing.group and t.reference), None)
 
     def fact(self, database: str, case: str, rows: int, name: str) -> float | None:
-        """The value of a fact, if it was measured."""
+        """Return the value of a fact; None if it was not measured."""
         wanted = (database, case, rows, name)
         return next((f.value for f in self.facts if (f.database, f.case, f.rows, f.name) == wanted), None)
 
@@ -114,10 +114,10 @@ class Results:
 def in_turns(
     budget: Budget, prepare: Callable[[], T], contenders: Mapping[str, Callable[[T], Any]]
 ) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and processor seconds per call of each contender, the first of which is the one under test.
+    """Return seconds and processor seconds per call of each contender. The first contender is under test.
 
-    Every round prepares one input outside the clock and gives it to all. A contender so slow that it would use up
-    more than the budget sits out rounds; each gets at least ``min_slow``.
+    Every round prepares one input, which is not timed, and gives it to all contenders. A contender that is so slow that
+    it would use up more than the budget skips rounds; each gets at least ``min_slow`` rounds.
     """
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     cost = dict.fromkeys(contenders, math.inf)

@@ -1,4 +1,4 @@
-"""Draws and writes with a network in between, and how often each of them waits for the server."""
+"""Draws and writes over a network with a delay, and how often each of them waits for the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DELAY = 0.0005
 """Seconds each way."""
 
 COUNTED = 10
-"""Times that each operation is done to count its exchanges; a rare second round of a draw must not show."""
+"""How often each operation is repeated to count its exchanges, so that a rare second round of a draw does not show."""
 
 
 def network(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""Where the databases of a run are: files in a folder, or databases of a PostgreSQL server."""
+"""Places for the databases of a run: files in a folder, or databases of a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from tests.support.postgres import PostgresServer
 
 SETTINGS = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "512MB", "max_wal_size": "4GB"}
-"""Of a server of the benchmarks' own; everything else is PostgreSQL's default."""
+"""Settings of the benchmarks' own server; all others are PostgreSQL's defaults."""
 
 _SHOWN = ("fsync", "full_page_writes", "synchronous_commit", "shared_buffers", "max_wal_size", "wal_compression")
 
 
 class Place(ABC):
-    """One kind of database, in which the cases make as many databases as they need."""
+    """A place in which the cases make as many databases as they need."""
 
     name: str
 
     @abstractmethod
     def address(self, label: str) -> str:
-        """What ``memstore.open`` takes; the database is made if there is none of this label."""
+        """Return the address of the database of this label for ``memstore.open``; make it if need be."""
 
     @abstractmethod
     def by_hand(self, label: str, *, tuned: bool) -> ByHand:
-        """The hand-written baseline in a database of this label."""
+        """Return the hand-written baseline in a database of this label."""
 
     @abstractmethod
     def copy(self, source: str, target: str) -> None:
@@ -48,11 +48,11 @@ class Place(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Version and settings, for the report."""
+        """Return version and settings, for the report."""
 
 
 class SqlitePlace(Place):
-    """Files."""
+    """Files in a folder."""
 
     name = "sqlite"
 
@@ -131,7 +131,7 @@ class PostgresPlace(Place):
 
     @staticmethod
     def query(address: str, statement: str) -> list[tuple[Any, ...]]:
-        """Rows of a statement outside memstore; none where it returns nothing."""
+        """Run a statement outside memstore; return its rows, if it has any."""
         import psycopg
 
         with psycopg.connect(address.replace("+psycopg", "", 1), autocommit=True) as conn:
@@ -144,7 +144,7 @@ class PostgresPlace(Place):
 
 @contextmanager
 def postgres(url: str | None) -> Iterator[PostgresPlace]:
-    """The server at this address, else one of the run's own; ``NoPostgres`` or ``ImportError`` when there is none."""
+    """Yield the server at this address, or one of our own; raise ``NoPostgres`` or ``ImportError`` without one."""
     import psycopg
 
     from tests.support.binaries import NoPostgres

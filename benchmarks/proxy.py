@@ -1,8 +1,8 @@
 """A network in front of a Unix socket: ``python -m benchmarks.proxy SOCKET SECONDS`` delays each direction.
 
-It prints the TCP port where it listens. After that every line on its standard input makes it print how many exchanges
-there were so far, and the end of its input ends it. An exchange begins when the client sends after the server did: the
-client has waited for an answer before.
+It prints the TCP port at which it listens. Then it answers every line on its standard input with the number of
+exchanges so far. It ends when its input ends. An exchange begins when the client sends after the server did, because
+then the client has waited for an answer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 
 CHUNK = 2**18
+"""Bytes read at once."""
 
 
 class Proxy:
@@ -29,7 +30,7 @@ class Proxy:
         self.port = self._number()
 
     def exchanges(self) -> int:
-        """How many there were since it started."""
+        """Return the number of exchanges since the proxy started."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -42,7 +43,7 @@ class Proxy:
 
 @contextmanager
 def proxy(target: Path, delay: float) -> Iterator[Proxy]:
-    """Start one and end it."""
+    """Start a proxy; end it after the block."""
     command = [sys.executable, "-m", "benchmarks.proxy", str(target), str(delay)]
     root = Path(__file__).parents[1]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -61,7 +62,7 @@ class _Counter:
 
 
 class _Link:
-    """One connection: per direction a thread that reads and one that writes what is due."""
+    """Serve one connection. In each direction one thread reads, and one writes after the delay."""
 
     def __init__(self, client: socket.socket, target: str, delay: float, counter: _Counter) -> None:
         server = socket.socket(socket.AF_UNIX)

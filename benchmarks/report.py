@@ -24,7 +24,7 @@ K = 256
 
 @dataclass(frozen=True)
 class Target:
-    """One of the speeds that must hold; ``value`` is None where it was not measured."""
+    """A speed that must hold; ``value`` is None if it was not measured."""
 
     name: str
     unit: str
@@ -34,14 +34,14 @@ class Target:
 
     @property
     def met(self) -> bool | None:
-        """None where it was not measured."""
+        """True if the target is met; None if it was not measured."""
         if self.value is None:
             return None
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
     @property
     def text(self) -> str:
-        """As printed."""
+        """The target as a line of the report."""
         limit = f"{'<=' if self.at_most else '>='} {self.limit:g} {self.unit}".rstrip()
         if self.value is None:
             return f"  [dim]not measured  {self.name} {limit}[/dim]"
@@ -50,7 +50,7 @@ class Target:
 
 
 def environment() -> dict[str, str]:
-    """What the figures depend on, without names or paths."""
+    """Return the versions and the machine on which the figures depend, without names or paths."""
     return {
         "python": platform.python_version(),
         "numpy": version("numpy"),
@@ -63,7 +63,7 @@ def environment() -> dict[str, str]:
 
 
 def targets(results: Results) -> list[Target]:
-    """What is aimed at."""
+    """Return the targets, with their values if they were measured."""
     return [
         *_sqlite(results),
         *_postgres(results),
@@ -125,7 +125,7 @@ def _conditions(results: Results) -> Iterator[Target]:
 
 
 def conditions_table(results: Results) -> Iterator[str]:
-    """The table of the README, in Markdown: the ratio of each draw, and what the dearer of the first two uses took."""
+    """Yield the README's table in Markdown: the ratio of each draw, and the larger cost of the first two uses."""
     keys = dict.fromkeys((f.database, f.rows) for f in results.facts if f.case.startswith("conditions"))
     for database, rows in keys:
         yield (
@@ -154,7 +154,7 @@ def _condition(results: Results, database: str, rows: int, name: str, share: int
 def _timing(
     results: Results, database: str, case: str, contender: str, *, rows: int = MILLION, mean: bool = False
 ) -> float | None:
-    """Median, or mean, in seconds."""
+    """Return the median, or the mean, in seconds; None if it was not measured."""
     timing = results.timing(database, case, rows, K, contender)
     if timing is None:
         return None
@@ -220,7 +220,7 @@ def _ratio(value: float) -> str:
 
 
 def as_json(results: Results, wanted: list[Target], databases: list[str]) -> dict[str, Any]:
-    """Everything, for a file."""
+    """Return everything, for a JSON file."""
     return {
         "environment": environment(),
         "databases": databases,

@@ -1,4 +1,4 @@
-"""What processes that share a database get done together, and what it costs writers to share a buffer."""
+"""The throughput of processes that share a database, and the cost for writers of sharing a buffer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from benchmarks.bench import Bench
 
 LEARNERS = (0, 1, 2, 4)
+"""Numbers of learners beside one writer."""
 WRITERS = (1, 2, 4, 8)
+"""Numbers of writers."""
 START = 60.0
-"""Seconds within which all must be ready."""
+"""Seconds within which all processes must be ready."""
 
 CREWS = sorted({*(1 + learners for learners in LEARNERS), *WRITERS})
+"""Sizes of the crews of processes."""
 
 
 class Crew:
@@ -30,7 +33,7 @@ class Crew:
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         barriers = {size: context.Barrier(size) for size in CREWS}
-        self._pool = context.Pool(max(CREWS), initializer=_join, initargs=(barriers,))
+        self._pool = context.Pool(max(CREWS), initializer=_set_barriers, initargs=(barriers,))
 
     def __enter__(self) -> Crew:
         return self
@@ -40,7 +43,7 @@ class Crew:
         self._pool.join()
 
     def work(self, workers: list[Worker]) -> tuple[float, float]:
-        """Rows added and rows drawn per second by all of them at once."""
+        """Return the rows added and the rows drawn per second, by all processes together."""
         rates = self._pool.map(Worker.run, [replace(worker, crew=len(workers)) for worker in workers], chunksize=1)
         added, drawn = (
             sum(rate for worker, rate in zip(workers, rates, strict=True) if worker.learns is learns)
@@ -50,16 +53,16 @@ class Crew:
 
 
 _barriers: dict[int, Barrier] = {}
-"""In a process of the crew: where so many of them wait for each other."""
+"""Barriers of this process of the crew, by the number of processes that wait at each."""
 
 
-def _join(barriers: dict[int, Barrier]) -> None:
+def _set_barriers(barriers: dict[int, Barrier]) -> None:
     _barriers.update(barriers)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What one process does: add batches, or draw batches and write their losses back."""
+    """Work as one process of a crew: add batches, or draw batches and write their losses back."""
 
     address: str
     buffer: str
@@ -70,7 +73,7 @@ class Worker:
     crew: int = 1
 
     def run(self) -> float:
-        """Rows added or drawn per second, from the moment when all are ready."""
+        """Return the rows added or drawn per second, from the moment when all processes are ready."""
         ready = _barriers[self.crew]
         workload = Workload(self.seed)
         try:
@@ -95,13 +98,13 @@ class Worker:
         return step
 
     def _add(self, memory: memstore.EpisodicMemory, workload: Workload) -> Callable[[], None]:
-        # Made before the clock starts: the data of others comes from their environments.
+        # Made before the clock starts, because real actors get their data from environments.
         episodes = workload.episodes(self.batch)
         return lambda: extend(memory, episodes)
 
 
 def sharing(bench: Bench) -> None:
-    """One writer beside more and more learners; then more and more writers, in one buffer and in one each."""
+    """Measure one writer beside more and more learners; then more and more writers, in one buffer and in one each."""
 
     def worker(number: int, *, learns: bool, address: str, buffer: str = "default") -> Worker:
         return Worker(address, buffer, learns, bench.batch, bench.budget.seconds, seed=100 + number)
@@ -128,7 +131,7 @@ def sharing(bench: Bench) -> None:
 
 @contextmanager
 def _buffers(bench: Bench, names: list[str]) -> Iterator[str]:
-    """A database with these empty buffers."""
+    """Make a database with these empty buffers."""
     label = f"shared-{bench.rows}"
     address = bench.place.address(label)
     try:

@@ -1,4 +1,4 @@
-"""The data that every contender stores: 80-byte payloads, four domains, lognormal losses."""
+"""The data that every contender stores: payloads of 80 bytes, four domains, lognormal losses."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 import memstore
+from memstore.config import UNCHANGED, Unchanged
 
 DOMAINS = ("algebra", "biology", "chemistry", "dynamics")
 INPUTS, TARGETS = 16, 4
+"""Floats in the two fields of a payload."""
 ALPHA, EPSILON = memstore.PrioritizedLoss().alpha, 1e-6
 FILL_BATCH = 16_384
+"""Episodes that one commit adds when a database is filled."""
 CACHE_BYTES = 2**30
-"""Room for every payload, so that "warm" means that all of them are cached."""
+"""Bytes of a cache with room for every payload, so that "warm" means that all are cached."""
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Some episodes, as a trainer holds them; a loss is NaN where it was never measured."""
+    """Some episodes in the form that a trainer holds. A loss that was never measured is NaN."""
 
     inputs: NDArray[np.float32]
     targets: NDArray[np.float32]
@@ -34,19 +37,19 @@ class Episodes:
 
     @property
     def payload(self) -> dict[str, NDArray[np.float32]]:
-        """As memstore takes it."""
+        """The payload in memstore's form."""
         return {"input": self.inputs, "target": self.targets}
 
     @property
     def blobs(self) -> list[bytes]:
-        """The same 80 bytes each as memstore stores, made as fast."""
+        """The same 80 bytes for each episode as memstore stores, made as fast as memstore makes them."""
         packed = np.concatenate([self.inputs, self.targets], axis=1)
         blobs: list[bytes] = packed.view(f"V{packed.shape[1] * 4}").ravel().tolist()
         return blobs
 
     @property
     def losses(self) -> list[float | None]:
-        """None where never measured."""
+        """The losses, with None in place of NaN."""
         return [None if value != value else value for value in self.loss.tolist()]
 
 
@@ -58,7 +61,7 @@ class Workload:
         self._made = 0
 
     def episodes(self, count: int, *, measured: bool = True) -> Episodes:
-        """The next ones."""
+        """Return the next episodes."""
         rng = self.rng
         start, self._made = self._made, self._made + count
         return Episodes(
@@ -70,21 +73,21 @@ class Workload:
         )
 
     def losses(self, count: int) -> NDArray[np.float64]:
-        """As a trainer measures them over a whole data set."""
+        """Return losses as a trainer measures them over a whole data set."""
         return self.rng.lognormal(-1.0, 1.0, count)
 
     def drifted(self, loss: NDArray[np.float64]) -> NDArray[np.float64]:
-        """As a trainer measures them again after a step: a little less, with noise; anew where never measured."""
+        """Return losses as measured after a step: a little lower, with noise. A loss never measured gets a new one."""
         again = np.where(np.isnan(loss), self.losses(len(loss)), loss)
         return again * np.exp(self.rng.normal(-0.05, 0.3, len(loss)))
 
     def chunks(self, rows: int) -> Iterator[Episodes]:
-        """``rows`` episodes in large batches."""
+        """Yield ``rows`` episodes in large batches."""
         for start in range(0, rows, FILL_BATCH):
             yield self.episodes(min(FILL_BATCH, rows - start))
 
     def all(self, rows: int) -> Episodes:
-        """The same episodes in one piece."""
+        """Return the same episodes in one piece."""
         parts = list(self.chunks(rows))
         return Episodes(
             np.concatenate([part.inputs for part in parts]),
@@ -96,16 +99,16 @@ class Workload:
 
 
 def open_memory(
-    address: str, *, cache_bytes: int, capacity: int | None = None, seed: int = 1
+    address: str, *, cache_bytes: int, capacity: int | Unchanged = UNCHANGED, seed: int = 1
 ) -> memstore.EpisodicMemory:
-    """The memory under test."""
+    """Open the memory under test."""
     return memstore.open(
         address, capacity=capacity, strategy="prioritized_loss", alpha=ALPHA, cache_bytes=cache_bytes, seed=seed
     )
 
 
 def extend(memory: memstore.EpisodicMemory, episodes: Episodes) -> None:
-    """One commit through the public API; all losses are measured or none is."""
+    """Add episodes in one commit through the public API. Either all losses are measured or none."""
     loss = None if np.isnan(episodes.loss[0]) else episodes.loss
     memory.extend(episodes.payload, domain=episodes.domain, loss=loss, timestamp=episodes.timestamp)
 

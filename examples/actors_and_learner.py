@@ -1,23 +1,23 @@
-"""Two actors and a learner that share nothing but a replay memory in a database.
+"""Two actors and a learner that share only a replay memory in a database.
 
     pip install 'memstore[examples]'
     python examples/actors_and_learner.py                                       # a file, cartpole.db
     python examples/actors_and_learner.py --database postgresql://user@host/db  # pip install 'memstore[postgres]'
 
-The actors play CartPole and add what they see. The learner, a double DQN in numpy, draws transitions by priority,
+The actors play CartPole and add their transitions. The learner, a double DQN in numpy, draws transitions by priority,
 writes their new errors back and stores its networks. There is no queue, no socket and no file of weights: the actors
-take the newest network from the learner's checkpoint. Every few seconds a line tells how the games go: a game brings
-about 22 points at first, and 500 at most.
+take the newest network from the learner's checkpoint. Every few seconds a line shows the mean return: a game brings
+about 22 points at first, and at most 500.
 
-Try, while it runs:
+Try this while it runs:
 
-- ``kill -9`` any process whose number it prints. It is started again and goes on from the last commit: the learner with
-  its step, networks and optimizer, the actors with the newest network. Without a learner the actors play a little
-  further and then wait: the memory's limiter keeps them in step.
-- ``kill -9`` the script itself: its children notice and end. Start it again with the same ``--database``.
-- ``--role actor`` in another terminal, or on another machine with PostgreSQL, to help. (``--role learner`` starts the
-  learner alone; there should be one.)
-- ``memstore stats cartpole.db --buffer transitions``, and SQL: the memory can be looked into at any time.
+- ``kill -9`` any process whose number it prints. The process is started again and continues from the last commit: the
+  learner with its step, networks and optimizer, the actors with the newest network. Without a learner the actors play a
+  little longer and then wait, because the memory's limiter keeps them in step.
+- ``kill -9`` the script itself. Its children notice that and end. Start it again with the same ``--database``.
+- ``--role actor`` in another terminal, or on another machine with PostgreSQL, to help. (``--role learner`` starts only
+  the learner; there should be one.)
+- ``memstore stats cartpole.db --buffer transitions``, or SQL, to look into the memory at any time.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ except ImportError as exc:
 
 Array = NDArray[Any]
 
-SIZES = (4, 64, 64, 2)  # of the network's layers: CartPole shows four numbers and takes one of two actions
+SIZES = (4, 64, 64, 2)  # widths of the network's layers: CartPole shows four numbers and has two actions
 GAMMA = 0.99
-LOOK_AHEAD = 10  # rewards that are summed before the network is asked: learns faster and more steadily than 1
+LOOK_AHEAD = 10  # rewards that are summed before the network's value is added: faster and steadier than 1
 LEARNING_RATE = 1e-3  # falls to 0 over the steps
-TARGET_RATE = 0.01  # what the target network takes over from the online network in each step
-MINIBATCH, MINIBATCHES = 64, 8  # the latter are drawn together: one draw and one commit for 8 steps of the learner
+TARGET_RATE = 0.01  # share of the online network that the target network takes over in each step
+MINIBATCH, MINIBATCHES = 64, 8  # 8 minibatches are drawn together: one draw and one commit for 8 steps
 CHUNK = 64  # steps that an actor plays between two commits
 EXPLORE_STEPS, LAST_EPSILON = 2_000, 0.02  # the share of random actions falls from 1 over these steps of the learner
-WINDOW = 50  # games in a mean
+WINDOW = 50  # games over which the mean return is taken
 
 
 def open_memories(database: str, seed: int | None = None) -> tuple[memstore.EpisodicMemory, memstore.EpisodicMemory]:
-    """Transitions, and finished games. Whoever comes first makes the buffers; the settings are stored in them."""
+    """Open the buffers of transitions and of finished games. The first process makes them, with their settings."""
     transitions = memstore.open(
         database,
         buffer="transitions",
@@ -68,7 +68,7 @@ def open_memories(database: str, seed: int | None = None) -> tuple[memstore.Epis
         strategy=memstore.PrioritizedLoss(alpha=0.6),
         eviction="fifo",
         epsilon=0.01,
-        # A transition is drawn 8 times on average, however fast the machine is, whoever dies and for how long.
+        # A transition is drawn 8 times on average, on any machine, whichever process dies and for however long.
         limiter=memstore.SamplesPerInsert(8.0, min_size=1_000),
         seed=seed,
     )
@@ -79,7 +79,7 @@ def open_memories(database: str, seed: int | None = None) -> tuple[memstore.Epis
 
 
 def layers(theta: Array) -> list[tuple[Array, Array]]:
-    """Weights and biases of each layer, as views of the vector."""
+    """Return the weights and biases of each layer, as views of the vector."""
     views, at = [], 0
     for fan_in, fan_out in pairwise(SIZES):
         middle, end = at + fan_in * fan_out, at + (fan_in + 1) * fan_out
@@ -89,7 +89,7 @@ def layers(theta: Array) -> list[tuple[Array, Array]]:
 
 
 def forward(theta: Array, observations: Array) -> list[Array]:
-    """Activations of every layer: the observations first, the values of the actions last."""
+    """Return the activations of every layer: the observations first, the values of the actions last."""
     activations = [observations]
     *hidden, (weights, biases) = layers(theta)
     for inner_weights, inner_biases in hidden:
@@ -109,7 +109,7 @@ def gradient(theta: Array, activations: list[Array], delta: Array) -> Array:
 
 @dataclass
 class Agent:
-    """All that the next step of the learner depends on. It is the checkpoint."""
+    """Everything on which the learner's next step depends. This is the checkpoint."""
 
     step: int
     online: Array
@@ -119,7 +119,7 @@ class Agent:
 
     @classmethod
     def newest(cls, memory: memstore.EpisodicMemory, seed: int = 0) -> Agent:
-        """As last stored in the memory, or one that knows nothing yet."""
+        """Return the learner that the memory stored last, or a new one."""
         if "learner" in memory.checkpoints():
             return cls(**memory.load_checkpoint("learner"))
         rng = np.random.default_rng(seed)
@@ -129,14 +129,14 @@ class Agent:
         return cls(0, theta, theta.copy(), np.zeros_like(theta), np.zeros_like(theta))
 
     def learn(self, rows: dict[str, Array], weight: Array, rate: float) -> Array:
-        """One step of double DQN on a minibatch; returns the absolute errors, from before it."""
+        """Take one step of double DQN on a minibatch; return the absolute errors from before it."""
         each = np.arange(len(weight))
         chosen = forward(self.online, rows["next_observation"])[-1].argmax(axis=1)
         future = forward(self.target, rows["next_observation"])[-1][each, chosen]
         activations = forward(self.online, rows["observation"])
         error: Array = activations[-1][each, rows["action"]] - (rows["reward"] + rows["discount"] * future)
         delta = np.zeros_like(activations[-1])
-        delta[each, rows["action"]] = weight * np.clip(error, -1, 1) / len(weight)  # of Huber's loss
+        delta[each, rows["action"]] = weight * np.clip(error, -1, 1) / len(weight)  # derivative of Huber's loss
         slope = gradient(self.online, activations, delta)
         self.step += 1
         self.slope += 0.1 * (slope - self.slope)
@@ -151,7 +151,7 @@ class Agent:
 
 
 def learner(options: argparse.Namespace) -> None:
-    """Train from where the last learner left off until the steps are done."""
+    """Continue where the last learner stopped, and train until the steps are done."""
     memory, _ = open_memories(options.database, options.seed)
     agent = Agent.newest(memory, options.seed)
     while agent.step < options.steps:
@@ -159,15 +159,15 @@ def learner(options: argparse.Namespace) -> None:
         batch = memory.sample(MINIBATCH * MINIBATCHES, beta=0.4 + 0.6 * done, normalize="batch")  # waits for its turn
         minibatches = (batch.take(rows) for rows in np.array_split(np.arange(len(batch)), MINIBATCHES))
         errors = [agent.learn(dict(each), each.weight, LEARNING_RATE * (1 - done)) for each in minibatches]
-        with memory.transaction():  # both or neither: after a crash, losses and networks are of the same step
+        with memory.transaction():  # both or none: after a crash, losses and networks belong to the same step
             memory.update(batch, loss=np.concatenate(errors), step=agent.step)
             memory.save_checkpoint("learner", asdict(agent))
 
 
 def actor(options: argparse.Namespace, number: int) -> None:
-    """Play for ever, with the newest network."""
+    """Play without end, with the newest network."""
     memory, games = open_memories(options.database)
-    # With the last of these seeds an actor that is started again does not play the same games again.
+    # The last of these seeds changes, so that an actor that is started again plays other games.
     rng = np.random.default_rng([options.seed, number, memory.stats().total_inserted])
     env = gymnasium.make("CartPole-v1")
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
@@ -199,29 +199,29 @@ def actor(options: argparse.Namespace, number: int) -> None:
 
 
 def child(role: Callable[..., None], *arguments: Any) -> None:
-    """Play a role until it is over or the supervisor is gone, be it by ``kill -9``: a restart must double nobody."""
+    """Play a role until it ends or the supervisor is gone, also by ``kill -9``, so that a restart doubles nobody."""
     supervisor = multiprocessing.parent_process()
     assert supervisor is not None
 
     def follow() -> None:
         supervisor.join()
-        os._exit(1)  # at any point: a commit that is not finished has not begun
+        os._exit(1)  # safe at any point: an unfinished commit is undone
 
     threading.Thread(target=follow, daemon=True).start()
     try:
         role(*arguments)
-    except memstore.MemstoreError as exc:  # such as a database server that is gone: the next one may find it again
+    except memstore.MemstoreError as exc:  # the server is gone, say: the next process may find it again
         raise SystemExit(f"{type(exc).__name__}: {exc}") from None
 
 
 def returns(games: memstore.EpisodicMemory) -> list[float]:
-    """Of all finished games, the oldest first."""
-    day = 86_400.0  # the clocks of other machines may differ from this one's
+    """Return the returns of all finished games, the oldest first."""
+    day = 86_400.0  # the clocks of other machines may differ from this machine's
     return [float(game.payload["return"]) for game in games.recall_temporal(0, time.time() + day)]
 
 
 def supervise(options: argparse.Namespace) -> None:
-    """Keep the learner and the actors running until the learner is done, and say how the games go."""
+    """Keep the learner and the actors running until the learner is done, and print the mean return."""
     memory, games = open_memories(options.database)
     begun, first = time.monotonic(), memory.stats()
 
@@ -238,15 +238,17 @@ def supervise(options: argparse.Namespace) -> None:
     jobs: dict[str, tuple[Any, ...]] = {"learner": (learner, options)}
     jobs |= {f"actor {number}": (actor, options, number) for number in range(options.actors)}
     spawn = multiprocessing.get_context("spawn")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the children: the matrices are too small for more
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the children: the matrices are too small for more threads
     running: dict[str, BaseProcess] = {}
     due = begun + options.every
     while "learner" not in running or running["learner"].exitcode != 0:
         for name, job in jobs.items():
             last = running.get(name)
             if last is None or last.exitcode is not None:
-                running[name] = spawn.Process(target=child, args=job, daemon=True)  # Python ends it with this one
-                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process
+                running[name] = spawn.Process(target=child, args=job, daemon=True)  # ends with this process
+                handler = signal.signal(
+                    signal.SIGINT, signal.SIG_IGN
+                )  # inherited by the child: Ctrl-C is for this process
                 running[name].start()
                 signal.signal(signal.SIGINT, handler)
                 reason = "" if last is None else f" (the last one ended with {last.exitcode})"
@@ -256,7 +258,7 @@ def supervise(options: argparse.Namespace) -> None:
             report()
             due = time.monotonic() + options.every
     for process in running.values():
-        process.kill()  # harms nothing at any time
+        process.kill()  # safe at any time
         process.join()
     report()
     means = [float(np.mean(part or [0])) for part in (returns(games)[:WINDOW], returns(games)[-WINDOW:])]
@@ -264,7 +266,7 @@ def supervise(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the options, start what they ask for."""
+    """Read the options and start the processes that they ask for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--database", default="cartpole.db", help="file or postgresql:// address (%(default)s)")
     parser.add_argument("--steps", type=int, default=6_000, help="of the learner, in all (%(default)s)")

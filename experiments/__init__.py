@@ -1,1 +1,1 @@
-"""Experiments whose outcome is published or known in advance, run through the memory."""
+"""Experiments through the memory. Their outcome is published, or known in advance."""

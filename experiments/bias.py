@@ -1,4 +1,4 @@
-"""The bias of prioritized draws, and that importance weights take it back.
+"""The bias of prioritized draws, and how importance weights remove it.
 
 Schaul et al. 2016, "Prioritized Experience Replay" (arXiv:1511.05952), section 3.4.
 """
@@ -16,7 +16,9 @@ from experiments.summary import Interval, mean_interval
 from memstore.figures.figure import TableData
 
 REWARDS = np.array([0.0] * 9 + [10.0])
+"""Rewards of the stored episodes."""
 TRUE_VALUE = 1.0
+"""Mean of the rewards."""
 BIAS_ARMS = {
     "alpha0-beta0": (0.0, 0.0),
     "alpha0.5-beta0": (0.5, 0.0),
@@ -24,8 +26,9 @@ BIAS_ARMS = {
     "alpha0.5-beta1": (0.5, 1.0),
     "alpha1-beta1": (1.0, 1.0),
 }
-"""Arms of the bias check: their alpha and beta."""
+"""Arms of the bias check, with the alpha and beta of each."""
 BATCH, STEP_SIZE, START = 128, 0.1, 5.0
+"""Size of a batch, step size, and the value at the start."""
 
 
 def replayed_value(memory: memstore.EpisodicMemory, alpha: float, beta: float, steps: int) -> float:
@@ -69,9 +72,9 @@ def bias_table(values: Mapping[str, list[float]]) -> TableData:
 
 
 def bias_findings(values: Mapping[str, list[float]]) -> list[Finding]:
-    """Return whether each arm that should be biased is, and whether the others are not.
+    """Return True if every arm that should be biased is biased, and no other arm is.
 
-    Four standard errors over few seeds: at 10 seeds an unbiased value lies outside once in 320 times.
+    The limit is four standard errors over few seeds: with 10 seeds an unbiased value lies outside once in 320 times.
     """
     findings = []
     for arm, found in values.items():

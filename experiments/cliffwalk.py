@@ -1,4 +1,4 @@
-"""The Blind Cliffwalk: how many updates prioritized draws save, and the bias that importance weights take back.
+"""The Blind Cliffwalk: how many updates prioritized draws save, and the bias that importance weights remove.
 
 Schaul et al. 2016, "Prioritized Experience Replay" (arXiv:1511.05952), sections 3.1, 3.4 and appendix B.1.
 """
@@ -30,8 +30,10 @@ from experiments.tabular import (
 from memstore.figures.figure import Figure, Series, TableData
 
 EPSILON = 1e-4
+"""Epsilon of the priorities."""
 ARMS = ("uniform", "proportional", "greedy", "oracle")
 STORED_ARMS = ("uniform", "proportional")
+"""Arms that draw from the memory. The others are numpy references."""
 
 FULL = (tuple(range(2, 11)), tuple(BIAS_ARMS), 500)
 QUICK = ((4, 6, 8), ("alpha1-beta0", "alpha1-beta1"), 300)
@@ -39,21 +41,21 @@ QUICK = ((4, 6, 8), ("alpha1-beta0", "alpha1-beta1"), 300)
 
 
 class CliffwalkExperiment:
-    """The size of a trial is its number of states or, where the bias is measured, of steps."""
+    """The size of a trial is its number of states. In the bias check it is the number of steps."""
 
     name: ClassVar[str] = "cliffwalk"
     title: ClassVar[str] = "Blind Cliffwalk: updates until the values have converged"
     source: ClassVar[str] = "Schaul et al. 2016, Prioritized Experience Replay, arXiv:1511.05952, 3.4 and app. B.1"
 
     def trials(self, *, quick: bool, seeds: int | None) -> list[Trial]:
-        """Return every arm at every size for each seed: 10 of them, or 3 if quick."""
+        """Return every arm at every size for each of 10 seeds, or of 3 if quick."""
         numbers = range(seeds if seeds is not None else 3 if quick else 10)
         sizes, bias_arms, steps = QUICK if quick else FULL
         settings = [(arm, n) for n in sizes for arm in ARMS] + [(arm, steps) for arm in bias_arms]
         return [Trial(arm, seed, size) for arm, size in settings for seed in numbers]
 
     def run(self, trial: Trial, folder: Path) -> dict[str, Any]:
-        """Return the updates and the seconds of a walk, or the value that was learned."""
+        """Return the number of updates and the seconds of a walk; in the bias check, the learned value."""
         rng = np.random.default_rng((trial.seed, trial.size))
         settings: dict[str, Any] = {"strategy": memstore.PrioritizedLoss(1.0), "epsilon": EPSILON}
         with memstore.open(folder / "memory.db", seed=int(rng.integers(2**31)), **settings) as memory:
@@ -63,7 +65,7 @@ class CliffwalkExperiment:
             return _walk_trial(trial, memory, rng)
 
     def report(self, results: Mapping[Trial, Mapping[str, Any]]) -> Report:
-        """Return the updates, the time in the store, the bias, and what was claimed beforehand."""
+        """Return the updates, the time in the store, the bias, and the findings on the published claims."""
         walks = _by_arm_and_size(results, ARMS, "updates")
         sizes = sorted({n for _, n in walks})
         speedup = {n: _median(walks["uniform", n]) / _median(walks["proportional", n]) for n in sizes}

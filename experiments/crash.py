@@ -1,4 +1,4 @@
-"""Training runs killed on the way, and what is left without the memory."""
+"""Training runs that are killed on the way, and resumed with or without their memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Accuracies = dict[int, float]
 def train_until_killed(db: Path, config: OnlineLearnerConfig, kill_at: int) -> Accuracies:
     """Train in a process of its own and kill it, by SIGKILL, when it has reported step ``kill_at``.
 
-    It trains on meanwhile, so it dies within that step or one of the next, wherever it happens to be.
+    The process trains on meanwhile, so it dies at some point of that step or one of the next.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def train_until_killed(db: Path, config: OnlineLearnerConfig, kill_at: int) -> A
             seen[step] = accuracy
             if step >= kill_at:
                 child.kill()
-    except (EOFError, OSError):  # the end of the reports, or a kill in the middle of one
+    except (EOFError, OSError):  # the reports ended, or the kill cut one in two
         child.join()
     finally:
         child.kill()
@@ -49,7 +49,7 @@ def train_until_killed(db: Path, config: OnlineLearnerConfig, kill_at: int) -> A
 
 
 def without_episodes(db: Path, empty: Path, config: OnlineLearnerConfig) -> Path:
-    """Make ``empty``, a database with the last checkpoint of ``db``, weights included, and no episode; return it."""
+    """Make ``empty``, a database with the last checkpoint of ``db`` and its weights, but no episode; return it."""
     with memstore.open(db, create=False) as whole, config.open_memory(empty) as bare:
         bare.save_checkpoint(CHECKPOINT, whole.load_checkpoint(CHECKPOINT))
     return empty

@@ -1,4 +1,4 @@
-"""What an experiment is: independent trials, what one measures, and what they come to together."""
+"""The parts of an experiment: independent trials, the numbers that each measures, and the report on all of them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Trial:
     Attributes
     ----------
     arm : str
-        What is tried, "reservoir-200" say.
+        Name of the tried method, such as "reservoir-200".
     seed : int
-        Of everything random in it.
+        Seed of everything random in the trial.
     size : int
-        A second axis where there is one, such as the number of states.
+        A second axis, such as the number of states; 0 without one.
     """
 
     arm: str
@@ -33,7 +33,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A published or expected direction, what was measured, and whether it holds."""
+    """A published or expected claim, the measured numbers, and whether the claim holds."""
 
     claim: str
     measured: str
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the trials came to; ``notes`` are formulas and caveats."""
+    """The results of all trials; ``notes`` are formulas and caveats."""
 
     tables: tuple[TableData, ...]
     figures: tuple[Figure, ...]
@@ -51,21 +51,21 @@ class Report:
 
 
 class Experiment(Protocol):
-    """An experiment of independent trials; class attributes do for its name, title and source."""
+    """An experiment of independent trials. Its name, title and source may be class attributes."""
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """Its name on the command line."""
         ...
 
     @property
     def title(self) -> str:
-        """One line."""
+        """A title of one line."""
         ...
 
     @property
     def source(self) -> str:
-        """What it reproduces: paper and section."""
+        """The paper and section that it reproduces."""
         ...
 
     def trials(self, *, quick: bool, seeds: int | None) -> list[Trial]:
@@ -73,11 +73,11 @@ class Experiment(Protocol):
         ...
 
     def run(self, trial: Trial, folder: Path) -> dict[str, Any]:
-        """Run one trial, its database in the empty ``folder``; return its numbers as JSON takes them."""
+        """Run one trial, with its database in the empty ``folder``; return its numbers in a form that JSON can hold."""
         ...
 
     def report(self, results: Mapping[Trial, Mapping[str, Any]]) -> Report:
-        """Return what the results, those of every trial, come to."""
+        """Return the report on the results of every trial."""
         ...
 
 
@@ -86,7 +86,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "cliffwalk": ("experiments.cliffwalk", "CliffwalkExperiment"),
     "imbalanced-digits": ("experiments.imbalanced_digits", "ImbalancedDigitsExperiment"),
 }
-"""Module and class of each experiment: imported when it is asked for."""
+"""Module and class of each experiment, which is imported only if it is run."""
 
 
 def experiment_named(name: str) -> Experiment:

@@ -1,4 +1,4 @@
-"""Replay on a stream where half the classes are rare: what prioritized and balanced draws change, and what noise costs.
+"""Replay on a stream in which half the classes are rare: the effect of prioritized and balanced draws, and of noise.
 
 After Schaul et al. 2016, "Prioritized Experience Replay" (arXiv:1511.05952), section 6 and appendix B.3, on digits
 instead of MNIST.
@@ -25,18 +25,23 @@ Ints = NDArray[np.int64]
 
 CLASSES, RARE_CLASSES = 10, 5
 RARE_SHARE = 0.05
+"""Share of the examples of a rare class that is kept."""
 TEST_PER_CLASS = 44
+"""Test examples of each class."""
 FLIPPED_SHARE = 0.2
+"""Share of the training labels that the noisy arms flip."""
 HARDEST_SHARE = 0.1
+"""Share of the episodes that count as the hardest."""
 
 LAYERS, LEARNING_RATE, MOMENTUM = (64, 100, CLASSES), 0.15, 0.6
 """The step size of `memstore train`; of 0.02, 0.05, 0.1 and 0.15 uniform draws do best with it (seeds 100 .. 105)."""
 BATCH, STEPS, MEASURE_EVERY = 20, 400, 50
+"""Size of a batch, steps of a trial, and steps between two measurements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """How batches are drawn, whether each loss is divided by the share of its class, and how many labels are wrong."""
+    """How batches are drawn, whether a loss is divided by the share of its class, and the share of wrong labels."""
 
     strategy: memstore.Strategy
     reweighted: bool = False
@@ -62,11 +67,11 @@ class Split:
     Attributes
     ----------
     train, test : int64 arrays
-        Row numbers of the dataset; the training rows in random order.
+        Row numbers of the dataset; the training rows are in random order.
     label : int64 array, shape (len(train),)
-        As the learner sees them.
+        Labels that the learner is given.
     flipped : bool array, shape (len(train),)
-        Whose label is not the true one.
+        True where the label is not the true one.
     """
 
     train: Ints
@@ -76,7 +81,7 @@ class Split:
 
     @classmethod
     def of(cls, data: Dataset, flipped_share: float, rng: np.random.Generator) -> Split:
-        """Draw one."""
+        """Draw a split."""
         train, test = [], []
         for label in range(CLASSES):
             rows = rng.permutation(np.flatnonzero(data.y == label))
@@ -86,7 +91,7 @@ class Split:
         rows = rng.permutation(np.concatenate(train))
         flipped = np.zeros(len(rows), bool)
         flipped[rng.choice(len(rows), round(flipped_share * len(rows)), replace=False)] = True
-        # Any of the other classes alike.
+        # Each of the other classes has the same chance.
         others = (data.y[rows] + rng.integers(1, CLASSES, len(rows))) % CLASSES
         return cls(rows, np.concatenate(test), np.where(flipped, others, data.y[rows]), flipped)
 
@@ -98,9 +103,9 @@ def train(
     steps: int,
     test: tuple[NDArray[np.float32], Ints],
 ) -> list[float]:
-    """Learn from batches drawn from the memory, losses written back; return accuracies on the test set.
+    """Learn from batches drawn from the memory, and write their losses back; return accuracies on the test set.
 
-    They are measured every ``MEASURE_EVERY`` steps and weigh all classes alike, as the test set does.
+    They are measured every ``MEASURE_EVERY`` steps. All classes have the same weight, as in the test set.
     """
     accuracies = []
     for step in range(1, steps + 1):
@@ -120,13 +125,13 @@ class ImbalancedDigitsExperiment:
     source: ClassVar[str] = "Schaul et al. 2016, Prioritized Experience Replay, arXiv:1511.05952, 6 and app. B.3"
 
     def trials(self, *, quick: bool, seeds: int | None) -> list[Trial]:
-        """Return every arm for each seed: 20 of them, or 3 with half the steps if quick."""
+        """Return every arm for each of 20 seeds; if quick, of 3 seeds with half the steps."""
         steps = STEPS // 2 if quick else STEPS
         numbers = range(seeds if seeds is not None else 3 if quick else 20)
         return [Trial(arm, seed, steps) for arm in ARMS for seed in numbers]
 
     def run(self, trial: Trial, folder: Path) -> dict[str, Any]:
-        """Return accuracies, what was drawn, and how many of the hardest episodes carry a flipped label.
+        """Return accuracies, the replays of each class, and the share of flipped labels among the hardest episodes.
 
         The split and the first weights depend on the seed alone, so that trials of one seed are pairs.
         """
@@ -150,7 +155,7 @@ class ImbalancedDigitsExperiment:
         }
 
     def report(self, results: Mapping[Trial, Mapping[str, Any]]) -> Report:
-        """Return the accuracies, the draws, the cost of noise, and what was claimed beforehand."""
+        """Return the accuracies, the draws, the cost of noise, and the findings on the published claims."""
         measured = _Measured(results)
         return Report(
             tables=(_accuracy_table(measured), _noise_table(measured)),
@@ -167,8 +172,8 @@ class ImbalancedDigitsExperiment:
 
 
 def _looked_up(stored: list[memstore.ReplayMetadata], split: Split) -> dict[str, float]:
-    """Return what the memory knows: who was replayed, and which episodes were hardest when last replayed."""
-    # One that was never replayed is not known to be hard.
+    """Return the memory's record: which episodes were replayed, and which were hardest when last replayed."""
+    # The memory does not know how hard an episode is that was never replayed.
     losses = np.array([-1.0 if episode.loss is None else episode.loss for episode in stored])
     replays = np.array([episode.replay_count for episode in stored])
     hardest = np.argsort(-losses, kind="stable")[: round(HARDEST_SHARE * len(losses))]
@@ -182,7 +187,7 @@ def _looked_up(stored: list[memstore.ReplayMetadata], split: Split) -> dict[str,
 
 
 class _Measured:
-    """The results as arrays over seeds."""
+    """Results as arrays over the seeds."""
 
     def __init__(self, results: Mapping[Trial, Mapping[str, Any]]) -> None:
         self._results = results

@@ -21,7 +21,7 @@ from memstore.cli.output import console
 
 @contextmanager
 def experiment_progress(folder: Path) -> Iterator[Callable[[RunProgress], None]]:
-    """A progress bar of trials on stderr; yields what to call at the start and after every trial."""
+    """Show a progress bar of trials on stderr; yield the function to call at the start and after every trial."""
     out = console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -37,7 +37,7 @@ def experiment_progress(folder: Path) -> Iterator[Callable[[RunProgress], None]]
         out.print(f"{folder}: {what}", soft_wrap=True)
 
     try:
-        # Trials are long and differ: the rate is that of many.
+        # Trials are long and differ, so the rate is averaged over many.
         with Progress(*columns, console=out, expand=True, speed_estimate_period=1800) as bar:
             task = bar.add_task("trials", total=None)
 

@@ -16,6 +16,7 @@ from memstore.figures.png import draw
 
 TEXT, JSON = "report.txt", "report.json"
 LINE = 110
+"""Characters in a line of the text."""
 
 
 def write_report(
@@ -27,7 +28,7 @@ def write_report(
 ) -> None:
     """Write ``report.txt``, ``report.json`` and the figures that can be drawn into ``folder``.
 
-    ``header`` says what all the results have in common, see `Results`.
+    ``header`` holds what all the results have in common, see `Results`.
     """
     drawn = _draw(folder, report)
     (folder / TEXT).write_text(as_text(experiment, report, results, header, drawn), encoding="utf-8")
@@ -48,7 +49,7 @@ def as_text(
     header: Mapping[str, Any],
     drawn: bool,
 ) -> str:
-    """Return what ``report.txt`` holds."""
+    """Return the text of ``report.txt``."""
     seeds = sorted({trial.seed for trial in results})
     versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
     about = [
@@ -96,7 +97,7 @@ def _spans(numbers: list[int]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return the value with null for infinity, the end of an interval of a single value."""
+    """Return the value with null in place of infinity, which is the end of an interval of a single value."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

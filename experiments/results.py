@@ -1,4 +1,4 @@
-"""The file of finished trials: a JSON line each, readable after a kill at any point."""
+"""The file of finished trials: one JSON line for each. It can be read after a kill at any point."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from memstore.errors import ConfigError, InvalidValue
 
 
 class Results:
-    """The finished trials of one experiment, by `Trial`; each is on disk when `add` returns.
+    """The finished trials of one experiment, by `Trial`. A trial is on disk when `add` returns.
 
     Parameters
     ----------
     path : Path
-        The file; made if it does not exist. What a kill left of a line is dropped.
+        The file; made if it does not exist. A line that a kill cut off is dropped.
     header : dict
-        What all its trials have in common: the first line.
+        What all trials of the file have in common; stored as its first line.
 
     Raises
     ------
     ConfigError
-        The file is not of this header, is no file of results, or cannot be written.
+        The file has another header, is not a file of results, or cannot be written.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -58,14 +58,14 @@ class Results:
         Raises
         ------
         InvalidValue
-            The result holds what JSON cannot, NaN and infinity included; nothing is written.
+            The result holds a value that JSON has not, such as NaN or infinity. Nothing is written.
         """
         try:
             line = json.dumps({"trial": asdict(trial), "result": dict(result)}, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InvalidValue(f"the result of {trial} is not plain finite JSON: {error}") from error
         self._append(line)
-        # As a later run will read it: tuples have become lists.
+        # Kept as a later run will read it, with lists in place of tuples.
         self.found[trial] = json.loads(line)["result"]
 
     def _append(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""Run an experiment's trials, resume where a former run stopped, write the report."""
+"""Run an experiment's trials, continue where a former run stopped, and write the report."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ from memstore.config import check_int
 Measured = tuple[Trial, dict[str, Any]]
 
 RESULTS = "results.jsonl"
+"""Name of the file of finished trials."""
 MEASURING = ("numpy", "scikit-learn", "sqlalchemy")
+"""Packages on whose versions a trial's numbers depend."""
 REPORTING = ("scipy", "matplotlib", "torch")
+"""Packages on whose versions only the report depends."""
 PRESENTATION = {"cli", "figures", "__main__.py", "progress.py", "report.py", "results.py", "runner.py"}
-"""Modules and packages that no trial's numbers depend on."""
+"""Modules and packages on which no trial's numbers depend."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """Where a run is: trials done, those of former runs included, and the one just finished (None at the start)."""
+    """How far a run has come: finished trials, also of former runs, and the last of them (None at the start)."""
 
     done: int
     total: int
@@ -50,11 +53,11 @@ def run_experiment(
     jobs: int = 1,
     on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Report:
-    """Run what is left of an experiment and write its report.
+    """Run the remaining trials of an experiment and write its report.
 
-    Every finished trial is a line of ``out/results.jsonl`` from that moment on, so a run that was stopped or killed
-    continues with the first unfinished trial. Then ``report.txt``, ``report.json`` and, with matplotlib, a PNG of
-    every figure are written beside it.
+    A finished trial is at once a line of ``out/results.jsonl``, so a run that was stopped or killed continues with the
+    first unfinished trial. At the end ``report.txt``, ``report.json`` and, with matplotlib, a PNG of every figure are
+    written beside it.
 
     Parameters
     ----------
@@ -62,11 +65,11 @@ def run_experiment(
     out : path
         Folder of the results, made if need be.
     quick : bool
-        The version of seconds instead of the full one.
+        True runs the version of seconds instead of the full one.
     seeds : int, optional
         Seeds for each arm; default: the experiment's own number.
     jobs : int
-        Trials at a time; more than 1 run in processes of their own.
+        Number of trials at the same time. With more than 1, they run in processes of their own.
     on_progress : callable, optional
         Called at the start and after every trial.
 
@@ -77,8 +80,8 @@ def run_experiment(
     Raises
     ------
     ConfigError
-        A setting is out of range, or ``out`` holds results of another experiment, other options, another state of
-        memstore's code, or other versions of what the numbers are made with.
+        A setting is out of range, or ``out`` holds results of another experiment, of other options, of another state
+        of memstore's code, or of other versions of the packages that make the numbers.
     """
     seeds = None if seeds is None else check_int("seeds", seeds, minimum=1)
     jobs = check_int("jobs", jobs, minimum=1)
@@ -105,7 +108,7 @@ def run_experiment(
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of python, memstore and, where they are installed, of these packages."""
+    """Return the versions of Python, of memstore, and of these packages if they are installed."""
     found = {"python": platform.python_version(), "memstore": memstore.__version__}
     for package in packages:
         try:
@@ -116,7 +119,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def code() -> str:
-    """Return a digest of the source of memstore and the experiments, as far as a trial's numbers may depend on it."""
+    """Return a digest of the part of memstore's and the experiments' source on which a trial's numbers may depend."""
     sha = hashlib.sha256()
     for package in (Path(memstore.__file__).parent, Path(__file__).parent):
         for path in sorted(package.rglob("*.py")):
@@ -126,7 +129,7 @@ def code() -> str:
 
 
 def _measured(experiment: Experiment, trials: Sequence[Trial], jobs: int) -> Generator[Measured, None, None]:
-    """Run the trials, yielding each when it is done; closed early, it ends what still runs."""
+    """Run the trials, and yield each when it is finished. Closing the generator ends the running trials."""
     with TemporaryDirectory(prefix="memstore-") as scratch:
         if jobs <= 1:
             for trial in trials:

@@ -1,4 +1,4 @@
-"""Class-incremental digits in one pass: what replay keeps, what each rule of the memory is worth, what a crash costs.
+"""Class-incremental digits in one pass: how much replay keeps, the effect of each rule, and the cost of a crash.
 
 The protocol of Split-MNIST (five tasks of two classes, one shared head, batches of 10 seen once) on scikit-learn's
 bundled digits.
@@ -35,10 +35,11 @@ from memstore.figures.figure import Figure, Series, TableData
 from memstore.learner.job.metrics import BACKWARD_TRANSFER_FORMULA, FORGETTING_FORMULA
 
 SEEDS, QUICK_SEEDS = 20, 3
+"""Seeds of the full and of the quick version."""
 QUICK_ARMS = (FINE_TUNE, RESERVOIR, FIFO, JOINT)
 TASKS = ("0-1", "2-3", "4-5", "6-7", "8-9")
 EXAMPLES = 1347
-"""In the stream: three quarters of the digits."""
+"""Examples in the stream: three quarters of the digits."""
 
 NOT_MEASURED = "-"
 
@@ -71,7 +72,7 @@ def _not_clearly_above(difference: Interval) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What the 95 % interval of a paired difference, first arm minus second, is expected to be."""
+    """An expectation about the 95 % interval of a paired difference, first arm minus second."""
 
     claim: str
     first: str
@@ -132,7 +133,7 @@ class SplitDigitsExperiment:
     source: ClassVar[str] = "online class-incremental Split-MNIST, as in the README of CN-DPM (Lee et al. 2020)"
 
     def trials(self, *, quick: bool, seeds: int | None) -> list[Trial]:
-        """Return seeds 0, 1, ... of every arm, or of those of the quick version."""
+        """Return seeds 0, 1, ... of every arm; if quick, of the arms of the quick version."""
         count = seeds or (QUICK_SEEDS if quick else SEEDS)
         return [Trial(arm, seed) for seed in range(count) for arm in (QUICK_ARMS if quick else ARMS)]
 
@@ -152,7 +153,7 @@ class SplitDigitsExperiment:
 
 
 class _Results:
-    """The results by arm, seeds in order."""
+    """Results by arm, with the seeds in order."""
 
     def __init__(self, results: Mapping[Trial, Mapping[str, Any]]) -> None:
         self._of = {
@@ -166,7 +167,7 @@ class _Results:
         return all(arm in self._of for arm in arms)
 
     def all(self, arm: str, measure: str) -> list[Any]:
-        """Return the measure of every seed, nothing where the arm has no such measure."""
+        """Return the measure of every seed; nothing if the arm has no such measure."""
         return [result[measure] for result in self._of[arm] if measure in result]
 
     def mean(self, arm: str, measure: str) -> Interval:

@@ -1,4 +1,4 @@
-"""The arms of split-digits: how each is trained, and what is measured of it."""
+"""The arms of split-digits: how each is trained, and which numbers it returns."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ RESUMED = "killed, resumed"
 EMPTIED = "killed, emptied"
 
 EWC_LAMBDA, EWC_ALONE_LAMBDA = 0.1, 10_000.0
-"""The best final average accuracy on seeds 100 .. 119, which no trial uses, of 0, 0.1, 0.3, 1, 3 and 1, 10 ... 10 ** 5.
+"""Strength of elastic weight consolidation beside replay and alone.
 
-Beside replay, 0 .. 3 do not differ by more than chance.
+These values had the best final average accuracy on seeds 100 .. 119, which no trial uses, among 0, 0.1, 0.3, 1, 3 and
+among 1, 10 ... 10 ** 5. Beside replay, 0 .. 3 do not differ by more than chance.
 """
 
 _EWC = {"ewc": True, "consolidation_interval": 100}
@@ -46,45 +47,48 @@ REPLAY: dict[str, dict[str, Any]] = {
     "reservoir-50": {"capacity": 50},
     "reservoir-100": {"capacity": 100},
     RESERVOIR: {},
-    BALANCED: {"strategy": "domain_balanced", "eviction": "largest_domain"},
+    BALANCED: {"replay_strategy": "domain_balanced", "eviction": "largest_domain"},
     FIFO: {"eviction": "fifo"},
-    LOSS: {"strategy": "prioritized_loss", "eviction": "lowest_loss"},
-    "reservoir-loss-200": {"strategy": "prioritized_loss", "eviction": "reservoir_loss"},
+    LOSS: {"replay_strategy": "prioritized_loss", "eviction": "lowest_loss"},
+    "reservoir-loss-200": {"replay_strategy": "prioritized_loss", "eviction": "reservoir_loss"},
     MIR: {"retrieval": "mir"},
     EWC_REPLAY: {**_EWC, "ewc_lambda": EWC_LAMBDA},
     EWC_ALONE: {**_EWC, "ewc_lambda": EWC_ALONE_LAMBDA, "replay_ratio": 0.0},
 }
-"""What each arm through the memory changes of `training_config`; the number is its capacity."""
+"""Settings in which each arm with a memory differs from `training_config`. The number in a name is the capacity."""
 
 TWICE = (SAME_SAMPLES, JOINT_SAME_SAMPLES)
+"""Arms that train twice on every batch, so that they see as many examples as replay does."""
 ARMS = (FINE_TUNE, SAME_SAMPLES, *REPLAY, JOINT, JOINT_SAME_SAMPLES, RESUMED, EMPTIED)
 
 CURVE_EVERY = 4
+"""Steps between two points of a curve."""
 KILLED_TASK = 2
+"""Number of the task, from 0, in which a run is killed."""
 
 
 def train_arm(arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Train one arm, its databases in ``folder``.
+    """Train one arm, with its databases in ``folder``.
 
     Returns
     -------
     dict
-        ``average`` and ``final`` accuracies and the weights' ``digest``; of arms that meet the tasks in order also
-        ``matrix``, ``forgetting`` and ``backward_transfer``; of those with a memory also its ``capacity``, the
-        ``curve`` of accuracies over steps, and the step they were ``killed`` at.
+        ``average`` and ``final`` accuracies and the weights' ``digest``. Arms that meet the tasks in order also have
+        ``matrix``, ``forgetting`` and ``backward_transfer``. Arms with a memory also have its ``capacity``, the
+        ``curve`` of accuracies over steps, and the step at which they were ``killed``.
     """
     config = training_config(seed=seed, **REPLAY.get(arm, {}))
     repeats = 2 if arm in TWICE else 1
     if arm in (JOINT, JOINT_SAME_SAMPLES):
-        return _joint(config, repeats)
+        return _train_jointly(config, repeats)
     if arm in (FINE_TUNE, SAME_SAMPLES):
         return _numbers(run_baseline(config, repeats=repeats))
     if arm in (RESUMED, EMPTIED):
-        return _killed(config, folder, emptied=arm == EMPTIED)
-    return _through_memory(folder / "run.db", config, {})
+        return _train_and_kill(config, folder, emptied=arm == EMPTIED)
+    return _train_through_memory(folder / "run.db", config, {})
 
 
-def _joint(config: OnlineLearnerConfig, repeats: int) -> dict[str, Any]:
+def _train_jointly(config: OnlineLearnerConfig, repeats: int) -> dict[str, Any]:
     """Train on all tasks at once: the same examples in random order, in as many batches."""
     data = load_dataset("digits")
     tasks = split_tasks(data, config.seed)
@@ -97,7 +101,7 @@ def _joint(config: OnlineLearnerConfig, repeats: int) -> dict[str, Any]:
     return {"average": float(np.mean(final)), "final": final, "digest": model.digest()}
 
 
-def _killed(config: OnlineLearnerConfig, folder: Path, *, emptied: bool) -> dict[str, Any]:
+def _train_and_kill(config: OnlineLearnerConfig, folder: Path, *, emptied: bool) -> dict[str, Any]:
     """Kill a run in the middle of its third task and finish it, with its memory or with an empty one."""
     steps = stream(split_tasks(load_dataset("digits"), config.seed), NEW_PER_STEP)
     during = [step for step, (task, _) in enumerate(steps) if task == KILLED_TASK]
@@ -105,10 +109,10 @@ def _killed(config: OnlineLearnerConfig, folder: Path, *, emptied: bool) -> dict
     curve = train_until_killed(db, config, during[len(during) // 2])
     if emptied:
         db = without_episodes(db, folder / "empty.db", config)
-    return _through_memory(db, config, curve)
+    return _train_through_memory(db, config, curve)
 
 
-def _through_memory(db: Path, config: OnlineLearnerConfig, curve: Accuracies) -> dict[str, Any]:
+def _train_through_memory(db: Path, config: OnlineLearnerConfig, curve: Accuracies) -> dict[str, Any]:
     result = run_training(db, config, on_progress=_recorder(curve))
     thinned = [[step, curve[step]] for step in sorted(curve) if step and step % CURVE_EVERY == 0]
     return {**_numbers(result), "capacity": config.capacity, "curve": thinned, "killed": result.resumed_at}

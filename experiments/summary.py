@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from memstore.errors import ConfigError, InvalidValue
 
 CONFIDENCE = 0.95
+"""Confidence of the intervals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean of ``n`` values and its 95 % interval by Student's t; infinite ends for a single value.
+    """A mean of ``n`` values and its 95 % interval by Student's t. The ends are infinite for a single value.
 
     ``format(interval, spec)`` gives both numbers by the format of a float: ``f"{interval:.1%}"``.
     """
@@ -29,11 +30,11 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Distance from the mean to either end."""
+        """Distance from the mean to each end."""
         return self.high - self.mean
 
     def __rmul__(self, factor: float) -> Interval:
-        """Return it in other units; the factor is above 0."""
+        """Return the interval in other units; the factor is above 0."""
         return Interval(factor * self.mean, factor * self.low, factor * self.high, self.n)
 
     def __format__(self, spec: str) -> str:
@@ -47,15 +48,15 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two arms on the same seeds.
+    """Comparison of two arms on the same seeds.
 
     Attributes
     ----------
     difference : Interval
-        Of first minus second.
+        Mean and interval of first minus second.
     p : float
-        Of the two-sided paired t-test that the mean difference is 0; 1 where a single pair says nothing or all
-        differences are 0, and 0 where all are the same other number.
+        p-value of the two-sided paired t-test that the mean difference is 0. It is 1 if there is a single pair or all
+        differences are 0, and 0 if all differences are the same other number.
     """
 
     difference: Interval
@@ -68,7 +69,7 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
     Raises
     ------
     InvalidValue
-        There is no value, or one is NaN or infinite.
+        There is no value, or a value is NaN or infinite.
     """
     x = _checked(values)
     n = len(x)
@@ -78,7 +79,7 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
 
 
 def compare(first: Sequence[float] | NDArray[np.float64], second: Sequence[float] | NDArray[np.float64]) -> Comparison:
-    """Return the paired comparison of two arms; values of the same seed in the same place.
+    """Return the paired comparison of two arms. Values of the same seed are at the same position.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def compare(first: Sequence[float] | NDArray[np.float64], second: Sequence[float
     """
     a, b = _checked(first), _checked(second)
     if len(a) != len(b):
-        raise InvalidValue(f"paired values must be equally many, got {len(a)} and {len(b)}")
+        raise InvalidValue(f"both arms need equally many values, got {len(a)} and {len(b)}")
     difference = mean_interval(a - b)
     n, mean, half = difference.n, difference.mean, difference.half_width
     if n == 1 or not (mean or half):

@@ -1,4 +1,4 @@
-"""Q-learning on the Blind Cliffwalk, and the ways to choose the transition of each update.
+"""Q-learning on the Blind Cliffwalk, and several ways to choose the transition of each update.
 
 Schaul et al. 2016, "Prioritized Experience Replay" (arXiv:1511.05952), section 3.1 and appendix B.1.
 """
@@ -19,14 +19,19 @@ import memstore
 Floats = NDArray[np.float64]
 
 STEP_SIZE = 0.25
+"""Step size of Q-learning."""
 CONVERGED = 1e-3
+"""Mean squared error below which the values have converged."""
 INITIAL_SCALE = 0.1
+"""Standard deviation of the initial values."""
 STEPS_PER_COMMIT = 500
+"""Updates in one transaction."""
 MOST_UPDATES = 1_000_000
+"""Updates after which a walk is given up."""
 
 
 class Transition(NamedTuple):
-    """One step of a walk; the terminal state is the number after the last."""
+    """One step of a walk. The terminal state has the number after the last state."""
 
     state: int
     action: int
@@ -36,10 +41,10 @@ class Transition(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cliffwalk:
-    """Every transition of all 2^n action sequences over n states, in random order, and the values they imply.
+    """Every transition of all 2^n action sequences over n states, in random order, and the true values.
 
-    In each state one of two actions leads on, by turns the first and the second; the other ends the walk. Only
-    the last right action is rewarded, so a single one of the 2^(n+1) - 2 transitions is.
+    In each state one of two actions leads to the next state, in turns the first and the second. The other action ends
+    the walk. Only the last right action is rewarded, so a single one of the 2^(n+1) - 2 transitions has a reward.
 
     Attributes
     ----------
@@ -65,7 +70,7 @@ class Cliffwalk:
         return cls([transitions[i] for i in rng.permutation(len(transitions))], gamma, truth)
 
     def initial_values(self, rng: np.random.Generator) -> Floats:
-        """Return values from N(0, 0.1), where 0.1 is the deviation; zeros would leave |TD error| nothing to go by."""
+        """Return values from N(0, 0.1), 0.1 being the standard deviation. Zeros would make almost all TD errors 0."""
         values = rng.normal(0.0, INITIAL_SCALE, self.truth.shape)
         values[-1] = 0.0
         return values
@@ -103,7 +108,7 @@ class Stopwatch:
 
 
 class Replay(Protocol):
-    """What chooses the transition of each update."""
+    """A way to choose the transition of each update."""
 
     def commit(self) -> AbstractContextManager[None]:
         """Surround up to ``STEPS_PER_COMMIT`` updates."""
@@ -113,8 +118,8 @@ class Replay(Protocol):
         """Return the next transition to learn from."""
         ...
 
-    def learned(self, error: float) -> None:
-        """Take the |TD error| of the transition just drawn."""
+    def take_error(self, error: float) -> None:
+        """Record the |TD error| of the transition just drawn."""
         ...
 
 
@@ -129,23 +134,23 @@ class UniformReplay:
     @contextmanager
     def commit(self) -> Iterator[None]:
         """Draw for all the updates at once."""
-        # Losses do not matter to uniform draws: many with replacement follow the law of one at a time, and
-        # nothing needs to be written back.
+        # Losses do not matter to uniform draws. So many draws with replacement follow the same law as single ones,
+        # and no loss needs to be written back.
         with self._store:
             batch = self._memory.sample(STEPS_PER_COMMIT, strategy=memstore.Uniform(), replacement=True)
         self._drawn = iter(_transitions(batch))
         yield
 
     def draw(self, values: Floats) -> Transition:
-        """Return the next of those drawn."""
+        """Return the next drawn transition."""
         return next(self._drawn)
 
-    def learned(self, error: float) -> None:
-        """Ignore it."""
+    def take_error(self, error: float) -> None:
+        """Ignore the error."""
 
 
 class ProportionalReplay:
-    """Draws from the memory in proportion to |TD error| + epsilon, each error written back before the next draw."""
+    """Draws from the memory in proportion to |TD error| + epsilon. Each error is written back before the next draw."""
 
     def __init__(self, memory: memstore.EpisodicMemory, store: Stopwatch) -> None:
         self._memory = memory
@@ -154,7 +159,7 @@ class ProportionalReplay:
 
     @contextmanager
     def commit(self) -> Iterator[None]:
-        """Write the updates in one transaction, inside of which every draw sees the errors before it."""
+        """Write the updates in one transaction. Inside it, every draw sees the errors before it."""
         with ExitStack() as stack:
             with self._store:
                 stack.enter_context(self._memory.transaction())
@@ -163,19 +168,19 @@ class ProportionalReplay:
                 stack.close()
 
     def draw(self, values: Floats) -> Transition:
-        """Draw one."""
+        """Draw a transition."""
         with self._store:
             self._batch = self._memory.sample(1, strategy=memstore.PrioritizedLoss(1.0))
         return _transitions(self._batch)[0]
 
-    def learned(self, error: float) -> None:
-        """Make it the priority of the transition."""
+    def take_error(self, error: float) -> None:
+        """Make the error the loss of the transition."""
         with self._store:
             self._memory.update(self._batch, loss=error)
 
 
 class GreedyReplay:
-    """The largest |TD error| as last measured; a transition never measured comes first. In numpy, as a reference."""
+    """The largest |TD error| measured last; transitions never measured come first. In numpy, as a reference."""
 
     def __init__(self, walk: Cliffwalk) -> None:
         self._walk = walk
@@ -184,16 +189,16 @@ class GreedyReplay:
 
     @contextmanager
     def commit(self) -> Iterator[None]:
-        """Nothing is stored."""
+        """Store nothing."""
         yield
 
     def draw(self, values: Floats) -> Transition:
-        """Return the one with the largest error."""
+        """Return the transition with the largest error."""
         self._chosen = int(self._errors.argmax())
         return self._walk.transitions[self._chosen]
 
-    def learned(self, error: float) -> None:
-        """Keep it."""
+    def take_error(self, error: float) -> None:
+        """Keep the error."""
         self._errors[self._chosen] = error
 
 
@@ -202,30 +207,30 @@ class OracleReplay:
 
     def __init__(self, walk: Cliffwalk) -> None:
         self._walk = walk
-        # Copies of a transition do the same: looking at one of each keeps the oracle cheap.
+        # Copies of a transition have the same effect, so the oracle tries only one of each.
         self._choices = sorted(set(walk.transitions))
 
     @contextmanager
     def commit(self) -> Iterator[None]:
-        """Nothing is stored."""
+        """Store nothing."""
         yield
 
     def draw(self, values: Floats) -> Transition:
-        """Try them all."""
+        """Return the transition whose update helps most."""
         return min(self._choices, key=lambda step: self._gain(values, step))
 
-    def learned(self, error: float) -> None:
-        """Ignore it."""
+    def take_error(self, error: float) -> None:
+        """Ignore the error."""
 
     def _gain(self, values: Floats, step: Transition) -> float:
-        """Return the change of the squared error, below 0 for the better."""
+        """Return the change of the squared error; below 0 is better."""
         before = values[step.state, step.action] - self._walk.truth[step.state, step.action]
         change = STEP_SIZE * self._walk.error(values, step)
         return float(change * (2 * before + change))
 
 
 def updates_to_convergence(walk: Cliffwalk, values: Floats, replay: Replay) -> int:
-    """Learn in place until the values are within ``CONVERGED``; return how many updates, at most ``MOST_UPDATES``."""
+    """Learn in place until the values are within ``CONVERGED``; return the updates taken, at most ``MOST_UPDATES``."""
     updates = 0
     while updates < MOST_UPDATES:
         with replay.commit():
@@ -233,7 +238,7 @@ def updates_to_convergence(walk: Cliffwalk, values: Floats, replay: Replay) -> i
                 step = replay.draw(values)
                 error = walk.error(values, step)
                 values[step.state, step.action] += STEP_SIZE * error
-                replay.learned(abs(error))
+                replay.take_error(abs(error))
                 updates += 1
                 if walk.distance(values) < CONVERGED:
                     return updates

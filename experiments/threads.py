@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 def one_thread() -> AbstractContextManager[object]:
     """Return a block in which numpy computes with one thread.
 
-    On matrices as small as here more are slower, and trials that run at a time would share the cores. Without
-    threadpoolctl, which comes with scikit-learn, nothing changes.
+    On matrices as small as here more threads are slower, and trials that run at the same time would compete for the
+    cores. Without threadpoolctl, which is installed with scikit-learn, nothing changes.
     """
     try:
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]

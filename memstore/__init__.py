@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memstore.config import UNCHANGED, History, SamplesPerInsert
 from memstore.draws.strategies import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, Strategy, Uniform
 from memstore.episodes.eviction import (
     Eviction,
@@ -12,7 +13,6 @@ from memstore.episodes.eviction import (
     Reservoir,
     ReservoirLoss,
 )
-from memstore.episodes.log import History
 from memstore.errors import (
     CheckpointNotFound,
     ConfigError,
@@ -41,11 +41,10 @@ from memstore.errors import (
 from memstore.memory import EpisodicMemory, open
 from memstore.opening import buffers, drop
 from memstore.payload.fields import pad
-from memstore.queries import Column, Condition, col
 from memstore.queries.aggregates import count, maximum, mean, minimum, total
+from memstore.queries.columns import Column, Condition, col
 from memstore.queries.query import Query
-from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
-from memstore.sharing.limiter import SamplesPerInsert
+from memstore.queries.records import LossTrend, ReplayEvent, ReplayShare
 from memstore.types import (
     Batch,
     CheckReport,
@@ -64,6 +63,7 @@ from memstore.upkeep.restore import Restored, restore
 from memstore.version import __version__
 
 __all__ = [
+    "UNCHANGED",
     "Batch",
     "CheckReport",
     "CheckpointNotFound",
@@ -74,7 +74,6 @@ __all__ = [
     "DomainBalanced",
     "Episode",
     "EpisodeNotFound",
-    "EpisodeSummary",
     "EpisodicMemory",
     "Eviction",
     "EvictionPolicy",

@@ -1,30 +1,28 @@
-"""Every error memstore raises.
+"""All errors that memstore raises.
 
-One root, ``MemstoreError``; each subclass is also the builtin that a Python user would expect, so that
-``except LookupError`` or ``except TimeoutError`` do what they say. Driver errors appear only as ``__cause__``.
+``MemstoreError`` is their root. Each subclass is also a subclass of the builtin error that a Python user expects, so
+that ``except LookupError`` and ``except TimeoutError`` work. Errors of drivers appear only as ``__cause__``.
 
-The text of an error may repeat names from the database, and the database's own words, as they are. A terminal may obey
-what is in them: print ``repr`` of the text, or its ``visible`` form as the command does. Warnings are visible already,
-because Python prints them itself.
+The text of an error may contain names and messages from the database, unchanged. A terminal may obey escape sequences
+in them, so print ``repr`` of the text, or its ``visible`` form as the command line does. The texts of warnings are
+visible already, because Python itself prints them.
 """
 
 from __future__ import annotations
 
-from memstore.printable import visible
-
 MAX_MESSAGE = 500
-"""Characters of a message. What users name, and what a file holds, may be of any length."""
+"""A message has at most this many characters. Names and texts in a file may have any length, so messages are cut."""
 
 
 class MemstoreError(Exception):
-    """Root of all errors raised by memstore. A message has at most 500 characters: a longer one lost its middle."""
+    """The root of all errors of memstore. A message has at most 500 characters: a longer one is cut in the middle."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(bounded(str(message)))
 
 
 def bounded(text: str, most: int = MAX_MESSAGE) -> str:
-    """The text, cut in its middle where it is longer: what is wrong stands first, and what to do about it last."""
+    """Cut a long text in its middle. The problem stands at the beginning of a message, and the advice at its end."""
     if len(text) <= most:
         return text
     tail = most * 2 // 5
@@ -32,10 +30,7 @@ def bounded(text: str, most: int = MAX_MESSAGE) -> str:
 
 
 class StoreWarning(UserWarning):
-    """The database works, but where it lies it may not keep its promises."""
-
-    def __str__(self) -> str:
-        return visible(super().__str__())
+    """The database works, but it may break a promise because of its place (a network file system, hard links)."""
 
 
 class ConfigError(MemstoreError, ValueError):
@@ -51,15 +46,15 @@ class PayloadError(MemstoreError, ValueError):
 
 
 class EpisodeNotFound(MemstoreError, LookupError):
-    """No live episode has this id: it was never added, was evicted, or was deleted."""
+    """No live episode has this id. It was never added, or was evicted, or was deleted."""
 
 
 class CheckpointNotFound(MemstoreError, LookupError):
-    """No checkpoint of this name is stored for the buffer."""
+    """The buffer has no checkpoint of this name."""
 
 
 class MemoryEmpty(MemstoreError, LookupError):
-    """A draw was asked of a memory that holds no episode."""
+    """There is no episode to draw."""
 
 
 class MemoryFull(MemstoreError, RuntimeError):
@@ -67,45 +62,47 @@ class MemoryFull(MemstoreError, RuntimeError):
 
 
 class MemoryClosed(MemstoreError, RuntimeError):
-    """The memory was closed; open it again."""
+    """The memory was closed. Open it again."""
 
 
 class TransactionDead(MemstoreError, RuntimeError):
-    """The database ended the enclosing transaction itself, or an interrupt did; nothing of the block was committed."""
+    """The database or an interrupt ended the open transaction. Nothing of its block was committed."""
 
 
 class ForeignTransaction(MemstoreError, RuntimeError):
-    """The open ``transaction()`` belongs to another thread or asyncio task, and cannot end meanwhile; nothing was
-    written."""
+    """The open ``transaction()`` belongs to another thread or asyncio task, which cannot end it now.
+
+    Nothing was written.
+    """
 
 
 class StoreBusy(MemstoreError, TimeoutError):
-    """Another connection held the write lock beyond ``busy_timeout``, or won a conflict; nothing was written."""
+    """Another connection held the write lock longer than ``busy_timeout``, or won a conflict; nothing was written."""
 
 
 class WaitTimeout(MemstoreError, TimeoutError):
-    """What was waited for did not happen in time; nothing was written."""
+    """The awaited event did not happen in time; nothing was written."""
 
 
 class StoreFull(MemstoreError, OSError):
-    """The disk, quota or database size limit was reached; the transaction was rolled back."""
+    """The disk is full, or a quota or size limit was reached; the transaction was rolled back."""
 
 
 class StoreReadOnly(MemstoreError, OSError):
-    """The database cannot be written by this process."""
+    """This process may not write the database."""
 
 
 class StoreUnavailable(MemstoreError, OSError):
-    """The database cannot be opened or reached, or its file is no longer the one that was opened."""
+    """The database cannot be opened or reached, or its file was replaced after it was opened."""
 
 
 class ConnectionLost(MemstoreError, ConnectionError):
-    """The connection broke.
+    """The connection to the database broke.
 
     Attributes
     ----------
     outcome_unknown : bool
-        True when the connection broke during a commit, so that the commit may or may not have happened.
+        True if the connection broke during a commit: the commit may have happened or not.
     """
 
     def __init__(self, message: str, *, outcome_unknown: bool = False) -> None:
@@ -114,12 +111,12 @@ class ConnectionLost(MemstoreError, ConnectionError):
 
 
 class StoreCorrupt(MemstoreError):
-    """Stored bytes are damaged or contradict each other.
+    """Stored data is damaged, or contradicts other stored data.
 
     Attributes
     ----------
     episode_id : int or None
-        The episode concerned, when it is known.
+        The id of the damaged episode, if it is known.
     """
 
     def __init__(self, message: str, *, episode_id: int | None = None) -> None:
@@ -132,12 +129,12 @@ class SchemaError(MemstoreError):
 
 
 class SchemaTooOld(SchemaError):
-    """The tables were made by an older memstore; ``memstore upgrade`` brings them up to date."""
+    """An older memstore made the tables. ``memstore upgrade`` brings them up to date."""
 
 
 class SchemaTooNew(SchemaError):
-    """The tables were made by a newer memstore; upgrade the library."""
+    """A newer memstore made the tables. Upgrade the library."""
 
 
 class NotAMemstore(SchemaError):
-    """The file or database holds something else; memstore did not touch it."""
+    """The file or the database holds something else. memstore changed nothing in it."""

@@ -1,107 +1,116 @@
-"""``EpisodicMemory``: the one public class. It delegates, and holds no SQL."""
+"""``EpisodicMemory``, the one public class. It holds no checks and no SQL: each method calls a room below."""
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import URL
 
-from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.config import (
     DEFAULT_BUSY_TIMEOUT,
     DEFAULT_CACHE_BYTES,
+    UNCHANGED,
     Durability,
-    check_float,
-    check_int,
+    History,
+    SamplesPerInsert,
+    Unchanged,
     check_name,
-    check_seconds,
 )
-from memstore.draws.batch import Normalize, make_batch
-from memstore.draws.filtered import Drawable
-from memstore.draws.groups import Grouping
-from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
-from memstore.episodes import checkpoint
-from memstore.episodes import insert as episodes
-from memstore.episodes import losses as recording
+from memstore.draws.batch import DrawOptions
+from memstore.draws.sampler import Sampler, check_where
+from memstore.draws.strategies import Strategy
+from memstore.episodes import checkpoint, insert, recall, replay
 from memstore.episodes.eviction import Eviction
-from memstore.episodes.inputs import (
-    as_losses,
-    check_count,
-    check_ids,
-    check_option,
-    check_texts,
-    invalid_losses,
-    make_offer,
-    refuse_invalid,
-)
-from memstore.episodes.log import Group, History
-from memstore.errors import InvalidValue, MemoryEmpty
-from memstore.opening import Opened, open_buffer, reopen_buffer
+from memstore.episodes.inputs import check_count, check_ids, check_option
+from memstore.episodes.log import Group
+from memstore.opening import Handle, Opened, fill, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
-from memstore.queries import EVERY, Column, Condition, col, constant_of
-from memstore.queries.parser import as_condition
+from memstore.queries.columns import EVERY, Column, Condition, Over, col
+from memstore.queries.history import history
 from memstore.queries.query import Query
-from memstore.queries.records import EpisodeSummary, LossTrend, ReplayEvent, ReplayShare
-from memstore.queries.sql import Over
-from memstore.sharing import leases, limiter
-from memstore.sharing.limiter import SamplesPerInsert
-from memstore.sharing.waiting import check_timeout, wait_until
+from memstore.queries.records import LossTrend, ReplayEvent, ReplayShare
+from memstore.sharing import leases
 from memstore.storage.blocks import Block
+from memstore.storage.statements import Trace
 from memstore.types import (
     Batch,
     CheckReport,
+    Each,
     Episode,
     EvictionPolicy,
+    Extra,
+    Ids,
+    Losses,
     Match,
+    Normalize,
+    Payload,
     ReplayMetadata,
     ReplayStats,
     Retention,
     RetentionPolicy,
+    Seconds,
+    Steps,
+    Tags,
+    Time,
+    TrainerState,
     UpdateResult,
+    Vector,
 )
 from memstore.upkeep import removal, retention, trends
 from memstore.upkeep import settings as maintenance
 from memstore.upkeep import stats as health
 from memstore.upkeep.check import check
-from memstore.values.foreign import numpy_payload
 from memstore.values.letting_go import held_until_done
-from memstore.values.shown import shown
-from memstore.values.times import check_limit, check_time
 
 
 class EpisodicMemory:
-    """A persistent experience-replay memory; ``memstore.open`` makes one.
+    """A persistent experience-replay memory. ``memstore.open`` makes one.
 
-    Every change is committed when the call returns, unless inside ``transaction()``, and is then visible to every
-    process. Reads and draws never wait for writers; under a limiter a draw is counted, which is a write. A forked child
-    gets its own connections and its own random stream; a pickled handle opens the same buffer where it is unpickled.
+    **Promise.** Every method that writes is one commit. It is atomic: all of it is stored, or nothing. When the call
+    returns, the commit is durable as ``durability`` says, and every process sees it. Inside ``transaction()`` the
+    commit comes at the end of the block. Reads see one consistent snapshot and never wait for writers. The same holds
+    for draws, but under a limiter a draw is counted, and the count is a write.
 
-    Threads and asyncio tasks may share a memory. A ``transaction()`` belongs to the thread and task that opened it, and
-    so does the generator until its end: draws of others take generators of a second stream from the same seed, which no
-    checkpoint holds. Otherwise all draw from the one generator, one after the other. Writes of other threads wait for
-    the end of the block; where that would be for ever, ``ForeignTransaction`` is raised at once.
+    **Processes.** Any number of processes may open one buffer. A forked child gets its own connections and its own
+    stream of random numbers. A pickled handle opens the same buffer again where it is unpickled.
 
-    An interrupt (Ctrl-C, a signal handler that raises ``SystemExit``) comes out as itself: what was open is undone, or
-    was committed as a whole, and the next call works.
+    **Threads.** Threads and asyncio tasks may share a memory. A ``transaction()`` belongs to the thread and task that
+    opened it, and so does the generator until the block ends. In that time the draws of other threads use a second
+    stream from the same seed, which no checkpoint holds. Outside of blocks all threads draw from the one generator, one
+    after the other. Writes of other threads wait for the end of the block. If they would wait for ever,
+    ``ForeignTransaction`` is raised at once.
+
+    **Interrupts.** An interrupt (Ctrl-C, or a signal handler that raises ``SystemExit``) comes out of the call as
+    itself. The open transaction is undone, or was committed as a whole. The next call works.
+
+    **Errors.** Arguments of a wrong type or range raise ``InvalidValue`` or ``ConfigError``. Both are a ``ValueError``.
+    Nothing is written then.
+
+    Examples
+    --------
+    >>> with memstore.open("run7.db", seed=1) as memory:
+    ...     memory.extend({"x": x, "y": y}, domain="math")
+    ...     batch = memory.sample(64, beta=0.4)
+    ...     memory.update(batch, loss=train(batch["x"], batch["y"], batch.weight))
     """
 
     def __init__(self, opened: Opened, *, consumer: str | None = None) -> None:
         self._session = opened.session
-        self._populations = opened.populations
         self._name = opened.name
         self._resumed = opened.resumed
-        self._strategy = opened.strategy
         self._given_consumer = consumer
+        self._sampler = Sampler(opened.session, opened.populations, opened.strategy, repr(self))
+
+    # What it is
 
     @property
     def name(self) -> str:
@@ -110,22 +119,22 @@ class EpisodicMemory:
 
     @property
     def url(self) -> str:
-        """Address of the database, its password hidden."""
+        """Address of the database, with its password hidden."""
         return self._session.database.backend.describe()
 
     @property
     def consumer(self) -> str:
-        """Who replays, as the history and the leases name it: as given to ``open``, else this host and process."""
+        """Name of this consumer in the history and in leases. The default is host name and process number."""
         return self._given_consumer or f"{socket.gethostname()}:{os.getpid()}"
 
     @property
     def resumed(self) -> bool:
-        """Whether the buffer existed before this memory was opened."""
+        """True if the buffer existed before this memory was opened."""
         return self._resumed
 
     @property
     def rng(self) -> np.random.Generator:
-        """The generator behind every draw; its state is in every checkpoint."""
+        """Random generator of every draw. Every checkpoint stores its state."""
         return self._session.rng
 
     @property
@@ -135,122 +144,174 @@ class EpisodicMemory:
 
     @property
     def strategy(self) -> Strategy:
-        """What ``sample`` uses when not told otherwise."""
-        return self._session.read(self._default_strategy)
+        """Strategy of ``sample`` and ``lease`` calls that give none."""
+        return self._session.read(self._sampler.default)
 
     @property
     def signature(self) -> Signature | None:
-        """Fields of the payloads, None until the first add."""
-        return self._session.read(signature_of)
+        """Fields of the payloads, with their dtypes and shapes. None before the first add."""
+        return self._session.read(lambda s: s.settings.signature)
 
     def __len__(self) -> int:
         return self._session.read(lambda s: s.live)
 
-    def __contains__(self, episode_id: Any) -> bool:
+    def __contains__(self, episode_id: Ids) -> bool:
         return len(self._session.read(lambda s: s.find(check_ids(episode_id)))) == 1
 
     def __repr__(self) -> str:
         return f"<EpisodicMemory {self._name!r} at {self.url}>"
 
+    # Episodes that are here
+
     def get(self, episode_id: int) -> Episode:
-        """The live episode with this id.
+        """Return the live episode with this id, with its payload.
+
+        Parameters
+        ----------
+        episode_id : int
 
         Raises
         ------
         EpisodeNotFound
-            When it was never added, was evicted or was deleted.
+            No live episode has this id. It was never added, was evicted, or was deleted.
+        StoreCorrupt
+            The stored data does not match its checksums. Every call that returns payloads may raise this error.
         """
-        return self.get_many(episode_id)[0]
+        return recall.episodes(self._session, episode_id)[0]
 
-    def get_many(self, ids: Any) -> list[Episode]:
-        """Live episodes in the order of the ids, from one snapshot; raises ``EpisodeNotFound`` if one is missing."""
-        wanted = check_ids(ids).tolist()
-        return self._session.read(lambda s: self._episodes(s, wanted))
+    def get_many(self, ids: Ids) -> list[Episode]:
+        """Return live episodes with their payloads, in the order of the ids, from one snapshot.
 
-    def metadata(self, ids: Any) -> list[ReplayMetadata]:
-        """Replay metadata in the order of the ids; raises ``EpisodeNotFound`` if one is missing."""
-        wanted = check_ids(ids).tolist()
-        found = self._session.read(lambda s: episodes.read_metadata(s, list(dict.fromkeys(wanted))))
-        return [found[i] for i in wanted]
+        Parameters
+        ----------
+        ids : int, or several
 
-    def ids_of(self, keys: Sequence[str]) -> list[int | None]:
-        """The ids under which these keys were first added, None where one never was.
-
-        An id stays known when its episode has left.
+        Raises
+        ------
+        EpisodeNotFound
+            One of the ids is not live.
         """
-        wanted = check_texts("key", keys)
-        known = self._session.read(lambda s: episodes.known_keys(s, wanted))
-        return [known.get(key) for key in wanted]
+        return recall.episodes(self._session, ids)
+
+    def metadata(self, ids: Ids) -> list[ReplayMetadata]:
+        """Return replay metadata in the order of the ids, from one snapshot.
+
+        Parameters
+        ----------
+        ids : int, or several
+
+        Raises
+        ------
+        EpisodeNotFound
+            One of the ids is not live.
+        """
+        return recall.metadata(self._session, ids)
+
+    def ids_of(self, keys: Iterable[str]) -> list[int | None]:
+        """Return the id that each key was first added with, None for a key that was never added.
+
+        A key stays known after its episode has left.
+
+        Parameters
+        ----------
+        keys : sequence of str
+        """
+        return recall.ids_of(self._session, keys)
 
     def recall_temporal(
-        self, start: Any, end: Any, *, domain: str | None = None, limit: int | None = None
+        self, start: Time, end: Time, *, domain: str | None = None, limit: int | None = None
     ) -> list[Episode]:
-        """Episodes whose timestamp lies in [start, end], both inclusive, by timestamp, then id."""
-        if domain is not None:
-            check_name("domain", domain)
-        low, high = check_limit("start", start), check_limit("end", end)
-        most = None if limit is None else check_count(limit)
-        return self._session.read(lambda s: self._episodes(s, episodes.ids_between(s, low, high, domain, most)))
+        """Return the episodes with a timestamp from ``start`` to ``end``, sorted by timestamp, then by id.
+
+        The episodes come with their payloads, from one snapshot. An index on the timestamp finds them.
+
+        Parameters
+        ----------
+        start, end : float (seconds), aware datetime or datetime64
+            Both inclusive.
+        domain : str, optional
+            Return only episodes of this domain.
+        limit : int, optional
+            Largest number of episodes to return. The earliest ones are returned.
+        """
+        return recall.between(self._session, start, end, domain, limit)
 
     def recall_by_tags(
-        self, tags: Sequence[str], *, match: Literal["any", "all"] = "any", limit: int | None = None
+        self, tags: Tags, *, match: Literal["any", "all"] = "any", limit: int | None = None
     ) -> list[Episode]:
-        """Episodes that carry any, or all, of the tags, oldest first."""
-        wanted = check_texts("tag", tags)
-        if not wanted:
-            raise InvalidValue("tags must be a non-empty sequence of str, got none")
-        check_option("match", match, "any", "all")
-        most = None if limit is None else check_count(limit)
-        return self._session.read(lambda s: self._episodes(s, episodes.ids_tagged(s, wanted, match == "all", most)))
+        """Return the episodes that carry any, or all, of the tags, oldest first.
 
-    def recall(self, query: Any, *, on: str, limit: int = 10) -> list[Match]:
-        """The episodes whose field ``on`` is nearest to ``query`` (Euclidean), nearest first.
+        The episodes come with their payloads, from one snapshot.
 
-        Reads every payload once: time is proportional to the buffer, memory is not.
+        Parameters
+        ----------
+        tags : sequence of str
+        match : "any" or "all"
+            An episode needs one of the tags, or every tag.
+        limit : int, optional
+            Largest number of episodes to return. The oldest ones are returned.
         """
-        most = check_count(limit)
+        return recall.tagged(self._session, tags, match, limit)
 
-        def work(snapshot: Snapshot) -> list[Match]:
-            signature = signature_of(snapshot)
-            if signature is None:
-                return []
-            found = episodes.nearest(snapshot, signature, on, query, most)
-            whole = self._episodes(snapshot, [episode_id for episode_id, _ in found])
-            return [Match(episode, distance) for episode, (_, distance) in zip(whole, found, strict=True)]
+    def recall(self, query: Vector, *, on: str, limit: int = 10) -> list[Match]:
+        """Return the episodes nearest to ``query`` by the Euclidean distance of their field ``on``, nearest first.
 
-        return self._session.read(work)
+        The call reads every payload once. So its time is proportional to the size of the buffer, but its use of memory
+        is not.
+
+        Parameters
+        ----------
+        query : array of real numbers
+            As many numbers as the field holds, in any shape. All are finite.
+        on : str
+            Name of a field of real numbers with a fixed shape. A nested field is named like ``"obs/position"``.
+        limit : int
+            Largest number of episodes to return.
+
+        Raises
+        ------
+        InvalidValue
+            The buffer has no such field, or the query does not fit it.
+        """
+        return recall.nearest(self._session, query, on, limit)
 
     def stats(self, *, exact: bool = False) -> ReplayStats:
-        """Health of the buffer, in time independent of its size.
+        """Return the size, losses, counts and settings of the buffer, from one snapshot.
 
-        ``exact=True`` scans the losses: quantiles and histogram are then of the losses themselves instead of the
-        strata's half-octave bounds.
+        The time does not depend on the size of the buffer, unless ``exact`` is true.
+
+        Parameters
+        ----------
+        exact : bool
+            True computes quantiles and histogram from the losses themselves, by a scan. The default uses the mean loss
+            of each stratum. A stratum spans a factor of the square root of 2.
         """
         return self._session.read(
-            lambda s: health.stats(s, self._name, self._default_strategy(s), self._session.cache.stats(), exact=exact)
+            lambda s: health.stats(s, self._name, self._sampler.default(s), self._session.cache.stats(), exact=exact)
         )
 
     def check(self) -> CheckReport:
-        """Verify every invariant, reading the whole buffer: positions, bounds, counts, sums, checksums, orphans."""
+        """Read the whole buffer and verify every invariant: positions, bounds, counts, sums, checksums, orphans.
+
+        The call changes nothing. Damage is reported in ``CheckReport.problems``, and does not raise an error.
+        """
         return self._session.read(check)
 
-    def _episodes(self, snapshot: Snapshot, ids: list[int]) -> list[Episode]:
-        signature = signature_of(snapshot)
-        if signature is None:
-            episodes.read_metadata(snapshot, ids)
-            return []
-        keep = not self._session.database.transaction_open
-        return episodes.read(snapshot, ids, signature, self._session.cache, keep=keep)
-
-    def _default_strategy(self, snapshot: Snapshot) -> Strategy:
-        return self._strategy or _stored_strategy(snapshot.settings.strategy)
+    # Questions
 
     def query(self, over: Over = "episodes") -> Query:
-        """A query over the live episodes, or over the events of the ``"history"``.
+        """Return a query over the live episodes, or over the events of the history.
 
-        See ``memstore.col`` for the columns: ``memory.query().filter(col.loss > 2).order_by(col.loss.descending)``.
-        In the history the columns of an episode itself (level, extra, loss ...) are missing once it has left; its id
-        and domain stay.
+        ``memstore.col`` has the columns. In the history, the columns of an episode itself (level, extra, loss ...) are
+        missing after it has left. Its id and domain stay.
+
+        Parameters
+        ----------
+        over : "episodes" or "history"
+
+        Examples
+        --------
+        >>> memory.query().filter(col.loss > 2).order_by(col.loss.descending).limit(10).all()
         """
         check_option("over", over, "episodes", "history")
         return Query(self._session.read, over)
@@ -258,98 +319,95 @@ class EpisodicMemory:
     def history(
         self,
         *,
-        episode: Any = None,
+        episode: Ids | None = None,
         domain: str | None = None,
         consumer: str | None = None,
-        steps: int | tuple[int, int] | None = None,
-        since: Any = None,
-        until: Any = None,
+        steps: Steps | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
         limit: int | None = None,
     ) -> list[ReplayEvent]:
-        """What was replayed, with which loss before and after, and what left and why; in the order of events.
+        """Return the recorded events: replays with the loss before and after, and departures with their reason.
 
-        Events outlive their episode. They are found through indexes by episode, step and time; by domain or consumer
-        alone, the history is scanned, newest first, until ``limit`` events are found.
+        Events come in the order in which they happened. They stay when their episode leaves. Indexes find them by
+        episode, by step, and by time. By domain or consumer alone, the history is scanned from the newest event on,
+        until ``limit`` events are found.
 
         Parameters
         ----------
         episode : int, or several, optional
-            Episodes, live or not.
+            Ids of episodes, live or not.
         domain, consumer : str, optional
+            Return only events of this domain, or by this consumer.
         steps : int or (first, last), optional
-            The trainer's steps, both inclusive.
+            Steps of the trainer, both inclusive.
         since, until : float (seconds) or aware datetime, optional
             Both inclusive.
         limit : int, optional
-            At most so many, the newest.
+            Largest number of events to return. The newest ones are returned.
         """
-        conditions: list[Condition] = []
-        if episode is not None:
-            conditions.append(col.id.in_(check_ids(episode).tolist()))
-        if domain is not None:
-            conditions.append(col.domain == check_name("domain", domain))
-        if consumer is not None:
-            conditions.append(col.consumer == check_name("consumer", consumer))
-        if steps is not None:
-            conditions.append(col.step.between(*_span(steps)))
-        if since is not None:
-            conditions.append(col.at >= check_limit("since", since))
-        if until is not None:
-            conditions.append(col.at <= check_limit("until", until))
-        query = self.query("history").filter(*conditions)
-        if limit is None:
-            return query.all()
-        newest: list[ReplayEvent] = query.order_by(col.event.descending).limit(check_count(limit)).all()
-        return newest[::-1]
+        return history(self.query("history"), episode, domain, consumer, steps, since, until, limit)
 
-    def hardest(self, n: int = 10) -> list[EpisodeSummary]:
-        """The episodes with the largest losses, largest first; by the index on loss."""
-        return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n)).all()
+    def hardest(self, n: int = 10) -> list[Episode]:
+        """Return the ``n`` episodes with the largest losses, largest first, without payloads.
 
-    def most_replayed(self, n: int = 10) -> list[EpisodeSummary]:
-        """The episodes with the most loss updates, most first; scans the replay metadata (see the README for times)."""
+        The index on loss finds them.
+        """
+        return self.query().filter(col.loss.is_known()).order_by(col.loss.descending).limit(check_count(n, "n")).all()
+
+    def most_replayed(self, n: int = 10) -> list[Episode]:
+        """Return the ``n`` episodes with the most loss updates, most first, without payloads.
+
+        The call scans the replay metadata.
+        """
         found = self.query().filter(col.replay_count > 0).order_by(col.replay_count.descending)
-        return found.limit(check_count(n)).all()
+        return found.limit(check_count(n, "n")).all()
 
-    def never_replayed(self, n: int = 10) -> list[EpisodeSummary]:
-        """The oldest episodes without a loss update; scans the replay metadata until it has found ``n``."""
-        return self.query().filter(col.replay_count == 0).limit(check_count(n)).all()
+    def never_replayed(self, n: int = 10) -> list[Episode]:
+        """Return the ``n`` oldest episodes that had no loss update, without payloads.
 
-    def forgotten(self, n: int = 10) -> list[EpisodeSummary]:
-        """The episodes whose loss has risen furthest above its lowest, furthest first.
-
-        None can have risen by more than its loss: the hardest are looked at by the index on loss, and where they do not
-        decide it, the replay metadata is scanned.
+        The call scans the replay metadata until it has found ``n``.
         """
-        most = check_count(n)
+        return self.query().filter(col.replay_count == 0).limit(check_count(n, "n")).all()
+
+    def forgotten(self, n: int = 10) -> list[Episode]:
+        """Return the ``n`` episodes with the largest rise, ``loss - lowest_loss``, largest first, without payloads.
+
+        A loss cannot have risen by more than its own size. So the call looks at the hardest episodes first, through the
+        index on loss. If they do not decide the answer, it scans the replay metadata.
+        """
+        most = check_count(n, "n")
         return self._session.read(lambda s: trends.forgotten(s, most))
 
     def loss_trend(self, by: Literal["domain"] | None = "domain", *, points: int = 60) -> list[LossTrend]:
-        """Mean losses in the course of the replays, for each domain, or for all together (``by=None``).
+        """Return the mean loss in the course of the replays, for each domain or for all domains together.
 
-        Every point stands for about the same number of replays. From the tally, which counts every replay in slots of
-        1/256 of the replays so far and is kept when the history is pruned: its size does not grow with the history.
+        Each point stands for about the same number of replays. The points come from the tally, which counts every
+        replay. A slot of the tally covers 1/256 of the replays so far. The tally stays when the history is pruned, and
+        its size does not grow with the history.
 
         Parameters
         ----------
         by : "domain" or None
+            None combines all domains.
         points : int
-            At most so many for each domain.
+            Largest number of points for each domain.
         """
-        _check_by(by)
-        most = check_count(points)
-
+        if by is not None:
+            check_option("by", by, "domain")
+        most = check_count(points, "points")
         return self._session.read(lambda s: trends.loss_trend(s, most, by_domain=by is not None))
 
     def replay_share(self, by: Literal["domain"] = "domain") -> list[ReplayShare]:
-        """What each domain has of the episodes and of the replays, against what the strategy aims at; largest first.
+        """Return the share of each domain in the episodes and in the replays, and the share that the strategy aims at.
 
-        From the strata and the tally, in time independent of the number of episodes and events.
+        The largest share comes first. The numbers come from the strata and the tally, so the time does not depend on
+        the number of episodes and events.
         """
-        if by != "domain":
-            raise InvalidValue(f"replay_share is by 'domain', got {shown(by)}")
+        check_option("by", by, "domain")
+        return self._session.read(lambda s: trends.replay_share(s, self._sampler.default(s)))
 
-        return self._session.read(lambda s: trends.replay_share(s, self._default_strategy(s)))
+    # Drawing
 
     def sample(
         self,
@@ -361,66 +419,79 @@ class EpisodicMemory:
         replacement: bool = False,
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
-        timeout: float | None = None,
+        wait: Seconds | None = None,
         where: Condition | str | None = None,
     ) -> Batch:
         """Draw episodes from one consistent snapshot, with their payloads.
 
+        The draw is exact. Without replacement it is successive sampling, the Plackett-Luce law: each row is drawn in
+        proportion to its weight among the rows that are not drawn yet (Efraimidis and Spirakis 2006). The draw changes
+        nothing that is stored, except that a limiter counts it. A call that fails uses up no random numbers.
+
         Parameters
         ----------
         count : int
-            Without replacement, the default, a memory that holds fewer returns them all.
+            Number of rows. Without replacement, which is the default, a memory with fewer live episodes returns them
+            all.
         strategy, alpha : optional
-            In place of the buffer's, for this call.
+            They replace those of the buffer in this call.
         beta : float
-            Exponent of the importance weights ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4); 0 gives
-            ones. They correct the bias exactly at ``beta=1`` with ``replacement=True``, approximately without.
+            Exponent, at least 0, of the importance weights ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4).
+            0 makes all weights 1. With ``beta=1`` and ``replacement=True`` the weights correct the bias exactly,
+            without replacement approximately.
+        replacement : bool
+            True if an episode may be drawn several times.
         normalize : "buffer" or "batch"
-            What ``p_min`` is taken over. For ``Mixed`` over the buffer it is the share-weighted sum of the components'
-            minima: never above the true one, and equal to it when at most one component is not uniform.
+            ``p_min`` is the smallest probability of the buffer, or of the batch. For ``Mixed`` and ``"buffer"`` it is
+            the share-weighted sum of the components' minima. That sum is never above the true minimum. It is equal to
+            the minimum if at most one component is not uniform.
         exact_probability : bool
-            Compute ``probability`` even where that needs a scan of the buffer.
-        timeout : float, optional
-            Seconds to wait until ``count`` episodes are live, ``math.inf`` for as long as it takes; by default it does
-            not wait. In a buffer with a limiter (``SamplesPerInsert``) that says when to draw, and how many must be
-            live: seconds to wait for its turn, by default as long as it takes.
+            True computes ``probability`` even if that needs a scan of the buffer.
+        wait : float, optional
+            Seconds to wait until ``count`` episodes are live. 0 does not wait, ``math.inf`` waits for as long as it
+            takes. In a buffer with a limiter (``SamplesPerInsert``), the limiter decides when the draw has its turn and
+            how many episodes must be live, and these are the seconds to wait for the turn. The default, None, does not
+            wait and does not ask for ``count`` episodes; with a limiter it waits for as long as it takes.
         where : Condition or str, optional
-            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``, or as on the
-            command line ``"domain = 'math' and level >= 3"``: the strategy's law among them, and ``probability`` is
-            that under the condition. When fewer than ``count`` pass,
-            all of them, each once. Conditions on domain and loss choose among the strata. Others are tested on the
-            candidates; where few pass, a list of those that do finishes the draw. The process keeps what it reads for
-            that (lists of 8 conditions, some 40 bytes an episode that passes) and brings it up to date from the
-            history. So a condition costs a scan when it is new: in its first draw where fewer than a third pass, else
-            in its second. A condition whose constants change in every draw is new every time; ``col.age`` and
-            ``col.id`` are not: like loss and replay count they are tested without a query. A scan in every draw is what
-            few passing cost where the history is not recorded in full, and for conditions on ``lowest_loss``, ``rise``
-            or ``last_replayed_at``, or on two kinds at once with ``|``. ``probability`` is None where many pass a
-            condition beyond domains, unless ``exact_probability`` asks for a scan.
-            ``normalize="buffer"`` goes by the whole buffer all the same, a constant factor.
+            Draw only from the episodes that pass, such as ``col.domain.in_(["math"]) & (col.level >= 3)``. The text of
+            the command line works too: ``"domain = 'math' and level >= 3"``. The law of the strategy holds among the
+            passing episodes, and ``probability`` is that under the condition. If fewer than ``count`` episodes pass,
+            each of them is drawn once.
+
+        Returns
+        -------
+        Batch
+            Rows in the order drawn.
 
         Raises
         ------
         MemoryEmpty
-            When there is nothing to draw from, and no ``timeout`` or limiter.
+            No live episode can be drawn.
         WaitTimeout
-            When the time is over.
+            The time to wait is over.
+        InvalidValue
+            ``wait`` is given and ``count`` is above the capacity, or another argument is out of its range.
+
+        Notes
+        -----
+        The cost of a condition: conditions on domain and loss choose among the strata. Other conditions are tested on
+        the candidates. If few candidates pass, a list of all passing episodes finishes the draw. The process keeps such
+        lists (for 8 conditions, some 40 bytes for each passing episode), and the history keeps them current. So a new
+        condition costs a scan: in its first draw if fewer than a third of the candidates pass, else in its second draw.
+        A condition with a constant that changes in every draw is new every time. Only ``col.age``, ``col.id``, the loss
+        and the replay count may change freely, because they are tested without a query. If few episodes pass, three
+        cases need a scan in each draw: the history is not recorded in full; the condition is on ``lowest_loss``,
+        ``rise`` or ``last_replayed_at``; or it joins two kinds of columns with ``|``.
+
+        If a condition on more than domains is passed by many, ``probability`` is None unless ``exact_probability`` asks
+        for a scan. ``normalize="buffer"`` uses the whole buffer even then, which is a constant factor.
+
+        Examples
+        --------
+        >>> batch = memory.sample(64, strategy="prioritized_loss", beta=0.4, where=col.level >= 3)
         """
-        wanted, where = check_count(count), check_where(where)
-        work = self._draw(wanted, strategy, alpha, beta, replacement, normalize, exact_probability, where)
-        limit = check_timeout(timeout)
-        if timeout is not None:
-            self._check_reachable(wanted)
-        limited = self._session.committed.settings.limiter is not None
-        if limited or timeout is not None:
-            turn = partial(self._charge, wanted) if limited else partial(self._turn, wanted, where)
-            wait_until(self._session, turn, limit, self._standing)
-        try:
-            return self._session.draw(partial(work, Rows.none()))
-        except MemoryEmpty:
-            if limited:
-                self._session.aside(lambda s: limiter.refund(s, wanted))
-            raise
+        asked = DrawOptions(count, strategy, alpha, beta, normalize, exact_probability, check_where(where), replacement)
+        return self._sampler.sample(asked, wait)
 
     def sample_groups(
         self,
@@ -431,529 +502,450 @@ class EpisodicMemory:
         where: Condition | str | None = None,
         strategy: Strategy | str = "uniform",
     ) -> Batch:
-        """Draw whole groups: episodes that share a value, such as the answers to one prompt (GRPO).
+        """Draw whole groups of episodes that share a value, such as the answers to one prompt (GRPO).
 
-        Groups are drawn uniformly, without replacement, among those with at least ``size`` episodes; the episodes of
-        each without replacement, by the strategy's law within the group. Rows come group after group, so that
-        ``batch.loss.reshape(-1, size)`` has a row for each; ``batch.group`` numbers them, ``probability`` is that of
-        the first episode of one group.
+        Only groups with at least ``size`` episodes are drawn: uniformly, without replacement. Within a group, the
+        episodes are drawn without replacement, by the law of the strategy. Rows come group after group, so
+        ``batch.loss.reshape(-1, size)`` has one row for each group. ``batch.group`` numbers the groups.
+        ``batch.probability`` is the probability of a first draw: of the group, times that of the episode in it.
 
         Parameters
         ----------
         groups : int
-            When fewer are complete, those.
+            Number of groups. If fewer have ``size`` episodes, all of those are drawn.
         size : int
-            Episodes of each group, exactly.
+            Number of episodes that are drawn of each group.
         by : Column
-            What never changes of an episode: ``col.domain``, ``col.level``, ``col.key``,
-            ``col.extra["prompt"].text``. Episodes that have no value there belong to no group.
+            A column of an episode that never changes: ``col.domain``, ``col.level``, ``col.key``,
+            ``col.extra["prompt"].text``. An episode without a value in this column belongs to no group.
         where : Condition or str, optional
             As for ``sample``.
         strategy : Strategy or str
-            Its probabilities are those in the whole buffer, restricted to the group.
+            Its probabilities in the whole buffer are restricted to the group.
 
         Raises
         ------
         MemoryEmpty
-            When no group is complete.
+            No group has ``size`` episodes.
+        InvalidValue
+            ``by`` is no column that never changes.
         """
-        wanted, each, grouping = check_count(groups), check_count(size), Grouping(by, check_where(where))
-        chosen = as_strategy(strategy)
+        return self._sampler.sample_groups(groups, size, by, where, strategy)
 
-        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
-            drawn_from = self._filtered(snapshot, None)
-            found = grouping.draw(drawn_from, rng, chosen, wanted, each)
-            if not len(found.rows):
-                among = "" if where is None else f" where {where!s:.200}"
-                raise MemoryEmpty(
-                    f"{self!r} holds no {each} episodes with the same {by}{among}; ask for smaller groups"
-                )
-            batch = self._batch(drawn_from, chosen, found.rows, 0.0, "batch", exact=False)
-            return replace(batch, group=found.group, probability=np.exp2(found.log2_probability))
+    def wait(self, *, min_size: int = 1, wait: Seconds = math.inf) -> int:
+        """Wait until ``min_size`` episodes are live, and return the number of live episodes.
 
-        return self._session.draw(work)
-
-    def wait(self, *, min_size: int = 1, timeout: float | None = None) -> int:
-        """Wait until so many episodes are live; returns how many there are.
-
-        It ends soon after the commit that brings them, whichever process makes it: PostgreSQL notifies, SQLite's change
-        counter is polled. Nothing is locked meanwhile.
+        The call returns soon after the commit that brings the last of them, from any process. PostgreSQL sends a
+        notice; for SQLite the change counter of the file is polled. The wait holds no lock.
 
         Parameters
         ----------
         min_size : int
-        timeout : float, optional
-            Seconds; by default as long as it takes.
+            Number of live episodes to wait for.
+        wait : float
+            Seconds to wait. 0 does not wait. ``math.inf``, the default, waits for as long as it takes.
 
         Raises
         ------
         WaitTimeout
-            When the time is over.
+            The time to wait is over.
+        InvalidValue
+            ``min_size`` is above the capacity.
         MemoryClosed
-            When another thread closes the memory.
+            Another thread closed the memory.
         """
-        wanted = check_count(min_size)
-        limit = check_timeout(timeout)
-        self._check_reachable(wanted)
-        return wait_until(self._session, partial(self._turn, wanted), limit, self._standing)
+        return self._sampler.wait(min_size, wait)
 
     def lease(
         self,
         count: int,
-        timeout: float = 60.0,
         *,
+        duration: Seconds = 60.0,
         strategy: Strategy | str | None = None,
         alpha: float | None = None,
         beta: float = 0.0,
         normalize: Normalize = "buffer",
         exact_probability: bool = False,
-        wait: float = 0.0,
+        wait: Seconds = 0.0,
         where: Condition | str | None = None,
     ) -> Batch:
-        """Draw episodes that no other consumer holds, and hold them: each has one consumer at a time.
+        """Draw episodes that no other consumer holds, and hold them. Each episode has one consumer at a time.
 
-        The lease ends with ``update(batch, ...)`` or ``release(batch)``; with neither after ``timeout`` seconds, when
-        the consumer counts as dead and others get the episodes. ``renew(batch)`` asks for more time. Committed on
-        return; the law is that of a draw among the episodes not held. ``sample`` does not look at leases.
+        The lease is committed when the call returns, and every process respects it from then on. It ends with
+        ``update(batch, ...)`` or ``release(batch)``. Without either it ends after ``duration`` seconds: the consumer
+        then counts as dead, and others may get the episodes. ``renew(batch)`` asks for more time. The draw follows the
+        law of the strategy among the episodes that are not held. ``sample`` ignores leases.
 
         Parameters
         ----------
         count : int
-            When fewer are free, those.
-        timeout : float > 0
-            Seconds, by the database's clock: choose several times what a step takes.
+            Number of rows. If fewer episodes are free, all free ones are drawn.
+        duration : float > 0
+            Seconds, by the clock of the database. Choose several times the duration of a training step.
         strategy, alpha, beta, normalize, exact_probability, where
-            As for ``sample``; the probability is that of a draw among all.
+            As for ``sample``. The probability is that of a draw among all episodes, held ones included.
         wait : float
-            Seconds to wait while none is free, ``math.inf`` for as long as it takes.
+            Seconds to wait while no episode is free. 0, the default, does not wait. ``math.inf`` waits for as long as
+            it takes.
 
         Raises
         ------
         MemoryEmpty
-            When nothing is free and ``wait`` is 0.
+            No episode is free, and ``wait`` is 0.
         WaitTimeout
-            When nothing became free in time.
+            No episode became free in time.
         """
-        wanted = check_count(count)
-        seconds = check_seconds("timeout", timeout, exclusive=True)
-        patience = check_timeout(wait)
-        draw = self._draw(wanted, strategy, alpha, beta, False, normalize, exact_probability, check_where(where))
-
-        def work(snapshot: Snapshot, rng: np.random.Generator) -> Batch:
-            now = snapshot.backend.clock(snapshot.conn)
-            batch = draw(leases.held(snapshot, now), snapshot, rng)
-            return leases.grant(snapshot, batch, self.consumer, now + seconds)
-
-        def attempt() -> Batch | None:
-            try:
-                return self._session.draw(work, write=True)
-            except MemoryEmpty:
-                return None
-
-        if not patience:
-            return self._session.draw(work, write=True)
-        return wait_until(self._session, attempt, patience, lambda: f"{self!r} has no episode that is free to lease")
+        asked = DrawOptions(count, strategy, alpha, beta, normalize, exact_probability, check_where(where))
+        return self._sampler.lease(asked, duration, wait, self.consumer)
 
     def release(self, batch: Batch) -> int:
-        """Give leased episodes back unused; returns how many of them this lease still held. Committed on return."""
-        token = _token(batch)
-        return self._session.write(lambda s: leases.release(s, token))
+        """Give leased episodes back unused, and return the number of episodes that the lease still held.
 
-    def renew(self, batch: Batch, timeout: float = 60.0) -> int:
-        """Hold leased episodes for ``timeout`` seconds from now; returns how many this lease still holds.
-
-        Fewer than ``len(batch)`` means that time was over before, and others may have the rest.
-        """
-        token, seconds = _token(batch), check_seconds("timeout", timeout, exclusive=True)
-        return self._session.write(lambda s: leases.renew(s, token, seconds))
-
-    def _draw(
-        self,
-        wanted: int,
-        strategy: Strategy | str | None,
-        alpha: float | None,
-        beta: float,
-        replacement: bool,
-        normalize: Normalize,
-        exact: bool,
-        where: Condition | None,
-    ) -> Callable[[Rows, Snapshot, np.random.Generator], Batch]:
-        """A draw as a function of the rows it must not touch, snapshot and generator; arguments are checked here."""
-        beta = check_float("beta", beta)
-        check_option("normalize", normalize, "buffer", "batch")
-
-        def work(taken: Rows, committed: Snapshot, rng: np.random.Generator) -> Batch:
-            snapshot = self._filtered(committed, where)
-            taken = taken.take(snapshot.passing(taken))
-            chosen = self._default_strategy(snapshot) if strategy is None else as_strategy(strategy)
-            if alpha is not None:
-                chosen = chosen.with_alpha(alpha)
-            rows = Rows.none()
-            if snapshot.live > len(taken):
-                rows = chosen.draw(snapshot, rng, wanted, taken, replacement=replacement)
-            if not len(rows):
-                among = "" if where is None else f" where {where!s:.200}"
-                held = f"; {len(taken)} are leased" if len(taken) else "; add some first"
-                raise MemoryEmpty(f"{self!r} holds no episode that {chosen.name} can draw{among}{held}")
-            return self._batch(snapshot, chosen, rows, beta, normalize, exact=exact)
-
-        return work
-
-    def _batch(
-        self,
-        snapshot: Drawable,
-        strategy: Strategy,
-        rows: Rows,
-        beta: float,
-        normalize: Normalize,
-        *,
-        exact: bool,
-    ) -> Batch:
-        signature = signature_of(snapshot)
-        assert signature is not None
-        keep = not self._session.database.transaction_open
-        cache = self._session.cache
-        return make_batch(
-            snapshot, strategy, rows, signature, cache, keep=keep, beta=beta, normalize=normalize, exact=exact
-        )
-
-    def _filtered(self, snapshot: Snapshot, where: Condition | None) -> Drawable:
-        keep = not self._session.database.transaction_open
-        return Drawable.of(snapshot, where, self._populations, keep=keep)
-
-    def _turn(self, wanted: int, where: Condition | None = None) -> int | None:
-        live = len(self) if where is None else self.query().filter(where).count()
-        return live if live >= wanted else None
-
-    def _charge(self, count: int) -> int | None:
-        return count if self._session.aside(lambda s: limiter.charge(s, count)) else None
-
-    def _check_reachable(self, wanted: int) -> None:
-        if wanted > (capacity := self.capacity):
-            raise InvalidValue(f"{wanted} episodes can never be there: the capacity is {capacity}")
-
-    def _standing(self) -> str:
-        return self._session.read(lambda s: f"{self!r} holds {s.live} episodes{limiter.standing(s)}")
-
-    def add(
-        self,
-        payload: Mapping[str, Any],
-        *,
-        domain: str = "default",
-        loss: float | None = None,
-        timestamp: Any = None,
-        level: int | None = None,
-        tags: Sequence[str] = (),
-        key: str | None = None,
-        extra: Any = None,
-        timeout: float | None = None,
-    ) -> int:
-        """Add one episode; committed on return. Parameters as for ``extend``, each of them one value.
-
-        Returns
-        -------
-        int
-            The episode's id; with a ``key`` that was seen before, that of the first episode with this key.
-        """
-        columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
-        return int(self._insert(numpy_payload(payload), None, timeout, columns | {"extra": extra})[0])
-
-    def extend(
-        self,
-        payload: Mapping[str, Any],
-        *,
-        domain: str | Sequence[str] = "default",
-        loss: Any = None,
-        timestamp: Any = None,
-        level: Any = None,
-        tags: Any = (),
-        key: Any = None,
-        extra: Any = None,
-        timeout: float | None = None,
-    ) -> NDArray[np.int64]:
-        """Add n episodes in one commit: all of them or none. Every keyword takes one value or a sequence of n.
-
-        Parameters
-        ----------
-        payload : dict
-            Fields of n rows each: arrays of shape (n, ...), or lists of n arrays, numbers, str or bytes; may be
-            nested. Tensors are detached and copied to the CPU. The first add fixes the buffer's signature.
-        domain : str
-            What the episode belongs to: a task, an environment, a data source.
-        loss : float >= 0, optional
-            As measured by the trainer; None means never measured: drawn with the highest priority.
-        timestamp : float, aware datetime or datetime64, optional
-            Seconds; now by default. A datetime64 is UTC. Beyond 1e11 (the year 5138) it is refused as milliseconds.
-        level : int, optional
-        tags : sequence of str
-        key : str, optional
-            Idempotency key: adding it again is a no-op that returns the first id, also after a crash or an eviction.
-        extra : JSON value, optional
-            Numpy and PyTorch scalars become numbers, arrays lists; whole numbers of any size are kept exactly.
-        timeout : float, optional
-            Seconds to wait while the buffer's limiter (``SamplesPerInsert``) holds adds back; by default as long as it
-            takes. One value for all.
-
-        Returns
-        -------
-        int64 array, shape (n,)
-            Ids in the order given; consecutive but for repeated keys.
-
-        Raises
-        ------
-        PayloadError, InvalidValue
-            When anything is refused; nothing was written.
-        MemoryFull
-            Under eviction policy ``none``, when they do not all fit.
-        WaitTimeout
-            When the limiter did not admit them in time; nothing was written.
-        """
-        columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
-        payload = numpy_payload(payload)
-        return self._insert(payload, Signature.batch_size(payload), timeout, columns | {"extra": extra})
-
-    def _insert(
-        self, payload: Mapping[str, Any], count: int | None, timeout: float | None, columns: dict[str, Any]
-    ) -> NDArray[np.int64]:
-        now = time.time()
-        patience = check_timeout(timeout)
-
-        def encode(signature: Signature) -> list[bytes]:
-            return [signature.encode_one(payload)] if count is None else signature.encode(payload, count)
-
-        # Before the lock is taken, so that other writers do not wait for it.
-        assumed = stored_signature(self._session.committed.signature) or Signature.infer(payload, count)
-        offer = make_offer(encode(assumed), now, one=count is None, **columns)
-        group = Group(now, self.consumer)
-
-        def work(snapshot: Snapshot) -> episodes.Inserted:
-            limiter.admit_add(snapshot)
-            stored = signature_of(snapshot)
-            if stored is None:
-                maintenance.fix_signature(snapshot, assumed.to_json())
-            elif stored != assumed:
-                return episodes.insert(snapshot, replace(offer, blobs=encode(stored)), group)
-            return episodes.insert(snapshot, offer, group)
-
-        def attempt() -> episodes.Inserted | None:
-            try:
-                return self._session.write(work, lambda result: result.blobs)
-            except limiter.OutOfStep:
-                return None
-
-        with held_until_done(offer.blobs):
-            inserted = wait_until(self._session, attempt, patience, self._standing)
-        self._session.cache.drop(inserted.evicted.tolist())
-        return inserted.ids
-
-    def delete(self, ids: Any = None, *, where: Condition | str | None = None) -> int:
-        """Remove episodes in one commit: those with these ids, or all that pass a condition.
-
-        Keys of removed episodes stay known, and the history records each departure as ``deleted``. Takes the write lock
-        for as long as it works: 60 to 80 us an episode.
-
-        Parameters
-        ----------
-        ids : int or several, optional
-            Those that are not live are ignored.
-        where : Condition or str, optional
-            In place of ids, such as ``(col.loss < 0.1) & (col.replay_count > 5)`` or ``"loss < 0.1"``.
-
-        Returns
-        -------
-        int
-            How many were removed.
+        The change is committed when the call returns.
 
         Raises
         ------
         InvalidValue
-            When neither or both are given, or ``where`` is no condition on live episodes; nothing was removed.
+            ``lease`` did not return this batch.
         """
-        if (ids is None) == (where is None):
-            raise InvalidValue("delete takes either ids or where=...; clear() removes every episode")
-        condition = None if where is None else as_condition(where)
-        wanted = check_ids([] if ids is None else ids)
-        return self._remove(lambda s: [wanted] if condition is None else removal.passing(s, condition))
+        return leases.release(self._session, batch)
+
+    def renew(self, batch: Batch, *, duration: Seconds = 60.0) -> int:
+        """Hold leased episodes for ``duration`` seconds from now, and return the number that this lease still holds.
+
+        The change is committed when the call returns. A number below ``len(batch)`` means that the lease had ended
+        before. Others may hold the rest.
+
+        Parameters
+        ----------
+        batch : Batch
+        duration : float > 0
+            Seconds, by the clock of the database.
+
+        Raises
+        ------
+        InvalidValue
+            ``lease`` did not return this batch.
+        """
+        return leases.renew(self._session, batch, duration)
+
+    # Changing
+
+    def add(
+        self,
+        payload: Payload,
+        *,
+        domain: str = "default",
+        loss: SupportsFloat | None = None,
+        timestamp: Time | None = None,
+        level: SupportsIndex | None = None,
+        tags: Tags = (),
+        key: str | None = None,
+        extra: Extra = None,
+        wait: Seconds = math.inf,
+    ) -> int:
+        """Add one episode in one commit. The parameters are those of ``extend``, each with one value.
+
+        Returns
+        -------
+        int
+            Id of the episode. For a ``key`` that was seen before, the id of the first episode with this key.
+
+        Raises
+        ------
+        PayloadError, InvalidValue, MemoryFull, WaitTimeout
+            As for ``extend``.
+
+        Examples
+        --------
+        >>> memory.add({"x": x, "y": 3}, domain="math", loss=0.7, tags=["algebra"], key="question-17")
+        """
+        columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
+        offer = (payload, columns | {"extra": extra}, wait)
+        return int(insert.add(self._session, *offer, self.consumer, self._sampler.standing, one=True)[0])
+
+    def extend(
+        self,
+        payload: Payload,
+        *,
+        domain: Each[str] = "default",
+        loss: Each[SupportsFloat | None] = None,
+        timestamp: Each[Time | None] = None,
+        level: Each[SupportsIndex | None] = None,
+        tags: Tags | Iterable[Tags | None] = (),
+        key: Each[str | None] = None,
+        extra: Extra = None,
+        wait: Seconds = math.inf,
+    ) -> NDArray[np.int64]:
+        """Add n episodes in one commit: all of them or none. Every keyword takes one value or a sequence of n values.
+
+        If the buffer is full, the eviction policy removes episodes in the same commit.
+
+        Parameters
+        ----------
+        payload : dict
+            Fields with n rows each: arrays of shape (n, ...), or lists of n arrays, numbers, str or bytes. Fields may
+            be nested. Tensors are detached and copied to the CPU. The first add fixes the signature of the buffer.
+        domain : str
+            The task, environment or data source that the episode belongs to.
+        loss : float >= 0, optional
+            Loss that the trainer measured. None means never measured. Such an episode is drawn with the highest
+            priority.
+        timestamp : float, aware datetime or datetime64, optional
+            Seconds. The default is the present. A datetime64 is read as UTC. A number above 1e11 (the year 5138) is
+            refused, because it is probably in milliseconds.
+        level : int, optional
+            A number for the trainer's own use, such as the difficulty.
+        tags : sequence of str
+            Tags of all n episodes, or a sequence with the tags of each.
+        key : str, optional
+            Idempotency key. To add a key again does nothing and returns the first id. This holds after a crash, and
+            after the episode was evicted.
+        extra : JSON value, optional
+            Scalars of numpy and PyTorch become numbers, and their arrays become lists. Whole numbers of any size are
+            kept exactly.
+        wait : float
+            Seconds to wait while the limiter of the buffer (``SamplesPerInsert``) holds adds back. 0 does not wait.
+            ``math.inf``, the default, waits for as long as it takes. One value holds for all episodes. Without a
+            limiter no add waits.
+
+        Returns
+        -------
+        int64 array, shape (n,)
+            Ids in the order given. They are consecutive, except for repeated keys.
+
+        Raises
+        ------
+        PayloadError, InvalidValue
+            An argument is refused. Nothing was written.
+        MemoryFull
+            The eviction policy is ``none``, and the episodes do not all fit. Nothing was written.
+        WaitTimeout
+            The limiter did not admit the episodes in time. Nothing was written.
+
+        Examples
+        --------
+        >>> ids = memory.extend({"x": np.zeros((2, 4)), "y": [0, 1]}, domain=["math", "code"], loss=[0.7, None])
+        """
+        columns = {"domain": domain, "loss": loss, "timestamp": timestamp, "level": level, "tags": tags, "key": key}
+        offer = (payload, columns | {"extra": extra}, wait)
+        return insert.add(self._session, *offer, self.consumer, self._sampler.standing, one=False)
+
+    def delete(self, ids: Ids | None = None, *, where: Condition | str | None = None) -> int:
+        """Remove episodes in one commit: those with these ids, or all that pass a condition.
+
+        The keys of removed episodes stay known, and the history records each departure as ``deleted``. The call holds
+        the write lock for 60 to 80 us for each episode.
+
+        Parameters
+        ----------
+        ids : int or several, optional
+            Ids that are not live are ignored.
+        where : Condition or str, optional
+            A condition in place of ids, such as ``(col.loss < 0.1) & (col.replay_count > 5)`` or ``"loss < 0.1"``.
+
+        Returns
+        -------
+        int
+            Number of removed episodes.
+
+        Raises
+        ------
+        InvalidValue
+            Neither or both of the two are given, or ``where`` is no condition on live episodes. Nothing was removed.
+        """
+        return removal.delete(self._session, ids, where, self.consumer)
 
     def clear(self) -> int:
-        """Remove every live episode in one commit; returns how many there were.
+        """Remove every live episode in one commit, and return the number of removed episodes.
 
-        What stays: the history (with a departure ``deleted`` for each), the tally behind ``loss_trend``, the keys ever
-        given, checkpoints, settings and signature, and the counters, so that no id is used again, the largest priority
-        ever measured is remembered, and a reservoir goes on with its stream.
+        The following stay: the history (with a departure ``deleted`` for each episode), the tally behind
+        ``loss_trend``, all keys ever given, checkpoints, settings and signature. The counters stay too. So no id is
+        used again, the largest priority ever measured is remembered, and a reservoir continues its stream.
         """
-        return self._remove(lambda s: removal.passing(s, EVERY))
+        return self.delete(where=EVERY)
 
-    def _remove(self, which: Callable[[Snapshot], Iterable[NDArray[np.int64]]]) -> int:
-        group = Group(time.time(), self.consumer, "deleted")
-        removed = self._session.write(lambda s: removal.remove_all(s, which(s), group))
-        self._session.cache.drop(removed.tolist())
-        return len(removed)
+    def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Time | None = None) -> Retention:
+        """Remove the episodes that the policy does not keep, in one commit.
 
-    def consolidate(self, policy: RetentionPolicy, *, dry_run: bool = False, now: Any = None) -> Retention:
-        """Remove what the policy does not keep, in one commit; with ``dry_run`` only count it.
+        The search for similar payloads reads all payloads. It runs before the write lock is taken, so other writers do
+        not wait for it.
 
-        ``now`` (seconds, an aware datetime or a datetime64) is what ``max_age`` counts back from. Looking for similar
-        payloads reads them all, before the write lock is taken, so that other writers do not wait for it.
+        Parameters
+        ----------
+        policy : RetentionPolicy
+        dry_run : bool
+            True only counts the episodes and removes none.
+        now : float (seconds), aware datetime or datetime64, optional
+            Moment that ``max_age`` counts back from. The default is the present.
+
+        Returns
+        -------
+        Retention
+            Numbers of the removed episodes, by reason.
+
+        Raises
+        ------
+        ConfigError
+            A limit or a weight of the policy is out of its range. Nothing was removed.
         """
-        policy = retention.checked_policy(policy)
-        at = time.time() if now is None else check_time("now", now)
-        twins = self._session.read(lambda s: retention.find_twins(s, signature_of(s), policy, at))
-        scope = self._session.read if dry_run else self._session.write
-        group = None if dry_run else Group(time.time(), self.consumer, "consolidated")
-        result, rows = scope(lambda s: retention.retain(s, policy, at, twins, group))
-        if not dry_run:
-            self._session.cache.drop(rows.ids.tolist())
-        return result
+        return retention.consolidate(self._session, policy, now, self.consumer, dry_run=dry_run)
 
     def configure(
         self,
         *,
-        capacity: int | None = None,
-        strategy: Strategy | str | None = None,
-        alpha: float | None = None,
-        eviction: Eviction | EvictionPolicy | str | None = None,
-        max_replays: int | None = None,
-        limiter: SamplesPerInsert | Literal["none"] | None = None,
-        history: History | Literal["on", "off"] | None = None,
+        capacity: int | Unchanged = UNCHANGED,
+        strategy: Strategy | str | Unchanged = UNCHANGED,
+        alpha: float | Unchanged = UNCHANGED,
+        eviction: Eviction | EvictionPolicy | str | Unchanged = UNCHANGED,
+        max_replays: int | Unchanged | None = UNCHANGED,
+        limiter: SamplesPerInsert | Unchanged | None = UNCHANGED,
+        history: History | Unchanged | None = UNCHANGED,
     ) -> int:
-        """Change stored settings for every process, in one commit; shrinking evicts. Returns how many were evicted.
+        """Change stored settings for every process, in one commit.
 
-        ``max_replays=0`` and ``limiter="none"`` lift those limits; a new limiter counts from now on; a history that is
-        to be shorter is cut at once.
+        A setting that is left out, or is ``UNCHANGED``, stays as it is. None turns a setting off. Every process uses
+        the new settings from its next call on.
+
+        Parameters
+        ----------
+        capacity : int
+            A smaller capacity evicts episodes, by the eviction policy.
+        strategy, alpha
+            They hold from now on for this handle too. A change of the exponent of the losses scans the buffer once.
+        eviction : Eviction or str
+            Another policy scans the buffer once.
+        max_replays : int or None
+            Number of replays after which an episode leaves. None lets it stay after any number of replays.
+        limiter : SamplesPerInsert or None
+            A new limiter counts from now on. With None, draws and adds never wait.
+        history : History or None
+            Events that the new rule need not keep are deleted at once. With None, nothing is recorded from now on.
+
+        Returns
+        -------
+        int
+            Number of evicted episodes.
+
+        Raises
+        ------
+        ConfigError
+            A value is invalid. Nothing was changed.
         """
-        changes: dict[str, Any] = {
-            "capacity": capacity,
-            "strategy": strategy,
-            "alpha": alpha,
-            "eviction": eviction,
-            "max_replays": max_replays,
-            "limiter": limiter,
-            "history": history,
-        }
+        changes = fill(maintenance.Changes, locals())
         group = Group(time.time(), self.consumer)
-
-        def work(snapshot: Snapshot) -> NDArray[np.int64]:
-            settings = maintenance.changed_settings(snapshot.settings, **changes)
-            return maintenance.reconfigure(snapshot, settings, group)
-
-        evicted = self._session.write(work)
-        if strategy is not None or alpha is not None:
-            self._strategy = None
+        evicted = self._session.write(lambda s: maintenance.reconfigure(s, changes, group))
+        if changes.strategy is not UNCHANGED or changes.alpha is not UNCHANGED:
+            self._sampler.own = None
         return len(evicted)
-
-    # Learning
 
     def update(
         self,
-        replayed: Batch | Any,
+        replayed: Batch | Ids,
         *,
-        loss: Any,
-        step: int | None = None,
+        loss: Losses,
+        step: SupportsIndex | None = None,
         on_invalid: Literal["raise", "skip"] = "raise",
     ) -> UpdateResult:
-        """Write losses back, and one replay event each, in one commit. A leased batch is released by it.
+        """Write measured losses and one replay event for each, in one commit. The lease of a leased batch ends.
 
         Parameters
         ----------
         replayed : Batch or ids
-            An id given twice counts as two replays; its last loss stays.
-        loss : array or tensor of n, or one number
-            Finite and >= 0. A tensor is detached.
+            The episodes that the losses belong to. An id that is given twice counts as two replays, and its last loss
+            stays.
+        loss : array or tensor of shape (n,), or one number
+            Finite and at least 0. A tensor is detached.
         step : int, optional
-            The trainer's step, for the history.
+            Step of the trainer, for the history.
         on_invalid : "raise" or "skip"
-            What to do with losses that are NaN, infinite or negative: refuse everything, or write the valid ones and
-            report the others as ``rejected``.
+            Treatment of losses that are NaN, infinite or negative. ``"raise"`` refuses the whole call. ``"skip"``
+            writes the valid losses and reports the other ids as ``rejected``.
+
+        Returns
+        -------
+        UpdateResult
+            The updated ids, the missing ids, and the rejected ids.
+
+        Raises
+        ------
+        InvalidValue
+            A loss is refused, or the number of losses is wrong. Nothing was written.
         """
-        drawn = replayed if isinstance(replayed, Batch) else None
-        ids = check_ids(replayed) if drawn is None else drawn.ids
-        losses = as_losses(loss, len(ids))
-        check_option("on_invalid", on_invalid, "raise", "skip")
-        if on_invalid == "raise":
-            refuse_invalid(losses, ids.tolist())
-        valid = ~invalid_losses(losses)
-        replay = recording.Replay(ids, losses)
-        if drawn is not None:
-            replay = replace(replay, probability=drawn.probability, weight=drawn.weight)
-        group = Group(
-            at=time.time(),
-            consumer=self.consumer,
-            step=None if step is None else check_int("step", step, minimum=-(2**62)),
-            strategy=None if drawn is None else drawn.strategy,
-        )
-        if not valid.any():
-            return UpdateResult(np.empty(0, np.int64), np.empty(0, np.int64), np.unique(ids))
-        token = None if drawn is None else drawn.lease
-
-        def work(snapshot: Snapshot) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-            if token is not None:
-                leases.release(snapshot, token)
-            return recording.update(snapshot, group, replay.take(valid))
-
-        updated, missing = self._session.write(work)
-        rejected = np.setdiff1d(ids[~valid], ids[valid])
-        return UpdateResult(updated, missing, rejected)
+        return replay.update(self._session, replayed, loss, step, on_invalid, self.consumer)
 
     # Transactions, checkpoints, life
 
     def transaction(self) -> Block[EpisodicMemory]:
-        """Make everything inside one commit: episodes, losses, history, checkpoint and the generator's state.
+        """Return a block that makes everything inside it one commit.
 
-        It holds the buffer's write lock from the start: wrap update and checkpoint in it, not the training step. On an
-        exception nothing of the block remains, and ids seen inside are void. Nested blocks are savepoints.
+        The commit covers episodes, losses, history, checkpoint, and the state of the generator. Other processes see all
+        of it when the block ends, and nothing of it before. If an exception leaves the block, nothing of it remains,
+        and ids that were returned inside are void. Nested blocks are savepoints.
+
+        The block holds the write lock of the buffer from its start. So wrap the update and the checkpoint in it, not
+        the training step.
 
         Raises
         ------
         ForeignTransaction
-            When another task of this thread has a block open; also of a block that is to be committed by another thread
-            or task than the one that opened it.
+            Another task of this thread has a block open. Or a thread or task tries to commit a block that another one
+            opened.
         TransactionDead
-            At the end of a block that the database, or an interrupt inside one of its calls, has ended.
+            The database, or an interrupt inside a call, has ended the transaction. Raised at the end of the block.
+
+        Examples
+        --------
+        >>> with memory.transaction():
+        ...     memory.update(batch, loss=losses)
+        ...     memory.save_checkpoint("latest", {"net": net.state_dict()})
         """
         return self._session.transaction(self)
 
     @property
     def transaction_depth(self) -> int:
-        """How many ``transaction()`` blocks this thread is in: 0 outside of any."""
+        """Number of ``transaction()`` blocks that this thread is in. 0 outside of blocks."""
         return self._session.database.transaction_depth
 
-    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Store a trainer's state with the generator's.
+    def save_checkpoint(self, name: str, state: TrainerState) -> None:
+        """Store the state of a trainer together with the state of the memory's generator.
 
-        Replaces the checkpoint of the same name; atomic and durable like every write. Inside ``transaction()`` it
-        commits together with the episodes and losses it belongs to.
+        The new checkpoint replaces the one with the same name. It is atomic and durable like every write. Inside
+        ``transaction()`` it commits together with the episodes and losses of the block.
 
         Parameters
         ----------
         name : str
+            Name of the checkpoint.
         state : dict
-            Nested dicts (OrderedDict and Counter too; keys are str, int, float, bool, None or tuples of them), lists
-            and tuples of arrays, tensors, numbers, str, bytes and None: ``{"net": net.state_dict(), "optimizer":
-            optimizer.state_dict(), "rng": torch.get_rng_state()}``. Each comes back as the type it had. Of two tensors
-            that share their storage (tied weights) each comes back with storage of its own.
+            Nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None. An example is ``{"net":
+            net.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}``. OrderedDict and
+            Counter are allowed. Keys are str, int, float, bool, None or tuples of these. Each value comes back with the
+            type that it had. Two tensors that share their storage (tied weights) come back with separate storage.
 
         Raises
         ------
         PayloadError
-            For anything else, naming its place; nothing was written.
+            A value has another type. The message names its place. Nothing was written.
         """
         check_name("checkpoint", name)
-        packed = list(pack(state))  # before the lock is taken, so that other writers do not wait for it
+        packed = list(pack(state))  # this runs before the lock is taken, so other writers do not wait for it
         del state
         with held_until_done(packed):
-            self._session.draw(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()), write=True)
+            self._session.drawing(write=True).run(lambda s, rng: checkpoint.save(s, name, packed, rng, time.time()))
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
-        """The stored state; the generator goes on where it was then.
+        """Return the stored state, and set the generator to the state that was stored with it.
 
-        Tensors come back on the CPU, without a graph; where PyTorch is not installed, as arrays (a bfloat16 as the
-        float32 of the same values).
+        Tensors come back on the CPU, without a graph. If PyTorch is not installed, they come back as arrays, and a
+        bfloat16 tensor as float32 with the same values.
 
         Raises
         ------
-        CheckpointNotFound, StoreCorrupt
-            The generator is left as it was.
+        CheckpointNotFound
+            No checkpoint has this name. The generator is left as it was.
+        StoreCorrupt
+            The checkpoint is damaged. The generator is left as it was.
         """
         check_name("checkpoint", name)
         state, generator = self._session.read(lambda s: checkpoint.load(s, name))
@@ -961,11 +953,11 @@ class EpisodicMemory:
         return state
 
     def checkpoints(self) -> list[str]:
-        """Names of the stored checkpoints, oldest first."""
+        """Return the names of the stored checkpoints, oldest first."""
         return self._session.read(checkpoint.names)
 
     def close(self) -> None:
-        """Close the connections; later calls raise ``MemoryClosed``. Nothing needs to be flushed."""
+        """Close the connections. Later calls raise ``MemoryClosed``. No data waits to be written at this point."""
         self._session.close()
 
     def __enter__(self) -> EpisodicMemory:
@@ -981,7 +973,7 @@ class EpisodicMemory:
         return {
             "address": self._session.database.address(),
             "name": self._name,
-            "strategy": self._strategy and self._strategy.to_json(),
+            "strategy": self._sampler.own and self._sampler.own.to_json(),
             "consumer": self._given_consumer,
             "cache_bytes": self._session.cache.max_bytes,
             "seeds": (seeds.entropy, seeds.spawn_key),
@@ -995,144 +987,108 @@ def open(
     target: str | os.PathLike[str] | URL,
     *,
     buffer: str = "default",
-    capacity: int | None = None,
-    strategy: Strategy | str | None = None,
-    alpha: float | None = None,
-    epsilon: float | None = None,
-    eviction: Eviction | EvictionPolicy | str | None = None,
-    max_replays: int | None = None,
-    limiter: SamplesPerInsert | None = None,
-    history: History | Literal["on", "off"] | None = None,
-    signature: Mapping[str, Any] | None = None,
+    capacity: int | Unchanged = UNCHANGED,
+    strategy: Strategy | str | Unchanged = UNCHANGED,
+    alpha: float | Unchanged = UNCHANGED,
+    epsilon: float | Unchanged = UNCHANGED,
+    eviction: Eviction | EvictionPolicy | str | Unchanged = UNCHANGED,
+    max_replays: int | Unchanged | None = UNCHANGED,
+    limiter: SamplesPerInsert | Unchanged | None = UNCHANGED,
+    history: History | Unchanged | None = UNCHANGED,
+    signature: Mapping[str, Any] | Unchanged = UNCHANGED,
     seed: int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     durability: Durability = "process",
-    busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
+    busy_timeout: Seconds = DEFAULT_BUSY_TIMEOUT,
     consumer: str | None = None,
     create: bool = True,
+    trace: Trace | None = None,
 ) -> EpisodicMemory:
-    """Open a memory: create it, or resume it where it was left.
+    """Open a memory. If the buffer does not exist, create it; else resume it where it was left.
 
-    Settings marked * are stored with the buffer: given at creation (defaults below), and on resuming only checked.
+    The settings marked * are stored with the buffer. Their default, ``UNCHANGED``, keeps the stored value. A new buffer
+    then gets the default named below. None turns a setting off. When a buffer is resumed, a setting that differs from
+    the stored one is refused; ``configure`` changes settings.
 
     Parameters
     ----------
     target : path or URL
-        ``"run7.db"``, ``"sqlite:///run7.db"`` or ``"postgresql://user@host/database"``. A path is made absolute here,
-        once, so the handle means the same file wherever the process goes. ``"file:run7.db?mode=ro"`` only reads,
-        ``?immutable=1`` reads a file that nobody changes; an option that memstore does not honour is refused.
+        ``"run7.db"``, ``"sqlite:///run7.db"`` or ``"postgresql://user@host/database"``. A path is made absolute once,
+        here. So the handle means the same file after the process changes its folder. ``"file:run7.db?mode=ro"`` only
+        reads. ``?immutable=1`` reads a file that nobody changes. An option that memstore does not honour is refused.
     buffer : str
-        Which of the database's buffers.
+        Name of the buffer in the database.
     capacity* : int
         Largest number of live episodes, 1,000,000 by default.
-    strategy : Strategy or str
-        What ``sample`` draws by, ``"mixed"`` by default. Stored at creation; given on resuming, it holds for this
-        handle.
-    alpha : float
-        Exponent of the strategy (see there); 0.6 by default.
+    strategy* : Strategy or str
+        Strategy that ``sample`` draws by, ``"mixed"`` by default. When a buffer is resumed, another strategy than the
+        stored one is not refused. It then holds for this handle alone.
+    alpha* : float
+        Exponent of the strategy (see the strategy), 0.6 by default. When a buffer is resumed, it is treated like
+        ``strategy``.
     epsilon* : float > 0
-        Added to a loss to make a priority, 1e-6 by default; keeps zero losses reachable. Fixed at creation.
+        Number that is added to a loss to make a priority, 1e-6 by default. It lets episodes with a loss of zero be
+        drawn. Fixed at creation.
     eviction* : Eviction or str
-        A policy such as ``Reservoir()``, or its name.
-        By default what goes with the strategy: ``lowest_loss`` with PrioritizedLoss and Mixed, ``largest_domain`` with
-        DomainBalanced, else ``fifo``.
-    max_replays* : int
-        Remove an episode after this many loss updates; never by default.
-    limiter* : SamplesPerInsert
-        Keep draws and adds in step across all processes; none by default.
-    history* : History, "on" or "off"
-        What the replay history records and how long; everything, for ever, by default.
+        A policy such as ``Reservoir()``, or its name. The default depends on the strategy: ``lowest_loss`` with
+        PrioritizedLoss and Mixed, ``largest_domain`` with DomainBalanced, else ``fifo``.
+    max_replays* : int or None
+        Number of loss updates after which an episode leaves. By default it never leaves for this reason.
+    limiter* : SamplesPerInsert or None
+        Rule that keeps draws and adds in step across all processes. By default there is none.
+    history* : History or None
+        Rule for the replay history. By default all events are recorded and kept for ever. None records nothing.
     signature* : mapping
-        Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``; None is a ragged
-        dimension. Fixed by the first add otherwise.
-    seed : int
-        Of this handle's draws; of the buffer's reservoir, at creation.
+        Fields of the payloads, such as ``{"tokens": ("int32", (None,)), "reward": float}``. None in a shape is a ragged
+        dimension. By default the first add fixes the signature.
+    seed : int, optional
+        Seed of this handle's draws. When a buffer is created, it is also the seed of its reservoir. The default is
+        drawn from the entropy of the system.
     cache_bytes : int
-        Budget for hot payloads, 256 MiB by default; 0 turns the cache off.
+        Largest size of the cache for payloads, 256 MiB by default. 0 turns the cache off.
     durability : "process" or "power"
-        What a commit survives: the death of the process (kill -9), or also power loss (and, on PostgreSQL, a crash of
-        the server). SQLite's ``synchronous``, PostgreSQL's ``synchronous_commit``; neither setting can corrupt.
+        Event that a commit survives: the death of the process (kill -9), or also the loss of power and, on PostgreSQL,
+        a crash of the server. It sets ``synchronous`` of SQLite and ``synchronous_commit`` of PostgreSQL. Neither value
+        can corrupt the database.
     busy_timeout : float
-        Seconds to wait for another process's write lock, or to try again after a conflict or a lost connection.
-    consumer : str
-        Name written into the replay history; host and process number by default.
+        Seconds to wait for the write lock of another process, or to try again after a conflict or a lost connection.
+    consumer : str, optional
+        Name of this consumer in the replay history. The default is host name and process number.
     create : bool
-        Whether a missing database or buffer may be made.
+        False refuses to create a database or buffer that does not exist.
+    trace : callable
+        Function that is called with a line of text for each statement of this handle, such as
+        ``"0.21 ms, 256 rows: SELECT ..."``. The line holds the time that this process spent on the statement, and the
+        number of rows that it returned or changed. ``trace=print`` prints the lines. Begin and commit are statements
+        too. Values and passwords never appear. The function runs in the thread that ran the statement. It must not
+        use the memory. If it raises, the log says so, and it is not called again. A pickled handle forgets it.
+
+    Returns
+    -------
+    EpisodicMemory
 
     Raises
     ------
     ConfigError
         A setting is invalid, or differs from the stored one.
     NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
-        The database is not one that this version can open; it was not changed. A file without tables, as a killed
-        creation leaves it, is filled, unless ``create`` is false.
+        This version cannot open the database, which was not changed. (A file without tables, as a killed creation
+        leaves it, is filled, unless ``create`` is false.)
+    StoreCorrupt
+        The settings or counters of the buffer are damaged.
 
     Warns
     -----
     StoreWarning
         The file lies on a network file system, or has several names (hard links).
+
+    Examples
+    --------
+    >>> memory = memstore.open("run7.db", capacity=100_000, strategy="prioritized_loss", seed=1)
+    >>> shared = memstore.open("postgresql://trainer@db.example/replay", buffer="run7", durability="power")
     """
+    given = locals()
     if consumer is not None:
         check_name("consumer", consumer)
-    opened = open_buffer(
-        target,
-        buffer=buffer,
-        capacity=capacity,
-        strategy=strategy,
-        alpha=alpha,
-        epsilon=epsilon,
-        eviction=eviction,
-        max_replays=max_replays,
-        limiter=limiter,
-        history=history,
-        signature=signature,
-        seed=seed,
-        cache_bytes=cache_bytes,
-        durability=durability,
-        busy_timeout=busy_timeout,
-        create=create,
-    )
+    opened = open_buffer(target, fill(maintenance.Changes, given), fill(Handle, given))
     return EpisodicMemory(opened, consumer=consumer)
-
-
-@lru_cache(maxsize=64)
-def _stored_strategy(text: str) -> Strategy:
-    return strategy_from_json(text)
-
-
-@lru_cache(maxsize=64)
-def stored_signature(text: str | None) -> Signature | None:
-    """The signature stored as this text, read once."""
-    return None if text is None else Signature.from_json(text)
-
-
-def signature_of(snapshot: Snapshot) -> Signature | None:
-    """The buffer's signature, None before the first add."""
-    return stored_signature(snapshot.state.signature)
-
-
-def _span(steps: Any) -> tuple[int, int]:
-    ends = steps if isinstance(steps, (tuple, list)) else (steps, steps)
-    if len(ends) != 2:
-        raise InvalidValue(f"steps must be one step or (first, last), got {shown(steps)}")
-    first, last = (constant_of("steps", "int", end) for end in ends)
-    assert isinstance(first, (int, float)) and isinstance(last, (int, float))
-    if first > last or int(first) != first or int(last) != last:
-        raise InvalidValue(f"steps must be whole numbers (first, last) with first <= last, got {shown(steps)}")
-    return int(first), int(last)
-
-
-def _check_by(by: Any) -> None:
-    if by is not None and not (isinstance(by, str) and by == "domain"):
-        raise InvalidValue(f"by must be 'domain' or None, got {shown(by)}")
-
-
-def check_where(where: Condition | str | None) -> Condition | None:
-    """The condition on episodes, from itself or its text; refuse what is none."""
-    return None if where is None else as_condition(where)
-
-
-def _token(batch: Any) -> str:
-    if not isinstance(batch, Batch) or batch.lease is None:
-        raise InvalidValue(f"expected a batch that lease() returned, got {shown(batch)}")
-    return batch.lease

@@ -1,13 +1,13 @@
-"""Text that a terminal shows and does not obey. What users named, and what a file holds, passes through here."""
+"""Makes text safe for a terminal: it shows the text and does not obey it. All names and texts from a file pass here."""
 
 from __future__ import annotations
 
 
 def visible(text: str) -> str:
-    """The text in one line, with everything that does not print as escapes such as ``\\x1b`` or ``\\u202e``.
+    """Return the text in one line. Characters that do not print become escapes such as ``\\x1b`` or ``\\u202e``.
 
-    What does not print are control characters (those of escape sequences and line breaks among them), marks that
-    change the direction of text, characters without width, private and unassigned ones, and lone surrogates.
+    These are control characters (with line breaks and the beginning of escape sequences), marks that change the
+    direction of text, characters without width, private and unassigned characters, and lone surrogates.
     """
     if text.isprintable():
         return text
@@ -15,10 +15,10 @@ def visible(text: str) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """``visible`` for each line; line feeds stay."""
+    """Return the text with ``visible`` applied to each line. Line feeds stay."""
     return text if text.isprintable() else "\n".join(map(visible, text.split("\n")))
 
 
 def escaped(character: str) -> str:
-    """The character as Python writes it in ASCII: ``\\x1b``, ``\\u2588``."""
+    """Return the character as an escape in ASCII: ``\\x1b``, ``\\u2588``."""
     return character.encode("unicode_escape", "surrogatepass").decode()

@@ -1,15 +1,70 @@
-"""What memstore hands out: frozen records, and batches of numpy arrays."""
+"""The public types: names for the types of arguments, immutable records, and batches of numpy arrays."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import ItemsView, KeysView
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class SupportsArray(Protocol):
+    """An array or scalar of numpy or of another library, such as a tensor or a column of a data frame."""
+
+    def __array__(self) -> np.ndarray[Any, Any]: ...
+
+
+T = TypeVar("T")
+
+MaybeNone: TypeAlias = Any
+"""This stands for None in places where a type checker should not demand a test, because the caller knows the case."""
+
+Payload: TypeAlias = Mapping[str, object]
+"""A payload has the fields of an episode by name: arrays, tensors, numbers, str, bytes, or mappings of these.
+
+For n episodes at once, each field has one row for each episode: an array of shape (n, ...), or a list of n values.
+"""
+
+Each: TypeAlias = T | Sequence[T] | SupportsArray
+"""This is one value for all episodes, or a sequence with one value for each."""
+
+Ids: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | SupportsArray
+"""These are one episode id, or several: whole numbers, in one dimension. An empty sequence stands for no episode."""
+
+Losses: TypeAlias = SupportsFloat | Sequence[SupportsFloat] | SupportsArray
+"""These are one loss for all episodes, or a loss for each. A loss is finite and at least 0. A tensor is detached."""
+
+Time: TypeAlias = SupportsFloat | datetime | SupportsArray
+"""A moment is seconds of any clock, a datetime with a time zone, or a ``numpy.datetime64`` (read as UTC)."""
+
+Seconds: TypeAlias = SupportsFloat | timedelta | np.timedelta64
+"""A duration is a number of seconds, a timedelta, or a ``numpy.timedelta64``."""
+
+Tags: TypeAlias = Iterable[str]
+"""These are the tags of one episode. A tag that is given twice counts once."""
+
+Extra: TypeAlias = object
+"""This is any JSON value: None, bool, number, text, list, mapping. Values of numpy and PyTorch are allowed."""
+
+Steps: TypeAlias = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
+"""These are one step of a trainer, or the first and the last step of a range, both inclusive."""
+
+Vector: TypeAlias = SupportsFloat | Sequence[object] | SupportsArray
+"""These are the numbers of one field of a payload, in any shape."""
+
+Places: TypeAlias = Sequence[SupportsIndex] | SupportsArray
+"""These are rows of a batch: numbers counted from 0, or a mask with one flag for each row."""
+
+TrainerState: TypeAlias = Mapping[str, object]
+"""The state of a trainer is nested dicts, lists and tuples of arrays, tensors, numbers, str, bytes and None."""
+
+Normalize: TypeAlias = Literal["buffer", "batch"]
+"""Importance weights are scaled by the smallest probability of the whole buffer, or by that of the batch."""
 
 
 class ReplayStrategy(enum.StrEnum):
@@ -23,10 +78,10 @@ class ReplayStrategy(enum.StrEnum):
 
 
 class EvictionPolicy(enum.StrEnum):
-    """The eviction policies by name: what leaves when the memory is at capacity.
+    """The eviction policies by name. A policy decides which episodes leave when the memory is at capacity.
 
-    Each name stands for a class (``Fifo``, ``LowestLoss``, ``LargestDomain``, ``Reservoir``, ``ReservoirLoss``,
-    ``Refuse`` for ``none``), which says what it does.
+    Each name stands for a class: ``Fifo``, ``LowestLoss``, ``LargestDomain``, ``Reservoir``, ``ReservoirLoss``, and
+    ``Refuse`` for ``none``. The docstring of the class describes the policy.
     """
 
     FIFO = "fifo"
@@ -39,20 +94,22 @@ class EvictionPolicy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReplayMetadata:
-    """The mutable part of an episode.
+    """The replay metadata of one episode at the moment of the read. Later replays do not change this object.
 
     Attributes
     ----------
     episode_id : int
+        Id of the episode, as returned by ``add``.
     loss : float or None
-        Last measured loss; None when it was never measured.
+        Last measured loss, finite and at least 0. None if it was never measured.
     domain : str
+        Domain of the episode.
     timestamp : float
         Seconds, as given to ``add``.
     replay_count : int
         Number of loss updates.
     last_replayed_at : float or None
-        Seconds since the epoch of the last loss update.
+        Time of the last loss update, in seconds since 1970 (UTC). None if there was none.
     """
 
     episode_id: int
@@ -65,27 +122,62 @@ class ReplayMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One stored experience, with its replay metadata as of the read."""
+    """One live episode at the moment of the read: the facts that were added, and its replay metadata.
+
+    Later replays do not change this object.
+
+    Attributes
+    ----------
+    id : int
+        Id of the episode, below 2**53. Ids grow in the order of insertion.
+    domain : str
+        Domain of the episode.
+    timestamp : float
+        Seconds, as given to ``add``.
+    level : int or None
+        Level, as given to ``add``.
+    key : str or None
+        Idempotency key, as given to ``add``.
+    extra : JSON value or None
+        Additional data, as given to ``add``.
+    age : int
+        Number of episodes that were inserted from this one on, itself included. The newest episode has age 1.
+    loss, lowest_loss : float or None
+        The last and the smallest measured loss. None if the loss was never measured.
+    replay_count : int
+        Number of loss updates.
+    last_replayed_at : float or None
+        Time of the last loss update, in seconds since 1970 (UTC). None if there was none.
+    tags : tuple of str
+        Tags in the order in which they were given.
+    payload : dict or None
+        Payload with the nesting that it was added with. The arrays belong to the caller. None if the payload was not
+        read: ``get`` and ``recall`` read payloads, and a query does not. Comparisons of episodes leave it out.
+    """
 
     id: int
-    payload: dict[str, Any]
     domain: str
     timestamp: float
     level: int | None
-    tags: tuple[str, ...]
     key: str | None
-    extra: Any
-    metadata: ReplayMetadata
+    extra: Any = field(hash=False)
+    age: int
+    loss: float | None
+    lowest_loss: float | None
+    replay_count: int
+    last_replayed_at: float | None
+    tags: tuple[str, ...]
+    payload: dict[str, Any] | MaybeNone = field(default=None, compare=False)
 
     @property
-    def loss(self) -> float | None:
-        """Last measured loss, None when never measured."""
-        return self.metadata.loss
+    def rise(self) -> float | None:
+        """Rise of the loss above its lowest value, ``loss - lowest_loss``. None if the loss was never measured."""
+        return None if self.loss is None or self.lowest_loss is None else self.loss - self.lowest_loss
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An episode recalled by similarity, and its Euclidean distance from the query."""
+    """An episode that ``recall`` found, and the Euclidean distance between its field and the query."""
 
     episode: Episode
     distance: float
@@ -93,33 +185,44 @@ class Match:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Episodes drawn together; row ``i`` of every array belongs to ``ids[i]``.
+    """Episodes that were drawn together, all from one snapshot. Row ``i`` of every array belongs to ``ids[i]``.
 
-    Arrays are the caller's own: writing to them changes nothing that is stored or cached.
+    ``len(batch)`` is the number of rows, and ``batch["x"]`` is a field of the payload. A batch cannot be iterated,
+    because readers would disagree on the result: rows or fields. The arrays belong to the caller: writing to them
+    changes no stored and no cached data.
 
     Attributes
     ----------
     ids : int64, shape (n,)
+        Ids of the episodes, in the order drawn.
     payload : dict
-        Nested as it was added. A fixed-shape field is one array of shape (n, ...); a ragged one a list of n arrays;
-        text and bytes a list of n.
+        Payload with the nesting that it was added with. A field of fixed shape is one array of shape (n, ...). A ragged
+        field is a list of n arrays. Text and bytes are lists of n values.
     loss : float64, shape (n,)
-        NaN where never measured.
+        Last measured loss, NaN where the loss was never measured.
     domain : str array, shape (n,)
+        Domain of each episode.
     age : int64, shape (n,)
-        Episodes inserted since, counting itself: the newest has age 1.
+        Number of episodes that were inserted from the row's own on, itself included. The newest episode has age 1.
     replay_count : int64, shape (n,)
+        Number of loss updates.
     probability : float64, shape (n,), or None
-        Probability that the first draw picks the row; None where that needs a scan that was not asked for
-        (``sample(..., exact_probability=True)``).
+        Probability P(i) that the first draw picks the row. None if that needs a scan and
+        ``sample(..., exact_probability=True)`` did not ask for one.
     weight : float64, shape (n,)
-        Importance weight, at most 1 (at most 1 up to rounding).
+        Importance weight ``(P(i) / P_min) ** -beta`` (Schaul et al. 2016, section 3.4). At most 1, except for rounding.
     strategy : str
         Name of the strategy that drew the batch.
     lease : str or None
-        Token of the lease that holds the episodes for this consumer; None for a batch that was sampled.
+        Token of the lease that holds the episodes for this consumer. None for a batch of ``sample``.
     group : int64, shape (n,), or None
-        Which group of the batch each row belongs to: 0, 1, ... (``sample_groups``).
+        Number of the group that each row belongs to: 0, 1, ... None unless ``sample_groups`` drew the batch.
+
+    Examples
+    --------
+    >>> batch = memory.sample(32, beta=0.4)
+    >>> losses = train(batch["x"], batch["y"], batch.weight)
+    >>> memory.update(batch, loss=losses)
     """
 
     ids: NDArray[np.int64]
@@ -137,32 +240,35 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    # Its length is that of its rows, and its fields are what one would iterate over: the two must not be confused.
     __iter__ = None
+    __reversed__ = None
 
     def __getitem__(self, field_name: str) -> Any:
+        if field_name not in self.payload:
+            raise KeyError(f"the payload has no field {field_name!r:.60}, but {', '.join(self.payload)!s:.300}")
         return self.payload[field_name]
 
-    def take(self, rows: Any) -> Batch:
-        """The batch of these rows alone, in their order (indices, or a mask of n).
+    def take(self, rows: Places) -> Batch:
+        """Return a batch with only these rows, in the given order.
 
-        A lease is still that of all rows: updating a part of a leased batch releases the whole.
+        The new batch keeps the token of the lease. The lease still covers all rows of the original batch, so an update
+        of a part releases all of them.
+
+        Parameters
+        ----------
+        rows : sequence of int, or bool mask of shape (n,)
         """
         chosen = np.arange(len(self.ids))[np.asarray(rows)]
-        columns = {
-            name: getattr(self, name)[chosen] for name in ("ids", "loss", "domain", "age", "replay_count", "weight")
-        }
-        for name in ("probability", "group"):
-            values = getattr(self, name)
-            columns[name] = None if values is None else values[chosen]
-        return dataclasses.replace(self, payload=_rows(self.payload, chosen), **columns)
+        columns = {name: getattr(self, name) for name in self.__slots__}
+        arrays = {name: values[chosen] for name, values in columns.items() if isinstance(values, np.ndarray)}
+        return dataclasses.replace(self, payload=_rows(self.payload, chosen), **arrays)
 
     def keys(self) -> KeysView[str]:
-        """Return the names of the payload's top-level fields; so ``dict(batch)`` works."""
+        """Return the names of the payload's top-level fields. With this method, ``dict(batch)`` works."""
         return self.payload.keys()
 
     def items(self) -> ItemsView[str, Any]:
-        """Return names and values of the payload's top-level fields."""
+        """Return the names and values of the payload's top-level fields."""
         return self.payload.items()
 
 
@@ -174,15 +280,17 @@ def _rows(field: Any, chosen: NDArray[np.int64]) -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateResult:
-    """What one ``update`` did; the three id arrays partition the ids given, each distinct id once.
+    """The outcome of one ``update``. Each distinct id that was given is in one of three arrays.
 
     Attributes
     ----------
-    updated : int64 array
-    missing : int64 array
-        Ids that are no longer live (evicted or deleted meanwhile); nothing else was touched in their place.
-    rejected : int64 array
-        Ids whose loss was NaN, infinite or negative, under ``on_invalid="skip"``.
+    updated : int64 array, shape (n,)
+        Ids of the episodes with a newly written loss.
+    missing : int64 array, shape (n,)
+        Ids of episodes that are not live, because they were evicted or deleted. Ids are never reused, so the update
+        touched no other episode in their place.
+    rejected : int64 array, shape (n,)
+        Ids with a loss that is NaN, infinite or negative. They only occur with ``on_invalid="skip"``.
     """
 
     updated: NDArray[np.int64]
@@ -195,33 +303,39 @@ class UpdateResult:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """What ``consolidate`` keeps. A limit of None removes nothing.
+    """The rule by which ``consolidate`` keeps episodes. A limit of None removes nothing.
 
-    Importance is a weighted mean, in [0, 1], of three things:
+    The importance of an episode is a weighted mean, in [0, 1], of three numbers:
 
-    - hardness, ``loss / (1 + loss)``, 1 for a never-measured episode: what is not learned yet;
-    - recency, ``2 ** -(age / half_life)``, age in insertions, 0 for the newest (clocks decide nothing): what the
-      stream is like now;
-    - use, ``replay_count / (1 + replay_count)``: what the strategy keeps choosing. Under draws by loss that is what
-      stays hard or is forgotten again and again; under uniform draws it offsets recency for the old that last.
+    - hardness, ``loss / (1 + loss)``. It is 1 for an episode that was never measured, because the model has not
+      learned such an episode yet.
+    - recency, ``2 ** -(age / half_life)``. Here the age is the number of later insertions: 0 for the newest episode.
+      No clock is involved. Recent episodes show the present state of the stream.
+    - use, ``replay_count / (1 + replay_count)``. The strategy keeps choosing these episodes. Under draws by loss, they
+      stay hard or are forgotten again and again. Under uniform draws, use balances the recency that old episodes lose.
 
     Attributes
     ----------
     max_age : float or None
-        Seconds; episodes whose timestamp lies further back leave.
+        Seconds. Episodes with an older timestamp leave.
     max_episodes : int or None
-        Beyond it the least important leave, the oldest first among equals.
+        Number of episodes to keep. The least important episodes leave, and the oldest first among equals.
     min_importance : float or None
-        In [0, 1]; what is less important leaves.
+        In [0, 1]. Less important episodes leave.
     consolidate_similar : bool or float or None
-        Of near-identical episodes the most important stays, the oldest among equals; True is a tolerance of 0.001.
-        Two are near-identical when their domain, every shape and every value that is no floating-point number are
-        equal, and the Euclidean distance between all their floating-point numbers is at most the tolerance, below 1,
-        times the larger of the two norms. Values that are NaN or infinite are compared bit by bit.
+        Tolerance for near-identical episodes, at least 0 and below 1. True stands for 0.001. Of near-identical episodes
+        the most important one stays, and the oldest among equals. Two episodes are near-identical under two
+        conditions. First, their domains, all shapes, and all values that are not floating-point numbers are equal.
+        Second, the Euclidean distance between all their floating-point numbers is at most the tolerance times the
+        larger of the two norms. NaN and infinite values are compared bit by bit.
     hardness, recency, use : float
-        Weights of the three, >= 0; their sum need not be 1.
+        Weights of the three numbers, each at least 0. Their sum need not be 1.
     half_life : float or None
-        Insertions after which recency has halved; None: as many as the capacity.
+        Number of insertions after which recency has halved. None stands for the capacity.
+
+    Examples
+    --------
+    >>> memory.consolidate(RetentionPolicy(max_age=30 * 86400, consolidate_similar=True), dry_run=True)
     """
 
     max_age: float | None = None
@@ -236,7 +350,25 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What ``consolidate`` removed, or with ``dry_run`` would remove; the reasons are disjoint, in this order."""
+    """Numbers of the episodes that ``consolidate`` removed, or would remove with ``dry_run``.
+
+    An episode counts for the first reason that holds, in the order of the attributes.
+
+    Attributes
+    ----------
+    too_old : int
+        Episodes older than ``max_age``.
+    unimportant : int
+        Episodes below ``min_importance``.
+    similar : int
+        Episodes that are near-identical to a more important one.
+    over_count : int
+        Episodes beyond ``max_episodes``.
+    kept : int
+        Live episodes that stay.
+    dry_run : bool
+        True if the episodes were only counted.
+    """
 
     too_old: int
     unimportant: int
@@ -247,24 +379,80 @@ class Retention:
 
     @property
     def removed(self) -> int:
-        """Total of the reasons."""
+        """Number of episodes that left, over all reasons."""
         return self.too_old + self.unimportant + self.similar + self.over_count
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayStats:
-    """Health of a buffer; ``to_dict()`` is JSON-serialisable.
+    """The contents and the past of a buffer in numbers, all from one snapshot.
+
+    A replay is one loss written by ``update``. "Ever" means since the buffer was created, over all processes.
 
     Attributes
     ----------
+    buffer : str
+        Name of the buffer.
+    buffer_size : int
+        Number of live episodes now.
+    capacity : int
+        Largest number of live episodes that the settings allow.
+    total_inserted : int
+        Number of episodes ever added. It includes the episodes that a reservoir turned away. A repeated key adds
+        nothing.
+    total_evicted : int
+        Number of episodes that were ever added and are no longer live. It counts every reason: evicted, turned away,
+        deleted, consolidated, or replayed ``max_replays`` times.
+    total_replays : int
+        Number of replays of the episodes that are live now. It falls when replayed episodes leave.
+    total_events : int
+        Number of replays ever, those of episodes that have left included. It never falls. It does not count
+        departures, and does not depend on the settings of the history.
+    unmeasured : int
+        Number of live episodes that were never measured.
+    avg_loss : float
+        Mean loss of the live episodes that have one. 0.0 if none has.
+    max_priority : float
+        Largest priority (loss + epsilon) ever measured, 1.0 before any. Never-measured episodes are drawn with it.
+    loss_quantiles : dict of str to float
+        Losses at ``"5%"``, ``"25%"``, ``"50%"``, ``"75%"`` and ``"95%"`` of the measured live episodes. Empty if there
+        are none.
+    loss_quantiles_exact : bool
+        True if quantiles and histogram are computed from the losses themselves. Otherwise each loss is replaced by the
+        mean of its half-octave of priority in its domain.
+    loss_histogram : tuple of (float, float, int)
+        Lower and upper loss of each bin, and its number of measured live episodes. The 12 bins are equal steps of the
+        logarithm. Losses of 0 count in the first bin.
+    domain_distribution : dict of str to int
+        Number of live episodes of each domain that has any.
+    strategy : str
+        Name of the strategy that this handle draws by.
+    alpha : float
+        Exponent of the stored weight sums. It is the exponent of the buffer's strategy.
+    epsilon : float
+        Number that is added to a loss to make a priority.
+    eviction : str
+        Name of the eviction policy.
+    max_replays : int or None
+        Number of replays after which an episode leaves. None for no limit.
     leased : int
-        Episodes that some consumer holds.
+        Number of live episodes that some consumer holds now.
     limiter : dict or None
-        Settings of the buffer's limiter, and under ``drawn`` how many draws it has counted.
-    total_replays, total_events : int
-        Replays (loss updates) of the live episodes, and all that there ever were.
+        Settings of the buffer's limiter. Under ``drawn`` stands the number of episodes drawn since it was set. That
+        count began in balance with the episodes added before. None without a limiter.
+    signature : str or None
+        Fields of the payloads. None before the first add.
+    cache : dict of str to float
+        Figures of this handle's payload cache since it was opened. See ``PayloadCache.stats``.
+    bytes_on_disk : dict of str to int
+        Bytes that the whole database occupies, by part. All its buffers are included.
+    schema_version : str
+        Revision of the tables.
+    revision : int
+        Number of writes to the buffer ever. Each call that changes the buffer counts one.
     notes : tuple of str
-        What keeps the database from shrinking, such as a reader of an old snapshot, with its name where that is known.
+        Reasons that keep the database from shrinking, such as a reader of an old snapshot. A reader is named if its
+        name is known.
     """
 
     buffer: str
@@ -296,26 +484,26 @@ class ReplayStats:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dicts, lists and numbers."""
+        """Return the figures as plain dicts, lists and numbers, ready for ``json.dumps``."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What ``check`` found.
+    """The findings of ``check``.
 
     Attributes
     ----------
     episodes : int
-        Live episodes examined.
+        Number of live episodes that were examined.
     problems : tuple of str
-        Empty when every invariant holds.
+        Broken invariants, one sentence each. Empty if every invariant holds.
     notes : tuple of str
-        Facts worth knowing that are no damage.
+        Facts that are worth knowing and are no damage.
     seconds : float
-        How long it took.
+        Duration of the examination, in seconds.
     unchecked : tuple of str
-        What could not be looked at, or not be compared with anything.
+        Parts that could not be read, or could not be compared with anything.
     """
 
     episodes: int
@@ -326,5 +514,5 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every invariant holds."""
+        """True if every invariant holds."""
         return not self.problems

@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that ``memstore.storage.upgrade`` hands over; ``-x url=...`` for developers."""
+"""Runs the migrations on the connection that ``memstore.storage.upgrade`` gives. Developers use ``-x url=...``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from memstore.storage.schema import VERSION_TABLE, metadata
 
 
 def run(connection: Connection) -> None:
-    # No fileConfig: it would reconfigure the logging of the host program. No transaction: the caller's spans all.
+    # fileConfig is not called, because it would change the logging of the host program. No transaction is begun here,
+    # because the caller's transaction includes all migrations.
     context.configure(
         connection=connection,
         target_metadata=metadata,

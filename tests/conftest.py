@@ -17,9 +17,11 @@ import memstore
 from memstore.storage.address import parse_url
 from memstore.storage.database import Database
 from memstore.storage.upgrade import ensure_schema
-from tests.contract.helpers import OpenMemory
 from tests.support.binaries import NoPostgres
+from tests.support.helpers import OpenMemory
 from tests.support.postgres import PostgresServer, find_server
+
+pytest_plugins = ["tests.support.past_memstore"]
 
 _numbers = itertools.count(1)
 

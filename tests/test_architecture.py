@@ -13,13 +13,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "memstore"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("printable",),
-    ("errors", "testing", "types", "version"),
+    ("errors", "printable", "testing", "types", "version"),
     ("values",),
     ("config", "figures", "payload"),
     ("storage",),
     ("buffer",),
-    ("episodes", "sharing"),
+    ("sharing",),
+    ("episodes",),
     ("queries",),
     ("draws",),
     ("upkeep",),
@@ -27,15 +27,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("memory",),
     ("memstore",),  # memstore/__init__.py: the public names
     ("learner",),
-    ("cli",),
-    ("__main__",),
+    ("cli",),  # and __main__.py, which starts it
 )
 """The rooms, one tier a row: each imports only from rows above its own. ARCHITECTURE.md says what each is for."""
 
 NARROW: dict[str, set[str]] = {
     "figures": {"errors", "values"},
     "payload": {"errors", "types", "values"},
-    "storage": {"config", "errors", "printable", "types", "values", "version"},
+    "storage": {"config", "errors", "printable", "testing", "types", "values", "version"},
     # The rooms that the public names come from: the package itself is still being imported when the learner is.
     "learner": {"memstore", "config", "draws", "errors", "memory", "opening", "types"},
 }
@@ -76,6 +75,8 @@ def in_backends(module: Path) -> bool:
 
 def unit_of(module: Path) -> str:
     first = module.relative_to(PACKAGE).parts[0]
+    if first == "__main__.py":
+        return "cli"
     return "memstore" if first == "__init__.py" else first.removesuffix(".py")
 
 
@@ -112,6 +113,16 @@ def names_at_import_time(tree: ast.Module) -> Iterator[str]:
             yield from imports(node)
         elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             pending += ast.iter_child_nodes(node)
+
+
+ROOMS_OF_TESTS = {"benchmarks", "experiments", "migrations", "support", "torture"}
+"""Folders of tests that stand for no room of the package."""
+
+
+def test_tests_mirror_the_rooms() -> None:
+    """Whoever looks for the tests of a room finds them in the folder of its name."""
+    folders = {entry.parent.name for entry in Path(__file__).parent.glob("*/__init__.py")}
+    assert folders - ROOMS_OF_TESTS <= set(RANK), "name the folder after a room"
 
 
 @everywhere

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from memstore.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 
 
@@ -70,3 +72,44 @@ def test_help_teaches(command: str) -> None:
 
 def test_changelog_names_this_version() -> None:
     assert f"## {memstore.__version__}" in CHANGELOG
+
+
+def test_every_place_that_architecture_names_exists() -> None:
+    """A file or a room by its path, below the checkout or the package; anything else by its name in the code."""
+    words = set(re.findall(r"`([\w./]+)`", ARCHITECTURE))
+    paths = {word for word in words if "/" in word or word.endswith(".py")}
+    assert len(paths) > 40
+    assert [word for word in sorted(paths) if not _is_a_place(word)] == []
+    defined = _defined()
+    assert [
+        word for word in sorted(words - paths) if not _is_a_place(word) and word.split(".")[-1] not in defined
+    ] == []
+
+
+def _is_a_place(word: str) -> bool:
+    return any((ROOT / folder / (word + ending)).exists() for folder in ("", "memstore") for ending in ("", ".py"))
+
+
+def _defined() -> set[str]:
+    """Names of the classes, functions, and variables of modules and classes, of the package and of the fixtures."""
+    names = set()
+    for file in [*(ROOT / "memstore").rglob("*.py"), ROOT / "tests" / "conftest.py"]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.AnnAssign | ast.Assign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names.update(target.id for target in targets if isinstance(target, ast.Name))
+    return names
+
+
+def test_all_is_complete() -> None:
+    """All that ``memstore`` imports from its rooms is exported; ruff keeps the order (RUF022)."""
+    imported = {
+        alias.asname or alias.name
+        for node in ast.parse((ROOT / "memstore" / "__init__.py").read_text()).body
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("memstore.")
+        for alias in node.names
+    }
+    assert set(memstore.__all__) == imported
+    assert len(memstore.__all__) == len(imported) and (ROOT / "memstore" / "py.typed").exists()

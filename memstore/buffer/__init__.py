@@ -1,1 +1,1 @@
-"""One buffer as of one snapshot: counters, strata, rows, stored payloads."""
+"""One buffer in one snapshot: counters, settings, strata, and the rows of its episodes."""

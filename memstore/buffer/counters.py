@@ -1,28 +1,47 @@
-"""The ``buffer`` row: settings that every process shares, and the counters behind the write lock."""
+"""The ``buffer`` row, with the settings and the counters of a buffer. A writer locks the row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
+from memstore.buffer.settings import COLUMNS as SETTINGS
+from memstore.buffer.settings import ReadStrategy, Settings, read_settings
 from memstore.buffer.strata import REFRESHED
-from memstore.config import MAX_EPSILON, Settings
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
-from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer
-from memstore.types import EvictionPolicy
+from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer, metadata, of_buffer
 
 
 @dataclass(slots=True)
 class Counters:
-    """The changing columns of the ``buffer`` row; ``events`` counts replays, ``recorded`` what the history holds."""
+    """The columns of the ``buffer`` row that change with the data.
+
+    Attributes
+    ----------
+    revision : int
+        Number of writes to the buffer. Each call that changes the buffer counts one.
+    inserted : int
+        Number of episodes ever offered. It is also the sequence number of the last id.
+    events : int
+        Number of replays ever. The column has an old name: these are not the events of the history.
+    domains, strata : int
+        Number of the buffer's rows in these tables.
+    live_replays : int
+        Number of replays of the live episodes.
+    high_water : float or None
+        Largest priority ever measured. None before any.
+    reservoir_floor : int or None
+        Largest random key of an episode that a reservoir ever removed. None before any.
+    recorded : int
+        Number of events ever recorded in the history. It is also the sequence number of the last event.
+    """
 
     revision: int = 0
     inserted: int = 0
@@ -36,108 +55,81 @@ class Counters:
 
     @property
     def top_priority(self) -> float:
-        """Priority of a never-measured episode: the largest ever measured, 1.0 before any."""
+        """Priority of a never-measured episode: the largest priority ever measured, 1.0 before any."""
         return 1.0 if self.high_water is None else self.high_water
 
     def measured(self, loss: NDArray[np.float64], epsilon: float) -> None:
-        """Let losses, NaN for none, raise the largest priority ever measured."""
+        """Raise the largest priority ever measured to that of these losses. A loss of NaN does not count."""
         known = loss[~np.isnan(loss)]
         if len(known):
             self.high_water = max(self.high_water or 0.0, float(known.max()) + epsilon)
 
     def copy(self) -> Counters:
-        """An independent copy."""
+        """Return an independent copy."""
         return replace(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One ``buffer`` row."""
+COUNTERS = tuple(f.name for f in fields(Counters))
+"""The columns that ``Counters`` holds, in its order."""
 
-    settings: Settings
-    signature: str | None
-    counters: Counters
-
-
-_COUNTER_NAMES = tuple(f.name for f in fields(Counters))
-_SETTING_NAMES = tuple(f.name for f in fields(Settings))
-_ROW = ("signature", *_SETTING_NAMES, *_COUNTER_NAMES)
-SEALED = ("id", "name", "signature", "created_at", "created_by", *_SETTING_NAMES)
-"""Columns that the row's ``checksum`` is of; ``counters_checksum`` is of the counters."""
+_ROW = ("signature", *SETTINGS, *COUNTERS)
+SEALED = ("id", "name", "signature", "created_at", "created_by", *SETTINGS)
+"""The checksum in column ``checksum`` covers these columns. ``counters_checksum`` covers the counters."""
 
 
 def buffer_id(conn: Connection, name: str) -> int | None:
-    """Number of the buffer of this name, if it exists."""
+    """Return the number of the buffer with this name. None if there is none."""
     return conn.scalars(select(buffer.c.id).where(buffer.c.name == name)).one_or_none()
 
 
 def buffer_names(conn: Connection) -> list[str]:
-    """Names of all buffers, in order of creation."""
+    """Return the names of all buffers, in the order of creation."""
     return list(conn.scalars(select(buffer.c.name).order_by(buffer.c.id)))
 
 
-def create_buffer(
-    conn: Connection, name: str, settings: Settings, signature: str | None, now: float, version: str
-) -> int:
-    """Insert the row of a new, empty buffer; returns its number."""
-    values = asdict(settings) | asdict(Counters())
-    statement = insert(buffer).values(name=name, signature=signature, created_at=now, created_by=version, **values)
+def create_buffer(conn: Connection, name: str, settings: Settings, now: float, version: str) -> int:
+    """Insert the row of a new, empty buffer, and return its number."""
+    values = settings.columns() | asdict(Counters()) | {"counters_checksum": counters_checksum(Counters())}
+    statement = insert(buffer).values(name=name, created_at=now, created_by=version, **values)
     number = int(conn.execute(statement.returning(buffer.c.id)).scalar_one())
     if number > MAX_BUFFERS:
         raise ConfigError(f"a database holds at most {MAX_BUFFERS} buffers over its life; use another file")
-    change_settings(conn, number, counters_checksum=counters_checksum(Counters()))
+    write_settings(conn, number, settings)
     return number
 
 
-def change_settings(conn: Connection, number: int, **values: Any) -> None:
-    """Set columns of the row, with its checksum."""
+def write_settings(conn: Connection, number: int, settings: Settings) -> None:
+    """Store the settings, with the row's checksum. The caller holds the buffer's lock."""
     own = buffer.c.id == number
-    conn.execute(update(buffer).where(own).values(**values))
-    stored = conn.execute(select(*(buffer.c[name] for name in SEALED)).where(own)).one()
-    conn.execute(update(buffer).where(own).values(checksum=checksums.of_row(*stored)))
+    conn.execute(update(buffer).where(own).values(settings.columns()))
+    sealed = conn.execute(select(*(buffer.c[name] for name in SEALED)).where(own)).one()
+    conn.execute(update(buffer).where(own).values(checksum=checksums.of_row(*sealed)))
 
 
-def counters_columns() -> tuple[str, ...]:
-    """Names of the columns that ``Counters`` holds, in its order."""
-    return _COUNTER_NAMES
+def drop_buffer(conn: Connection, number: int) -> None:
+    """Delete a buffer and everything in it. Its number is never used again."""
+    for table in metadata.sorted_tables:
+        key = next(iter(table.primary_key))
+        own = key == number if key.name == "buffer_id" or table is buffer else of_buffer(number, key)
+        conn.execute(delete(table).where(own))
 
 
 def counters_checksum(counters: Counters) -> int:
-    """What stands beside these counters."""
-    return checksums.of_row(*(getattr(counters, name) for name in _COUNTER_NAMES))
+    """Return the checksum that is stored with these counters."""
+    return checksums.of_row(*(getattr(counters, name) for name in COUNTERS))
 
 
-def read_buffer(conn: Connection, backend: Backend, number: int, since: int) -> tuple[Row, list[tuple[Any, ...]]]:
-    """The row, and what ``Strata.refresh`` takes of the strata changed after revision ``since``, in one exchange."""
+def read_buffer(
+    conn: Connection, backend: Backend, number: int, since: int, read_strategy: ReadStrategy
+) -> tuple[Settings, Counters, list[tuple[Any, ...]]]:
+    """Return settings, counters, and the strata changed after revision ``since`` (``REFRESHED``), in one exchange."""
     found, changed = backend.read_buffer(conn, number, _ROW, REFRESHED, since)
     if found is None:
         raise StoreCorrupt(f"buffer {number} has vanished from the database; was it dropped, or the file replaced?")
     signature, *rest = found
-    split = len(_SETTING_NAMES)
-    return Row(_settings(number, signature, *rest[:split]), signature, _counters(number, rest[split:])), changed
-
-
-@lru_cache(maxsize=64)
-def _settings(number: int, signature: Any, *values: Any) -> Settings:
-    """The settings, when every one is possible; JSON is looked at where it is read."""
-    settings = Settings(*values)
-    where = f"buffer {number}: its"
-    stored.whole(settings.capacity, f"{where} capacity", 1)
-    if stored.real(settings.epsilon, f"{where} epsilon") <= 0 or settings.epsilon > MAX_EPSILON:
-        raise stored.damaged(f"{where} epsilon", f"cannot be {settings.epsilon!r}")
-    stored.real(settings.alpha, f"{where} alpha", 0.0)
-    stored.whole(settings.seed, f"{where} seed")
-    stored.text(settings.strategy, f"{where} strategy")
-    if settings.max_replays is not None:
-        stored.whole(settings.max_replays, f"{where} max_replays", 1)
-    for name in ("limiter", "history"):
-        if getattr(settings, name) is not None:
-            stored.text(getattr(settings, name), f"{where} {name}")
-    if signature is not None:
-        stored.text(signature, f"{where} signature")
-    if settings.eviction not in list(EvictionPolicy):
-        raise stored.damaged(f"{where} eviction policy", f"is unknown: {settings.eviction!r:.40}")
-    return settings
+    split = len(SETTINGS)
+    settings = read_settings(number, read_strategy, signature, *rest[:split])
+    return settings, _counters(number, rest[split:]), changed
 
 
 def _counters(number: int, values: Sequence[Any]) -> Counters:
@@ -154,7 +146,7 @@ def _counters(number: int, values: Sequence[Any]) -> Counters:
 
 
 def write_counters(conn: Connection, backend: Backend, number: int, counters: Counters) -> None:
-    """Store the counters; the caller holds the buffer's lock."""
-    columns = {name: [getattr(counters, name)] for name in _COUNTER_NAMES}
+    """Store the counters. The caller holds the buffer's lock."""
+    columns = {name: [getattr(counters, name)] for name in COUNTERS}
     columns["counters_checksum"] = [counters_checksum(counters)]
     backend.update(conn, buffer, "id", {"id": [number], **columns})

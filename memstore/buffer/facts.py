@@ -1,4 +1,4 @@
-"""What an episode is, compared with the checksum that was written beside it."""
+"""The facts of an episode, which never change. They are compared with the checksum that was stored with them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,29 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from memstore.storage import checksums, stored
-from memstore.storage.schema import episode, id_range
+from memstore.storage.schema import episode, of_buffer
 
 COLUMNS = ("id", "timestamp", "level", "key", "extra", "domain_id", "checksum")
+"""These columns of ``episode`` are its facts. The tags are facts too, and are in another table."""
 
 
 def texts_of(
     keys: Sequence[str | None], extras: Sequence[str | None], tags: Sequence[tuple[str, ...]]
 ) -> list[tuple[str | None, ...]]:
-    """Key, extra and tags of each; nothing where no episode has any of them, which saves 1 % of an ``extend``."""
+    """Return key, extra and tags of each episode.
+
+    The list is empty if no episode has any of them, which saves 1 % of an ``extend``.
+    """
     if keys.count(None) == len(keys) and extras.count(None) == len(keys) and not any(tags):
         return []
     return [(key, extra, *named) for key, extra, named in zip(keys, extras, tags, strict=True)]
 
 
 def unlike(rows: Sequence[tuple[Any, ...]], tags: Mapping[int, Sequence[str]]) -> list[int]:
-    """Ids of the rows (of ``COLUMNS``) that differ from their checksums; those without one are not looked at."""
+    """Return the ids of the rows that differ from their checksums. Rows without a checksum are skipped.
+
+    A row holds the values of ``COLUMNS``.
+    """
     rows = [row for row in rows if row[-1] is not None]
     if not rows:
         return []
@@ -31,7 +38,7 @@ def unlike(rows: Sequence[tuple[Any, ...]], tags: Mapping[int, Sequence[str]]) -
     what = f"table {episode.name}"
     for texts in (keys, extras):
         if not set(map(type, texts)) <= {str, type(None)}:
-            raise stored.damaged(what, "holds what is no text")
+            raise stored.damaged(what, "holds a value that is no text")
     numbers, when = stored.wholes(ids, what), stored.reals(times, what, nullable=False)
     level = stored.wholes(levels, what, unknown=checksums.NO_LEVEL).tolist()
     named = [(key, extra, *tags.get(i, ())) for i, key, extra in zip(ids, keys, extras, strict=True)]
@@ -46,8 +53,8 @@ def verify(rows: Sequence[tuple[Any, ...]], tags: Mapping[int, Sequence[str]]) -
 
 
 def refuse_unreadable(conn: Connection, buffer_id: int) -> None:
-    """Raise ``StoreCorrupt`` for the first live episode whose extra is no JSON, if there is one."""
-    c, (low, high) = episode.c, id_range(buffer_id)
-    query = select(c.id, c.extra).where(c.id.between(low, high), c.extra.is_not(None)).order_by(c.id)
+    """Raise ``StoreCorrupt`` for the first live episode with an extra that is no JSON, if there is one."""
+    c = episode.c
+    query = select(c.id, c.extra).where(of_buffer(buffer_id, c.id), c.extra.is_not(None)).order_by(c.id)
     for number, extra in conn.execute(query):
         stored.extra(extra, number)

@@ -1,18 +1,15 @@
-"""One process's handle on one buffer: scopes, private copies of the state, the generator, forks.
+"""The handle of one process on one buffer: scopes, private copies of the state, the generator, forks.
 
-A write works on a private copy of the state; the copy is published at commit and dropped at rollback, and so are
-payloads on their way into the cache and what was drawn from the generator.
+A write works on a private copy of the state. A commit publishes the copy, and a rollback drops it. The same holds for
+payloads that wait to enter the cache, and for the advance of the generator.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 from sqlalchemy import Connection
@@ -21,42 +18,35 @@ from memstore.buffer.facts import refuse_unreadable
 from memstore.buffer.snapshot import Snapshot, State
 from memstore.errors import MemoryClosed, MemstoreError, StoreBusy, StoreCorrupt
 from memstore.payload.cache import PayloadCache
+from memstore.storage.attempts import Attempts
 from memstore.storage.backends import Watch
 from memstore.storage.blocks import Block
 from memstore.storage.database import Database
 from memstore.storage.failures import foreign
+from memstore.storage.forks import Forking
 from memstore.storage.owners import Scope, Turn, enter_context, this_owner
 
 T = TypeVar("T")
+Given = TypeVarTuple("Given")
 
 BESIDE = 2**32 - 1
-"""Key of the second stream of random numbers, a child that ``spawn`` never comes to."""
-
-
-@dataclass(eq=False)
-class _Open:
-    """What belongs to an open block, and is published, or handed to the block around it, at its commit."""
-
-    scope: Scope
-    outer: _Open | None
-    state: State | None
-    payloads: dict[int, bytes]
+"""This is the key of the second stream of random numbers. ``spawn`` counts from 0 and never reaches it."""
 
 
 class Known(Protocol):
-    """What a process knows of what is committed, from one call to the next."""
+    """Knowledge about committed data that a process keeps from one call to the next."""
 
     def clear(self) -> None:
-        """Forget all: a server may have forgotten commits."""
+        """Forget everything, because a server may have lost commits."""
 
     def after_fork(self) -> None:
-        """Start anew in a child: another thread of the parent may have been in the middle of a change."""
+        """Start empty in a child, because another thread of the parent may have been in the middle of a change."""
 
 
-class Session:
-    """Read and write scopes over a buffer; threads may share it.
+class Session(Forking):
+    """Read and write scopes over a buffer. Threads may share a session.
 
-    ``known`` is cleared when commits may be undone, and starts anew in a fork.
+    Each element of ``known`` is cleared when commits may be lost, and starts empty in a forked child.
     """
 
     def __init__(
@@ -71,120 +61,56 @@ class Session:
         self.cache = cache
         self._caches: tuple[Known, ...] = (cache, *known)
         self.committed = state
-        self._losses = database.losses
+        self._broken = database.connections.broken
         self._start(seeds)
-        _sessions.add(self)
+        super().__init__()
 
     def _start(self, seeds: np.random.SeedSequence) -> None:
         self.seeds = seeds
         self.rng = np.random.default_rng(seeds)
         self._beside = np.random.SeedSequence(seeds.entropy, spawn_key=(*seeds.spawn_key, BESIDE))
         self._writing = Turn()
-        # Spans a draw and a whole transaction(): a draw by another thread inside would be undone by its rollback.
+        # A draw holds this turn, and so does a whole transaction(). Without it, the rollback of the transaction would
+        # undo the draw of another thread.
         self._drawing = Turn()
-        self._block: _Open | None = None
+        self._block: _Steps[Any] | None = None
 
     def read(self, work: Callable[[Snapshot], T]) -> T:
         """Run ``work`` on one consistent snapshot."""
-
-        def scope(conn: Connection) -> tuple[T, State]:
-            state = self._known(conn).at(conn, self.database.backend)
-            return work(Snapshot(conn, self.database.backend, state)), state
-
-        try:
-            result, state = self.database.in_read(scope)
-        except MemstoreError as exc:
-            self._blame_extra(exc)
-            raise
-        if not self.database.transaction_open:
-            self._publish(state)
-        return result
-
-    def _blame_extra(self, exc: MemstoreError) -> None:
-        """Name the row where it is an extra JSON that stopped the database, or could not be read; else return."""
-        unnamed = isinstance(exc, StoreCorrupt) and exc.episode_id is None
-        if type(exc) is not MemstoreError and not unnamed:
-            return
-        if self.database.transaction_open and self.database.backend.shared:
-            return  # PostgreSQL answers nothing more in this transaction
-        number = self.committed.buffer_id
-        with suppress(MemoryClosed):
-            self.database.in_read(lambda conn: refuse_unreadable(conn, number))
-
-    def draw(self, work: Callable[[Snapshot, np.random.Generator], T], *, write: bool = False) -> T:
-        """``read``, or ``write``, with the generator: one draw at a time, and none of a failed one is used up.
-
-        While the generator belongs to a block or a writing draw of another thread or task, a reading one does not wait
-        for it: it has a generator of its own, one of a second stream from the same seed.
-        """
-        scope = Scope(this_owner(), sys._getframe(), long=write)
-        try:
-            if write:
-                self._take_turn(scope)
-            rng = self._generator(scope)
-            before = rng.bit_generator.state
-
-            def attempt(snapshot: Snapshot) -> T:
-                rng.bit_generator.state = before  # the database may ask for another attempt: the same draw
-                return work(snapshot, rng)
-
-            try:
-                return self.write(attempt) if write else self.read(attempt)
-            except BaseException:
-                rng.bit_generator.state = before
-                raise
-        finally:
-            self._drawing.release(scope)
-            self._writing.release(scope)
-            del scope  # which refers to this function's variables
+        return _Visit(self).run(work)
 
     def write(self, work: Callable[[Snapshot], T], payloads: Callable[[T], Mapping[int, bytes]] | None = None) -> T:
-        """Run ``work`` under the buffer's lock and commit; ``payloads`` says what of its result to cache then."""
+        """Run ``work`` under the buffer's lock, and commit.
 
-        def scope(conn: Connection) -> tuple[T, State]:
-            backend = self.database.backend
-            self._lock_buffer(conn)
-            state = self._known(conn).at(conn, backend).copy()
-            result = work(Snapshot(conn, backend, state))
-            state.flush(conn, backend)
-            backend.announce(conn, state.buffer_id)
-            return result, state
+        After the commit, the payloads that ``payloads`` gives for the result enter the cache.
+        """
+        return _Visit(self, write=True, payloads=payloads).run(work)
 
-        turn = Scope(this_owner(), sys._getframe())
-        try:
-            self._take_turn(turn)
-            result, state = self.database.in_write(scope)
-            new = {} if payloads is None else payloads(result)
-            block = self._own_block()
-            if block is None:
-                self._publish(state)
-                self.cache.put(new)
-            else:
-                block.state = state
-                block.payloads.update(new)
-        finally:
-            self._writing.release(turn)
-            del turn  # which refers to this function's variables
-        return result
+    def drawing(self, *, write: bool = False) -> Attempts[Snapshot, np.random.Generator]:
+        """Return a ``read``, or a ``write``, with the generator. Its method ``run`` runs the work.
+
+        One draw runs at a time. A failed draw uses up no random numbers. If a block or a writing draw of another thread
+        or task holds the generator, a reading draw does not wait. It gets another generator, from a second stream of
+        the same seed.
+        """
+        return _Draw(self, write=write)
 
     def aside(self, work: Callable[[Snapshot], T]) -> T:
-        """Commit a change that leaves the buffer's state alone, so without its lock; the snapshot may be mixed."""
+        """Commit a change that does not touch the buffer's state, without the buffer's lock.
 
-        def scope(conn: Connection) -> T:
-            backend = self.database.backend
-            result = work(Snapshot(conn, backend, self._known(conn).at(conn, backend)))
-            backend.announce(conn, self.committed.buffer_id)
-            return result
-
-        self._refuse_foreign(Scope(this_owner()))
-        return self.database.in_write(scope)
+        The state in the snapshot may be mixed from two revisions.
+        """
+        return _Visit(self, write=True, locked=False).run(work)
 
     def watch(self) -> Watch:
-        """A started watch on commits to the buffer by anyone; close it."""
+        """Start a watch on commits to the buffer by any process. The caller closes it."""
         return self.database.watch(self.committed.buffer_id)
 
     def transaction(self, given: T) -> Block[T]:
-        """Make everything inside one commit; on an exception nothing of the block remains. ``as`` names ``given``."""
+        """Return a block that makes everything inside it one commit. ``with ... as`` gives ``given``.
+
+        If an exception leaves the block, nothing of it remains.
+        """
         return Block(_Steps(self, given))
 
     def _lock_buffer(self, conn: Connection) -> None:
@@ -202,7 +128,7 @@ class Session:
             del scope  # which refers to this function's variables
 
     def child_seeds(self) -> np.random.SeedSequence:
-        """Seeds for another process, independent of this one's and of every other child's."""
+        """Return seeds for another process. They are independent of the seeds of all other processes."""
         return self.seeds.spawn(1)[0]
 
     def close(self) -> None:
@@ -210,9 +136,8 @@ class Session:
         self.database.close()
 
     def _take_turn(self, scope: Scope) -> None:
-        """Write from here on: alone among the threads and tasks, or as part of the own block."""
-        holder = self._writing.holder
-        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+        """Take the turn to write, alone among the threads and tasks, unless the own block has it already."""
+        if self._writing.is_of(scope.owner):
             return
         patience = self.database.backend.busy_timeout
         holder = self._writing.take(scope, patience, scope.waits_in_vain)
@@ -226,9 +151,11 @@ class Session:
             raise foreign(holder.owner)
 
     def _generator(self, scope: Scope) -> np.random.Generator:
-        """The generator, held by the scope or by the block around it; one of its own for a draw that must not wait."""
-        holder = self._drawing.holder
-        if holder is not None and holder.owner == scope.owner and not holder.is_over():
+        """Return the generator, held by the scope or the block around it.
+
+        A draw that must not wait gets a generator of the second stream.
+        """
+        if self._drawing.is_of(scope.owner):
             return self.rng
         patience = self.database.backend.busy_timeout
         holder = self._drawing.take(scope, patience, lambda other: other.long and not scope.long)
@@ -245,102 +172,224 @@ class Session:
             "memories in the same order"
         )
 
-    def _own_block(self) -> _Open | None:
-        """The innermost open block, if it is one of this thread and task."""
+    def _own_block(self) -> _Steps[Any] | None:
+        """Return the innermost open block, if this thread and task opened it."""
         block = self._block
         return block if block is not None and block.scope.owner == this_owner() else None
 
     def _known(self, conn: Connection) -> State:
-        """The state to start from: the own one in a block, else the last one published."""
+        """Return the state to start from: the state of the own block, else the last published state."""
         block = self._own_block()
         if block is not None:
             return block.state or self.committed
-        # Another thread's transaction is not visible here, nor is its state.
-        losses = self.database.losses
-        if self._losses != losses:
+        # The transaction of another thread is not visible here, and neither is its state.
+        broken = self.database.connections.broken
+        if self._broken != broken:
             for cache in self._caches:
                 cache.clear()
-            self.committed = State.load(conn, self.database.backend, self.committed.buffer_id)
-            self._losses = losses
+            self.committed = self.committed.reload(conn, self.database.backend)
+            self._broken = broken
         return self.committed
 
     def _publish(self, state: State) -> None:
         if state.counters.revision > self.committed.counters.revision:
             self.committed = state
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
+        """Choose the seeds of the child."""
         self._fork_seeds = self.child_seeds()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Start again in the child, with other seeds."""
         for cache in self._caches:
             cache.after_fork()
         self._start(self._fork_seeds)
 
 
+class _Work(Attempts[*Given]):
+    """The way of one call to a snapshot: it takes turns, makes attempts, and publishes the new state.
+
+    Parameters
+    ----------
+    session : Session
+    write, locked : bool
+        True if the work may write, and if work that writes holds the buffer's lock.
+    payloads : callable, optional
+        Function that returns the payloads to cache, from the result of the work.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        write: bool = False,
+        locked: bool = True,
+        payloads: Callable[[Any], Mapping[int, bytes]] | None = None,
+    ) -> None:
+        super().__init__(session.database.connections, session.database.open_transaction(), write=write)
+        self._session = session
+        self._changes = write and locked
+        self._payloads = payloads
+        self._snapshot: Snapshot | None = None
+
+    def take_turns(self) -> None:
+        """Take the turn to write."""
+        if self._changes:
+            self._session._take_turn(self.scope)
+        elif self.write:
+            self._session._refuse_foreign(self.scope)
+
+    def snapshot(self, conn: Connection) -> Snapshot:
+        """Return the snapshot. Its state is a copy if the work may change it."""
+        session = self._session
+        if self._changes:
+            session._lock_buffer(conn)
+        state = session._known(conn).at(conn, session.database.backend)
+        self._snapshot = Snapshot(conn, session.database.backend, state.copy() if self._changes else state)
+        return self._snapshot
+
+    def finish(self) -> None:
+        """Store the state, and wake the waiting processes."""
+        if self.write and (snapshot := self._snapshot) is not None:
+            if self._changes:
+                snapshot.state.flush(snapshot.conn, snapshot.backend)
+            snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
+
+    def committed(self) -> None:
+        """Publish the state and cache the payloads, or give both to the block around the call."""
+        if self._snapshot is None or (self.write and not self._changes):
+            return  # without the lock, the state may be mixed from two revisions
+        session, state = self._session, self._snapshot.state
+        payloads = {} if self._payloads is None else self._payloads(self.result)
+        block = session._own_block()
+        if block is None:
+            session._publish(state)
+            session.cache.put(payloads)
+        elif self.write:
+            block.state = state
+            block.payloads.update(payloads)
+
+    def explain(self, exc: MemstoreError) -> None:
+        """Raise an error that names the row if an extra that is no JSON may have caused ``exc``."""
+        database = self._session.database
+        unnamed = isinstance(exc, StoreCorrupt) and exc.episode_id is None
+        if type(exc) is not MemstoreError and not unnamed:
+            return
+        if database.transaction_open and database.backend.shared:
+            return  # PostgreSQL refuses further statements in this transaction
+        number = self._session.committed.buffer_id
+        with suppress(MemoryClosed):
+            database.in_read(lambda conn: refuse_unreadable(conn, number))
+
+    def end(self) -> None:
+        """Close everything, and release the turns."""
+        super().end()
+        self._session._drawing.release(self.scope)
+        self._session._writing.release(self.scope)
+
+
+class _Visit(_Work[Snapshot]):
+    """Work that gets the snapshot."""
+
+    def begun(self, conn: Connection) -> tuple[Snapshot]:
+        """Make the snapshot."""
+        return (self.snapshot(conn),)
+
+
+class _Draw(_Work[Snapshot, np.random.Generator]):
+    """Work that gets the snapshot and the generator. If it fails, it gives its random numbers back."""
+
+    _before: Mapping[str, Any] | None = None
+
+    def __init__(self, session: Session, *, write: bool) -> None:
+        super().__init__(session, write=write)
+        self.long = write
+
+    def take_turns(self) -> None:
+        """Take the turns that the call needs."""
+        super().take_turns()
+        self._generator = self._session._generator(self.scope)
+        self._before = self._generator.bit_generator.state
+
+    def begun(self, conn: Connection) -> tuple[Snapshot, np.random.Generator]:
+        """Make the snapshot."""
+        return self.snapshot(conn), self._generator
+
+    def committed(self) -> None:
+        """Keep the random numbers."""
+        self._before = None
+        super().committed()
+
+    def end(self) -> None:
+        """Close everything, give back the random numbers of a failed draw, and release the turns."""
+        self._rewind()
+        super().end()
+
+    def _undo(self) -> None:
+        self._rewind()  # another attempt is the same draw
+        super()._undo()
+
+    def _rewind(self) -> None:
+        if self._before is not None:
+            self._generator.bit_generator.state = self._before
+
+
 class _Steps(Generic[T]):
-    """One block of ``Session.transaction``; of nested ones the outermost has the turns."""
+    """One block of ``Session.transaction``. The outermost of nested blocks holds the turns.
+
+    Its commit publishes the state and the payloads, or gives them to the outer block.
+    """
 
     def __init__(self, session: Session, given: T) -> None:
+        self.scope = Scope(this_owner(), long=True)
+        self.state: State | None = None
+        self.payloads: dict[int, bytes] = {}
         self._session = session
         self._given = given
-        self._scope = Scope(this_owner(), long=True)
         self._database = session.database.transaction(session._lock_buffer).steps
-        self._open: _Open | None = None
+        self._outer: _Steps[Any] | None = None
+        self._open = False
         self._rng = session.rng
         self._before: Mapping[str, Any] | None = None
 
     def enter(self) -> T:
-        """Take the turns, begin."""
+        """Take the turns and begin the transaction."""
         session = self._session
-        outer = session._own_block()
-        session._take_turn(self._scope)
-        session._generator(self._scope)
+        outer = self._outer = session._own_block()
+        session._take_turn(self.scope)
+        session._generator(self.scope)
         before = self._rng.bit_generator.state
         self._database.enter()
         self._before = before
-        state, payloads = (None, {}) if outer is None else (outer.state, dict(outer.payloads))
-        session._block = self._open = _Open(self._scope, outer, state, payloads)
-        enter_context(self._scope)
+        if outer is not None:
+            self.state, self.payloads = outer.state, dict(outer.payloads)
+        self._open = True
+        session._block = self
+        enter_context(self.scope)
         return self._given
 
     def leave(self, *, commit: bool) -> None:
-        """Commit and publish, or undo; then let the next one have its turn."""
-        opened, session = self._open, self._session
-        assert opened is not None
+        """Commit and publish, or undo. Then release the turns."""
+        outer, session = self._outer, self._session
         self._database.leave(commit=commit)
         if commit:
             self._before = None
-        if commit and opened.outer is not None:
-            opened.outer.state, opened.outer.payloads = opened.state, opened.payloads
+        if commit and outer is not None:
+            outer.state, outer.payloads = self.state, self.payloads
         elif commit:
-            if opened.state is not None:
-                session._publish(opened.state)
-            session.cache.put(opened.payloads)
+            if self.state is not None:
+                session._publish(self.state)
+            session.cache.put(self.payloads)
         self.abandon()
 
     def abandon(self) -> None:
-        """Undo what is left of it."""
-        session, opened = self._session, self._open
+        """Undo the open transaction, and release the turns."""
+        session, outer = self._session, self._outer
         self._database.abandon()
         if self._before is not None:
             self._rng.bit_generator.state, self._before = self._before, None
-        if opened is not None:
-            session._block, self._open = opened.outer, None
-            enter_context(None if opened.outer is None else opened.outer.scope)
-        session._drawing.release(self._scope)
-        session._writing.release(self._scope)
-
-
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-def _each_session(act: Callable[[Session], None]) -> Callable[[], None]:
-    def hook() -> None:
-        for session in list(_sessions):
-            act(session)
-
-    return hook
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_each_session(Session._before_fork), after_in_child=_each_session(Session._after_fork))
+        if self._open:
+            session._block, self._open = outer, False
+            enter_context(None if outer is None else outer.scope)
+        session._drawing.release(self.scope)
+        session._writing.release(self.scope)

@@ -1,17 +1,16 @@
 """The sampling index: strata, their dense positions, their counts and sums.
 
-A stratum is (domain, bucket): the half-octave in which an episode's priority lay when it was placed. Its bound
-``2 ** (bucket / 2)`` is at least the priority of everything inside, so a row drawn uniformly from a stratum and
-accepted with probability ``(priority / bound) ** alpha`` is drawn exactly in proportion to its weight.
+A stratum is a pair (domain, bucket). The bucket is the half-octave of the episode's priority when it was placed. The
+bound ``2 ** (bucket / 2)`` is at least the priority of every episode inside. So a row that is drawn uniformly from a
+stratum, and accepted with probability ``(priority / bound) ** alpha``, is drawn exactly in proportion to its weight.
 
-Everything is kept in powers of two: a bound, a weight or a product of both may exceed the range of a float; its
-logarithm never does.
+Bounds and weights are kept as base-2 logarithms. A bound, a weight or a product of both may exceed the range of a
+float, but its logarithm never does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,31 +26,30 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 FALL_BEFORE_MOVE = 2
-"""A row whose loss fell moves only when it stands this many buckets too high, so most updates move nothing."""
-
+"""A row with a fallen loss moves only if it stands this many buckets too high. So most updates move no row."""
 
 LEAST_BUCKET, LARGEST_BUCKET = -2148, 2049
-"""Where the buckets of measured episodes lie."""
+"""These are the least and the largest bucket that a measured episode can have."""
 
 REFRESHED = ("id", "domain_id", "bucket", "count", "weight_sum", "loss_sum")
-"""Columns of ``stratum`` that a process keeps a copy of."""
+"""A process copies these columns of ``stratum``."""
 
 
 def log2_priority(loss: Floats, epsilon: float, top_priority: float) -> Floats:
-    """Base-2 logarithm of the priority, ``loss + epsilon``, or of ``top_priority`` where the loss is NaN."""
-    # A loss near the largest float plus epsilon cannot overflow: epsilon is below half a unit in its last place.
+    """Return log2 of each priority: ``loss + epsilon``, or ``top_priority`` if the loss is NaN."""
+    # The sum cannot overflow near the largest float, because epsilon is below half a unit in its last place.
     return np.log2(np.where(np.isnan(loss), top_priority, loss + epsilon))
 
 
 def bucket_of(loss: Floats, epsilon: float) -> Ints:
-    """Bucket that bounds each loss most closely; ``UNMEASURED`` where it is NaN."""
+    """Return the bucket with the closest bound for each loss, or ``UNMEASURED`` if the loss is NaN."""
     buckets = np.ceil(2.0 * log2_priority(loss, epsilon, 1.0)).astype(np.int64)
     return np.where(np.isnan(loss), UNMEASURED, buckets)
 
 
 @dataclass(slots=True)
 class Strata:
-    """A process's copy of one buffer's strata; element ``i`` is the stratum of sequence ``i + 1``."""
+    """The copy that a process has of the strata of one buffer. Index ``i`` has the sequence number ``i + 1``."""
 
     buffer_id: int
     domain: Ints = field(default_factory=lambda: np.empty(0, np.int64))
@@ -68,75 +66,62 @@ class Strata:
 
     @property
     def live(self) -> int:
-        """Number of episodes that stand in the strata."""
+        """Number of live episodes."""
         return int(self.count.sum())
 
     def copy(self) -> Strata:
-        """An independent copy. The lookup table is shared: its entries are checked against the arrays on use."""
-        return Strata(
-            self.buffer_id,
-            self.domain,
-            self.bucket,
-            self.count.copy(),
-            self.weight_sum.copy(),
-            self.loss_sum.copy(),
-            self._index,
-            self._order,
-            set(self._changed),
-        )
+        """Return an independent copy. Both share one lookup table; each use checks its entry against the arrays."""
+        changing = {name: getattr(self, name).copy() for name in ("count", "weight_sum", "loss_sum", "_changed")}
+        return replace(self, **changing)
 
     def occupied(self) -> Ints:
-        """Strata that hold something, in (domain, bucket) order: the order of every cumulative sum."""
+        """Return the strata that hold episodes, in (domain, bucket) order. Every cumulative sum uses this order."""
         if len(self._order) != len(self):
             self._order = np.lexsort((self.bucket, self.domain))
         return self._order[self.count[self._order] > 0]
 
-    def log2_bound(self, rows: Ints, top_priority: float) -> Floats:
-        """Base-2 logarithm of the largest priority possible in each stratum."""
-        buckets = self.bucket[rows]
+    def log2_bound(self, strata: Ints, top_priority: float) -> Floats:
+        """Return log2 of the largest priority that is possible in each stratum."""
+        buckets = self.bucket[strata]
         return np.where(buckets == UNMEASURED, np.log2(top_priority), buckets / 2.0)
 
-    def relative_weight(self, rows: Ints, loss: Floats, epsilon: float, alpha: float) -> Floats:
-        """``(priority / bound) ** alpha``, 1 for never-measured episodes."""
-        relative = alpha * (log2_priority(loss, epsilon, 1.0) - self.bucket[rows] / 2.0)
+    def relative_weight(self, strata: Ints, loss: Floats, epsilon: float, alpha: float) -> Floats:
+        """Return ``(priority / bound) ** alpha`` of rows in these strata. It is 1 if the loss is NaN."""
+        relative = alpha * (log2_priority(loss, epsilon, 1.0) - self.bucket[strata] / 2.0)
         return np.exp2(np.where(np.isnan(loss), 0.0, relative))
 
-    def _relative_loss(self, rows: Ints, loss: Floats) -> Floats:
+    def _relative_loss(self, strata: Ints, loss: Floats) -> Floats:
         measured = ~np.isnan(loss)
-        # In two steps, because 2 ** (bucket / 2) alone may exceed the range of a float.
-        root = np.exp2(np.where(measured, -self.bucket[rows] / 4.0, 0.0))
+        # The division has two steps, because 2 ** (bucket / 2) alone may exceed the range of a float.
+        root = np.exp2(np.where(measured, -self.bucket[strata] / 4.0, 0.0))
         return np.where(measured, loss, 0.0) * root * root
 
-    def average_loss(self) -> float:
-        """Mean of the measured losses, 0.0 when there is none."""
+    def sizes(self, domains: int) -> Ints:
+        """Return the number of episodes in each domain. Domain ``d`` is at ``d - 1``."""
+        return np.bincount(self.domain - 1, self.count, domains).astype(np.int64)
+
+    def mean_losses(self, part: Ints, parts: int) -> tuple[Floats, Ints]:
+        """Return for each part the mean of its measured losses (0.0 if there are none), and their number.
+
+        ``part`` is the part that each stratum belongs to.
+        """
         measured = (self.bucket != UNMEASURED) & (self.count > 0)
-        total = int(self.count[measured].sum())
-        return float(self._losses(measured, np.full(int(measured.sum()), total)).sum()) if total else 0.0
+        part, root = part[measured], np.exp2(self.bucket[measured] / 4.0)
+        totals = np.bincount(part, self.count[measured], parts)
+        # Each sum is divided before it can overflow.
+        losses = self.loss_sum[measured] / totals[part] * root * root
+        return np.bincount(part, losses, parts).astype(np.float64), totals.astype(np.int64)
 
-    def mean_losses(self, domains: int) -> Floats:
-        """Mean of the measured losses of each domain, 0.0 where there is none."""
-        measured = (self.bucket != UNMEASURED) & (self.count > 0)
-        domain = self.domain[measured] - 1
-        totals = np.bincount(domain, self.count[measured], domains)
-        means: Floats = np.bincount(domain, self._losses(measured, totals[domain]), domains).astype(np.float64)
-        return means
+    def ids(self, indices: Ints) -> Ints:
+        """Return the ids of the strata with these indices."""
+        return indices + (first_id(self.buffer_id) + 1)
 
-    def _losses(self, which: NDArray[np.bool_], shares: NDArray[Any]) -> Floats:
-        """Sums of losses, each divided before it can overflow."""
-        root = np.exp2(self.bucket[which] / 4.0)
-        losses: Floats = self.loss_sum[which] / shares * root * root
-        return losses
+    def indices(self, ids: Ints) -> Ints:
+        """Return the indices of the strata with these ids."""
+        return ids - (first_id(self.buffer_id) + 1)
 
-    def ids(self, rows: Ints) -> Ints:
-        """Ids of the strata."""
-        return rows + (first_id(self.buffer_id) + 1)
-
-    def rows(self, ids: Iterable[int]) -> Ints:
-        """Inverse of ``ids``."""
-        return np.fromiter(ids, np.int64) - (first_id(self.buffer_id) + 1)
-
-    def find(self, domains: Ints, buckets: Ints) -> Ints:
-        """The stratum of each (domain, bucket), made where there is none yet."""
+    def ensure(self, domains: Ints, buckets: Ints) -> Ints:
+        """Return the index of the stratum of each (domain, bucket). Strata that do not exist yet are made."""
         pairs = list(zip(domains.tolist(), buckets.tolist(), strict=True))
         new = [pair for pair in dict.fromkeys(pairs) if not self._has(pair)]
         if new:
@@ -144,9 +129,9 @@ class Strata:
         return np.array([self._index[pair] for pair in pairs], np.int64)
 
     def _has(self, pair: tuple[int, int]) -> bool:
-        # A rolled-back transaction may have left an entry for a stratum that never came to be, or another's.
-        row = self._index.get(pair)
-        return row is not None and row < len(self) and (self.domain[row], self.bucket[row]) == pair
+        # A rolled-back transaction may have left an entry for a stratum that does not exist, or for another stratum.
+        at = self._index.get(pair)
+        return at is not None and at < len(self) and (self.domain[at], self.bucket[at]) == pair
 
     def _append(self, domains: Ints, buckets: Ints) -> None:
         start, extra = len(self), len(domains)
@@ -155,47 +140,50 @@ class Strata:
         self.count = np.concatenate([self.count, np.zeros(extra, np.int64)])
         self.weight_sum = np.concatenate([self.weight_sum, np.zeros(extra)])
         self.loss_sum = np.concatenate([self.loss_sum, np.zeros(extra)])
-        for row in range(start, start + extra):
-            self._index[int(self.domain[row]), int(self.bucket[row])] = row
+        for at in range(start, start + extra):
+            self._index[int(self.domain[at]), int(self.bucket[at])] = at
         self._changed.update(range(start, start + extra))
 
-    def account(self, rows: Ints, loss: Floats, epsilon: float, alpha: float, sign: int) -> None:
-        """Add (``sign=1``) or take away (``-1``) rows from the sums; an emptied stratum's sums are exactly zero."""
-        np.add.at(self.weight_sum, rows, sign * self.relative_weight(rows, loss, epsilon, alpha))
-        np.add.at(self.loss_sum, rows, sign * self._relative_loss(rows, loss))
-        touched = np.unique(rows)
+    def account(self, strata: Ints, loss: Floats, epsilon: float, alpha: float, sign: int) -> None:
+        """Add rows to the sums of their strata (``sign=1``), or subtract them (``sign=-1``).
+
+        The sums of an empty stratum are exactly zero.
+        """
+        np.add.at(self.weight_sum, strata, sign * self.relative_weight(strata, loss, epsilon, alpha))
+        np.add.at(self.loss_sum, strata, sign * self._relative_loss(strata, loss))
+        touched = np.unique(strata)
         empty = touched[self.count[touched] == 0]
         self.weight_sum[empty] = 0.0
         self.loss_sum[empty] = 0.0
-        # Sums of positive numbers; rounding must not leave them below zero.
+        # These are sums of positive numbers, so rounding must not leave them below zero.
         self.weight_sum[touched] = np.maximum(self.weight_sum[touched], 0.0)
         self.loss_sum[touched] = np.maximum(self.loss_sum[touched], 0.0)
         self._changed.update(touched.tolist())
 
-    def reweigh(self, rows: Ints, loss: Floats, epsilon: float, alpha: float) -> None:
-        """Recompute every weight sum, given the stratum and loss of every live row."""
+    def reweigh(self, strata: Ints, loss: Floats, epsilon: float, alpha: float) -> None:
+        """Recompute every weight sum from the stratum and the loss of every live row."""
         self.weight_sum[:] = 0.0
-        np.add.at(self.weight_sum, rows, self.relative_weight(rows, loss, epsilon, alpha))
+        np.add.at(self.weight_sum, strata, self.relative_weight(strata, loss, epsilon, alpha))
         self._changed.update(range(len(self)))
 
     def rearrange(
         self, conn: Connection, backend: Backend, leaving: tuple[Ints, Ints], entering: Ints
     ) -> tuple[Ints, Ints, Ints]:
-        """Let rows leave and enter so that positions stay dense; newcomers fill holes first, then the tail.
+        """Let rows leave and enter so that positions stay dense. Entering rows fill the holes first, then the tail.
 
         Parameters
         ----------
         leaving : (strata, positions)
-            Where the leaving rows stand.
+            The places of the leaving rows.
         entering : array
-            Stratum of each entering row.
+            The stratum of each entering row.
 
         Returns
         -------
         positions : array, shape of ``entering``
-            Where the entering rows are to stand.
+            The new positions of the entering rows.
         moved_ids, moved_positions : arrays
-            Rows of the tail that must take the remaining holes.
+            Rows of the tail that must move into the remaining holes, and those holes.
         """
         stratum, hole, rank = _ranked(*leaving)
         holes, newcomers = np.bincount(stratum, minlength=len(self)), np.bincount(entering, minlength=len(self))
@@ -210,7 +198,8 @@ class Strata:
         fills = nth < holes[came]
         positions[place[fills]] = hole[first_hole[came[fills]] + nth[fills]]
 
-        # As many places beyond the new end as holes nobody filled; those that still hold a row give it to such a hole.
+        # There are as many places beyond the new end as unfilled holes. A place that still holds a row gives it to one
+        # of these holes.
         unfilled = rank >= newcomers[stratum]
         stratum, hole = stratum[unfilled], hole[unfilled]
         tail = after[stratum] + rank[unfilled] - newcomers[stratum]
@@ -226,14 +215,12 @@ class Strata:
             raise StoreCorrupt(f"positions of buffer {self.buffer_id} are not dense; run 'memstore check'")
         return np.array([row[1] for row in found], np.int64), fill
 
-    def refresh(self, rows: list[tuple[Any, ...]]) -> None:
-        """Take over what other processes changed: ``REFRESHED`` columns by id."""
-        if not rows:
+    def refresh(self, changed: list[tuple[Any, ...]]) -> None:
+        """Copy the changes by other processes: the columns ``REFRESHED`` of each changed stratum."""
+        if not changed:
             return
-        *wholes, weights, losses = zip(*rows, strict=True)
-        ids, domains, buckets, counts = (stored.wholes(values, "table stratum") for values in wholes)
-        sums = [stored.reals(values, "table stratum", nullable=False) for values in (weights, losses)]
-        at, domains = self.rows(ids.tolist()), domains - first_id(self.buffer_id)
+        ids, domains, buckets, counts, *sums = stored.arrays(stratum, REFRESHED, changed)
+        at, domains = self.indices(ids), domains - first_id(self.buffer_id)
         self._refuse(at, domains, buckets, counts, *sums)
         new = at >= len(self)
         if new.any():
@@ -242,7 +229,7 @@ class Strata:
         self._changed.clear()
 
     def _refuse(self, at: Ints, domains: Ints, buckets: Ints, counts: Ints, weights: Floats, losses: Floats) -> None:
-        """Raise ``StoreCorrupt`` for rows that cannot be: they decide how much is reserved and looped over."""
+        """Raise ``StoreCorrupt`` for impossible strata. They would decide the use of memory and the length of loops."""
         known = np.minimum(at, len(self) - 1) if len(self) else at
         possible = (buckets == UNMEASURED) | ((buckets >= LEAST_BUCKET) & (buckets <= LARGEST_BUCKET))
         possible &= (domains > 0) & (domains < 1 << SEQUENCE_BITS) & (counts >= 0) & (counts < 1 << SEQUENCE_BITS)
@@ -254,10 +241,10 @@ class Strata:
         new = at[at >= len(self)]
         if not possible.all() or at.min() < 0 or not np.array_equal(new, np.arange(len(self), len(self) + len(new))):
             bad = self.ids(at[~possible]).tolist()[:1] or ["that is missing, or twice there"]
-            raise stored.damaged(f"buffer {self.buffer_id}: stratum {bad[0]}", "cannot be as it is stored")
+            raise stored.damaged(f"buffer {self.buffer_id}: stratum {bad[0]}", "has impossible values")
 
     def flush(self, conn: Connection, backend: Backend, stored: int, revision: int) -> None:
-        """Write the changed strata; the first ``stored`` ones exist in the database already."""
+        """Write the changed strata. The first ``stored`` strata exist in the database already."""
         changed = np.array(sorted(self._changed), np.int64)
         self._changed.clear()
         known, new = changed[changed < stored], changed[changed >= stored]
@@ -271,20 +258,23 @@ class Strata:
             }
             backend.insert(conn, stratum, identity | self._contents(new, revision))
 
-    def _contents(self, rows: Ints, revision: int) -> dict[str, list[Any]]:
-        columns = (self.domain[rows], self.bucket[rows], self.count[rows], self.weight_sum[rows], self.loss_sum[rows])
+    def _contents(self, strata: Ints, revision: int) -> dict[str, list[Any]]:
+        ids, revisions = self.ids(strata), np.full(len(strata), revision)
+        count, weight_sum, loss_sum = self.count[strata], self.weight_sum[strata], self.loss_sum[strata]
         return {
-            "id": self.ids(rows).tolist(),
-            "checksum": checksums.of_columns(self.ids(rows), *columns, np.full(len(rows), revision)).tolist(),
-            "count": self.count[rows].tolist(),
-            "weight_sum": self.weight_sum[rows].tolist(),
-            "loss_sum": self.loss_sum[rows].tolist(),
-            "revision": [revision] * len(rows),
+            "id": ids.tolist(),
+            "checksum": checksums.of_columns(
+                ids, self.domain[strata], self.bucket[strata], count, weight_sum, loss_sum, revisions
+            ).tolist(),
+            "count": count.tolist(),
+            "weight_sum": weight_sum.tolist(),
+            "loss_sum": loss_sum.tolist(),
+            "revision": revisions.tolist(),
         }
 
 
 def _ranked(strata: Ints, values: Ints) -> tuple[Ints, Ints, Ints]:
-    """Strata and values in (stratum, value) order, and each one's rank within its stratum."""
+    """Return strata and values in (stratum, value) order, and the rank of each value within its stratum."""
     order = np.lexsort((values, strata))
     strata = strata[order]
     return strata, values[order], np.arange(len(order)) - np.searchsorted(strata, strata)

@@ -1,26 +1,18 @@
-"""The commands with ready-made questions: what was replayed, what is hard, what was forgotten, whose turn it is."""
+"""The commands with ready-made questions: history, hardest, forgotten, domains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import click
 
-from memstore.cli.common import (
-    MOST,
-    as_json_option,
-    buffer_option,
-    console,
-    opened,
-    print_records,
-    reporting,
-    table_width,
-)
+from memstore.cli.common import BUFFER, COUNT, DB, command, console, open_buffer, print_json, table_width
 from memstore.cli.tables import records_table, shares_table
 from memstore.cli.text import parse_moment, shown
-from memstore.queries import MAX_INT
-from memstore.queries.records import EpisodeSummary, ReplayEvent
+from memstore.queries.columns import EPISODE_COLUMNS, MAX_INT
+from memstore.queries.records import ReplayEvent
 
 
 def _as_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -31,7 +23,7 @@ def _as_moment(context: click.Context, parameter: click.Parameter, text: str | N
 
 
 def _as_steps(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """First and last step, as far away as there are any where one is left out."""
+    """Return the first and the last step. A step that is left out is the furthest that there can be."""
     if text is None:
         return None
     first, colon, last = text.partition(":")
@@ -40,90 +32,91 @@ def _as_steps(context: click.Context, parameter: click.Parameter, text: str | No
             return int(first), int(first)
         return (int(first) if first else -MAX_INT), (int(last) if last else MAX_INT)
     except ValueError:
-        message = f"{shown(text)!r} is no range of steps; give A:B, A:, :B or A"
+        message = f"{shown(text)!r} is not a range of steps; give A:B, A:, :B or A"
         raise click.BadParameter(message, context, parameter) from None
 
 
-@click.command(epilog="Example:  memstore history run.db --domain math --since 10m")
-@click.argument("db")
-@buffer_option
-@click.option("--episode", type=int, metavar="ID", help="Of this episode, live or not.")
-@click.option("--domain", metavar="D", help="Of episodes of this domain.")
-@click.option("--consumer", metavar="C", help="What this consumer replayed or removed.")
-@click.option("--steps", callback=_as_steps, metavar="A:B", help="In these steps of the trainer, both inclusive.")
-@click.option("--since", callback=_as_moment, metavar="T", help="From T on: seconds, an ISO time, or an age (10m).")
-@click.option("--until", callback=_as_moment, metavar="T", help="Until T, likewise (2h, '3d ago').")
-@click.option("--limit", type=MOST, default=20, show_default=True, metavar="N", help="The newest so many.")
-@as_json_option
-@reporting
-def history(db: str, buffer: str | None, limit: int, as_json: bool, **wanted: Any) -> None:
-    """Show what was replayed, with the loss before and after, and what left and why; the newest last."""
-    with opened(db, buffer) as memory:
-        events = memory.history(**wanted, limit=limit)
-    if as_json:
-        print_records(events)
-    elif events:
-        _print_table(events, ReplayEvent)
-    else:
-        click.echo("no such events")
-
-
-def _print_table(records: Sequence[Any], kind: type) -> None:
-    out = console()
-    out.print(records_table(records, kind, width=table_width(out)))
-
-
-how_many_option = click.option(
-    "-n", "n", type=MOST, default=10, show_default=True, metavar="N", help="At most so many episodes."
+@command(
+    "memstore history run.db --domain math --since 10m",
+    DB,
+    BUFFER,
+    click.option("--episode", type=int, metavar="ID", help="Only events of this episode, live or not."),
+    click.option("--domain", metavar="D", help="Only events of episodes of this domain."),
+    click.option("--consumer", metavar="C", help="Only replays and removals by this consumer."),
+    click.option("--steps", callback=_as_steps, metavar="A:B", help="Only the trainer's steps A to B, both inclusive."),
+    click.option(
+        "--since",
+        callback=_as_moment,
+        metavar="T",
+        help="Only events from T on: seconds since 1970, an ISO time (local), or an age such as 10m.",
+    ),
+    click.option("--until", callback=_as_moment, metavar="T", help="Only events until T, such as 2h or '3d ago'."),
+    click.option("--limit", type=COUNT, default=20, show_default=True, metavar="N", help="Show the N newest events."),
 )
+def history(db: str, buffer: str | None, limit: int, as_json: bool, **wanted: Any) -> None:
+    """Show replays and departures, the newest last.
+
+    A replay has the loss before and after, in the trainer's unit, and a departure its reason. Times are local. In an
+    age, s is seconds, m minutes, h hours, d days and w weeks.
+    """
+    with open_buffer(db, buffer) as memory:
+        events = memory.history(**wanted, limit=limit)
+    _print_answer(events, [field.name for field in fields(ReplayEvent)], as_json, "no such events")
 
 
-@click.command(epilog="Example:  memstore hardest run.db -n 5")
-@click.argument("db")
-@buffer_option
-@how_many_option
-@as_json_option
-@reporting
-def hardest(db: str, buffer: str | None, n: int, as_json: bool) -> None:
-    """Show the episodes with the largest losses, largest first."""
-    with opened(db, buffer) as memory:
-        episodes = memory.hardest(n)
-    _print_episodes(episodes, as_json, "no episode has a loss yet")
-
-
-@click.command(epilog="Example:  memstore forgotten run.db -n 5")
-@click.argument("db")
-@buffer_option
-@how_many_option
-@as_json_option
-@reporting
-def forgotten(db: str, buffer: str | None, n: int, as_json: bool) -> None:
-    """Show the episodes whose loss has risen furthest above its lowest, furthest first."""
-    with opened(db, buffer) as memory:
-        episodes = memory.forgotten(n)
-    _print_episodes(episodes, as_json, "no loss is above its lowest")
-
-
-def _print_episodes(episodes: list[EpisodeSummary], as_json: bool, nothing: str) -> None:
+def _print_answer(records: Sequence[Any], names: Sequence[str], as_json: bool, nothing: str) -> None:
+    """Print these attributes of the records, as JSON or as a table. If there are no records, print ``nothing``."""
     if as_json:
-        print_records(episodes)
-    elif episodes:
-        _print_table(episodes, EpisodeSummary)
+        print_json([{name: getattr(record, name) for name in names} for record in records])
+    elif records:
+        out = console()
+        out.print(records_table(records, names, width=table_width(out)))
     else:
         click.echo(nothing)
 
 
-@click.command(epilog="Example:  memstore domains run.db")
-@click.argument("db")
-@buffer_option
-@as_json_option
-@reporting
+HOW_MANY = click.option(
+    "-n", "n", type=COUNT, default=10, show_default=True, metavar="N", help="Show N episodes at most."
+)
+"""This option gives the number of episodes."""
+
+EPISODE = [column.name for column in EPISODE_COLUMNS]
+"""Attributes of an episode that are shown."""
+
+
+@command("memstore hardest run.db -n 5", DB, BUFFER, HOW_MANY)
+def hardest(db: str, buffer: str | None, n: int, as_json: bool) -> None:
+    """Show the episodes with the largest losses.
+
+    The largest is first. Losses have the trainer's unit, times are local, and ages are counted in insertions.
+    """
+    with open_buffer(db, buffer) as memory:
+        episodes = memory.hardest(n)
+    _print_answer(episodes, EPISODE, as_json, "no episode has a loss yet")
+
+
+@command("memstore forgotten run.db -n 5", DB, BUFFER, HOW_MANY)
+def forgotten(db: str, buffer: str | None, n: int, as_json: bool) -> None:
+    """Show the episodes whose loss rose most since its lowest value.
+
+    The one that rose most is first. Losses have the trainer's unit, times are local, and ages are counted in
+    insertions.
+    """
+    with open_buffer(db, buffer) as memory:
+        episodes = memory.forgotten(n)
+    _print_answer(episodes, EPISODE, as_json, "no loss is above its lowest")
+
+
+@command("memstore domains run.db", DB, BUFFER)
 def domains(db: str, buffer: str | None, as_json: bool) -> None:
-    """Show what each domain has of the episodes and of the replays, against what the strategy aims at."""
-    with opened(db, buffer) as memory:
+    """Show each domain's share of the episodes and replays.
+
+    Beside them stands the share that the strategy aims at. Shares are in percent, losses in the trainer's unit.
+    """
+    with open_buffer(db, buffer) as memory:
         shares = memory.replay_share()
     if as_json:
-        print_records(shares)
+        print_json([asdict(share) for share in shares])
     elif shares:
         out = console()
         out.print(shares_table(shares, width=table_width(out)))

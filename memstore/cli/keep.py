@@ -10,38 +10,32 @@ from contextlib import contextmanager
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from memstore.cli.common import (
-    EXIT_FOUND,
-    all_buffers_option,
-    as_json_option,
-    console,
-    each_buffer,
-    print_json,
-    reporting,
-)
+from memstore.cli.common import ALL_BUFFERS, DB, EXIT_FOUND, command, console, open_buffer, print_json
 from memstore.cli.text import size_text, visible
+from memstore.errors import StoreCorrupt
+from memstore.opening import buffers
 from memstore.storage.address import shown_address
+from memstore.types import CheckReport
 from memstore.upkeep.backup import backup as copy_database
 from memstore.upkeep.backup import vacuum as vacuum_database
 from memstore.upkeep.restore import restore as restore_database
 
 
-@click.command(epilog="Example:  memstore check run.db && echo sound")
-@click.argument("db")
-@all_buffers_option
-@as_json_option
-@reporting
+@command("memstore check run.db && echo sound", DB, ALL_BUFFERS)
 def check(db: str, buffer: str | None, as_json: bool) -> None:
-    """Verify every invariant: pages, positions, bounds, counts, sums, checksums, orphans.
+    """Verify that a database is sound.
 
-    Reads everything once and changes nothing. Exit code 1 when something is wrong.
+    The command checks pages, positions, bounds, counts, sums, checksums and orphans. It reads everything once, changes
+    nothing, and prints how many seconds that took. Its exit code is 1 if it finds a problem. A buffer that is too
+    damaged to be opened is a problem; the other buffers are checked all the same.
     """
-    reports = each_buffer(db, buffer, lambda memory: (memory.name, memory.check()))
+    reports = [(name, _report(db, name)) for name in ([buffer] if buffer is not None else buffers(db))]
     if as_json:
         print_json([{"buffer": name, "ok": r.ok} | dataclasses.asdict(r) for name, r in reports])
     else:
         for name, report in reports:
-            verdict = "sound" if report.ok else f"{len(report.problems)} problems"
+            count = len(report.problems)
+            verdict = "sound" if report.ok else f"{count} problem{'s' if count > 1 else ''}"
             click.echo(f"buffer {name!r}: {report.episodes:,} episodes, {verdict}, {report.seconds:.1f} s")
             for problem in report.problems:
                 click.echo(f"  problem: {visible(problem)}")
@@ -53,15 +47,25 @@ def check(db: str, buffer: str | None, as_json: bool) -> None:
         sys.exit(EXIT_FOUND)
 
 
-@click.command(epilog="Example:  memstore upgrade run.db")
-@click.argument("db")
-@click.option("--no-backup", is_flag=True, help="Do not copy a SQLite file first.")
-@as_json_option
-@reporting
-def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
-    """Bring the tables of an older memstore up to date, in one transaction.
+def _report(db: str, name: str) -> CheckReport:
+    """Check one buffer. Its settings or counters may be too damaged to open it."""
+    try:
+        with open_buffer(db, name) as memory:
+            return memory.check()
+    except StoreCorrupt as exc:
+        return CheckReport(0, (str(exc),))
 
-    Stop the processes that use the database first. A SQLite file is copied before; the copy's name is printed.
+
+@command(
+    "memstore upgrade run.db",
+    DB,
+    click.option("--no-backup", is_flag=True, help="Make no copy of a SQLite file first."),
+)
+def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
+    """Bring the tables of an older memstore up to date.
+
+    This is one transaction. First stop the processes that use the database. A SQLite file is copied before the upgrade.
+    The name of the copy is printed.
     """
     from memstore.storage.upgrade import upgrade as upgrade_database
 
@@ -78,16 +82,13 @@ def upgrade(db: str, no_backup: bool, as_json: bool) -> None:
             click.echo(f"the database as it was: {copy}")
 
 
-@click.command(epilog="Example:  memstore backup run.db copy.db")
-@click.argument("db")
-@click.argument("to")
-@as_json_option
-@reporting
+@command("memstore backup run.db copy.db", DB, click.argument("to"))
 def backup(db: str, to: str, as_json: bool) -> None:
-    """Copy the database as it is at one moment, while others go on writing.
+    """Copy a database while others go on writing.
 
-    TO is a file that does not exist, or a PostgreSQL database without a buffer; DB may be of the other kind. The copy
-    of a file has its permissions. Put it back with: memstore restore.
+    The copy is the database as it is at one moment. TO is a file that does not exist yet, or a PostgreSQL database
+    without a buffer. DB may be of the other kind. The copy of a file gets its permissions. To put a copy back, use
+    memstore restore.
     """
     with _progress("copying") as on_progress:
         copy_database(db, to, on_progress=on_progress)
@@ -98,22 +99,26 @@ def backup(db: str, to: str, as_json: bool) -> None:
         click.echo(f"{visible(source)} is copied to {visible(copy)}")
 
 
-@click.command(epilog="Example:  memstore restore copy.db run.db")
-@click.argument("backup")
-@click.argument("db")
-@click.option("--keep", metavar="FOLDER", help="On a server: where what is replaced goes.  [default: this folder]")
-@click.option("--force", is_flag=True, help="Replace also what is no memstore as far as can be told.")
-@as_json_option
-@reporting
+@command(
+    "memstore restore copy.db run.db",
+    click.argument("backup"),
+    DB,
+    click.option(
+        "--keep",
+        metavar="FOLDER",
+        help="Folder for the replaced content of a PostgreSQL database.  [default: this folder]",
+    ),
+    click.option("--force", is_flag=True, help="Replace DB even if it does not seem to be a memstore."),
+)
 def restore(backup: str, db: str, keep: str | None, force: bool, as_json: bool) -> None:
-    """Put a backup in the place of a database, and keep what it replaces.
+    """Put a backup in the place of a database.
+    First stop the processes that use DB: while one of them has it open, the command refuses. BACKUP is only read, and
+    it is verified before DB is touched. The former content of DB stays beside it as DB.replaced-DATE-TIME; that of a
+    PostgreSQL database goes to a file of such a name.
 
-    Stop the processes that use DB first; while one has it open, it is refused. BACKUP is only read, and verified before
-    DB is touched. What DB held stays beside it as DB.replaced-DATE-TIME, of a server in a file of that name.
-
-    Killed, it leaves DB as it was or as BACKUP is; run it again. Use this and not cp: a copy over run.db is mixed with
-    the log beside it (run.db-wal), a copy of run.db alone lacks what is in its log, and deleting the log deletes
-    commits.
+    If the command is killed, DB is either as it was or as BACKUP is; run it again. Do not use cp instead: a file copied
+    over run.db mixes with the log beside it (run.db-wal), a copy of run.db alone lacks the commits in its log, and
+    deleting the log deletes commits.
     """
     with _progress("copying") as on_progress:
         done = restore_database(backup, db, force=force, keep=keep, on_progress=on_progress)
@@ -130,15 +135,12 @@ def restore(backup: str, db: str, keep: str | None, force: bool, as_json: bool) 
         click.echo(f"the database as it was: {visible(str(done.replaced))}")
 
 
-@click.command(epilog="Example:  memstore vacuum run.db")
-@click.argument("db")
-@as_json_option
-@reporting
+@command("memstore vacuum run.db", DB)
 def vacuum(db: str, as_json: bool) -> None:
-    """Give back what deleted rows still hold.
+    """Free the space that deleted rows still occupy.
 
-    A SQLite file is written anew, for which nobody else may be writing or in the middle of a query;
-    PostgreSQL frees the space for new rows.
+    A SQLite file is written again. In that time no other process may write, or be in the middle of a query. PostgreSQL
+    frees the space for new rows. The printed sizes are in B, KiB, MiB or GiB (1 KiB = 1,024 bytes).
     """
     done = vacuum_database(db)
     if as_json:
@@ -150,7 +152,7 @@ def vacuum(db: str, as_json: bool) -> None:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; yields what to call with what is done, and the whole."""
+    """Show a bar on stderr; yield the function to call with the work done and the whole work."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     out = console(stderr=True)
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:

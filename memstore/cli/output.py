@@ -1,8 +1,8 @@
 """Standard output and error of the command: every text arrives in some form, or the command ends without a traceback.
 
-Three things may stand between a text and its reader. The stream's encoding lacks a character: something similar, or
-an escape, takes its place. The text comes from a file and would steer the terminal: it is made visible. The stream
-is closed, full, or a pipe that nobody reads: the command ends with the exit code that says so.
+Three things may stand between a text and its reader. The encoding of the stream may lack a character. A similar one, or
+an escape, then takes its place. A text from a file may hold control characters that would steer the terminal. They are
+escaped. The stream may be closed, full, or a pipe that nobody reads. The command then ends with an exit code for that.
 """
 
 from __future__ import annotations
@@ -28,26 +28,30 @@ from memstore.printable import escaped, visible_lines
 from memstore.storage.address import without_secrets
 
 EXIT_INTERRUPTED = 130
+"""After Ctrl-C the command has this exit code: 128 + SIGINT."""
 EXIT_OUTPUT = 4
+"""If standard output cannot be written, the command has this exit code."""
 EXIT_PIPE = 141
-"""What a shell reports of ``cat`` and ``git`` when nobody reads their output: 128 + SIGPIPE."""
+"""If nobody reads standard output, the command has this exit code: 128 + SIGPIPE, as for ``cat`` and ``git``."""
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+"""Curves are made of these characters, from the lowest to the highest."""
 _RUN = re.compile(f"[{BLOCKS}]+")
 _DIGITS = str.maketrans(BLOCKS, "12345678")
 _SIMILAR = {"…": "...", "±": "+-", "▀": "#"}
 _SIMILAR |= dict.fromkeys("─━═╌╴╸╺", "-") | dict.fromkeys("│┃║", "|") | dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╯╰┏┓┗┛┡┩╇", "+")
+"""Similar characters in ASCII."""
 
 _PIPE_WIDTH = 10_000
-"""Wide enough for every table: a pipe must not lose digits to a margin that is not there."""
+"""Tables in a pipe have this width. It is enough for every table, so no digits are cut."""
 
 
 class OutputFailed(Exception):
-    """Standard output takes no more; the cause is an ``OSError``, or None where it was closed from the start."""
+    """Standard output cannot be written. The cause is an ``OSError``, or None if it was closed from the start."""
 
 
 def encodable(text: str, encoding: str) -> str:
-    """The text with something similar, or an escape, in place of each character that the encoding lacks.
+    """Return the text with a similar character, or an escape, in place of each character that the encoding lacks.
 
     Curves of blocks become digits, bars become ``#``, lines become ``-``, ``|`` and ``+``.
     """
@@ -70,7 +74,7 @@ def _is_in(character: str, encoding: str) -> bool:
 
 
 def _in_ascii(blocks: str) -> str:
-    """A bar as ``#``, a curve as digits."""
+    """Return a bar as ``#`` and a curve as digits."""
     return "#" * len(blocks) if set(blocks) == {BLOCKS[-1]} else blocks.translate(_DIGITS)
 
 
@@ -80,53 +84,53 @@ class Outlet(io.TextIOBase):
     Parameters
     ----------
     stream : text stream or None
-        None where it was closed when the process began.
+        None if the stream was closed when the process began.
     needed : bool
-        Whether to raise ``OutputFailed`` when a text cannot be written. Progress and messages are given up instead:
-        they never end the work that they are about.
-    as_it_is : bool
-        Whether escape sequences pass, which is for what draws; other text is made visible.
+        True raises ``OutputFailed`` if a text cannot be written. False drops the text: progress and messages must not
+        end the work that they report.
+    raw : bool
+        True lets escape sequences pass, for code that draws. False escapes them.
     """
 
     encoding: str = "utf-8"
     errors: str = "strict"
 
-    def __init__(self, stream: TextIO | None, *, needed: bool, as_it_is: bool = False) -> None:
+    def __init__(self, stream: TextIO | None, *, needed: bool, raw: bool = False) -> None:
         self._stream = stream
         self._needed = needed
-        self._as_it_is = as_it_is
+        self._raw = raw
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
 
     @property
-    def drawing(self) -> Outlet:
-        """The same stream for what brings its own escape sequences, and has made the text within them visible."""
-        return Outlet(self._stream, needed=self._needed, as_it_is=True)
+    def unescaped(self) -> Outlet:
+        """Same stream for code that writes its own escape sequences and has escaped its texts."""
+        return Outlet(self._stream, needed=self._needed, raw=True)
 
     def writable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return True if the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     def fileno(self) -> int:
-        """Number of the file descriptor."""
+        """Return the number of the file descriptor."""
         if self._stream is None:
             raise io.UnsupportedOperation("fileno")
         return self._stream.fileno()
 
     def write(self, text: str, /) -> int:
-        """Write the text; returns its length."""
+        """Write the text, and return its length."""
         if not isinstance(text, str):
             raise TypeError(f"text expected, got {type(text).__name__}")
-        shown = encodable(text if self._as_it_is else visible_lines(text), self.encoding)
+        shown = encodable(text if self._raw else visible_lines(text), self.encoding)
         if shown:
             self._try(lambda stream: stream.write(shown))
         return len(text)
 
     def flush(self) -> None:
-        """Send what is buffered."""
+        """Send the buffered text."""
         if self._stream is not None:
             self._try(lambda stream: stream.flush())
 
@@ -138,13 +142,13 @@ class Outlet(io.TextIOBase):
                 return
             except OSError as exc:
                 cause = exc
-                _let_go(self._stream)
+                _discard_buffer(self._stream)
         if self._needed:
             raise OutputFailed from cause
 
 
-def _let_go(stream: TextIO) -> None:
-    """Let the null device take what is still buffered: the interpreter flushes it at exit, and would complain."""
+def _discard_buffer(stream: TextIO) -> None:
+    """Send the buffered text to the null device: the interpreter flushes it at exit and would report an error."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -155,12 +159,12 @@ def _let_go(stream: TextIO) -> None:
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Put an ``Outlet`` in place of each standard stream, and end the process as the state of stdout demands.
+    """Put an ``Outlet`` in place of each standard stream. End the process if stdout cannot be written.
 
     Raises
     ------
     SystemExit
-        With ``EXIT_PIPE`` where nobody reads stdout any more, with ``EXIT_OUTPUT`` where it cannot be written.
+        With ``EXIT_PIPE`` if nobody reads stdout any more, with ``EXIT_OUTPUT`` if it cannot be written.
     """
     _occupy_descriptors()
     before = sys.stdout, sys.stderr
@@ -176,7 +180,7 @@ def safe_streams() -> Iterator[None]:
                 raise
             out.flush()
     except OutputFailed as failed:
-        sys.exit(_said(failed, err))
+        sys.exit(_report_failure(failed, err))
     except Exception:
         sys.excepthook = _show_bug
         raise
@@ -187,7 +191,10 @@ def safe_streams() -> Iterator[None]:
 
 @contextmanager
 def _buffered(stream: TextIO | None) -> Iterator[TextIO | None]:
-    """The stream with a buffer: without one (``PYTHONUNBUFFERED``) Python forgets what a full device did not take."""
+    """Give the stream a buffer if it has none (``PYTHONUNBUFFERED``).
+
+    Without a buffer Python loses, silently, the text that a full device did not take.
+    """
     raw = getattr(stream, "buffer", None)
     if stream is None or not isinstance(raw, io.RawIOBase):
         yield stream
@@ -200,11 +207,11 @@ def _buffered(stream: TextIO | None) -> Iterator[TextIO | None]:
             buffered.detach().detach()
 
 
-def _said(failed: OutputFailed, err: Outlet) -> int:
-    """The exit code for this failure, after a line on stderr unless it is a pipe's."""
+def _report_failure(failed: OutputFailed, err: Outlet) -> int:
+    """Return the exit code for this failure. Unless nobody reads a pipe, write a line on stderr first."""
     cause = failed.__cause__
     code = cause.errno if isinstance(cause, OSError) else errno.EBADF
-    if code == errno.EPIPE or (os.name == "nt" and code == errno.EINVAL):  # what Windows calls a pipe without a reader
+    if code == errno.EPIPE or (os.name == "nt" and code == errno.EINVAL):  # Windows' code for a pipe without a reader
         return EXIT_PIPE
     err.write(f"memstore: cannot write to standard output: {os.strerror(code or errno.EIO)}\n")
     return EXIT_OUTPUT
@@ -213,13 +220,13 @@ def _said(failed: OutputFailed, err: Outlet) -> int:
 def _occupy_descriptors() -> None:
     """Open the null device for each standard stream that is closed.
 
-    A database must not get its number: what a library prints there would be written into it.
+    Otherwise a database could get its number, and text that a library prints there would be written into it.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # the system gives it the lowest free number
 
 
 @contextmanager
@@ -238,7 +245,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def _show_bug(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an error that should not have been, the names in it visible."""
+    """Print the traceback of an error that should not have happened, with control characters escaped."""
     if sys.stderr is not None:
         Outlet(sys.stderr, needed=False).write("".join(traceback.format_exception(kind, exc, trace)))
 
@@ -249,10 +256,10 @@ def complain(message: str) -> None:
 
 
 class _VisibleConsole(Console):
-    """A console that shows the control characters of texts, wherever the texts come from."""
+    """A console that escapes the control characters of all texts."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich renders it, each text made visible."""
+        """Render as rich does, and escape the control characters of each text."""
         for segment in super().render(renderable, options):
             text, style, control = segment
             shown = text if control else visible_lines(text)
@@ -260,9 +267,12 @@ class _VisibleConsole(Console):
 
 
 def console(*, stderr: bool = False) -> Console:
-    """On stdout or stderr: as wide as its terminal; stdout has no right margin elsewhere. Texts are never markup."""
+    """Return a console on stdout or stderr, as wide as its terminal. Without a terminal, stdout has no right margin.
+
+    Texts are never read as markup.
+    """
     stream = sys.stderr if stderr else sys.stdout
-    file: Any = stream.drawing if isinstance(stream, Outlet) else stream
+    file: Any = stream.unescaped if isinstance(stream, Outlet) else stream
     made = _VisibleConsole(file=file, stderr=stderr, highlight=False, markup=False, emoji=False)
     if not stderr and not made.is_terminal:
         made.width = _PIPE_WIDTH
@@ -270,7 +280,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 class CommandLine(click.Group):
-    """A group of commands whose output is safe, errors of usage included."""
+    """A group of commands with safe output, also for errors of usage."""
 
     def main(
         self,
@@ -280,7 +290,7 @@ class CommandLine(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run the command; ends the process unless ``standalone_mode`` is off."""
+        """Run the command; end the process unless ``standalone_mode`` is False."""
 
         def run() -> Any:
             return super(CommandLine, self).main(args, prog_name, complete_var, standalone_mode=False, **extra)
@@ -295,10 +305,10 @@ def _exit_code(run: Callable[[], Any]) -> int:
     try:
         code = run()
     except click.ClickException as exc:
-        said = io.StringIO()
-        exc.show(file=said)
-        # What click says of wrong usage repeats the words typed: an address there may hold a password.
-        click.echo(without_secrets(said.getvalue()), nl=False, err=True, color=True)
+        message = io.StringIO()
+        exc.show(file=message)
+        # Click's message repeats the words typed, and an address among them may hold a password.
+        click.echo(without_secrets(message.getvalue()), nl=False, err=True, color=True)
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted; everything committed so far is kept")

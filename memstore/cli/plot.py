@@ -1,4 +1,4 @@
-"""``memstore plot``: losses, their trend, replays and domains as figures, for the terminal or as a PNG."""
+"""``memstore plot``: losses, their trend, replays and domains as figures, on the terminal or as a PNG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from memstore.cli.common import as_json_option, buffer_option, opened, print_json, reporting
+from memstore.cli.common import BUFFER, DB, command, open_buffer, print_json
 from memstore.cli.pictures import Floats
 from memstore.cli.text import shown
 from memstore.errors import ConfigError
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from memstore.memory import EpisodicMemory
 
 MOST_LINES = 8
+"""A figure has lines for at most this many domains."""
 MOST_BARS = 20
+"""A figure has bars for at most this many domains."""
 MOST_LABEL = 30
+"""A label is cut after this many characters."""
 WIDE = 30
-"""Losses of which the largest is so many times the smallest have a logarithmic axis."""
+"""The axis is logarithmic if the largest loss is more than this many times the smallest."""
 
 
 def losses_figure(memory: EpisodicMemory) -> Figure | None:
-    """How many episodes have a loss of which size."""
+    """Return the number of episodes by the size of their loss; None if no loss was measured."""
     bins = memory.stats().loss_histogram
     if not bins:
         return None
@@ -40,7 +43,7 @@ def losses_figure(memory: EpisodicMemory) -> Figure | None:
 
 
 def trend_figure(memory: EpisodicMemory) -> Figure | None:
-    """Mean loss in the course of the replays, a line for each domain."""
+    """Return the mean loss in the course of the replays, with a line for each domain; None without replays."""
     trends = sorted(memory.loss_trend(), key=lambda trend: -int(trend.replays.sum()))
     if not trends:
         return None
@@ -60,20 +63,20 @@ def trend_figure(memory: EpisodicMemory) -> Figure | None:
 
 
 def _spans_decades(losses: Floats) -> bool:
-    """True where a linear axis would show nothing but the largest losses."""
+    """Return True if a linear axis would show nothing but the largest losses."""
     known = losses[losses > 0]
     return len(known) > 0 and bool(known.max() > WIDE * known.min())
 
 
 def replays_figure(memory: EpisodicMemory) -> Figure | None:
-    """How many live episodes were replayed how often; scans the replay metadata."""
-    from memstore.queries import col
+    """Return the number of live episodes by how often they were replayed. This scans the replay metadata."""
     from memstore.queries.aggregates import count
+    from memstore.queries.columns import col
 
     found = memory.query().group_by(col.replay_count).aggregate(episodes=count()).arrays()
     if not len(found["episodes"]):
         return None
-    # Bins 0, 1, 2 .. 3, 4 .. 7, 8 .. 15 and so on.
+    # The bins are 0, 1, 2 .. 3, 4 .. 7, 8 .. 15 and so on.
     place = np.frexp(found["replay_count"].astype(np.float64))[1]
     counts = np.bincount(place, found["episodes"]).astype(int)
     series = Series("episodes", tuple(map(_bin_label, range(len(counts)))), tuple(counts.tolist()))
@@ -87,7 +90,7 @@ def _bin_label(place: int) -> str:
 
 
 def domains_figure(memory: EpisodicMemory) -> Figure | None:
-    """Each domain's share of the replays against its share of the draws as the strategy is now."""
+    """Return each domain's share of the replays, beside its share of the draws under the present strategy."""
     shares = memory.replay_share()
     if not shares:
         return None
@@ -110,19 +113,28 @@ FIGURES: dict[str, Callable[[EpisodicMemory], Figure | None]] = {
     "replays": replays_figure,
     "domains": domains_figure,
 }
+"""The figures by the names that ``--what`` takes."""
 
 
-@click.command(epilog="Example:  memstore plot run.db --what trend --out trend.png")
-@click.argument("db")
-@buffer_option
-@click.option("--what", type=click.Choice(list(FIGURES)), help="One figure; default: all of them.")
-@click.option("--out", metavar="FILE.png", help="Write a PNG in place of text; needs matplotlib.")
-@as_json_option
-@reporting
+@command(
+    "memstore plot run.db --what trend --out trend.png",
+    DB,
+    BUFFER,
+    click.option("--what", type=click.Choice(list(FIGURES)), help="Draw this figure.  [default: all of them]"),
+    click.option("--out", metavar="FILE.png", help="Write a PNG instead of text. This needs matplotlib."),
+)
 def plot(db: str, buffer: str | None, what: str | None, out: str | None, as_json: bool) -> None:
-    """Draw the losses, their trend by domain, how often episodes were replayed, and each domain's share."""
+    """Draw losses, their trend, replays and domains.
+
+    losses is the number of episodes by the size of their loss, trend the mean loss of each domain in the course of the
+    replays, replays the number of episodes by how often they were replayed, and domains each domain's share of the
+    replays beside the share that the strategy aims at.
+
+    Losses have the unit of the trainer, shares are in percent, and the trend runs over the trainer's steps; where
+    replays have no step, it runs over seconds.
+    """
     file = None if out is None else _png_file(out)
-    with opened(db, buffer) as memory:
+    with open_buffer(db, buffer) as memory:
         made = {name: FIGURES[name](memory) for name in ([what] if what else FIGURES)}
     figures = [figure for figure in made.values() if figure is not None]
     if file is not None:
@@ -140,8 +152,8 @@ def _text(figure: Figure) -> str:
     from memstore.figures import text
 
     if figure.kind == "bars":
-        return text.figure(_labelled(figure))
-    return strips(_labelled(figure), sys.stdout.encoding)
+        return text.figure(_cut_labels(figure))
+    return strips(_cut_labels(figure), sys.stdout.encoding)
 
 
 def _png_file(out: str) -> Path:
@@ -160,16 +172,16 @@ def _write(figures: Sequence[Figure], file: Path) -> None:
         raise ConfigError(f"there is nothing to draw yet; {str(file)!r} was not written")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is drawn as a box
-            draw_panels([_labelled(figure) for figure in figures], file)
+            warnings.filterwarnings("ignore", "Glyph")  # the font lacks a letter, and a box is drawn in its place
+            draw_panels([_cut_labels(figure) for figure in figures], file)
     except ImportError as exc:
         raise ConfigError("a PNG needs matplotlib: pip install 'memstore[plot]'; text needs nothing") from exc
     except OSError as exc:
         raise ConfigError(f"cannot write {str(file)!r}: {exc.strerror or exc}") from exc
 
 
-def _labelled(figure: Figure) -> Figure:
-    """The figure with labels that fit, and that a terminal does not obey."""
+def _cut_labels(figure: Figure) -> Figure:
+    """Return the figure with labels that fit, and in which control characters are visible."""
     series = [
         dataclasses.replace(
             one,

@@ -1,4 +1,4 @@
-"""``memstore query``: any question about the episodes or the history, as a table, JSON or CSV."""
+"""``memstore query``: any question about the episodes or the history, answered as a table, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -11,52 +11,55 @@ from typing import Any
 import click
 
 from memstore.cli.common import (
-    MOST,
-    as_json_option,
-    buffer_option,
+    BUFFER,
+    COUNT,
+    DB,
+    command,
     console,
-    opened,
-    print_complete,
+    open_buffer,
     print_json,
-    reporting,
+    print_unescaped,
     table_width,
 )
 from memstore.cli.tables import rows_table
 from memstore.cli.text import shown, visible
 from memstore.errors import InvalidValue
-from memstore.queries import EPISODE_COLUMNS, HISTORY_COLUMNS, Column, Descending, ExtraColumn, col
+from memstore.queries.columns import EPISODE_COLUMNS, HISTORY_COLUMNS, Column, Descending, ExtraColumn, Over, col
 from memstore.queries.parser import parse
-from memstore.queries.sql import Over
 
-QUERY_HELP = f"""Show the episodes, or events, that TEXT is true of; without TEXT all of them.
+QUERY_HELP = f"""Show the episodes, or the events, for which TEXT is true. Without TEXT, show all of them.
 
-TEXT compares columns, as in  loss > 2 and (domain = 'math' or level in (3, 4)).  It is read into conditions, never
-passed on as SQL. The columns of episodes are {", ".join(map(str, EPISODE_COLUMNS))}; in TEXT also tags. The
-history has {", ".join(map(str, HISTORY_COLUMNS))} besides.
+TEXT compares columns, as in  loss > 2 and (domain = 'math' or level in (3, 4)).  It is parsed into conditions and
+never passed on as SQL. The columns of episodes are {", ".join(map(str, EPISODE_COLUMNS))}; TEXT may use tags too. The
+history also has {", ".join(map(str, HISTORY_COLUMNS))}. Times are seconds since 1970, ages are counted in insertions.
 """
+"""The help of the command, with the names of all columns."""
 
 
-@click.command(
-    help=QUERY_HELP, epilog="""Example:  memstore query run.db "loss > 2 and domain = 'math'" --order -loss"""
+@command(
+    """memstore query run.db "loss > 2 and domain = 'math'" --order -loss""",
+    DB,
+    click.argument("text", required=False),
+    BUFFER,
+    click.option("--history", "over_history", is_flag=True, help="Show events of the history instead of episodes."),
+    click.option(
+        "--order",
+        metavar="COLUMN",
+        help="Sort by this column, the smallest first; with - in front, the largest first. extra.a.b sorts by numbers.",
+    ),
+    click.option("--limit", type=COUNT, default=20, show_default=True, metavar="N", help="Show the first N."),
+    click.option("--count", is_flag=True, help="Print only how many there are."),
+    click.option("--select", metavar="A,B,C", help="Show only these columns; extra.a.b is a place in extra."),
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(["table", "json", "csv"]),
+        default="table",
+        show_default=True,
+        help="Form in which rows are printed.",
+    ),
+    help=QUERY_HELP,
 )
-@click.argument("db")
-@click.argument("text", required=False)
-@buffer_option
-@click.option("--history", "over_history", is_flag=True, help="Ask for events of the history, not for episodes.")
-@click.option("--order", metavar="COLUMN", help="Sort by it, with - in front the largest first; extra.a.b as numbers.")
-@click.option("--limit", type=MOST, default=20, show_default=True, metavar="N", help="The first so many.")
-@click.option("--count", is_flag=True, help="Print how many there are, and nothing of them.")
-@click.option("--select", metavar="A,B,C", help="These columns alone; extra.a.b is a place in extra.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    show_default=True,
-    help="How rows are printed.",
-)
-@as_json_option
-@reporting
 def query(
     db: str,
     text: str | None,
@@ -69,13 +72,13 @@ def query(
     form: str,
     as_json: bool,
 ) -> None:
-    """Show the episodes, or events, that a text is true of."""
+    """Show the episodes, or the events, for which a text is true."""
     form = "json" if as_json else form
     over: Over = "history" if over_history else "episodes"
     condition = None if text is None else parse(text, over=over)
     chosen = [] if select is None else [name.strip() for name in select.split(",")]
     columns = {f"column_{i}": _column(name) for i, name in enumerate(chosen)}
-    with opened(db, buffer) as memory:
+    with open_buffer(db, buffer) as memory:
         asked = memory.query(over)
         if condition is not None:
             asked = asked.filter(condition)
@@ -87,7 +90,7 @@ def query(
             asked = asked.order_by(_sorting(order))
         if chosen:
             asked = asked.select(**columns)
-        # One more, to tell whether there are more.
+        # The query reads one row more than the limit, to see if there are more.
         result = asked.limit(limit + 1).result()
     names, rows = chosen or [field.name for field in result.fields], result.rows[:limit]
     if form == "json":
@@ -109,16 +112,16 @@ def _print_table(names: list[str], rows: list[tuple[Any, ...]], *, whole: bool, 
 
 
 def _column(name: str) -> Column:
-    """The column of this name, or the place ``extra.key.key``."""
+    """Return the column of this name, or the place ``extra.key.key``."""
     first, *path = name.split(".")
     found = col[first]
     for key in path:
         if not isinstance(found, ExtraColumn):
-            raise InvalidValue(f"{shown(name)!r} is no column; only extra has something within")
+            raise InvalidValue(f"{shown(name)!r} is not a column; only extra has places within")
         found = found[key]
     if isinstance(found, Column):
         return found
-    raise InvalidValue(f"{first} can be asked for in the text, not selected or sorted by")
+    raise InvalidValue(f"{first} cannot be selected or sorted by; use it in TEXT")
 
 
 def _sorting(order: str) -> Column | Descending:
@@ -129,12 +132,12 @@ def _sorting(order: str) -> Column | Descending:
 
 
 def _print_csv(names: list[str], rows: list[tuple[Any, ...]]) -> None:
-    """Print complete values; only where a terminal would obey what is in them, as escapes."""
+    """Print complete values. On a terminal, control characters are escaped."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(names)
     writer.writerows([[_csv_cell(name, value) for name, value in zip(names, row, strict=True)] for row in rows])
-    print_complete(written.getvalue())
+    print_unescaped(written.getvalue())
 
 
 def _csv_cell(name: str, value: Any) -> str:

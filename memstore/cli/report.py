@@ -1,4 +1,4 @@
-"""What training prints: progress and results."""
+"""The output of ``memstore train``: progress and results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _TrainingBar(Progress):
-    """A bar with a line of its own below, so that neither is cut off at 80 columns."""
+    """A bar with a line of text below it, so that neither is cut off at 80 columns."""
 
     below = ""
 
@@ -37,7 +37,7 @@ class _TrainingBar(Progress):
 
 @contextmanager
 def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
-    """A progress bar on stderr, so that stdout holds the result alone; yields what to call after every step."""
+    """Show a progress bar on stderr, so that stdout holds only the result; yield the function to call at every step."""
     out = console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -54,7 +54,7 @@ def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
             nonlocal started
             if not started:
                 started = True
-                out.print(_found(db, progress))
+                out.print(_describe_start(db, progress))
             loss = "" if progress.loss is None else f"loss {progress.loss:.3f}  "
             draws = ", ".join(f"{domain} {count}" for domain, count in sorted(progress.draws.items()))
             bar.below = f"buffer {progress.buffer_size}, replayed: {draws or 'nothing yet'}"
@@ -69,7 +69,7 @@ def training_progress(db: str) -> Iterator[Callable[[TrainProgress], None]]:
         yield show
 
 
-def _found(db: str, progress: TrainProgress) -> str:
+def _describe_start(db: str, progress: TrainProgress) -> str:
     if progress.step == 0:
         return f"{db}: a new run of {progress.steps} steps; every step is a commit"
     if progress.step == progress.steps:
@@ -81,7 +81,7 @@ def _found(db: str, progress: TrainProgress) -> str:
 
 
 def print_training(db: str, result: TrainResult | None, baseline: TrainResult) -> None:
-    """Accuracy per task with and without replay, average, forgetting, digest."""
+    """Print the accuracy on each task with and without replay, the average, the forgetting, and the digest."""
     from memstore.learner.job.metrics import FORGETTING_FORMULA
 
     out = console()

@@ -1,4 +1,4 @@
-"""``memstore show``: one episode whole, its payload drawn and its life from the history."""
+"""``memstore show``: one whole episode, with its payload drawn and its history."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.text import Text
 
 from memstore.cli.common import (
+    BUFFER,
+    DB,
     EXIT_FOUND,
-    as_json_option,
-    buffer_option,
+    command,
     console,
-    opened,
+    open_buffer,
     picture_width,
     print_json,
-    reporting,
     table_width,
 )
 from memstore.cli.payload import field_json, leaves, print_leaf
@@ -31,30 +31,31 @@ from memstore.queries.records import ReplayEvent
 from memstore.types import Episode
 
 MOST_TEXT = 400
+"""Tags and extra are cut after this many characters."""
 LAST_EVENTS = 5
+"""The newest events are shown, at most this many."""
 REPLAYED = "replayed"
+"""The history has this word for a replay. Events with another word are departures."""
 
 
-@click.command(epilog="Example:  memstore show run.db 4711")
-@click.argument("db")
-@click.argument("episode_id", metavar="ID", type=int)
-@buffer_option
-@as_json_option
-@reporting
+@command("memstore show run.db 4711", DB, click.argument("episode_id", metavar="ID", type=int), BUFFER)
 def show(db: str, episode_id: int, buffer: str | None, as_json: bool) -> None:
-    """Show an episode whole: what was stored with it, its payload as a picture or curve, and its replays.
+    """Show one episode whole, with its history.
 
-    Of an episode that has left, its history: exit code 1. In JSON, arrays have a dtype, a shape and values; numbers
-    that are not finite are texts, complex ones pairs, bytes base64.
+    It prints the columns, the payload with pictures or curves, and the replays. Times are local, losses have the
+    trainer's unit.
+
+    If the episode has left the memory, show its history; the exit code is 1 then. In JSON, an array has a dtype, a
+    shape and values; a number that is not finite is a text, a complex number a pair, and bytes are base64.
     """
-    with opened(db, buffer) as memory:
+    with open_buffer(db, buffer) as memory:
         try:
             episode = memory.get(episode_id)
         except EpisodeNotFound:
             episode = None
         events = memory.history(episode=episode_id)
     if as_json:
-        print_json(_document(episode_id, episode, events))
+        print_json(_as_json(episode_id, episode, events))
     elif episode is not None:
         _print_episode(console(), episode, events)
     elif events:
@@ -66,10 +67,9 @@ def show(db: str, episode_id: int, buffer: str | None, as_json: bool) -> None:
 
 
 def _print_episode(out: Console, episode: Episode, events: list[ReplayEvent]) -> None:
-    metadata = episode.metadata
-    replays = f"{metadata.replay_count:,}"
-    if metadata.last_replayed_at is not None:
-        replays += f", last {moment(metadata.last_replayed_at)}"
+    replays = f"{episode.replay_count:,}"
+    if episode.last_replayed_at is not None:
+        replays += f", last {moment(episode.last_replayed_at)}"
     facts = {
         "domain": shown(episode.domain),
         "time": moment(episode.timestamp),
@@ -108,11 +108,12 @@ def _print_life(out: Console, events: list[ReplayEvent]) -> None:
         line = sparkline(np.array(losses), picture_width(out) - len(ends) - 10)
         out.print(Text(f"losses  {line}  {ends}"))
     if events:
+        names = [field.name for field in dataclasses.fields(ReplayEvent)]
         title = f"the last {LAST_EVENTS} of {len(events):,} events" if len(events) > LAST_EVENTS else "history"
-        out.print(records_table(events[-LAST_EVENTS:], ReplayEvent, title=title, width=table_width(out)))
+        out.print(records_table(events[-LAST_EVENTS:], names, title=title, width=table_width(out)))
 
 
-def _document(episode_id: int, episode: Episode | None, events: list[ReplayEvent]) -> dict[str, Any]:
+def _as_json(episode_id: int, episode: Episode | None, events: list[ReplayEvent]) -> dict[str, Any]:
     history = [dataclasses.asdict(event) for event in events]
     if episode is None:
         return {"id": episode_id, "live": False, "history": history}
@@ -126,8 +127,8 @@ def _document(episode_id: int, episode: Episode | None, events: list[ReplayEvent
         "key": episode.key,
         "extra": episode.extra,
         "loss": episode.loss,
-        "replay_count": episode.metadata.replay_count,
-        "last_replayed_at": episode.metadata.last_replayed_at,
+        "replay_count": episode.replay_count,
+        "last_replayed_at": episode.last_replayed_at,
         "payload": {leaf.name: field_json(leaf.value) for leaf in leaves(episode.payload)},
         "history": history,
     }

@@ -1,4 +1,4 @@
-"""``memstore stats``: the health of a buffer, once or again and again."""
+"""``memstore stats``: the health of a buffer, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from rich.console import Group, RenderableType
 from rich.live import Live
 
-from memstore.cli.common import all_buffers_option, as_json_option, console, each_buffer, print_json, reporting
+from memstore.cli.common import ALL_BUFFERS, DB, ask_each_buffer, command, console, print_json
 from memstore.cli.tables import bars_table, facts_table
 from memstore.cli.text import number, shown, size_text, visible
 from memstore.types import ReplayStats
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from memstore.memory import EpisodicMemory
 
 MOST_DOMAINS = 20
+"""At most this many domains have a bar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at a buffer saw; rates are those since the look before, None at the first."""
+    """The statistics of a buffer at one moment, and the rates since the look before; the first look has no rates."""
 
     stats: ReplayStats
     at: float
@@ -32,7 +33,7 @@ class Look:
     replayed_per_s: float | None = None
 
     def after(self, former: Look | None) -> Look:
-        """The same look with rates."""
+        """Return the same look with the rates since the former one."""
         if former is None or self.at <= former.at:
             return self
         seconds = self.at - former.at
@@ -41,29 +42,37 @@ class Look:
         return Look(self.stats, self.at, added / seconds, replayed / seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dicts, lists and numbers."""
+        """Return the statistics and rates as plain dicts, lists and numbers."""
         return {**self.stats.to_dict(), "added_per_s": self.added_per_s, "replayed_per_s": self.replayed_per_s}
 
 
-@click.command(epilog="Example:  memstore stats run.db --watch")
-@click.argument("db")
-@all_buffers_option
-@click.option("--exact", is_flag=True, help="Scan the losses instead of using the sampling index's half-octaves.")
-@click.option(
-    "--watch",
-    "every",
-    is_flag=False,
-    flag_value=2.0,
-    type=click.FloatRange(0.1, 86400.0),
-    metavar="[SECONDS]",
-    help="Look again every 2 (or SECONDS) seconds, with rates, until Ctrl-C.",
+@command(
+    "memstore stats run.db --watch",
+    DB,
+    ALL_BUFFERS,
+    click.option(
+        "--exact",
+        is_flag=True,
+        help="Scan all losses. Without it, quantiles are exact to half an octave (a factor of 1.41).",
+    ),
+    click.option(
+        "--watch",
+        "every",
+        is_flag=False,
+        flag_value=2.0,
+        type=click.FloatRange(0.1, 86400.0),
+        metavar="[SECONDS]",
+        help="Look again every 2 seconds, or every SECONDS, and show rates, until Ctrl-C.",
+    ),
 )
-@as_json_option
-@reporting
 def stats(db: str, buffer: str | None, exact: bool, every: float | None, as_json: bool) -> None:
-    """Show the health of each buffer: size, losses, domains, replays, disk."""
+    """Show the health of each buffer.
+
+    It prints size, losses, domains, replays and disk space. Losses have the trainer's unit. Rates are per second. Sizes
+    are in B, KiB, MiB or GiB (1 KiB = 1,024 bytes).
+    """
     if every is None:
-        found = each_buffer(db, buffer, lambda memory: memory.stats(exact=exact))
+        found = ask_each_buffer(db, buffer, lambda memory: memory.stats(exact=exact))
         if as_json:
             print_json([item.to_dict() for item in found])
         else:
@@ -73,7 +82,7 @@ def stats(db: str, buffer: str | None, exact: bool, every: float | None, as_json
     def look(memory: EpisodicMemory) -> Look:
         return Look(memory.stats(exact=exact), time.monotonic())
 
-    looks = _looks(lambda: each_buffer(db, buffer, look), every)
+    looks = _looks(lambda: ask_each_buffer(db, buffer, look), every)
     try:
         if as_json:
             for seen in looks:
@@ -85,7 +94,7 @@ def stats(db: str, buffer: str | None, exact: bool, every: float | None, as_json
 
 
 def _looks(look: Callable[[], list[Look]], every: float) -> Iterator[list[Look]]:
-    """What each look sees, for ever."""
+    """Yield the looks at all buffers, without end."""
     former: dict[str, Look] = {}
     while True:
         seen = [one.after(former.get(one.stats.buffer)) for one in look()]
@@ -116,7 +125,7 @@ def _rates(look: Look) -> str:
 
 
 def stats_view(stats: ReplayStats, *, rates: str | None = None) -> RenderableType:
-    """One buffer as a table, its domains and losses as bars."""
+    """Return one buffer as a table, with its domains and losses as bars."""
     about = "" if stats.loss_quantiles_exact else "  (to half an octave; --exact scans)"
     facts = {
         "episodes": f"{stats.buffer_size:,} of {stats.capacity:,}",

@@ -1,6 +1,7 @@
-"""Lines in a terminal: a strip for each, one below the other on the same axes, so that none hides another.
+"""Lines in a terminal. Each line has a separate strip, with the same axes, so that none hides another.
 
-Own code, for the core has no plotting package: braille dots, eight to a character, or three heights of ASCII.
+The core depends on no plotting package, so the code stands here. It draws with braille, eight dots to a character, or
+with three heights of ASCII characters.
 """
 
 from __future__ import annotations
@@ -17,20 +18,29 @@ from memstore.figures.figure import Figure, Series
 Dots = NDArray[np.bool_]
 
 WIDTH = 79
+"""The drawing has this width in characters."""
 LEAST_HEIGHT, MOST_HEIGHT, SCREEN = 3, 12, 18
-"""Characters of a strip from top to bottom, and of all strips together while they are few."""
+"""These are the least and the largest height of a strip, and the height of all strips together, in characters.
+
+The last one holds while there are few strips.
+"""
 
 LONGEST_NAME = 18
+"""The name of a line is cut after this many characters."""
 
-# Dots of a character of braille, by row and column: https://www.unicode.org/charts/PDF/U2800.pdf
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+"""The dots of a braille character have these bits, by row and column.
+
+See https://www.unicode.org/charts/PDF/U2800.pdf.
+"""
 _LEVELS = "'-."
+"""In ASCII, these characters stand for a dot at the top, in the middle and at the bottom."""
 
 
 def strips(figure: Figure, encoding: str | None) -> str:
-    """A figure of lines as text of 79 columns; in ASCII where the encoding has no braille.
+    """Return a figure of lines as text of 79 columns, in ASCII if the encoding has no braille.
 
-    A logarithmic y axis begins at the smallest value above 0, and what is not above 0 is drawn there.
+    A logarithmic y axis begins at the smallest value above 0. Values that are not above 0 are drawn there.
     """
     braille = _has_braille(encoding)
     low, high = _ends(np.concatenate([np.array(one.y, np.float64) for one in figure.series]), figure.log_y)
@@ -80,7 +90,7 @@ def _dots(
     size: tuple[int, int],
     braille: bool,
 ) -> Dots:
-    """Which dots the line covers: its points, and the straight way from each to the next."""
+    """Return the dots of a line, True where it is drawn: its points, and straight lines between them."""
     height, width = size
     rows, columns = (4 * height, 2 * width) if braille else (len(_LEVELS) * height, width)
     x, y = np.array(series.x, np.float64), np.array(series.y, np.float64)

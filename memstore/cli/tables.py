@@ -1,8 +1,7 @@
-"""Rows as rich tables; everything in them is text, never markup."""
+"""Rows as rich tables. All cells are text, never markup."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from memstore.cli.text import MISSING, shown, value_text
-from memstore.queries import NAMES, col
+from memstore.queries.columns import NAMES, col
 from memstore.queries.records import ReplayShare
 
 BAR_WIDTH = 32
+"""The longest bar has this many characters."""
 
 DISPENSABLE = (
     "weight",
@@ -31,7 +31,7 @@ DISPENSABLE = (
     "level",
     "timestamp",
 )
-"""Columns in the order in which a narrow terminal goes without them."""
+"""A narrow terminal leaves out these columns, in this order."""
 
 
 def rows_table(
@@ -42,16 +42,16 @@ def rows_table(
     sparse: bool = False,
     width: int | None = None,
 ) -> Table:
-    """Rows under the names of their columns, numbers to the right.
+    """Return rows under the names of their columns, numbers to the right.
 
-    ``sparse`` leaves out columns without a value, and those in ``DISPENSABLE`` that ``width``, that of the terminal if
-    there is one, has no room for.
+    ``sparse`` leaves out columns without a value. If ``width`` is given, the width of the terminal, it also leaves out
+    columns of ``DISPENSABLE`` for which there is no room.
     """
-    columns = [_Shown.of(name, [row[i] for row in rows], width is not None) for i, name in enumerate(names)]
+    columns = [_TextColumn.of(name, [row[i] for row in rows], width is not None) for i, name in enumerate(names)]
     left_out: list[str] = []
     if sparse:
         columns = [column for column in columns if column.is_known]
-        left_out = _without_room(columns, width)
+        left_out = _columns_without_room(columns, width)
     table = _table(title)
     if left_out:
         table.caption = Text(f"no room for {', '.join(left_out)}; --json shows all")
@@ -64,7 +64,7 @@ def rows_table(
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
+class _TextColumn:
     """A column as texts."""
 
     name: str
@@ -74,7 +74,7 @@ class _Shown:
     is_known: bool
 
     @classmethod
-    def of(cls, name: str, values: Sequence[Any], narrow: bool) -> _Shown:
+    def of(cls, name: str, values: Sequence[Any], narrow: bool) -> _TextColumn:
         is_time = name in NAMES and getattr(getattr(col, name), "is_time", False)
         cells = [value_text(value, is_time=is_time) for value in values]
         if is_time and narrow:
@@ -90,7 +90,7 @@ class _Shown:
         return max(map(cell_len, [*self.header.split("\n"), *self.cells])) + 2
 
 
-def _without_room(columns: Sequence[_Shown], width: int | None) -> list[str]:
+def _columns_without_room(columns: Sequence[_TextColumn], width: int | None) -> list[str]:
     left_out: list[str] = []
     needed = {column.name: column.width for column in columns}
     for name in DISPENSABLE:
@@ -105,15 +105,14 @@ def _table(title: str = "") -> Table:
     return Table(box=box.SIMPLE_HEAD, title=Text(shown(title)) if title else None, padding=(0, 1, 0, 0), pad_edge=False)
 
 
-def records_table(records: Sequence[Any], kind: type, *, title: str = "", width: int | None = None) -> Table:
-    """Dataclasses as rows, without the fields that none of them has."""
-    names = [field.name for field in dataclasses.fields(kind)]
+def records_table(records: Sequence[Any], names: Sequence[str], *, title: str = "", width: int | None = None) -> Table:
+    """Return these attributes of records as a table, without the columns in which no record has a value."""
     rows = [[getattr(record, name) for name in names] for record in records]
     return rows_table(names, rows, title=title, sparse=True, width=width)
 
 
 def shares_table(shares: Sequence[ReplayShare], *, width: int | None = None) -> Table:
-    """What each domain has of the episodes and of the replays."""
+    """Return each domain's share of the episodes and of the replays as a table."""
     table = _table()
     table.add_column("domain", overflow="fold")
     for header in ("episodes", "share", "never measured", "mean loss", "replays", "share of replays", "target share"):
@@ -133,7 +132,7 @@ def shares_table(shares: Sequence[ReplayShare], *, width: int | None = None) -> 
 
 
 def bars_table(title: str, counts: Sequence[tuple[str, int]]) -> Table:
-    """Counts with a bar each."""
+    """Return counts as a table, with a bar for each."""
     table = _table()
     table.add_column(title, overflow="fold")
     table.add_column("episodes", justify="right")
@@ -146,7 +145,7 @@ def bars_table(title: str, counts: Sequence[tuple[str, int]]) -> Table:
 
 
 def facts_table(title: str, facts: dict[str, str]) -> Table:
-    """Names and what is to be said of each."""
+    """Return names and texts as a table of two columns."""
     table = Table(box=box.SIMPLE, title=Text(shown(title)), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""Words, numbers and times for a terminal, and back: what users named must not steer it, nor fill it."""
+"""Words, numbers and times for a terminal, and back. A name that a user gave must not steer or fill the terminal."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ import numpy as np
 from memstore.printable import visible as visible
 
 MOST_CHARACTERS = 60
+"""Characters after which a text is cut."""
 MISSING = "-"
+"""Text for a value that is None."""
 
 _EARLIEST, _LATEST = 1e8, 2.5e11
-"""Seconds since the epoch that are shown as dates: 1973 .. 9892. What is outside counts something else."""
+"""Range of seconds since 1970 that are shown as dates, 1973 .. 9892. A number outside is not such a time."""
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])(?:\s+ago)?")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+"""Each unit of an age has this many seconds."""
 
 
 def shown(text: str, most: int = MOST_CHARACTERS) -> str:
-    """The text in one line of about ``most`` characters: visible, and cut with an ellipsis where it is longer."""
+    """Return the text in one line of at most about ``most`` characters: control characters escaped, the end cut."""
     escaped = visible(text[: most + 1])
     return escaped if len(escaped) <= most else escaped[: most - 1] + "…"
 
 
 def number(value: float) -> str:
-    """A measured number to four digits; counts and ids whole."""
+    """Return a measured number with four digits; counts and ids are whole."""
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def moment(seconds: float) -> str:
-    """Local date and time, or the number itself where it cannot be seconds since the epoch."""
+    """Return the local date and time; the number itself if it cannot be seconds since 1970."""
     if _EARLIEST <= seconds < _LATEST:
         return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
     return f"{seconds:.15g}"
 
 
 def value_text(value: Any, *, is_time: bool = False, most: int = MOST_CHARACTERS) -> str:
-    """One value of a row, of whatever type, in one line."""
+    """Return one value of a row, of any type, in one line."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
@@ -53,7 +56,7 @@ def value_text(value: Any, *, is_time: bool = False, most: int = MOST_CHARACTERS
 
 
 def size_text(size: float) -> str:
-    """Bytes in the unit that fits."""
+    """Return a number of bytes in B, KiB, MiB or GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
             break
@@ -62,12 +65,17 @@ def size_text(size: float) -> str:
 
 
 def parse_moment(text: str) -> float:
-    """Seconds since the epoch from seconds, an ISO time (local without an offset), or an age: ``10m``, ``3d ago``.
+    """Return seconds since 1970.
+
+    Parameters
+    ----------
+    text : str
+        Seconds since 1970, an ISO time (local without an offset), or an age such as ``10m`` or ``3d ago``.
 
     Raises
     ------
     ValueError
-        It is none of them.
+        The text is none of these.
     """
     age = _AGE.fullmatch(text.strip())
     if age is not None:
@@ -81,14 +89,14 @@ def parse_moment(text: str) -> float:
             seconds = math.nan
     if not math.isfinite(seconds):
         raise ValueError(
-            f"{shown(text)!r} is no time; give seconds, an ISO time such as 2026-01-31T12:00, or an age such as 10m, "
-            "2h or '3d ago'"
+            f"{shown(text)!r} is not a time; give seconds, an ISO time such as 2026-01-31T12:00, or an age such as "
+            "10m, 2h or '3d ago'"
         )
     return seconds
 
 
 def json_ready(value: Any) -> Any:
-    """The value as JSON takes it: arrays as lists, numbers that are not finite as null."""
+    """Return the value for standard JSON: arrays become lists, numbers that are not finite null."""
     if isinstance(value, np.ndarray):
         return json_ready(value.tolist())
     if isinstance(value, dict):

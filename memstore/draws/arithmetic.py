@@ -1,17 +1,19 @@
-"""Arithmetic of shares: whole slots from fractions, and sums too long or too large to write out."""
+"""Arithmetic of draws: whole slots from fractions, sums of very many or very large terms, sorted ids."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memstore.buffer.strata import Floats, Ints
 
 
 def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -> Ints:
-    """Whole slots in proportion to shares, none above its limit, what is left over going to the others.
+    """Return whole slots in proportion to shares.
 
-    Fractional slots are given by systematic sampling over a random order (Madow 1949): each entry gets its share
-    exactly on average, and never more than one slot away from it.
+    No entry gets more slots than its limit. The other entries share the slots that are left over. Systematic sampling
+    over a random order gives the fractional slots (Madow 1949). So each entry gets its share exactly on average, and
+    is never more than one slot away from it.
     """
     slots = np.zeros(len(shares), np.int64)
     open_ = (limits > 0) & (shares > 0)
@@ -23,13 +25,13 @@ def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -
         full = open_ & (ideal >= limits)
         if not full.any():
             break
-        # Before anything is rounded: what these cannot take is part of the others' shares.
+        # This comes before any rounding, so that the other entries share the slots that these cannot take.
         slots[full] = limits[full]
         open_ &= ~full
     given = np.floor(ideal + 1e-9).astype(np.int64)
     order = rng.permutation(len(shares))
     fractions = np.cumsum(np.maximum(ideal - given, 0.0)[order])
-    # They add up to a whole number but for rounding, which must not make one slot more or less.
+    # The exact sum is a whole number. Rounding errors must not make one slot more or less.
     fractions[-1] = round(fractions[-1])
     steps = np.floor(np.minimum(fractions, fractions[-1]) + rng.random())
     given[order] += np.diff(steps, prepend=0.0).astype(np.int64)
@@ -38,17 +40,17 @@ def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -
 
 
 TINY = 2.0**-900
-"""A sum above it is not changed by what underflows."""
+"""Terms that underflow do not change a sum that is above this."""
 
 
 def log2_sum(log2_values: Floats, factors: Floats | Ints | float = 1.0) -> float:
-    """``log2(sum(factors * 2 ** log2_values))`` without overflow."""
+    """Return ``log2(sum(factors * 2 ** log2_values))`` without overflow."""
     top = log2_values.max()
     return float(top + np.log2((factors * np.exp2(log2_values - top)).sum()))
 
 
 def power_sum(first: int, last: int, alpha: float) -> float:
-    """``sum(n ** -alpha for n in first .. last)``, by the Euler-Maclaurin formula beyond the first 64 terms."""
+    """Return ``sum(n ** -alpha for n in first .. last)``, by the Euler-Maclaurin formula beyond the first 64 terms."""
     head = np.arange(first, min(last, first + 63) + 1, dtype=np.float64)
     total = float((head**-alpha).sum())
     m, n = float(first + 64), float(last)
@@ -59,3 +61,20 @@ def power_sum(first: int, last: int, alpha: float) -> float:
     slope = alpha * (m ** (-alpha - 1) - n ** (-alpha - 1)) / 12
     third = alpha * (alpha + 1) * (alpha + 2) * (m ** (-alpha - 3) - n ** (-alpha - 3)) / 720
     return total + float(integral + (m**-alpha + n**-alpha) / 2 + slope - third)
+
+
+def is_in(ids: Ints, wanted: Ints) -> NDArray[np.bool_]:
+    """Flag the wanted ids that are among the ascending ``ids``."""
+    if not len(ids):
+        return np.zeros(len(wanted), np.bool_)
+    flags: NDArray[np.bool_] = ids[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)] == wanted
+    return flags
+
+
+def where_in(ids: Ints, wanted: Ints) -> Ints:
+    """Return the places of the wanted ids in the ascending ``ids``: ascending, each place once.
+
+    A wanted id that is not among ``ids`` has no place.
+    """
+    wanted = np.unique(wanted)
+    return np.searchsorted(ids, wanted[is_in(ids, wanted)])

@@ -1,4 +1,4 @@
-"""Draws of whole groups: several episodes that share a value, for learners that compare them with each other."""
+"""Draws of whole groups. A group is several episodes that share a value, for learners that compare them."""
 
 from __future__ import annotations
 
@@ -6,36 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.buffer.snapshot import Rows
-from memstore.buffer.strata import Floats, Ints
 from memstore.draws.arithmetic import log2_sum
-from memstore.draws.filtered import Drawable, population_rows
+from memstore.draws.pool import Pool, Request
 from memstore.draws.population import Demand
 from memstore.draws.rejection import smallest_keys
-from memstore.draws.strategies import Strategy
-from memstore.draws.told import is_settled
+from memstore.draws.strategy import Drawn, Odds, Strategy
 from memstore.errors import InvalidValue
-from memstore.queries import EVERY, Column, Condition, ExtraColumn
+from memstore.queries.columns import EVERY, Column, Condition, ExtraColumn
 from memstore.values.shown import shown
 
 
 @dataclass(frozen=True, slots=True)
-class Grouped:
-    """Rows group after group, the number of each one's group, and log2 of the probability of each one's first draw."""
-
-    rows: Rows
-    group: Ints
-    log2_probability: Floats
-
-    @staticmethod
-    def none() -> Grouped:
-        """No group."""
-        return Grouped(Rows.none(), np.empty(0, np.int64), np.empty(0))
-
-
-@dataclass(frozen=True, slots=True)
 class Grouping:
-    """Which groups: episodes that pass ``where``, by what they have in the column ``by``."""
+    """The groups of the episodes that pass ``where``. Episodes of one group have the same value in column ``by``."""
 
     by: Column
     where: Condition | None
@@ -44,43 +27,36 @@ class Grouping:
         if not isinstance(self.by, Column):
             raise InvalidValue(f"by takes a column such as col.domain, got {shown(self.by)}")
         if self.by.source != "episode" or self.by.name == "age":
-            raise InvalidValue(f"groups are by what never changes of an episode, and {self.by} does")
+            raise InvalidValue(
+                f"by takes a column with values that never change, such as col.domain; the values of {self.by} change"
+            )
         if isinstance(self.by, ExtraColumn) and not self.by.typed:
             raise InvalidValue(f"say which type of {self.by} is meant: .number, .text or .flag")
 
-    def draw(
-        self,
-        snapshot: Drawable,
-        rng: np.random.Generator,
-        strategy: Strategy,
-        groups: int,
-        size: int,
-    ) -> Grouped:
-        """Draw ``groups`` of the groups that have ``size`` episodes, all alike, and in each so many by the strategy."""
-        where = EVERY if self.where is None else self.where
-        demand = Demand(where, self.by)
-        found = snapshot.known(demand) if is_settled(where) else demand.read(snapshot)
-        missing = found.labels.get(None, -1)
-        found = found.take(found.label != missing)
-        if not len(found.ids):
-            return Grouped.none()
-        importance, _ = strategy.log2_importance(snapshot, population_rows(snapshot, found))
-        possible = np.isfinite(importance)
-        found, importance = found.take(possible), importance[possible]
-        # In the order of their oldest episodes: how this process came to know them must not matter.
+    def draw(self, pool: Pool, strategy: Strategy, request: Request, size: int) -> Drawn:
+        """Draw ``request.count`` groups, and ``size`` episodes of each group by the strategy.
+
+        Only groups with at least ``size`` episodes are drawn, all with the same probability. Episodes come group after
+        group. The probability of an episode is that of a first draw: the probability of its group times that of the
+        episode within the group.
+        """
+        found = pool.find_all(Demand(EVERY if self.where is None else self.where, self.by))
+        found = found.take(found.label != found.labels.get(None, -1))
+        odds = np.empty(0)
+        if len(found):
+            odds = strategy.odds(pool, found, exact=False, weighted=True).log2_importance
+            possible = np.isfinite(odds)
+            found, odds = found.take(possible), odds[possible]
+        # Groups are in the order of their oldest episodes. So it does not matter how this process learned of them.
         labels, first, count = np.unique(found.label, return_index=True, return_counts=True)
         complete = labels[np.argsort(first, kind="stable")]
         complete = complete[np.isin(complete, labels[count >= size])]
         if not len(complete):
-            return Grouped.none()
-        parts, probability = [], []
-        for label in rng.choice(complete, min(groups, len(complete)), replace=False).tolist():
+            return Drawn(found.take(complete), Odds(np.empty(0), None, np.nan))
+        drawn, probability = [], []
+        for label in request.rng.choice(complete, min(request.count, len(complete)), replace=False).tolist():
             members = np.flatnonzero(found.label == label)
-            chosen = members[smallest_keys(rng, importance[members], size)]
-            parts.append(found.ids[chosen])
-            probability.append(importance[chosen] - log2_sum(importance[members]) - np.log2(len(complete)))
-        return Grouped(
-            snapshot.looked_up(np.concatenate(parts)),
-            np.repeat(np.arange(len(parts)), size),
-            np.concatenate(probability),
-        )
+            chosen = members[smallest_keys(request.rng, odds[members], size)]
+            drawn.append(chosen)
+            probability.append(odds[chosen] - log2_sum(odds[members]) - np.log2(len(complete)))
+        return Drawn(found.take(np.concatenate(drawn)), Odds(np.concatenate(probability), 0.0, np.nan))

@@ -1,4 +1,7 @@
-"""What a process knows of episodes that pass conditions: only of what is committed, and never taken back in time."""
+"""Knowledge that a process keeps about the episodes that pass conditions.
+
+The process keeps only facts that are committed, and never replaces a list by an older one.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,29 @@ from typing import TypeVar
 
 import numpy as np
 
+from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
 from memstore.draws.population import Demand, Population
-from memstore.storage.schema import first_id
 
 V = TypeVar("V")
 
 KEPT = 8
-"""Populations that a process keeps, those used last, and as many lists of ids."""
+"""A process keeps this many populations, and this many lists of ids: the ones that were used last."""
 
 RENEWED = 2
-"""Newcomers for each live episode after which a list is read anew, since most of its ids have left."""
+"""A list of ids is read again after this many newcomers for each live episode. Most of its ids have left by then."""
 
 REMEMBERED = 64
-"""Conditions that a process remembers to have seen, those seen last."""
+"""A process remembers that it has seen a condition, for this many conditions: the ones that were seen last."""
 
 
 @dataclass(frozen=True, slots=True)
-class Passing:
-    """Ids of episodes that pass a settled condition: of all that were live at ``revision``, and some that have left.
+class KnownIds:
+    """Ids of the episodes that pass a settled condition.
 
-    All were read when ``read`` episodes had been inserted, and newcomers since, up to ``inserted``.
+    The list holds all passing episodes that were live at ``revision``, and some that have left. It was read when
+    ``read`` episodes had been inserted. The newcomers up to number ``inserted`` were appended later.
     """
 
     ids: Ints
@@ -38,70 +42,70 @@ class Passing:
     read: int
     inserted: int
 
+    @classmethod
+    def of(cls, ids: Ints, counters: Counters) -> KnownIds:
+        """Return a list that was read in a snapshot with these counters."""
+        return cls(ids, counters.revision, counters.inserted, counters.inserted)
+
 
 @dataclass(slots=True)
 class Populations:
-    """A process's populations of one buffer, and lists of ids to test candidates by."""
+    """The populations of one buffer that a process keeps, and the lists of ids that it tests candidates with."""
 
     _kept: OrderedDict[tuple[str, str], Population] = field(default_factory=OrderedDict)
-    _passing: OrderedDict[tuple[str, str], Passing] = field(default_factory=OrderedDict)
+    _ids: OrderedDict[tuple[str, str], KnownIds] = field(default_factory=OrderedDict)
     _seen: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Population:
-        """The population in this snapshot; ``keep`` is for snapshots of what is committed."""
+        """Return the population in this snapshot. ``keep`` it only if the snapshot shows committed data."""
         key = demand.key
         with self._lock:
             old = self._kept.get(key)
-        counters = snapshot.state.counters
-        if old is None or old.revision > counters.revision:
-            found = demand.read(snapshot)
-        else:
-            found = demand.followed(snapshot, old)
-        if keep and (old is None or old.revision <= found.revision):
+        stale = old is None or old.counters.revision > snapshot.state.counters.revision
+        found = demand.read(snapshot) if old is None or stale else demand.followed(snapshot, old)
+        if keep and (old is None or not stale):
             with self._lock:
                 _put(self._kept, key, found, KEPT)
         return found
 
-    def passing(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Ints | None:
-        """Ids of all live episodes that pass, perhaps with some that have left; None where asking costs less.
+    def ids(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Ints | None:
+        """Return the ids of all live episodes that pass, and of some that have left. None if a query costs less.
 
-        A condition that is never asked for again must not cost a scan, so ids are read when it is seen for the second
-        time, unless its population is known.
+        A condition that is used only once must not cost a scan. So the ids are read when a condition is seen for the
+        second time, or are taken from its population if that is known.
         """
         key, counters = demand.key, snapshot.state.counters
         with self._lock:
-            old, population, seen = self._passing.get(key), self._kept.get(key), key in self._seen
+            old, population, seen = self._ids.get(key), self._kept.get(key), key in self._seen
             _put(self._seen, key, None, REMEMBERED)
         if old is None and population is not None:
-            old = Passing(population.ids, population.revision, population.inserted, population.inserted)
+            old = KnownIds.of(population.ids, population.counters)
         if old is not None and old.revision > counters.revision:
-            return None  # an episode that has left since may be live in this snapshot
+            return None  # this snapshot is older than the list: it may hold episodes that left before the list was read
         if old is None and not (seen and keep):
             return None
         if old is None or (keep and counters.inserted - old.read > RENEWED * snapshot.state.strata.live):
-            now = Passing(demand.ids(snapshot, 0), counters.revision, counters.inserted, counters.inserted)
+            now = KnownIds.of(demand.ids(snapshot, 0), counters)
         elif counters.inserted == old.inserted:
             now = old
         else:
-            new = demand.ids(snapshot, first_id(snapshot.state.buffer_id) + old.inserted)
-            now = Passing(np.concatenate([old.ids, new]), old.revision, old.read, counters.inserted)
+            new = demand.ids(snapshot, snapshot.first_id + old.inserted)
+            now = KnownIds(np.concatenate([old.ids, new]), old.revision, old.read, counters.inserted)
         if keep:
             with self._lock:
-                _put(self._passing, key, now, KEPT)
+                _put(self._ids, key, now, KEPT)
         return now.ids
 
     def clear(self) -> None:
-        """Forget all: what was read may be undone since."""
+        """Forget everything: commits may have been undone."""
         with self._lock:
-            self._kept.clear()
-            self._passing.clear()
-            self._seen.clear()
+            self._kept, self._ids, self._seen = OrderedDict(), OrderedDict(), OrderedDict()
 
     def after_fork(self) -> None:
-        """Start anew in a child: another thread of the parent may have held the lock."""
+        """Start empty in a child, with a new lock, because another thread of the parent may have held the old one."""
         self._lock = threading.Lock()
-        self._kept, self._passing, self._seen = OrderedDict(), OrderedDict(), OrderedDict()
+        self.clear()
 
 
 def _put(kept: OrderedDict[tuple[str, str], V], key: tuple[str, str], value: V, most: int) -> None:

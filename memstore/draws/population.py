@@ -1,15 +1,15 @@
-"""The episodes that pass a condition on what never changes of them, kept in memory by following the log.
+"""Lists of the episodes that pass a condition on facts that never change. The log keeps a list current.
 
-The log tells all that can happen to such an episode: it comes (its id is new), its loss changes, it leaves. So a
-population is brought from one snapshot to a later one by reading what was appended between them, and not by looking
-up each of its episodes: 10,000 of them in 1M would take 40 ms a draw. What is derived from it, such as weights, is
-brought along in the same way.
+Three things can happen to such an episode, and the log records each: it comes (its id is new), its loss changes, or it
+leaves. So the log entries between two snapshots bring a list from the earlier to the later one. To look up each episode
+again would take 40 ms a draw for 10,000 episodes in 1M. The weights that were computed for a list are brought to the
+later snapshot in the same way.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,12 @@ from sqlalchemy import bindparam, select
 from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.draws.arithmetic import TINY, log2_sum
-from memstore.draws.rejection import positions
-from memstore.queries import Column, Condition, col
+from memstore.draws.arithmetic import TINY, is_in, log2_sum, where_in
+from memstore.draws.conditions import Episodes
+from memstore.draws.laws import Law
+from memstore.queries.columns import Column, Condition, col
 from memstore.queries.sql import Scope
-from memstore.storage.schema import first_id, replay_event, replay_metadata
+from memstore.storage.schema import replay_event, replay_metadata
 from memstore.testing import count
 
 _v, _m = replay_event.c, replay_metadata.c
@@ -31,64 +32,42 @@ _EVENTS = (
 )
 
 FOLLOWED_SHARE = 4
-"""When more than one in this many live episodes has changed, reading anew costs less than following."""
+"""To read a list again costs less than to follow the log if more than one in this many live episodes has changed."""
 
 FORGOTTEN_SHARE = 2
-"""With more labels than this many for each live episode, most are of groups that are gone: reading anew drops them."""
+"""A list is read again if it has more than this many labels for each live episode. That drops the unused labels."""
+
+COLUMNS = ("ids", "loss", "replay_count", "domain", "label")
+"""A ``Population`` has these columns."""
 
 LAWS = 4
-"""Kinds of weights that are brought along; a mixed strategy uses one or two."""
-
-
-class Law(Protocol):
-    """A weight for each episode; equal laws give equal weights."""
-
-    def log2_weight(self, ids: Ints, loss: Floats) -> Floats:
-        """Base-2 logarithm of each weight over the largest possible one, so never above zero."""
-
-    def lasts(self, counters: Counters) -> bool:
-        """Whether it is the same in a snapshot with these counters, for episodes whose loss is the same."""
+"""The weights of at most this many laws are brought to a later snapshot. A mixed strategy uses one or two laws."""
 
 
 @dataclass(frozen=True, slots=True)
-class Population:
-    """Live episodes that pass a condition, by id, as of the counters of a snapshot.
+class Population(Episodes):
+    """Live episodes that pass a condition, in id order.
 
-    ``revision``, ``inserted``, ``recorded``, ``replays`` and ``live`` are those of the whole buffer. ``label`` is the
-    place among ``labels`` of what each episode has in the column that they are grouped by.
+    ``counters`` holds the counters of the snapshot. ``live`` is the number of live episodes in the whole buffer. If the
+    episodes are grouped by a column, ``labels`` maps the values of the column to numbers, and ``label`` holds the
+    number of each episode's value.
     """
 
-    ids: Ints
-    loss: Floats
-    replay_count: Ints
-    domain: Ints
     label: Ints
     labels: dict[Any, int]
-    revision: int
-    inserted: int
-    recorded: int
-    replays: int
+    counters: Counters
     live: int
     _origin: tuple[Population, NDArray[Any]] | None = None
     _weights: dict[Law, Floats] = field(default_factory=dict)
     _domains: list[tuple[Ints, Ints, Ints]] = field(default_factory=list)
 
     def take(self, which: NDArray[Any]) -> Population:
-        """The episodes at these places."""
-        return replace(
-            self,
-            ids=self.ids[which],
-            loss=self.loss[which],
-            replay_count=self.replay_count[which],
-            domain=self.domain[which],
-            label=self.label[which],
-            _origin=(self, which),
-            _weights={},
-            _domains=[],
-        )
+        """Return the episodes at these places, or the flagged ones if ``which`` is a mask."""
+        columns = {name: getattr(self, name)[which] for name in COLUMNS}
+        return replace(self, **columns, _origin=(self, which), _weights={}, _domains=[])
 
     def weight(self, law: Law) -> Floats:
-        """Each one's weight over the largest possible one; it may underflow to zero."""
+        """Return the weights, relative to the largest possible weight. A weight may underflow to zero."""
         found = self._weights.get(law)
         if found is None:
             if self._origin is None:
@@ -100,12 +79,12 @@ class Population:
         return found
 
     def log2_total(self, law: Law) -> float:
-        """Base-2 logarithm of the sum of the weights."""
+        """Return log2 of the sum of the weights."""
         total = float(self.weight(law).sum())
         return float(np.log2(total)) if total > TINY else log2_sum(law.log2_weight(self.ids, self.loss))
 
     def by_domain(self) -> tuple[Ints, Ints, Ints]:
-        """Domains, where in ``order`` each one ends, and ``order``: places by domain, those of each in id order."""
+        """Return the domains, the end of each domain in ``order``, and ``order``: places sorted by domain, then id."""
         if not self._domains:
             sizes = np.bincount(self.domain)
             narrow = self.domain.astype(np.int16) if len(sizes) < 2**15 else self.domain  # ten times faster to sort
@@ -114,91 +93,83 @@ class Population:
         return self._domains[0]
 
     def kept_laws(self, counters: Counters) -> list[Law]:
-        """Laws whose weights are known and last."""
+        """Return the laws with known weights that stay right in a snapshot with these counters."""
         return [law for law in list(self._weights) if law.lasts(counters)][-LAWS:]
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Which population: of all episodes that pass ``condition``, labelled by ``by`` where they are to be grouped."""
+    """The demand for a list of all episodes that pass ``condition``, labelled by the column ``by`` if there is one."""
 
     condition: Condition
     by: Column | None = None
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it from others."""
+        """Two texts that identify this demand."""
         return str(self.condition), "" if self.by is None else f"{self.by} {self.by.kind}"
 
     def read(self, snapshot: Snapshot) -> Population:
-        """The population by a query over all episodes."""
+        """Make the list by a query over all episodes."""
         count("scans")
         return self._found(snapshot, {}, None)
 
     def ids(self, snapshot: Snapshot, after: int) -> Ints:
-        """Ids alone, of those among the episodes after this one."""
+        """Return the ids of the passing episodes with an id above ``after``."""
         if not after:
             count("scans")
         scope = Scope.of(snapshot, "episodes", (), self.condition, by_id=after > 0)
-        tables, passing = scope.rows(self.condition)
-        identity = scope.identity()
-        query = select(identity).select_from(tables).where(passing, identity > after).order_by(identity)
+        query = scope.ids().where(scope.identity() > after).order_by(scope.identity())
         return np.array(snapshot.backend.fetch(snapshot.conn, query), np.int64).reshape(-1)
 
     def followed(self, snapshot: Snapshot, old: Population) -> Population:
-        """The population of a later snapshot than the old one's."""
-        counters, live = snapshot.state.counters, snapshot.state.strata.live
-        now = (counters.recorded, counters.inserted, counters.events, live)
-        if (old.recorded, old.inserted, old.replays, old.live) == now:
+        """Bring an older list to this snapshot: by the log if it is complete, else by reading the list again.
+
+        The log is complete if its replays and departures, and the newcomers, account for the buffer's counters.
+        """
+        then, now, live = old.counters, snapshot.state.counters, snapshot.live
+        recorded, inserted = now.recorded - then.recorded, now.inserted - then.inserted
+        replays = now.events - then.events
+        if not (recorded or inserted or replays) and live == old.live:
             return old
-        news = (counters.recorded - old.recorded) + (counters.inserted - old.inserted)
-        if news * FOLLOWED_SHARE > live or len(old.labels) > FORGOTTEN_SHARE * live:
+        if (recorded + inserted) * FOLLOWED_SHARE > live or len(old.labels) > FORGOTTEN_SHARE * live:
             return self.read(snapshot)
-        first = first_id(snapshot.state.buffer_id)
-        span = {"after": first + old.recorded, "until": first + counters.recorded}
+        first = snapshot.first_id
+        span = {"after": first + then.recorded, "until": first + now.recorded}
         rows = snapshot.conn.execute(_EVENTS, span).all()
         ids = np.array([row[0] for row in rows], np.int64)
         loss = np.array([row[1] for row in rows], np.float64)
         left = np.isnan(loss)
-        missed = (counters.events - old.replays != int((~left).sum())) or (
-            counters.inserted - old.inserted != live - old.live + int(left.sum())
-        )
-        if missed:  # events that were not recorded, or are pruned
-            return self.read(snapshot)
+        if replays != np.sum(~left) or inserted != live - old.live + np.sum(left):
+            return self.read(snapshot)  # some events were not recorded, or were pruned
         count("followed")
-        new = self._found(snapshot, old.labels, list(range(first + old.inserted + 1, first + counters.inserted + 1)))
-        gone = positions(old.ids, ids[left])
-        known = old.take(_all_but(len(old.ids), gone)) if len(gone) else old
-        at = np.searchsorted(known.ids, ids)
-        mine = np.flatnonzero((at < len(known.ids)) & ~left)
-        mine = mine[known.ids[at[mine]] == ids[mine]]
-        return _advanced(known, new, at[mine], loss[mine], old.kept_laws(counters))
+        new = self._found(snapshot, old.labels, list(range(first + then.inserted + 1, first + now.inserted + 1)))
+        gone = where_in(old.ids, ids[left])
+        known = old.take(np.delete(np.arange(len(old)), gone)) if len(gone) else old
+        mine = is_in(known.ids, ids) & ~left
+        at = np.searchsorted(known.ids, ids[mine])
+        return _advanced(known, new, at, loss[mine], old.kept_laws(now))
 
     def _found(self, snapshot: Snapshot, labels: dict[Any, int], among: list[int] | None) -> Population:
         table, values = (np.empty((0, 4)), []) if among == [] else self._rows(snapshot, among)
         labels = dict(labels)
         label = [labels.setdefault(value, len(labels)) for value in values] if values else np.zeros(len(table))
-        counters = snapshot.state.counters
         return Population(
             table[:, 0].astype(np.int64),
             table[:, 1].copy(),
             table[:, 2].astype(np.int64),
-            table[:, 3].astype(np.int64) - first_id(snapshot.state.buffer_id),
+            table[:, 3].astype(np.int64) - snapshot.first_id,
             np.asarray(label, np.int64),
             labels,
-            counters.revision,
-            counters.inserted,
-            counters.recorded,
-            counters.events,
-            snapshot.state.strata.live,
+            snapshot.state.counters.copy(),
+            snapshot.live,
         )
 
     def _rows(self, snapshot: Snapshot, among: list[int] | None) -> tuple[Floats, list[Any]]:
-        """Ids, losses, replays and domains as a table of floats, which hold them all; and the values of ``by``."""
+        """Return a table of floats (ids, losses, replay counts, domains; whole numbers below 2**53), and the labels."""
         used = [col.loss, col.replay_count, col.domain, *([] if self.by is None else [self.by])]
         scope = Scope.of(snapshot, "episodes", used, self.condition, by_id=among is not None)
-        tables, passing = scope.rows(self.condition)
-        query = select(_m.episode_id, *map(scope.expression, used)).select_from(tables).where(passing)
+        query = scope.select(_m.episode_id, *map(scope.expression, used))
         if among is not None:
             query = query.where(snapshot.backend.one_of(_m.episode_id, among))
         query = query.order_by(_m.episode_id)
@@ -209,32 +180,16 @@ class Demand:
 
 
 def _table(rows: list[tuple[Any, ...]]) -> Floats:
-    return np.array(rows, np.float64).reshape(-1, 4)  # None as NaN
-
-
-def _all_but(size: int, gone: Ints) -> NDArray[np.bool_]:
-    kept = np.ones(size, np.bool_)
-    kept[gone] = False
-    return kept
+    return np.array(rows, np.float64).reshape(-1, 4)  # None becomes NaN
 
 
 def _advanced(known: Population, new: Population, at: Ints, loss: Floats, laws: list[Law]) -> Population:
-    """What was known with these later losses, in the order of events, and with newcomers; with the laws' weights."""
-    changed = _patched(known.loss, at, loss)  # an episode may be there twice: the last one stays
-    replays = known.replay_count
-    if len(at):
-        replays = replays.copy()
-        np.add.at(replays, at, 1)
-    same = len(new.ids) == 0 and known._origin is None
-    after = replace(
-        new,
-        ids=_joined(known.ids, new.ids),
-        loss=_joined(changed, new.loss),
-        replay_count=_joined(replays, new.replay_count),
-        domain=_joined(known.domain, new.domain),
-        label=_joined(known.label, new.label),
-        _domains=known._domains if same else [],
-    )
+    """Return the known list with its later losses (in the order of events) and the newcomers, weighed by the laws."""
+    changed = _patched(known.loss, at, loss)  # if an episode is there twice, its last loss stays
+    replays = known.replay_count + np.bincount(at, minlength=len(known)) if len(at) else known.replay_count
+    columns = {name: getattr(known, name) for name in COLUMNS} | {"loss": changed, "replay_count": replays}
+    joined: dict[str, Any] = {name: _joined(column, getattr(new, name)) for name, column in columns.items()}
+    after = replace(new, **joined, _domains=known._domains if len(new) == 0 else [])
     for law in laws:
         weight = _patched(known.weight(law), at, np.exp2(law.log2_weight(known.ids[at], changed[at])))
         after._weights[law] = _joined(weight, np.exp2(law.log2_weight(new.ids, new.loss)))
@@ -242,7 +197,7 @@ def _advanced(known: Population, new: Population, at: Ints, loss: Floats, laws: 
 
 
 def _patched(column: Floats, at: Ints, values: Floats) -> Floats:
-    if np.array_equal(column[at], values):  # a law of exponent zero copies nothing
+    if np.array_equal(column[at], values):  # a law with exponent zero comes here and copies nothing
         return column
     patched = column.copy()
     patched[at] = values

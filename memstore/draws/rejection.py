@@ -1,14 +1,16 @@
-"""Exact weighted draws by rejection: the law, and no database.
+"""Exact weighted draws by rejection. This module holds the mathematics and uses no database.
 
-Candidates are proposed from *groups*, each with a number of positions and a bound on the weight at any of them, then
-accepted with probability weight / bound. Accepted candidates are independent draws in proportion to weight. Without
-replacement, repeats are skipped in proposal order, which is successive sampling (Plackett 1975; Luce 1959).
+Candidates are proposed from *bins*. A bin has a number of positions, and a bound on the weight at each of them. A
+candidate is accepted with probability weight / bound. Accepted candidates are independent draws in proportion to
+weight. Without replacement, repeats are skipped in the order of proposal. That is successive sampling, the
+Plackett-Luce law (Plackett 1975; Luce 1959).
 
-Between rounds the positions already drawn are taken out of the proposals, and the position is then drawn among the
-others: so one dominating weight costs one short round and not a scan. (Only lowering the group's count, while still
-proposing and rejecting the drawn ones, would be biased.)
+Between rounds the drawn positions are taken out of the proposals. The next position is then drawn among the other
+positions. So one dominating weight costs one short round and not a scan. (It would be biased to lower only the count
+of the bin, and to go on proposing and rejecting the drawn positions.)
 
-Where few candidates are accepted, a list of all that may be drawn finishes the draw. What was accepted before stays.
+If few candidates are accepted, a list of all rows that may be drawn finishes the draw. Rows that were accepted before
+stay in the batch.
 """
 
 from __future__ import annotations
@@ -21,41 +23,47 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.buffer.snapshot import Rows
+from memstore.buffer.snapshot import Located
 from memstore.buffer.strata import Floats, Ints
-from memstore.draws.arithmetic import TINY
+from memstore.draws.arithmetic import TINY, where_in
+from memstore.draws.conditions import Flags
+from memstore.draws.pool import Request
 from memstore.testing import count
 
 POOR_YIELD = 16
-"""A round is poor when fewer than one in this many candidates is accepted ..."""
+"""A round is poor if it accepts fewer than one in this many candidates."""
 
 POOR_ROUNDS = 8
-"""... and after this many poor rounds a list of all finishes the draw exactly."""
+"""After this many poor rounds a list of all rows that may be drawn finishes the draw."""
 
 KNOWN_YIELD = 3
-"""Where what passes a condition is known from the second time on, a round is poor when fewer than one in this many is
-accepted: at 1M rows a list of 300,000 costs 3 ms, 1,000 candidates 4."""
+"""This replaces ``POOR_YIELD`` behind a condition with a list that the log keeps current.
+
+Such a list is cheap from the second draw on. At 1M rows a list of 300,000 costs 3 ms, and 1,000 candidates cost 4 ms.
+"""
 
 BLOCK = 64
-"""Weights that are summed together."""
+"""A block holds this many weights, which are summed together."""
 
 MARGIN = 8
-"""One proposal from a list in this many, and so many besides, make up for repeats."""
+"""A list proposes ``wanted / MARGIN + MARGIN`` rows more than it needs, to make up for repeats."""
 
 LIST_ROUNDS = 4
-"""Rounds of proposals from a list, before its keys decide: those cost more, and always suffice."""
+"""A list makes at most this many rounds of proposals. Then random keys finish: they cost more and always suffice."""
 
 PROBE = 64
-"""Candidates of the first round behind a condition that is tested on them. They show how many pass, and so decide how
-the draw goes on: by chance alone, and not by what the process knows."""
+"""The first round behind a filter has this many candidates. The number that passes decides how the draw goes on.
+
+So only the random numbers decide it, and the lists that the process happens to keep do not.
+"""
 
 SCAN_SHARE = 4
-"""A draw of more than one in this many live rows scans at once: the scan costs no more than the draw."""
+"""A draw of at least one in this many live rows uses the list at once, because a scan costs no more than the draw."""
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
-    """Where candidates come from: per group, the number of positions and log2 of the bound on a weight."""
+class Bins:
+    """The bins that candidates come from. Each bin has a number of positions, and log2 of its bound on a weight."""
 
     count: Ints
     log2_bound: Floats
@@ -63,137 +71,125 @@ class Groups:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Everything that may be drawn: ids, ascending; weights over the largest possible one, which may underflow to zero;
-    and their base-2 logarithms, on demand."""
+    """The list of all rows that may be drawn: ascending ids, and their weights.
+
+    ``weight`` is relative to the largest possible weight, and may underflow to zero. ``log2_weight`` computes the
+    logarithms, which do not underflow.
+    """
 
     ids: Ints
     weight: Floats
     log2_weight: Callable[[], Floats]
 
 
-class Source(Protocol):
-    """What a strategy offers to ``draw``."""
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """An additional test that accepted candidates must pass.
 
-    groups: Groups
+    If fewer than one in ``poor_yield`` candidates passes in the first round, a list of all passing rows costs less.
+    """
+
+    passing: Callable[[Located], Flags]
+    poor_yield: int = POOR_YIELD
+
+
+class Candidates(Protocol):
+    """The source of a draw: it gives proposals with their weights, and the list of all rows that may be drawn."""
+
+    live: int
+    """An upper bound on the number of rows that may be drawn."""
+
+    bins: Bins
+
     acceptance: float
-    """Share of candidates that will be accepted, roughly: it decides how many are proposed, not what is drawn."""
+    """Estimated share of candidates that are accepted. It decides the number of proposals, and never what is drawn."""
 
-    selective: bool
-    """Whether accepted candidates must pass a test besides."""
+    filter: Filter | None
 
-    poor_yield: int
-    """Candidates for each accepted one that make the first round behind a test a poor one."""
+    def fetch(self, bins: Ints, positions: Ints) -> tuple[Located, Ints, Floats]:
+        """Return the rows that exist at these places, the ordinals of their places, and log2 of their weights."""
 
-    def passing(self, rows: Rows) -> NDArray[np.bool_]:
-        """Which of the rows pass it."""
+    def places(self, rows: Located) -> tuple[Ints, Ints]:
+        """Return the bin and the position of each row: the inverse of ``fetch``."""
 
-    def complete(self, ids: Ints) -> Rows:
-        """Rows of these episodes of a ``scan``, in this order."""
+    def listing(self) -> Listing:
+        """Return the list of all rows that may be drawn. This may need a scan."""
 
-    def fetch(self, group: Ints, position: Ints) -> tuple[Rows, Ints, Floats]:
-        """Rows that exist among the candidates, in proposal order; their ordinals; log2 of their weights."""
-
-    def places(self, rows: Rows) -> tuple[Ints, Ints]:
-        """Group and position of rows, the inverse of ``fetch``; group -1 for rows outside every group."""
-
-    def scan(self) -> Listing:
-        """Everything that may be drawn: by a query over all of it, where it is not known."""
+    def rows_of(self, ids: Ints) -> Located:
+        """Return the rows with these ids, in this order. The ids come from the listing."""
 
 
-def draw(
-    source: Source,
-    rng: np.random.Generator,
-    wanted: int,
-    live: int,
-    taken: Rows,
-    *,
-    replacement: bool,
-) -> Rows:
+def draw(candidates: Candidates, request: Request) -> Located:
     """Draw rows in proportion to weight.
-
-    Parameters
-    ----------
-    wanted, live : int
-        Rows asked for; rows live in the buffer.
-    taken : Rows
-        Rows that must not be drawn (again).
 
     Returns
     -------
-    Rows
-        ``wanted`` of them, or all there are when fewer are left.
+    Located
+        ``request.count`` rows in the order drawn. Without replacement, all rows that are left if they are fewer.
     """
-    if not replacement and (wanted + len(taken)) * SCAN_SHARE >= live:
-        return _by_scan(source, rng, wanted, taken, replacement)
-    drawn: list[Rows] = []
-    excluded = _places(source, taken)
-    poor = 0
-    patience, poor_yield = (1, source.poor_yield) if source.selective else (POOR_ROUNDS, POOR_YIELD)
-    acceptance = source.acceptance
-    while wanted > 0:
-        proposed = PROBE if source.selective and not drawn else candidates(wanted, acceptance)
-        found = _round(source, rng, proposed, excluded)
-        if found is None:
-            break
-        if not replacement:
-            # First of each id, in proposal order.
+    wanted, sieve = request.count, candidates.filter
+    if not request.replacement and (wanted + len(request.taken)) * SCAN_SHARE >= candidates.live:
+        return draw_listed(candidates, request)
+    drawn, excluded = Located.none(), _excluding(candidates, request.taken, {})
+    patience, poor_yield = (POOR_ROUNDS, POOR_YIELD) if sieve is None else (1, sieve.poor_yield)
+    proposed = proposals(wanted, candidates.acceptance) if sieve is None else PROBE
+    while (found := _round(candidates, request.rng, proposed, excluded)) is not None:
+        if not request.replacement:
+            # Only the first candidate of each id counts, in the order of proposal.
             found = found.take(np.sort(np.unique(found.ids, return_index=True)[1]))
         found = found.take(np.arange(min(len(found), wanted)))
-        drawn.append(found)
+        drawn = Located.join([drawn, found])
         wanted -= len(found)
         if not wanted:
             break
-        if not replacement:
-            excluded = excluded | _places(source, found)
-        poor += len(found) * poor_yield < proposed
-        if source.selective:
-            acceptance = len(found) / proposed  # only now is it known how many pass
-        if poor >= patience:
-            rest = taken if replacement else Rows.join([taken, *drawn])
-            drawn.append(_by_scan(source, rng, wanted, rest, replacement))
-            break
-    return Rows.join(drawn)
+        patience -= len(found) * poor_yield < proposed
+        if not patience:
+            if len(drawn):
+                count("completed")
+            return Located.join([drawn, draw_listed(candidates, request.after(drawn, wanted))])
+        if not request.replacement:
+            excluded = _excluding(candidates, found, excluded)
+        # Behind a filter, only the last round shows which share of the candidates passes.
+        proposed = proposals(wanted, candidates.acceptance if sieve is None else len(found) / proposed)
+    return drawn
 
 
-def candidates(wanted: int, acceptance: float) -> int:
-    """How many to propose so that one round is enough but for three standard deviations, within bounds."""
+def proposals(wanted: int, acceptance: float) -> int:
+    """Return the number of candidates that makes one round enough, with a margin of three standard deviations.
+
+    The assumed acceptance is at least ``1 / POOR_YIELD``.
+    """
     share = min(max(acceptance, 1 / POOR_YIELD), 1.0)
     mean = wanted / share
     return math.ceil(mean + 3 * math.sqrt(mean * (1 - share) / share) + 8)
 
 
-class _Places(dict[int, Ints]):
-    """Sorted excluded positions by group."""
-
-    def __or__(self, other: _Places) -> _Places:  # type: ignore[override]
-        merged = _Places(self)
-        for group, positions in other.items():
-            merged[group] = np.union1d(merged[group], positions) if group in merged else positions
-        return merged
-
-
-def _places(source: Source, rows: Rows) -> _Places:
+def _excluding(candidates: Candidates, rows: Located, excluded: dict[int, Ints]) -> dict[int, Ints]:
+    """Return the excluded positions of each bin, ascending: the ``excluded`` ones and the positions of the rows."""
     if not len(rows):
-        return _Places()
-    group, position = source.places(rows)
-    return _Places({g: np.unique(position[group == g]) for g in np.unique(group[group >= 0]).tolist()})
+        return excluded
+    bins, at = candidates.places(rows)
+    none = np.empty(0, np.int64)
+    return excluded | {b: np.union1d(excluded.get(b, none), at[bins == b]) for b in np.unique(bins).tolist()}
 
 
-def _round(source: Source, rng: np.random.Generator, proposed: int, excluded: _Places) -> Rows | None:
+def _round(
+    candidates: Candidates, rng: np.random.Generator, proposed: int, excluded: dict[int, Ints]
+) -> Located | None:
+    """Return the accepted rows of one round; None if no position is left to propose."""
     count("rounds")
-    free = source.groups.count.copy()
-    for g, positions in excluded.items():
-        free[g] -= len(positions)
-    chances = _cumulative(free, source.groups.log2_bound)
+    free = candidates.bins.count.copy()
+    for b, positions in excluded.items():
+        free[b] -= len(positions)
+    chances = _cumulative(free, candidates.bins.log2_bound)
     if chances is None:
         return None
-    group = choose(chances, rng.random(proposed))
-    position = np.minimum((rng.random(proposed) * free[group]).astype(np.int64), free[group] - 1)
+    bins = choose(chances, rng.random(proposed))
+    position = np.minimum((rng.random(proposed) * free[bins]).astype(np.int64), free[bins] - 1)
     threshold = rng.random(proposed)
-    rows, ordinal, log2_weight = source.fetch(group, unchosen(group, position, excluded))
-    accepted = threshold[ordinal] < np.exp2(log2_weight - source.groups.log2_bound[group[ordinal]])
-    found = rows.take(accepted)
-    return found.take(source.passing(found)) if source.selective else found
+    rows, ordinal, log2_weight = candidates.fetch(bins, unchosen(bins, position, excluded))
+    found = rows.take(threshold[ordinal] < np.exp2(log2_weight - candidates.bins.log2_bound[bins[ordinal]]))
+    return found if candidates.filter is None else found.take(candidates.filter.passing(found))
 
 
 def _cumulative(free: Ints, log2_bound: Floats) -> Floats | None:
@@ -205,45 +201,50 @@ def _cumulative(free: Ints, log2_bound: Floats) -> Floats | None:
 
 
 def choose(cumulative: Floats, uniform: Floats) -> Ints:
-    """Index whose step of the cumulative sum holds each uniform number, never one of step zero."""
+    """Return the step of the cumulative sum that each uniform number falls on. No step of size zero is returned."""
     target = uniform * cumulative[-1]
     last = int(np.searchsorted(cumulative, cumulative[-1]))
     chosen: Ints = np.minimum(np.searchsorted(cumulative, target, side="right"), last)
     return chosen
 
 
-def unchosen(group: Ints, rank: Ints, excluded: dict[int, Ints]) -> Ints:
-    """Position of the ``rank``-th position of each group that is not excluded."""
+def unchosen(bins: Ints, rank: Ints, excluded: dict[int, Ints]) -> Ints:
+    """Return, for each bin, its ``rank``-th position among those that are not excluded."""
     position = rank.copy()
-    for g, positions in excluded.items():
-        inside = group == g
+    for b, positions in excluded.items():
+        inside = bins == b
         if inside.any():
             shifted = positions - np.arange(len(positions))
             position[inside] += np.searchsorted(shifted, rank[inside], side="right")
     return position
 
 
-def _by_scan(source: Source, rng: np.random.Generator, wanted: int, taken: Rows, replacement: bool) -> Rows:
+def even_ranks(request: Request, total: int, gone: Ints) -> Ints:
+    """Return ranks below ``total``, all with the same probability.
+
+    Without replacement no rank is one of the ascending ``gone``.
+    """
+    if request.replacement:
+        return request.rng.integers(0, total, request.count)
+    free = total - len(gone)
+    ranks = request.rng.choice(free, min(request.count, free), replace=False)
+    return unchosen(np.zeros(len(ranks), np.int64), ranks, {0: gone})
+
+
+def draw_listed(candidates: Candidates, request: Request) -> Located:
+    """Draw rows from the list of all rows that may be drawn."""
     count("listed")
-    listing = source.scan()
-    chosen = from_list(listing, rng, wanted, positions(listing.ids, taken.ids), replacement=replacement)
-    return source.complete(listing.ids[chosen])
-
-
-def positions(ids: Ints, among: Ints) -> Ints:
-    """Where in ``ids``, which ascend, those of ``among`` stand that are there; ascending, each once."""
-    wanted = np.unique(among)
-    at = np.searchsorted(ids, wanted)
-    at, wanted = at[at < len(ids)], wanted[at < len(ids)]
-    found: Ints = at[ids[at] == wanted]
-    return found
+    listing = candidates.listing()
+    gone = where_in(listing.ids, request.taken.ids)
+    chosen = from_list(listing, request.rng, request.count, gone, replacement=request.replacement)
+    return candidates.rows_of(listing.ids[chosen])
 
 
 def from_list(listing: Listing, rng: np.random.Generator, wanted: int, gone: Ints, *, replacement: bool) -> Ints:
-    """Places of what is drawn in proportion to weight, outside ``gone``: proposed from all, what is gone is skipped.
+    """Return places in the listing, drawn in proportion to weight, outside ``gone``.
 
-    Skipping is successive sampling again. Rounds after the first leave out what is gone, so one dominating weight costs
-    one round.
+    The first round proposes from all places and skips those in ``gone``. That is successive sampling too. Later rounds
+    propose only from the other places, so one dominating weight costs one round.
     """
     chosen = np.empty(0, np.int64)
     few = replacement or (wanted + len(gone)) * SCAN_SHARE < len(listing.ids)
@@ -264,9 +265,10 @@ def from_list(listing: Listing, rng: np.random.Generator, wanted: int, gone: Int
 
 
 def choose_among(weight: Floats, uniform: Floats) -> Ints:
-    """Place of the weight that each uniform number falls on, never one of weight zero; none where the sum is too small.
+    """Return the place of the weight that each uniform number falls on. No weight of zero is chosen.
 
-    A block is chosen by the blocks' sums, then a place inside: one long cumulative sum takes five times as long.
+    The result is empty if the sum of the weights is at most ``TINY``. The sums of the blocks choose a block, then the
+    weights inside choose a place. One long cumulative sum would take five times as long.
     """
     sums = np.add.reduceat(weight, np.arange(0, len(weight), BLOCK)) if len(weight) else weight
     ends = np.cumsum(sums)
@@ -299,11 +301,12 @@ def _by_keys(listing: Listing, rng: np.random.Generator, wanted: int, gone: Ints
 
 
 def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:
-    """Indices of the ``wanted`` smallest of Exp(1) / weight, smallest first: successive sampling by one pass.
+    """Return the places of the ``wanted`` smallest keys Exp(1) / weight, smallest first.
 
-    Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006.
+    That is successive sampling in one pass (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir";
+    their key ``u ** (1 / w)`` is ``exp(-key)`` of this one). Keys are compared as logarithms.
     """
-    # The ziggurat may return zero, once in 2**53.
+    # The ziggurat algorithm of numpy may return zero, once in 2**53.
     clocks = np.maximum(rng.exponential(size=len(log2_weight)), np.finfo(np.float64).tiny)
     keys = np.log2(clocks) - log2_weight
     return np.argsort(keys, kind="stable")[:wanted]

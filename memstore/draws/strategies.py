@@ -1,167 +1,165 @@
-"""How to draw: small frozen classes over a snapshot, one idea each.
-
-Probabilities are handled as base-2 logarithms, for the reason given in ``strata``.
-"""
+"""The five strategies: uniform, by loss, by recency, balanced over domains, and mixtures of these."""
 
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from memstore.buffer.snapshot import Rows
+from memstore.buffer.settings import StoredStrategy
+from memstore.buffer.snapshot import Located, Snapshot
 from memstore.buffer.strata import Floats, Ints
 from memstore.config import check_float, check_name
-from memstore.draws.arithmetic import log2_sum, power_sum, spread
-from memstore.draws.candidates import AgeLaw, AgeSource, LossLaw, LossSource, age_span, listed_places, uniform_places
-from memstore.draws.filtered import Drawable
-from memstore.draws.rejection import draw
-from memstore.draws.strategy import DEFAULT_ALPHA, Strategy
+from memstore.draws.arithmetic import spread
+from memstore.draws.conditions import Episodes
+from memstore.draws.laws import AgeLaw, Law, LossLaw
+from memstore.draws.pool import Pool, Request
+from memstore.draws.strategy import DEFAULT_ALPHA, Odds
+from memstore.draws.strategy import Strategy as Strategy  # for those who import it from here
 from memstore.errors import ConfigError
+from memstore.queries.columns import EVERY
 from memstore.storage import stored
 from memstore.types import ReplayStrategy
+from memstore.values.shown import shown
 
 MAX_ALPHA = 50.0
-"""Far beyond use; above it a row one bucket below its bound has a weight that rounds away in its stratum's sum."""
+"""An exponent is at most this, which is far above any useful one.
+
+Above it, sums lose the weight of a row that stands one bucket below its bound, by rounding.
+"""
+
+LEAST = float(np.nextafter(0, 1))
+"""This is the smallest probability that a float can hold."""
 
 
 @dataclass(frozen=True)
 class Uniform(Strategy):
-    """Every live episode with the same probability. Never scans but as every strategy may."""
+    """Draws every live episode with the same probability, ``P(i) = 1 / n`` for ``n`` live episodes.
+
+    It scans only behind a condition; see ``Strategy``.
+    """
 
     name: ClassVar[str] = ReplayStrategy.UNIFORM.value
 
-    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
-        if not snapshot.is_whole:
-            return PrioritizedLoss(0.0).draw(snapshot, rng, count, taken, replacement=replacement)
-        return snapshot.locate(*uniform_places(snapshot, rng, snapshot.occupied(), count, taken, replacement))
+    def choose(self, pool: Pool, request: Request) -> Located:
+        return pool.draw_evenly(request)
 
-    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
-        return PrioritizedLoss(0.0).log2_probability(snapshot, rows, exact=exact)
-
-    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
-        return np.zeros(len(rows)), 0.0
-
-    def parameters(self) -> dict[str, Any]:
-        return {}
+    def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
+        total = pool.log2_total(LossLaw.of(pool.snapshot, 0.0), exact=exact)
+        return Odds(np.zeros(len(episodes)), total, 0.0)
 
 
 @dataclass(frozen=True)
-class PrioritizedLoss(Strategy):
-    """Proportional prioritization, P(i) ~ priority(i) ** alpha (Schaul et al. 2016, section 3.3).
-
-    Parameters
-    ----------
-    alpha : float
-        0 is uniform, 1 proportional to ``loss + epsilon``. Where it is neither 0 nor the buffer's, whose sums are
-        stored, ``exact_probability`` costs a scan; a draw does not.
-    """
+class _ByLaw(Strategy):
+    """Draws in proportion to the weights of a law with an exponent."""
 
     alpha: float = DEFAULT_ALPHA
-    name: ClassVar[str] = ReplayStrategy.PRIORITIZED_LOSS.value
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", check_float("alpha", self.alpha, maximum=MAX_ALPHA))
 
-    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
-        source = LossSource(snapshot, self.alpha)
-        return draw(source, rng, count, snapshot.live, taken, replacement=replacement)
+    @abstractmethod
+    def law(self, snapshot: Snapshot) -> Law:
+        """Return the law in this snapshot."""
 
-    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
-        total = self._log2_total(snapshot, exact)
-        return None if total is None else self._log2_weight(snapshot, rows) - total
+    def choose(self, pool: Pool, request: Request) -> Located:
+        return pool.draw(self.law(pool.snapshot), request)
 
-    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
-        least = snapshot.smallest_loss()
-        smallest = np.array([np.nan if least is None else least])
-        law = LossLaw.of(snapshot, self.alpha)
-        return self._log2_weight(snapshot, rows), min(float(law.log2_weight(rows.ids[:1], smallest)[0]), 0.0)
+    def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
+        law = self.law(pool.snapshot)
+        least = pool.log2_least(law) if weighted else np.nan
+        return Odds(law.log2_weight(episodes.ids, episodes.loss), pool.log2_total(law, exact=exact), least)
 
-    def _log2_weight(self, snapshot: Drawable, rows: Rows) -> Floats:
-        return LossLaw.of(snapshot, self.alpha).log2_weight(rows.ids, rows.loss)
+    def with_alpha(self, alpha: float) -> Self:
+        return replace(self, alpha=alpha)
 
-    def _log2_total(self, snapshot: Drawable, exact: bool) -> float | None:
-        if snapshot.is_whole and self.alpha == 0:
-            return float(np.log2(snapshot.live))
-        if snapshot.is_whole and self.alpha == snapshot.settings.alpha:
-            strata, occupied, top = snapshot.state.strata, snapshot.occupied(), snapshot.state.counters.top_priority
-            bound = self.alpha * (strata.log2_bound(occupied, top) - np.log2(top))
-            return log2_sum(bound, strata.weight_sum[occupied])
-        if exact or snapshot.is_listed:
-            return snapshot.population().log2_total(LossLaw.of(snapshot, self.alpha))
-        return None
+
+@dataclass(frozen=True)
+class PrioritizedLoss(_ByLaw):
+    """Draws by the last loss: proportional prioritization (Schaul et al. 2016, "Prioritized experience replay", 3.3).
+
+    The priority of an episode is ``p_i = loss_i + epsilon``, with the ``epsilon`` of the buffer. An episode that was
+    never measured has the largest priority ever measured in the buffer, 1.0 before any. Then::
+
+        P(i) = p_i ** alpha / sum_k(p_k ** alpha)             (section 3.3, equation 1)
+        w_i  = (P(i) / P_min) ** -beta                        (section 3.4)
+
+    ``w_i`` is the importance weight of ``sample(..., beta=...)``. The ``(N P(i)) ** -beta`` of the paper, divided by
+    its maximum, is the same number.
+
+    Parameters
+    ----------
+    alpha : float
+        In [0, 50]. 0 draws uniformly, 1 draws in proportion to ``loss + epsilon``. The sums for the buffer's own alpha
+        are stored. With another alpha than that and 0, ``exact_probability`` needs a scan. The draw itself does not.
+
+    Raises
+    ------
+    ConfigError
+        ``alpha`` is not a number in its range.
+    """
+
+    name: ClassVar[str] = ReplayStrategy.PRIORITIZED_LOSS.value
+
+    def law(self, snapshot: Snapshot) -> LossLaw:
+        return LossLaw.of(snapshot, self.alpha)
 
     @property
     def index_alpha(self) -> float:
         return self.alpha
 
-    def with_alpha(self, alpha: float) -> Strategy:
-        return replace(self, alpha=alpha)
-
-    def parameters(self) -> dict[str, Any]:
-        return {"alpha": self.alpha}
-
 
 @dataclass(frozen=True)
-class PrioritizedRecency(Strategy):
-    """The newer the likelier: P ~ age ** -alpha, age 1 for the newest episode, whatever the clocks say.
+class PrioritizedRecency(_ByLaw):
+    """Draws newer episodes more often: ``P(i) = age_i ** -alpha / sum_k(age_k ** -alpha)``.
+
+    The age counts insertions, and no clock: the newest episode has age 1.
 
     Parameters
     ----------
     alpha : float
-        0 is uniform; 1 gives each doubling of age the same share. Where episodes have left between others,
-        ``exact_probability`` costs a scan; a draw does not.
+        In [0, 50]. 0 draws uniformly, 1 gives each doubling of age the same share. If an episode has left between two
+        that are live, ``exact_probability`` needs a scan. The draw itself does not.
+
+    Raises
+    ------
+    ConfigError
+        ``alpha`` is not a number in its range.
     """
 
-    alpha: float = DEFAULT_ALPHA
     name: ClassVar[str] = ReplayStrategy.PRIORITIZED_RECENCY.value
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", check_float("alpha", self.alpha, maximum=MAX_ALPHA))
-
-    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
-        source = AgeSource(snapshot, self.alpha)
-        return draw(source, rng, count, snapshot.live, taken, replacement=replacement)
-
-    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
-        youngest, oldest = age_span(snapshot)
-        if snapshot.is_whole and oldest - youngest + 1 == snapshot.live:
-            total = float(np.log2(power_sum(youngest, oldest, self.alpha)))
-        elif exact or snapshot.is_listed:
-            total = snapshot.population().log2_total(AgeLaw.of(snapshot, self.alpha))
-        else:
-            return None
-        return self._log2_weight(snapshot, rows) - total
-
-    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
-        smallest = -self.alpha * float(np.log2(age_span(snapshot)[1]))
-        return self._log2_weight(snapshot, rows), smallest
-
-    def _log2_weight(self, snapshot: Drawable, rows: Rows) -> Floats:
-        return AgeLaw.of(snapshot, self.alpha).log2_weight(rows.ids, rows.loss)
-
-    def with_alpha(self, alpha: float) -> Strategy:
-        return replace(self, alpha=alpha)
-
-    def parameters(self) -> dict[str, Any]:
-        return {"alpha": self.alpha}
+    def law(self, snapshot: Snapshot) -> AgeLaw:
+        return AgeLaw.of(snapshot, self.alpha)
 
 
 @dataclass(frozen=True)
 class DomainBalanced(Strategy):
-    """Quotas per domain, uniform inside.
+    """Draws a quota of each domain, and draws uniformly inside a domain.
 
-    Remainder slots go to a fresh random subset of domains each draw. What a domain is too small to give is spread
-    over the others. Behind a condition on more than the domain a draw counts who passes in each, which takes a scan.
+    ``P(i) = share(d) / n(d)`` for an episode of domain ``d`` with ``n(d)`` live episodes; the shares sum to 1. Each
+    draw gives the remaining slots to a new random subset of the domains. If a domain is too small for its quota, the
+    other domains share the rest of the quota. A condition on more than the domain needs a scan, to count the passing
+    episodes of each domain.
 
     Parameters
     ----------
     weights : mapping of domain name to share, optional
-        Default: equal shares for all domains. A domain left out of the mapping is not drawn; that no weighted domain
-        holds an episode is an error, and behind a condition there is nothing to draw then.
+        Default: equal shares for all domains. A domain that is not in the mapping is not drawn. If no domain in the
+        mapping holds an episode, a draw raises ``ConfigError``, and with a condition ``MemoryEmpty``.
+
+    Raises
+    ------
+    ConfigError
+        ``weights`` is not a mapping of names to numbers that are finite and at least 0, or all of them are 0.
+
+    Examples
+    --------
+    >>> batch = memory.sample(64, strategy=DomainBalanced({"math": 2, "code": 1}))
     """
 
     weights: Mapping[str, float] | None = None
@@ -171,7 +169,7 @@ class DomainBalanced(Strategy):
         if self.weights is None:
             return
         if not isinstance(self.weights, Mapping):
-            raise ConfigError(f"weights maps domain names to shares, got a {type(self.weights).__name__}")
+            raise ConfigError(f"weights must map domain names to shares, got a {type(self.weights).__name__}")
         weights = {check_name("domain", d): check_float(f"weight of {d!r}", w) for d, w in self.weights.items()}
         if not any(weights.values()):
             raise ConfigError("DomainBalanced needs at least one domain with a positive weight")
@@ -180,78 +178,55 @@ class DomainBalanced(Strategy):
     def __hash__(self) -> int:
         return hash(self.to_json())
 
-    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
-        strata, occupied = snapshot.state.strata, snapshot.occupied()
-        domains, sizes, shares = self._domains(snapshot)
-        gone = np.bincount(np.searchsorted(domains, strata.domain[taken.stratum]), minlength=len(domains))
-        free = np.where(shares > 0, sizes - gone[: len(domains)], 0)
-        quotas = spread(rng, count, shares, np.where(shares > 0, count, 0) if replacement else free)
-        if not quotas.any():
-            return Rows.none()
-        if not snapshot.is_whole:
-            some = snapshot.population()
-            listed = [
-                listed_places(some, rng, d, int(quotas[d]), taken, replacement) for d in np.flatnonzero(quotas).tolist()
-            ]
-            return snapshot.looked_up(some.ids[np.concatenate(listed)][rng.permutation(int(quotas.sum()))])
-        bounds = np.searchsorted(strata.domain[occupied], domains, side="left")
-        ends = np.searchsorted(strata.domain[occupied], domains, side="right")
-        places = [
-            uniform_places(snapshot, rng, occupied[bounds[d] : ends[d]], int(quotas[d]), taken, replacement)
-            for d in np.flatnonzero(quotas)
-        ]
-        order = rng.permutation(int(quotas.sum()))
-        stratum, position = (np.concatenate(column) for column in zip(*places, strict=True))
-        return snapshot.locate(stratum[order], position[order])
+    def choose(self, pool: Pool, request: Request) -> Located:
+        domains, sizes, shares = self._domains(pool)
+        taken = np.searchsorted(domains, pool.episodes(request.taken).domain)
+        free = sizes - np.bincount(taken, minlength=len(domains))
+        limits = np.where(shares > 0, request.count if request.replacement else free, 0)
+        quotas = spread(request.rng, request.count, shares, limits)
+        return pool.draw_quotas(request, quotas) if quotas.any() else Located.none()
 
-    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
-        values, _ = self.log2_importance(snapshot, rows)
-        return values
-
-    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
-        domains, sizes, shares = self._domains(snapshot)
+    def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
+        domains, sizes, shares = self._domains(pool)
         with np.errstate(divide="ignore"):
             each = np.log2(shares / (shares.sum() or 1.0) / sizes)
-        at = np.searchsorted(domains, snapshot.state.strata.domain[rows.stratum])
-        return each[at], float(each[np.isfinite(each)].min(initial=np.inf))
+        least = float(each[np.isfinite(each)].min(initial=np.inf))
+        return Odds(each[np.searchsorted(domains, episodes.domain)], 0.0, least, leaves_out=not shares.all())
 
-    def leaves_out(self, snapshot: Drawable) -> bool:
-        """Whether some live episodes are never drawn."""
-        return not self._domains(snapshot)[2].all()
-
-    def _domains(self, snapshot: Drawable) -> tuple[Ints, Ints, Floats]:
-        """Domains that hold something, how much, and the share of each."""
-        strata, occupied = snapshot.state.strata, snapshot.occupied()
-        if snapshot.is_whole:
-            domains, where = np.unique(strata.domain[occupied], return_inverse=True)
-            sizes = np.bincount(where, weights=strata.count[occupied], minlength=len(domains)).astype(np.int64)
-        else:
-            domains, ends, _ = snapshot.population().by_domain()
-            sizes = np.diff(ends, prepend=0)
+    def _domains(self, pool: Pool) -> tuple[Ints, Ints, Floats]:
+        """Return the domains that hold episodes, how many each holds, and the share of each."""
+        domains, sizes = pool.domains()
         if self.weights is None:
             return domains, sizes, np.ones(len(domains))
-        names = snapshot.state.domain_names
+        names = pool.snapshot.state.domain_names
         shares = np.array([self.weights.get(names[d - 1], 0.0) for d in domains.tolist()])
-        if len(domains) and not shares.any() and not snapshot.is_filtered:
+        if len(domains) and not shares.any() and pool.condition == EVERY:
             raise ConfigError(f"none of the weighted domains {sorted(self.weights)} holds an episode")
         return domains, sizes, shares
-
-    def parameters(self) -> dict[str, Any]:
-        return {"weights": self.weights}
 
 
 @dataclass(frozen=True)
 class Mixed(Strategy):
-    """Shares of the batch by different strategies; no episode twice.
+    """Draws shares of the batch by different strategies. Without replacement no episode is drawn twice.
 
-    ``probability`` is defined as the share-weighted sum of the components'. With ``beta > 0`` a draw needs it, so it
-    scans where a component's ``exact_probability`` would; once for all components.
+    The probability of an episode is defined as ``P(i) = sum_c(share_c * P_c(i))`` over the components ``c``. A draw
+    with ``beta > 0`` needs this probability. It scans if ``exact_probability`` of some component needs a scan, once
+    for all components. ``probability`` is then known too.
 
     Parameters
     ----------
     shares : mapping of strategy (or its name) to share, optional
-        Default: half ``PrioritizedLoss()``, half ``Uniform()``. Drawn in the order given; slots that do not divide
-        evenly are randomised, so that every share holds on average.
+        Default: half ``PrioritizedLoss()``, half ``Uniform()``. The shares are scaled to the sum 1. The components draw
+        in the given order. Slots that do not divide evenly are randomised, so every share holds on average.
+
+    Raises
+    ------
+    ConfigError
+        ``shares`` is not a mapping of strategies to numbers above 0, is empty, or contains a ``Mixed``.
+
+    Examples
+    --------
+    >>> batch = memory.sample(64, strategy=Mixed({"prioritized_loss": 3, "uniform": 1}))
     """
 
     shares: Mapping[Strategy | str, float] = field(default_factory=lambda: {PrioritizedLoss(): 0.5, Uniform(): 0.5})
@@ -259,7 +234,7 @@ class Mixed(Strategy):
 
     def __post_init__(self) -> None:
         if not isinstance(self.shares, Mapping):
-            raise ConfigError(f"shares maps strategies to their shares, got a {type(self.shares).__name__}")
+            raise ConfigError(f"shares must map strategies to their shares, got a {type(self.shares).__name__}")
         shares = {as_strategy(s): check_float(f"share of {s}", v, exclusive=True) for s, v in self.shares.items()}
         if not shares:
             raise ConfigError("Mixed needs at least one strategy")
@@ -276,61 +251,45 @@ class Mixed(Strategy):
         """The strategies and their shares, which sum to 1."""
         return {as_strategy(s): share for s, share in self.shares.items()}
 
-    def draw(self, snapshot: Drawable, rng: np.random.Generator, count: int, taken: Rows, *, replacement: bool) -> Rows:
-        parts = list(self.components)
-        shares = np.array(list(self.components.values()))
-        slots = spread(rng, count, shares, np.full(len(parts), count))
-        drawn = Rows.none()
-        # A second pass, over all components in the same order, fills what one of them could not give.
+    def choose(self, pool: Pool, request: Request) -> Located:
+        parts, count = list(self.components), request.count
+        slots = spread(request.rng, count, np.array(list(self.components.values())), np.full(len(parts), count))
+        drawn = Located.none()
+        # A second pass over all components, in the same order, fills the slots that some component could not fill.
         for part, slot in [*zip(parts, slots.tolist(), strict=True), *((part, count) for part in parts)]:
             wanted = min(slot, count - len(drawn))
             if wanted > 0:
-                avoid = taken if replacement else Rows.join([taken, drawn])
-                drawn = Rows.join([drawn, part.draw(snapshot, rng, wanted, avoid, replacement=replacement)])
+                drawn = Located.join([drawn, part.choose(pool, request.after(drawn, wanted))])
         return drawn
 
-    def log2_probability(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> Floats | None:
-        parts = self._probabilities(snapshot, rows, exact=exact)
-        return None if parts is None else self._mixture(parts)
-
-    def log2_importance(self, snapshot: Drawable, rows: Rows) -> tuple[Floats, float]:
-        parts = self._probabilities(snapshot, rows, exact=True)
-        assert parts is not None
+    def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
+        mixture = np.zeros(len(episodes))
         everywhere, somewhere = 0.0, []
-        for (part, share), probability in zip(self.components.items(), parts, strict=True):
-            # A component's own scale: its probabilities over its importances, the same for every row.
-            importance, least = part.log2_importance(snapshot, rows)
-            finite = np.flatnonzero(np.isfinite(importance))
-            scale = probability[finite[0]] - importance[finite[0]] if len(finite) else 0.0
-            smallest = share * float(np.exp2(least + scale))
-            if isinstance(part, DomainBalanced) and part.leaves_out(snapshot):
+        for part, share in self.components.items():
+            odds = part.odds(pool, episodes, exact=exact or weighted, weighted=weighted)
+            probability = odds.log2_probability
+            if probability is None:
+                return Odds(mixture, None, np.nan)
+            mixture += share * np.exp2(probability)
+            possible = np.isfinite(odds.log2_importance)
+            # The quotient of probability and importance is the same for every episode of a component.
+            scale = (probability[possible] - odds.log2_importance[possible])[:1].sum()
+            smallest = share * float(np.exp2(odds.log2_least + scale))
+            if odds.leaves_out:
                 somewhere.append(smallest)
             else:
                 everywhere += smallest
-        # What a component leaves out has no probability from it; what is drawn at all has some of one of them.
-        return self._mixture(parts), float(np.log2(everywhere or min(somewhere)))
-
-    def _probabilities(self, snapshot: Drawable, rows: Rows, *, exact: bool) -> list[Floats] | None:
-        """The components' log2 probabilities; None where one needs a scan and ``exact`` does not ask for it."""
-        parts = []
-        for part in self.components:
-            probability = part.log2_probability(snapshot, rows, exact=exact)
-            if probability is None:
-                return None
-            parts.append(probability)
-        return parts
-
-    def _mixture(self, parts: list[Floats]) -> Floats:
-        shares = self.components.values()
-        mixture: Floats = np.log2(sum(share * np.exp2(part) for share, part in zip(shares, parts, strict=True)))
-        return mixture
+        # If one component never draws an episode, only another component may draw it.
+        least = max(everywhere or min(somewhere, default=0.0), LEAST)
+        with np.errstate(divide="ignore"):
+            return Odds(np.log2(mixture), 0.0, float(np.log2(least)))
 
     @property
     def index_alpha(self) -> float:
         return next((s.alpha for s in self.components if isinstance(s, PrioritizedLoss)), DEFAULT_ALPHA)
 
     def with_alpha(self, alpha: float) -> Strategy:
-        return Mixed({s.with_alpha(alpha) if hasattr(s, "alpha") else s: v for s, v in self.components.items()})
+        return Mixed({s.with_alpha(alpha) if isinstance(s, _ByLaw) else s: v for s, v in self.components.items()})
 
     def parameters(self) -> dict[str, Any]:
         return {"shares": [[json.loads(s.to_json()), share] for s, share in self.components.items()]}
@@ -341,21 +300,25 @@ _BY_NAME: dict[str, type[Strategy]] = {
 }
 
 
-def as_strategy(value: Strategy | str) -> Strategy:
-    """A strategy from itself, its name, or its ``ReplayStrategy`` member.
+def as_strategy(value: StoredStrategy | str) -> Strategy:
+    """Return the strategy with this name or ``ReplayStrategy`` member. A strategy is returned as it is.
 
-    ``ConfigError`` for an unknown name; nothing falls back silently.
+    Raises
+    ------
+    ConfigError
+        No strategy has this name.
     """
     if isinstance(value, Strategy):
         return value
     name = value.value if isinstance(value, ReplayStrategy) else value
     if not isinstance(name, str) or name not in _BY_NAME:
-        raise ConfigError(f"unknown strategy {name if type(name) is str else type(name)!r}; use {', '.join(_BY_NAME)}")
+        known = ", ".join(_BY_NAME)
+        raise ConfigError(f"unknown strategy {shown(name)}; expected an object such as Uniform() or one of {known}")
     return _BY_NAME[name]()
 
 
 def strategy_from_json(text: str) -> Strategy:
-    """Inverse of ``Strategy.to_json``."""
+    """Return the strategy from the text that ``Strategy.to_json`` wrote."""
     return stored.built("the buffer's strategy", text, _from_dict)
 
 
@@ -364,15 +327,3 @@ def _from_dict(document: dict[str, Any]) -> Strategy:
     if name == Mixed.name:
         document["shares"] = {_from_dict(part): share for part, share in document["shares"]}
     return _BY_NAME[name](**document)
-
-
-__all__ = [
-    "DomainBalanced",
-    "Mixed",
-    "PrioritizedLoss",
-    "PrioritizedRecency",
-    "Strategy",
-    "Uniform",
-    "as_strategy",
-    "strategy_from_json",
-]

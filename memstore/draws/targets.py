@@ -1,4 +1,4 @@
-"""What share of the draws a strategy gives to each domain, as far as the strata tell."""
+"""The share of the draws that a strategy aims to give to each domain, computed from the strata alone."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import numpy as np
 
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats
-from memstore.draws.arithmetic import log2_sum
+from memstore.draws.candidates import stored_total
+from memstore.draws.laws import LossLaw
 from memstore.draws.strategies import DomainBalanced, Mixed, PrioritizedLoss, Strategy, Uniform
 
 
 def domain_targets(strategy: Strategy, snapshot: Snapshot) -> Floats | None:
-    """Share of each domain, in the order of the buffer's domains; None where it needs a scan."""
-    strata = snapshot.state.strata
+    """Return the share of each domain, in the order of the buffer's domains. None if that needs a scan."""
+    strata, names = snapshot.state.strata, snapshot.state.domain_names
     occupied = strata.occupied()
     domains = strata.domain[occupied] - 1
-    shares = np.zeros(len(snapshot.state.domain_names))
+    shares = np.zeros(len(names))
     match strategy:
         case Uniform():
             np.add.at(shares, domains, strata.count[occupied])
-        case PrioritizedLoss() if strategy.alpha == snapshot.settings.alpha:
-            bound = strategy.alpha * strata.log2_bound(occupied, snapshot.state.counters.top_priority)
-            total = log2_sum(bound, strata.weight_sum[occupied]) if len(occupied) else 0.0
-            np.add.at(shares, domains, strata.weight_sum[occupied] * np.exp2(bound - total))
+        case PrioritizedLoss():
+            law = LossLaw.of(snapshot, strategy.alpha)
+            total = stored_total(snapshot, occupied, law) if len(occupied) else 0.0
+            if total is None:
+                return None
+            np.add.at(shares, domains, strata.weight_sum[occupied] * np.exp2(law.log2_bound(strata, occupied) - total))
         case DomainBalanced():
+            weights = dict.fromkeys(names, 1.0) if strategy.weights is None else strategy.weights
             for domain in np.unique(domains).tolist():
-                weights = strategy.weights
-                shares[domain] = 1.0 if weights is None else weights.get(snapshot.state.domain_names[domain], 0.0)
+                shares[domain] = weights.get(names[domain], 0.0)
         case Mixed():
             for part, share in strategy.components.items():
                 of_part = domain_targets(part, snapshot)

@@ -1,1 +1,1 @@
-"""What comes, what changes, what leaves, and the log of it."""
+"""Changes of episodes: they come, get new losses, and leave; and the log of these changes."""

@@ -1,4 +1,4 @@
-"""Named trainer states in the buffer's own database, so that one commit holds both."""
+"""Named states of a trainer, in the database of the buffer. One commit can hold both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _c = checkpoint.c
 
 
 def save(snapshot: Snapshot, name: str, packed: list[Any], rng: np.random.Generator, now: float) -> None:
-    """Store a state, as `pack` gives its two parts, and the generator under this name, replacing what it held."""
+    """Store the state of the generator, and a trainer's state in the two parts that ``pack`` makes.
+
+    A checkpoint of the same name is replaced.
+    """
     document, data = packed
     generator, _ = pack(rng.bit_generator.state)
     own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
@@ -41,19 +44,19 @@ def save(snapshot: Snapshot, name: str, packed: list[Any], rng: np.random.Genera
         "rng": generator,
         "checksum": checksums.of_row(*facts.values()),
     }
-    # Not by SQLAlchemy: its cache of compiled statements would keep the values of the first one.
+    # Not through SQLAlchemy: its cache of compiled statements would keep the values of the first checkpoint.
     snapshot.backend.insert(snapshot.conn, checkpoint, {column: [value] for column, value in row.items()})
 
 
 def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state, and that of the generator.
+    """Return the state, and the state of the generator.
 
     Raises
     ------
     CheckpointNotFound
-        With the names that exist.
+        No checkpoint has this name. The message lists the existing names.
     StoreCorrupt
-        When the bytes do not match their checksum.
+        The bytes do not match their checksum.
     """
     columns = ("document", "data", "rng", "crc32")
     rows = snapshot.backend.select_texts(snapshot.conn, checkpoint, columns, snapshot.state.buffer_id, "name", [name])
@@ -64,28 +67,26 @@ def load(snapshot: Snapshot, name: str) -> tuple[dict[str, Any], dict[str, Any]]
     document, data, generator, crc32 = rows[0]
     if _crc(document, data, generator) != crc32:
         advice = restoring(snapshot.backend.describe())
-        raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; save it anew, {advice}")
+        raise StoreCorrupt(f"checkpoint {name!r} does not match its checksum; save it again, {advice}")
     return unpack(document, data), unpack(generator, b"")
 
 
 def examine(snapshot: Snapshot) -> Iterator[tuple[str | None, bool]]:
-    """What is wrong with each checkpoint, None for nothing, and whether all of its row has a checksum."""
-    for name in names(snapshot):
-        facts = (_c.buffer_id, _c.name, _c.created_at, _c.revision, _c.inserted)
-        own = (_c.buffer_id == snapshot.state.buffer_id, _c.name == name)
-        row = snapshot.conn.execute(select(*facts, _c.checksum).where(*own)).one()
+    """Yield for each checkpoint a finding (None if it is sound), and True if its facts have a checksum."""
+    query = select(_c.buffer_id, _c.name, _c.created_at, _c.revision, _c.inserted, _c.checksum)
+    for row in snapshot.conn.execute(query.where(_c.buffer_id == snapshot.state.buffer_id)).all():
         finding = None
         if row.checksum not in (None, checksums.of_row(*row[:-1])):
-            finding = f"the time or the counters of checkpoint {name!r} do not match their checksum"
+            finding = f"the time or the counters of checkpoint {row.name!r} do not match their checksum"
         try:
-            load(snapshot, name)
+            load(snapshot, row.name)
         except (StoreCorrupt, SchemaTooNew) as exc:
             finding = str(exc)
         yield finding, row.checksum is not None
 
 
 def names(snapshot: Snapshot) -> list[str]:
-    """Names of the buffer's checkpoints, oldest first."""
+    """Return the names of the buffer's checkpoints, oldest first."""
     query = select(_c.name).where(_c.buffer_id == snapshot.state.buffer_id).order_by(_c.created_at, _c.name)
     return list(snapshot.conn.scalars(query))
 

@@ -1,7 +1,7 @@
-"""What leaves at capacity: one small frozen class per policy.
+"""The eviction policies. They decide which episodes leave at capacity. Each is a small frozen class.
 
-A plan is made before anything is written, and never depends on how the newcomers were cut into batches: ``extend`` of
-n episodes keeps what n single ``add`` calls would keep.
+A plan is made before anything is written. It does not depend on the division of the newcomers into batches: ``extend``
+with n episodes keeps the same episodes as n calls of ``add``.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import and_, func, select
+from sqlalchemy import ColumnElement, and_, func, select
 
-from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
 from memstore.errors import ConfigError, MemoryFull
-from memstore.storage.schema import first_id, replay_metadata
+from memstore.storage.schema import replay_metadata
 from memstore.storage.stored import damaged
 from memstore.types import EvictionPolicy
 from memstore.values.shown import shown
@@ -28,7 +28,7 @@ _m = replay_metadata.c
 
 @dataclass(frozen=True, slots=True)
 class Newcomers:
-    """Episodes about to be inserted: their ids (consecutive), domains and losses (NaN: never measured)."""
+    """Episodes that will be inserted: ids, numbers of their domains, and losses (NaN if never measured)."""
 
     ids: Ints
     domains: Ints
@@ -38,18 +38,26 @@ class Newcomers:
         return len(self.ids)
 
     def take(self, which: NDArray[np.bool_]) -> Newcomers:
-        """The newcomers at these places."""
+        """Return the newcomers at these places."""
         return Newcomers(self.ids[which], self.domains[which], self.loss[which])
 
     @staticmethod
+    def like(snapshot: Snapshot, rows: Rows) -> Newcomers:
+        """Return live episodes as if they were newcomers."""
+        return Newcomers(rows.ids, snapshot.state.strata.domain[rows.stratum], rows.loss)
+
+    @staticmethod
     def none() -> Newcomers:
-        """Nobody: for a buffer that shrinks."""
+        """Return no newcomers, for a buffer that shrinks."""
         return Newcomers(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who leaves, and which newcomers stay; a newcomer that does not has come and gone."""
+    """The decision of a policy: the live episodes that leave, and the newcomers that stay.
+
+    A newcomer that does not stay still uses up an id and gets an event in the history.
+    """
 
     leaving: Ints
     staying: NDArray[np.bool_]
@@ -57,56 +65,62 @@ class Plan:
 
 
 Order = tuple[list[int | None], list[int | None]]
-"""Values of the columns (eviction_group, eviction_key) of some episodes."""
+"""An order holds the values of the columns (eviction_group, eviction_key) of some episodes."""
 
 
 class Eviction(ABC):
-    """What leaves when the memory is at capacity; values are immutable and comparable, and stored by name."""
+    """A rule that decides which episodes leave when the memory is at capacity.
 
-    name: ClassVar[str]
+    Policies are immutable, comparable, and stored by name. An eviction is part of the commit that needs the room.
+    """
+
+    name: ClassVar[EvictionPolicy]
     always_plans: ClassVar[bool] = False
-    """Whether a newcomer may be turned away while there is room."""
+    """True if a newcomer may be turned away while there is room."""
 
     @abstractmethod
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        """Decide who leaves so that the newcomers fit."""
+        """Decide which episodes leave so that the newcomers fit. Nothing is written."""
 
     def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
-        """Return the policy's own order for these episodes; None where it needs none."""
+        """Return the stored order in which these episodes leave. All values are None if the policy needs no order."""
         return [None] * len(newcomers), [None] * len(newcomers)
 
 
 @dataclass(frozen=True)
 class Fifo(Eviction):
-    """The oldest leaves."""
+    """The policy by which the oldest episode leaves, in the order of insertion."""
 
-    name: ClassVar[str] = EvictionPolicy.FIFO.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.FIFO
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         excess = excess_of(snapshot, newcomers)
-        leaving = _first(snapshot, min(excess, snapshot.live))
+        rows = _first(snapshot, min(excess, snapshot.live), snapshot.own, _m.episode_id)
+        leaving = np.array(rows, np.int64).reshape(-1)
         return Plan(leaving, np.arange(len(newcomers)) >= excess - len(leaving))
 
 
 @dataclass(frozen=True)
 class LowestLoss(Eviction):
-    """The smallest measured loss leaves, never the newcomer; where nothing is measured, the oldest."""
+    """The policy by which the episode with the smallest measured loss leaves, the oldest among equals.
 
-    name: ClassVar[str] = EvictionPolicy.LOWEST_LOSS.value
+    If no episode was measured, the oldest leaves. A newcomer never leaves to make room for itself.
+    """
+
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.LOWEST_LOSS
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        return Plan(*_evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_)))
+        return _evict_easiest(snapshot, newcomers, np.ones(len(newcomers), np.bool_))
 
 
 @dataclass(frozen=True)
 class LargestDomain(Eviction):
-    """The oldest of the domain that holds most leaves."""
+    """The policy by which the oldest episode of the domain with the most episodes leaves. It protects rare domains."""
 
-    name: ClassVar[str] = EvictionPolicy.LARGEST_DOMAIN.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.LARGEST_DOMAIN
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        strata = snapshot.state.strata
-        counts = np.bincount(strata.domain, weights=strata.count, minlength=len(snapshot.state.domain_names) + 1)
+        counts = np.concatenate([[0], snapshot.state.strata.sizes(len(snapshot.state.domain_names))])
         evictions = np.zeros(len(counts), np.int64)
         total = snapshot.live
         for domain in [None] * max(total - snapshot.settings.capacity, 0) + newcomers.domains.tolist():
@@ -123,7 +137,7 @@ class LargestDomain(Eviction):
         staying = np.ones(len(newcomers), np.bool_)
         leaving = [np.empty(0, np.int64)]
         for domain in np.flatnonzero(evictions).tolist():
-            oldest = _by_key(snapshot, domain, int(evictions[domain]))[0]
+            _, oldest = _by_key(snapshot, domain, int(evictions[domain]))
             leaving.append(oldest)
             staying[np.flatnonzero(newcomers.domains == domain)[: evictions[domain] - len(oldest)]] = False
         return Plan(np.concatenate(leaving), staying)
@@ -134,24 +148,31 @@ class LargestDomain(Eviction):
 
 @dataclass(frozen=True)
 class Reservoir(Eviction):
-    """A uniform sample of everything ever offered stays (Vitter 1985, by one random key per episode).
+    """The policy by which a uniform random sample stays of all episodes ever offered.
 
-    After deletions or growth, and until it is full again, newcomers are favoured by a share of 1 / capacity.
+    Each of the ``t`` episodes offered so far is in the buffer with probability ``k / t``, for a capacity of ``k``
+    (Vitter 1985, "Random sampling with a reservoir"). Each episode gets one random key, and the episodes with the
+    largest keys stay. After deletions, or after the capacity has grown, a newcomer's probability is
+    ``(k + 1) / (t + 1)`` until the buffer is full again. That favours newcomers by a share of 1 / capacity.
+
+    A buffer gets this policy at its creation. ``configure`` refuses it if episodes have left under another policy,
+    because the remaining episodes are no uniform sample.
     """
 
-    name: ClassVar[str] = EvictionPolicy.RESERVOIR.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR
     always_plans: ClassVar[bool] = True
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         keys = reservoir_keys(snapshot, newcomers.ids)
         floor = snapshot.state.counters.reservoir_floor
-        # The floor is the largest key that ever left. Below it a newcomer would have left already, so deletions and
-        # growth open no side door; until the reservoir is full again its chance is (k + 1) / (t + 1) instead of k / t.
+        # The floor is the largest key that ever left. A newcomer with a smaller key would have left already, so it
+        # must not profit from deletions or growth. Until the reservoir is full again, the chance of a newcomer is
+        # (k + 1) / (t + 1) in place of k / t.
         staying = np.ones(len(newcomers), np.bool_) if floor is None else keys > floor
         excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
         if excess <= 0:
             return Plan(np.empty(0, np.int64), staying, floor)
-        old_ids, old_keys = _by_key(snapshot, 0, excess)
+        old_keys, old_ids = _by_key(snapshot, 0, excess)
         ids = np.concatenate([old_ids, newcomers.ids[staying]])
         all_keys = np.concatenate([old_keys, keys[staying]])
         out = np.lexsort((ids, all_keys))[:excess]
@@ -165,27 +186,28 @@ class Reservoir(Eviction):
 
 @dataclass(frozen=True)
 class ReservoirLoss(Eviction):
-    """The newcomer enters with the reservoir's probability; then the smallest measured loss leaves.
+    """The policy by which a newcomer enters as into a reservoir, and the smallest measured loss leaves.
 
-    This is a heuristic: the sample is not uniform.
+    A newcomer enters with probability ``k / t``, for a capacity of ``k`` and ``t`` episodes offered so far. Then the
+    episode with the smallest measured loss leaves. This is a heuristic: the remaining sample is not uniform.
     """
 
-    name: ClassVar[str] = EvictionPolicy.RESERVOIR_LOSS.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.RESERVOIR_LOSS
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        offered = newcomers.ids - first_id(snapshot.state.buffer_id)
+        offered = newcomers.ids - snapshot.first_id
         uniform = reservoir_keys(snapshot, newcomers.ids) / 2.0**63
         room = max(snapshot.settings.capacity - snapshot.live, 0)
         lottery = uniform < snapshot.settings.capacity / np.maximum(offered, 1)
         entering = lottery | (np.arange(len(newcomers)) < room)
-        return Plan(*_evict_easiest(snapshot, newcomers, entering))
+        return _evict_easiest(snapshot, newcomers, entering)
 
 
 @dataclass(frozen=True)
 class Refuse(Eviction):
-    """Nothing leaves: newcomers that do not fit are refused with ``MemoryFull``."""
+    """The policy by which no episode leaves. ``MemoryFull`` refuses newcomers that do not fit. Its name is ``none``."""
 
-    name: ClassVar[str] = EvictionPolicy.NONE.value
+    name: ClassVar[EvictionPolicy] = EvictionPolicy.NONE
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         capacity = snapshot.settings.capacity
@@ -201,35 +223,30 @@ class Refuse(Eviction):
 
 
 _POLICIES: dict[EvictionPolicy, Eviction] = {
-    EvictionPolicy.FIFO: Fifo(),
-    EvictionPolicy.LOWEST_LOSS: LowestLoss(),
-    EvictionPolicy.LARGEST_DOMAIN: LargestDomain(),
-    EvictionPolicy.RESERVOIR: Reservoir(),
-    EvictionPolicy.RESERVOIR_LOSS: ReservoirLoss(),
-    EvictionPolicy.NONE: Refuse(),
+    policy.name: policy for policy in (Fifo(), LowestLoss(), LargestDomain(), Reservoir(), ReservoirLoss(), Refuse())
 }
 
 
 def as_eviction(value: Eviction | EvictionPolicy | str) -> Eviction:
-    """Return a policy from itself or its name.
+    """Return the policy with this name. A policy is returned as it is.
 
     Raises
     ------
     ConfigError
-        There is no policy of this name.
+        No policy has this name.
     """
-    if isinstance(value, Eviction):
+    if isinstance(value, Eviction) and value in _POLICIES.values():
         return value
     if not isinstance(value, str) or value not in _POLICIES:
         known = ", ".join(policy.value for policy in EvictionPolicy)
-        raise ConfigError(f"unknown eviction policy {shown(value)}; expected one of {known}")
+        raise ConfigError(f"unknown eviction policy {shown(value)}; expected a policy such as Fifo() or one of {known}")
     return _POLICIES[EvictionPolicy(value)]
 
 
 def default_eviction(strategy_name: str) -> Eviction:
-    """Return the policy that goes with a strategy, as in the origin.
+    """Return the default policy for a strategy. The choice is that of the origin.
 
-    Only DomainBalanced differs: its policy protects rare domains.
+    Only the choice for DomainBalanced differs: ``largest_domain`` protects rare domains.
     """
     goes_with: dict[str, Eviction] = {
         "prioritized_loss": LowestLoss(),
@@ -240,14 +257,16 @@ def default_eviction(strategy_name: str) -> Eviction:
 
 
 def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-    """Decide about these newcomers by the buffer's eviction policy.
+    """Decide which episodes leave, by the buffer's eviction policy, so that these newcomers fit.
 
     Raises
     ------
     MemoryFull
-        Under policy ``none``, when they do not all fit.
+        The newcomers do not all fit, and the policy is ``none``.
+    StoreCorrupt
+        The strata count rows that do not exist.
     """
-    policy = as_eviction(snapshot.settings.eviction)
+    policy = _POLICIES[snapshot.settings.eviction]
     if snapshot.live > snapshot.settings.capacity:
         _refuse_miscounted(snapshot)
     if excess_of(snapshot, newcomers) <= 0 and not policy.always_plans:
@@ -256,7 +275,10 @@ def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
 
 
 def _refuse_miscounted(snapshot: Snapshot) -> None:
-    """A buffer holds more than its capacity only while it shrinks; else the strata count rows that are not there."""
+    """Raise ``StoreCorrupt`` if the strata count rows that do not exist.
+
+    Only a buffer that shrinks may hold more than its capacity. In any other case that is damage.
+    """
     found = snapshot.conn.scalars(select(func.count()).select_from(replay_metadata).where(snapshot.own)).one()
     if found != snapshot.live:
         raise damaged(f"buffer {snapshot.state.buffer_id}", f"has {found} rows where its strata count {snapshot.live}")
@@ -264,21 +286,21 @@ def _refuse_miscounted(snapshot: Snapshot) -> None:
 
 def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> Order:
     """Return the order that the buffer's eviction policy gives these episodes."""
-    return as_eviction(snapshot.settings.eviction).order(snapshot, newcomers)
+    return _POLICIES[snapshot.settings.eviction].order(snapshot, newcomers)
 
 
 def excess_of(snapshot: Snapshot, newcomers: Newcomers) -> int:
-    """Return how many are too many once the newcomers are in."""
+    """Return the number of episodes beyond the capacity if all newcomers entered."""
     return snapshot.live + len(newcomers) - snapshot.settings.capacity
 
 
 def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
-    """63 random bits per episode, a function of (buffer seed, insertion number) alone.
+    """Return 63 random bits for each episode. They depend only on the buffer's seed and the number of the insertion.
 
-    Philox is counter-based (Salmon et al. 2011): block n of its stream belongs to insertion n, so the keys are the
-    same for any number of writers, batches and restarts.
+    Philox is a counter-based generator (Salmon et al. 2011). Block n of its stream belongs to insertion n. So the keys
+    are the same for any number of writers, batches and restarts.
     """
-    sequence = ids - first_id(snapshot.state.buffer_id)
+    sequence = ids - snapshot.first_id
     if not len(sequence):
         return np.empty(0, np.int64)
     first, last = int(sequence.min()), int(sequence.max())
@@ -287,68 +309,40 @@ def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
     return (blocks[sequence - first] >> np.uint64(1)).astype(np.int64)
 
 
-def _evict_easiest(
-    snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]
-) -> tuple[Ints, NDArray[np.bool_]]:
-    """One at a time: the smallest measured loss leaves, then the newcomer enters; no newcomer displaces itself."""
+def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]) -> Plan:
+    """Plan that the easiest episode leaves before each newcomer enters. So no newcomer displaces itself.
+
+    The easiest episode has the smallest measured loss. If no episode was measured, it is the oldest.
+    """
     room = snapshot.settings.capacity - snapshot.live
     evictions = int(entering.sum()) - room
-    measured = _measured_easiest(snapshot, evictions)
-    heapq.heapify(measured)
-    unmeasured = _first(snapshot, evictions - len(measured), unmeasured=True).tolist()
-    unmeasured.reverse()
-    gone: list[int] = []
-
-    def evict() -> None:
-        if measured:
-            gone.append(heapq.heappop(measured)[1])
-        elif unmeasured:
-            gone.append(unmeasured.pop())
-
-    for _ in range(max(-room, 0)):
-        evict()
-    room = max(room, 0)
-    waiting: list[int] = []
-    for episode_id, loss, enters in zip(newcomers.ids.tolist(), newcomers.loss.tolist(), entering, strict=True):
-        if not enters:
-            continue
+    own = _m.buffer_id == snapshot.state.buffer_id
+    measured = _first(snapshot, evictions, own & _m.loss.is_not(None), _m.loss, _m.episode_id)
+    # The index on loss finds never-measured episodes too, because its NULLs are together, in id order.
+    unmeasured = _first(snapshot, evictions - len(measured), own & _m.loss.is_(None), _m.episode_id)
+    # A sorted list is a heap. Never-measured episodes come last.
+    heap = [(False, loss, number) for loss, number in measured] + [(True, 0.0, number) for (number,) in unmeasured]
+    gone = [heapq.heappop(heap)[-1] for _ in range(-room)]
+    for number, loss in zip(newcomers.ids[entering].tolist(), newcomers.loss[entering].tolist(), strict=True):
         if room > 0:
             room -= 1
-        elif measured or unmeasured:
-            evict()
         else:
-            # Everything here is a newcomer that was never measured: the oldest of them leaves.
-            gone.append(waiting.pop(0))
-        if loss == loss:
-            heapq.heappush(measured, (loss, episode_id))
-        else:
-            waiting.append(episode_id)
+            gone.append(heapq.heappop(heap)[-1])
+        heapq.heappush(heap, (True, 0.0, number) if loss != loss else (False, loss, number))
     left = np.array(gone, np.int64)
-    return left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left)
+    return Plan(left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left))
 
 
-def _first(snapshot: Snapshot, count: int, *, unmeasured: bool = False) -> Ints:
-    """The oldest live ids (of the never-measured ones)."""
-    if count <= 0:
-        return np.empty(0, np.int64)
-    # Of the never-measured ones, through the loss index: NULLs stand together there, in id order.
-    which = and_(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_(None)) if unmeasured else snapshot.own
-    query = select(_m.episode_id).where(which).order_by(_m.episode_id).limit(count)
-    return np.array(snapshot.conn.scalars(query).all(), np.int64)
-
-
-def _measured_easiest(snapshot: Snapshot, count: int) -> list[tuple[float, int]]:
+def _first(snapshot: Snapshot, count: int, which: ColumnElement[bool], *order: ColumnElement[Any]) -> list[Any]:
+    """Return the columns of ``order`` for the first rows in this order, at most ``count`` rows."""
     if count <= 0:
         return []
-    query = select(_m.loss, _m.episode_id).where(_m.buffer_id == snapshot.state.buffer_id, _m.loss.is_not(None))
-    rows = snapshot.conn.execute(query.order_by(_m.loss, _m.episode_id).limit(count))
-    return [(loss, episode_id) for loss, episode_id in rows]
+    return list(snapshot.conn.execute(select(*order).where(which).order_by(*order).limit(count)))
 
 
 def _by_key(snapshot: Snapshot, group: int, count: int) -> tuple[Ints, Ints]:
-    """Ids and keys of the first rows in the policy's own order."""
-    query = select(_m.episode_id, _m.eviction_key).where(
-        _m.buffer_id == snapshot.state.buffer_id, _m.eviction_group == group, _m.eviction_key.is_not(None)
-    )
-    rows = snapshot.conn.execute(query.order_by(_m.eviction_key, _m.episode_id).limit(count)).all()
-    return np.array([r[0] for r in rows], np.int64), np.array([r[1] for r in rows], np.int64)
+    """Return keys and ids of the first ``count`` rows of a group, in the order of the policy."""
+    which = and_(_m.buffer_id == snapshot.state.buffer_id, _m.eviction_group == group, _m.eviction_key.is_not(None))
+    rows = _first(snapshot, count, which, _m.eviction_key, _m.episode_id)
+    keys, ids = np.array(rows, np.int64).reshape(-1, 2).T
+    return keys, ids

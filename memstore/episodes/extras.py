@@ -1,6 +1,7 @@
-"""The ``extra`` of an episode as JSON text: numpy's and PyTorch's values become plain, others are refused by path.
+"""The ``extra`` of an episode as JSON text.
 
-Whole numbers are kept exactly, also beyond 64 bits, up to the 4300 digits that Python writes.
+Values of numpy and PyTorch become plain numbers and lists. A value that is no JSON is refused, and the message names
+its place. Whole numbers are kept exactly, also beyond 64 bits, up to the 4300 digits that Python writes.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from memstore.errors import InvalidValue, PayloadError
 from memstore.values.foreign import MAX_DEPTH, as_numpy, is_arraylike
 from memstore.values.shown import shown
 
-# An escaped NUL in JSON text: the backslash before it is itself not escaped.
+# This finds an escaped NUL in JSON text. The backslash before it must not be escaped itself.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def extra_json(value: Any) -> str | None:
-    """The text that is stored, None for None; ``InvalidValue`` names the place of what is no JSON."""
+    """Return the text to store, None for None. ``InvalidValue`` names the place of a value that is no JSON."""
     if value is None:
         return None
     try:
         text = _text(value)
     except (TypeError, ValueError, RecursionError):
-        # Once more, by hand: to find what it was, or to turn it into what JSON knows.
+        # A second, slower pass turns the value into plain values, or finds the value that is no JSON.
         text = _text_of_plain(_plain(value, "extra", 0))
     if _NUL.search(text):
         raise InvalidValue("extra must not contain NUL characters: PostgreSQL cannot store them")
@@ -44,7 +45,7 @@ def _text_of_plain(value: Any) -> str:
 
 def _text(value: Any) -> str:
     text = json.dumps(value, allow_nan=False, ensure_ascii=True)
-    json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text, and PostgreSQL's JSON refuses it
+    json.dumps(value, ensure_ascii=False).encode()  # this refuses a lone surrogate, which PostgreSQL cannot store
     json.loads(text, object_pairs_hook=_check_keys)
     return text
 
@@ -58,7 +59,7 @@ def _check_keys(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _plain(value: Any, where: str, depth: int) -> Any:
-    """The value made of what JSON knows; a scalar of numpy's as Python's, an array as lists."""
+    """Return the value in the types of JSON. A numpy scalar becomes a Python number, and an array becomes lists."""
     if depth > MAX_DEPTH:
         raise InvalidValue(f"{where:.200} is nested deeper than {MAX_DEPTH} levels; does it contain itself?")
     if value is None or isinstance(value, (bool, int)):
@@ -85,7 +86,7 @@ def _listed(value: Any, where: str, depth: int) -> Any:
         raise InvalidValue(f"{where:.200} is {shown(value)}, which is no JSON; give numbers, text, lists and dicts")
     if array.dtype.kind == "O" and array.ndim == 0 and not isinstance(array.item(), (dict, list, str, type(None))):
         raise InvalidValue(f"{where:.200} is an array of {shown(array.item())}, which is no JSON")
-    # Of a float32 the float64 of the same value, which is what it compares with later.
+    # A float32 becomes the float64 of the same value, because conditions compare it as a float64 later.
     listed = array.astype(np.float64).tolist() if array.dtype.kind == "f" else array.tolist()
     return listed if array.dtype.kind in "biu" else _plain(listed, where, depth + 1)
 

@@ -1,68 +1,101 @@
-"""What callers pass, checked and turned into columns before any transaction starts."""
+"""Checks of the arguments of callers, which become columns before any transaction starts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memstore.config import check_choice, check_float, check_int, check_name
 from memstore.episodes.extras import extra_json
-from memstore.episodes.insert import Offer
 from memstore.errors import ConfigError, InvalidValue, PayloadError
+from memstore.types import Ids, Losses
 from memstore.values.foreign import as_numpy, is_arraylike, is_tensor
 from memstore.values.shown import shown
 from memstore.values.times import check_time, check_times, is_zoneless
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MAX_COUNT = 2**31
+"""One call may ask for at most this many episodes."""
+
 UPDATE_ADVICE = "update takes on_invalid='skip' to write the valid ones"
 EXTEND_ADVICE = "give None for what was never measured"
 
 
-def make_offer(
-    blobs: list[bytes],
-    now: float,
-    *,
-    one: bool,
-    domain: Any,
-    loss: Any,
-    timestamp: Any,
-    level: Any,
-    tags: Any,
-    key: Any,
-    extra: Any,
-) -> Offer:
-    """Columns of equal length from keywords; with ``one`` each is one value, else one value or one per episode.
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Episodes offered to the buffer, as columns of equal length. A loss that was never measured is NaN."""
+
+    blobs: list[bytes]
+    domains: list[str]
+    timestamps: list[float]
+    loss: NDArray[np.float64]
+    levels: list[int | None]
+    keys: list[str | None]
+    tags: list[tuple[str, ...]]
+    extras: list[str | None]
+
+    def take(self, places: list[int]) -> Offer:
+        """Return the offers at these places."""
+        columns = (getattr(self, field.name) for field in fields(self))
+        taken: Any = (c[places] if isinstance(c, np.ndarray) else [c[i] for i in places] for c in columns)
+        return Offer(*taken)
+
+
+def make_offer(blobs: list[bytes], now: float, given: Mapping[str, Any], *, one: bool) -> Offer:
+    """Make columns of equal length from the keywords of a call.
+
+    Parameters
+    ----------
+    blobs : list of bytes
+        One encoded payload for each episode.
+    now : float
+        Timestamp of an episode without one, in seconds.
+    given : mapping
+        All keywords, by name.
+    one : bool
+        True if each keyword is the value of one episode. Otherwise it is one value for all, or one for each.
 
     Raises
     ------
     InvalidValue
-        Naming the keyword, the value, and what was expected.
+        An argument is refused. The message has the keyword, the value, and the expected type or range.
     """
     count = len(blobs)
-    if isinstance(key, str) and count > 1:
+    if isinstance(given["key"], str) and count > 1:
         raise InvalidValue(f"key names one episode, and there are {count}: give a sequence of {count} keys")
-    each = _alone if one else _each
+
+    def each(what: str, check: Callable[[str, Any], Any], checks: Checks | None = None) -> list[Any]:
+        def known(value: Any) -> Any:
+            return None if value is None else check(what, value)
+
+        return [known(given[what])] if one else _each(what, given[what], count, known, checks)
+
     return Offer(
         blobs=blobs,
-        domains=[_name("domain", domain)] if one else _domains(domain, count),
-        timestamps=[now if at is None else at for at in each("timestamp", timestamp, count, _timestamp, check_times)],
-        loss=_loss(loss) if one else _initial_losses(loss, count),
-        levels=each("level", level, count, lambda v: None if v is None else _int("level", v)),
-        keys=each("key", key, count, lambda v: None if v is None else _name("key", v)),
-        tags=[_distinct(_listed(() if tags is None else tags))] if one else _tags(tags, count),
-        extras=each("extra", extra, count, extra_json),
+        domains=[_name("domain", given["domain"])] if one else _domains(given["domain"], count),
+        timestamps=[now if at is None else at for at in each("timestamp", check_time, check_times)],
+        loss=_loss(given["loss"]) if one else _initial_losses(given["loss"], count),
+        levels=each("level", _level),
+        keys=each("key", _name),
+        tags=[_distinct(_listed(given["tags"]))] if one else _tags(given["tags"], count),
+        extras=each("extra", lambda _, value: extra_json(value)),
     )
 
 
-def _timestamp(value: Any) -> float | None:
-    return None if value is None else check_time("timestamp", value)
+def check_ids(ids: Ids) -> NDArray[np.int64]:
+    """Return episode ids, one or several, as a flat int64 array.
 
-
-def check_ids(ids: Any) -> NDArray[np.int64]:
-    """Episode ids, one or many, as a flat int64 array; numpy scalars and integer arrays of any width included."""
+    Raises
+    ------
+    InvalidValue
+        The ids are not whole numbers in one dimension.
+    """
     try:
         array = np.atleast_1d(np.asarray(as_numpy("episode ids", ids)))
     except (PayloadError, ValueError, TypeError) as exc:
@@ -76,22 +109,19 @@ def check_ids(ids: Any) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def check_count(value: Any) -> int:
-    """Number of episodes asked for."""
-    try:
-        return check_int("count", value, minimum=1, maximum=MAX_COUNT)
-    except ConfigError as exc:
-        raise InvalidValue(str(exc)) from None
+def check_count(value: Any, name: str = "count") -> int:
+    """Return a number of episodes, checked to lie between 1 and ``MAX_COUNT``. ``name`` is the argument's name."""
+    return _valid(check_int, name, value, minimum=1, maximum=MAX_COUNT)
 
 
-def as_losses(values: Any, count: int) -> NDArray[np.float64]:
-    """``count`` numbers as float64, unchecked for range; a single number serves for all.
+def as_losses(values: Losses, count: int) -> NDArray[np.float64]:
+    """Return ``count`` numbers as a float64 copy. A single number stands for all. The range is not checked.
 
-    A tensor is detached: a loss comes with its graph.
+    A tensor is detached, because a loss often comes with its graph.
     """
     try:
         values = as_numpy("loss", values)
-        # A list that mixes them with numbers would turn them into numbers, and a mask would be lost.
+        # A list that mixes bools or texts with numbers would become numbers, and a mask would be lost.
         if isinstance(values, np.ma.MaskedArray) or (isinstance(values, (list, tuple)) and _not_a_number(values)):
             raise TypeError("not a number among them")
         array = np.asarray(values)
@@ -106,7 +136,7 @@ def as_losses(values: Any, count: int) -> NDArray[np.float64]:
     if array.ndim > 1 or (array.ndim == 1 and len(array) != count):
         raise InvalidValue(f"expected one loss per episode ({count}), got an array of shape {array.shape}")
     with np.errstate(over="ignore"):
-        # Adding zero turns -0.0 into 0.0; a copy, so that the caller's array is never aliased.
+        # The addition turns -0.0 into 0.0. It also makes a copy, so the caller's array is never shared.
         return np.broadcast_to(array, count).astype(np.float64) + 0.0
 
 
@@ -120,7 +150,7 @@ def _not_a_number(values: Iterable[Any]) -> bool:
 
 
 def _one_wrong(values: Any) -> str:
-    """The first that is no number, where there are several."""
+    """Return a text with the first value that is no number, and its index if there are several values."""
     if isinstance(values, np.ndarray) and values.dtype.kind == "O":
         values = values.ravel().tolist()
     wrong = next((v for v in values if _not_a_number([v])), values) if isinstance(values, (list, tuple)) else values
@@ -129,12 +159,12 @@ def _one_wrong(values: Any) -> str:
 
 
 def invalid_losses(loss: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which are NaN, infinite or negative."""
+    """Return a mask of the losses that are NaN, infinite or negative."""
     return ~(np.isfinite(loss) & (loss >= 0))
 
 
 def refuse_invalid(loss: NDArray[np.float64], names: Sequence[int] | None = None, advice: str = UPDATE_ADVICE) -> None:
-    """Raise ``InvalidValue`` naming the first loss that is NaN, infinite or negative."""
+    """Raise ``InvalidValue`` with the first loss that is NaN, infinite or negative, if there is one."""
     bad = np.flatnonzero(invalid_losses(loss))
     if len(bad):
         at = int(bad[0])
@@ -146,7 +176,7 @@ def refuse_invalid(loss: NDArray[np.float64], names: Sequence[int] | None = None
 
 
 def _loss(loss: Any) -> NDArray[np.float64]:
-    """The loss of one episode."""
+    """Return the loss of one new episode, NaN for None."""
     if loss is None:
         return np.full(1, np.nan)
     try:
@@ -179,12 +209,11 @@ Check = Callable[[Any], Any]
 Checks = Callable[[str, Any], list[Any]]
 
 
-def _alone(what: str, value: Any, count: int, check: Check, checks: Checks | None = None) -> list[Any]:
-    return [check(value)]
-
-
 def _each(what: str, value: Any, count: int, check: Check, checks: Checks | None = None) -> list[Any]:
-    """One value per episode from one for all, or from a sequence of them; ``checks`` takes them all at once."""
+    """Return one checked value for each episode, from one value for all or from a sequence of values.
+
+    If ``checks`` is given, it checks the whole sequence at once.
+    """
     if is_zoneless(value) and np.ndim(value):
         raise InvalidValue(f"{what} is a column of times without a time zone; give it one: .dt.tz_localize('UTC')")
     if is_arraylike(value) and np.ndim(value):
@@ -196,46 +225,46 @@ def _each(what: str, value: Any, count: int, check: Check, checks: Checks | None
         return [check(value)] * count
     if len(value) != count:
         raise InvalidValue(f"{what} needs one value, or one per episode ({count}); got {len(value)}")
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUO":  # of times tolist() would make bare counts
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUO":  # tolist() would turn times into bare counts
         value = value.tolist()
     return [check(v) for v in value] if checks is None else checks(what, value)
 
 
 def _domains(domain: Any, count: int) -> list[str]:
     names = _each("domain", domain, count, lambda v: v)
-    # Few distinct names stand for many episodes: each is checked once.
+    # Many episodes share few names, so each distinct name is checked once.
     for name in dict.fromkeys(names) if all(isinstance(name, str) for name in names) else names:
         _name("domain", name)
     return names if set(map(type, names)) <= {str} else list(map(str, names))
 
 
 def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:
-    tags = _listed(() if tags is None else tags)
+    tags = _listed(tags)
     if all(isinstance(tag, str) for tag in tags):
         return [_distinct(tags)] * count
     if len(tags) != count:
         raise InvalidValue(f"tags needs one sequence of str, or one per episode ({count}); got {len(tags)}")
     if any(isinstance(group, str) for group in tags):
         raise InvalidValue("tags mixes str and sequences of str; give one sequence per episode")
-    return [_distinct(_listed(() if group is None else group)) for group in tags]
+    return [_distinct(_listed(group)) for group in tags]
 
 
 def check_option(name: str, value: Any, *choices: str) -> str:
-    """One of several words."""
-    try:
-        return check_choice(name, value, choices)
-    except ConfigError as exc:
-        raise InvalidValue(str(exc)) from None
+    """Return the value if it is one of these words."""
+    return _valid(check_choice, name, value, choices)
 
 
 def check_texts(what: str, values: Any) -> list[str]:
-    """Names, given as a sequence of them; ``what`` is the name of one."""
+    """Return a sequence of names as a list. ``what`` is the word for one name in an error."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise InvalidValue(f"{what}s must be a sequence of str, got {shown(values)}")
     return [str(check_name(what, value)) for value in values]
 
 
 def _listed(tags: Any) -> list[Any]:
+    """Return tags as a list. None stands for no tags."""
+    if tags is None:
+        return []
     if isinstance(tags, (str, bytes)):
         advice = f"; write ({tags!r:.60},)" if isinstance(tags, str) else ""
         raise InvalidValue(f"tags must be a sequence of str, got {shown(tags)}{advice}")
@@ -249,14 +278,16 @@ def _distinct(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def _name(what: str, value: Any) -> str:
-    try:
-        return str(check_name(what, value))  # drivers do not know numpy's str
-    except ConfigError as exc:
-        raise InvalidValue(str(exc)) from None
+    return str(_valid(check_name, what, value))  # drivers do not know numpy's str
 
 
-def _int(what: str, value: Any) -> int:
+def _level(what: str, value: Any) -> int:
+    return _valid(check_int, what, value, minimum=-(2**31), maximum=2**31 - 1)
+
+
+def _valid(check: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
+    """Return the result of a check of settings. Its ``ConfigError`` becomes an ``InvalidValue``."""
     try:
-        return check_int(what, value, minimum=-(2**31), maximum=2**31 - 1)
+        return check(*args, **keywords)
     except ConfigError as exc:
         raise InvalidValue(str(exc)) from None

@@ -1,127 +1,60 @@
-"""The log behind the history: events appended in groups, a tally of replays, and what may be forgotten of them."""
+"""The log behind the history. It appends events in groups, tallies replays, and deletes old events.
+
+The events of one call make a group: one row for the facts that they share, and one row for each event. An event names
+the previous event of the same episode. So the history of an episode is a chain, and needs no index.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Row, delete, select, union_all
+from sqlalchemy import ColumnElement, delete, select, union_all
 
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.config import Settings, check_float, check_int, check_seconds
+from memstore.config import History
 from memstore.episodes.eviction import Newcomers
-from memstore.errors import ConfigError
 from memstore.storage import checksums, stored
 from memstore.storage.backends.base import UNAWAITED
-from memstore.storage.schema import event_group, first_id, id_range, replay_event, replay_metadata, replay_tally
-from memstore.values.shown import shown
+from memstore.storage.schema import event_group, replay_event, replay_metadata, replay_tally
 
 _g, _v, _m = event_group.c, replay_event.c, replay_metadata.c
 
 PRUNE_EVERY = 1024
-"""Events after which the log is looked at for what may go, at the latest ..."""
+"""The log is searched for events that may be deleted after at most this many new events."""
 
 PRUNED_AT_ONCE = 16 * PRUNE_EVERY
-"""... and how many of them may go then, so that no write takes long."""
+"""One write deletes at most this many events, so that no write takes long."""
+
+PRUNE_PAGE = 64
+"""This many groups of events are read at a time, to find those that may be deleted. Usually few may be."""
 
 SLACK = 4
-"""One in so many more than must be kept may be there, or 64: to prune after every write would cost a fifth of it."""
+"""With ``max_events``, the log may hold one in this many events more, or 64 more.
+
+To delete events in every write would cost 20 % of the write.
+"""
 
 LARGEST_TALLIED = 1e290
-"""Losses beyond count as this in the tally: 2**53 of them add up to a float."""
+"""A larger loss counts as this loss in the tally, so that the sum of 2**53 losses is still a float."""
 
 RESOLUTION_BITS = 8
-
+"""The tally has 2**8 slots for each doubling of the number of replays."""
 
 GROUP = ("id", "buffer_id", "what", "reason", "at", "step", "consumer", "strategy", "count")
-EVENT: dict[str, type] = {
-    "id": int,
-    "episode_id": int,
-    "domain_id": int,
-    "loss_before": float,
-    "loss_after": float,
-    "probability": float,
-    "weight": float,
-    "previous_id": int,
-}
-"""Columns of a group and of its events that the group's checksum is of."""
-
-
-@dataclass(frozen=True)
-class History:
-    """What the replay history records, and how long.
-
-    A replay and a departure (eviction, deletion ...) are one event each. Whatever is recorded of single events, the
-    tally behind ``loss_trend`` and ``replay_share`` counts every replay, unless ``record`` is 0.
-
-    Parameters
-    ----------
-    record : float
-        Share of the episodes whose events are recorded: 1 all, 0 none. Which ones is decided by a hash of their ids, so
-        an episode's history is there as a whole or not at all.
-    max_events : int, optional
-        At least so many events are kept; older ones leave as new ones come, before there are a quarter more.
-    max_age : float, optional
-        Seconds after which events may leave, likewise.
-    """
-
-    record: float = 1.0
-    max_events: int | None = None
-    max_age: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "record", check_float("record", self.record, maximum=1.0))
-        if self.max_events is not None:
-            object.__setattr__(self, "max_events", check_int("max_events", self.max_events, minimum=1))
-        if self.max_age is not None:
-            object.__setattr__(self, "max_age", check_seconds("max_age", self.max_age, exclusive=True))
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every event is recorded."""
-        return self.record == 1.0
-
-    @property
-    def slack(self) -> int:
-        """Events that come between two looks for what may go."""
-        return PRUNE_EVERY if self.max_events is None else min(PRUNE_EVERY, max(64, self.max_events // SLACK))
-
-    def records(self, ids: Ints) -> NDArray[np.bool_]:
-        """Which episodes' events are recorded."""
-        if self.is_complete:
-            return np.ones(len(ids), np.bool_)
-        return _hashed(ids) < self.record
-
-    def to_json(self) -> str:
-        """As stored in the ``buffer`` row."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-
-def as_history(value: History | Literal["on", "off"]) -> History:
-    """A policy from itself, ``"on"`` or ``"off"``."""
-    if isinstance(value, History):
-        return value
-    if isinstance(value, str) and value in ("on", "off"):
-        return History(1.0 if value == "on" else 0.0)
-    raise ConfigError(f"history must be 'on', 'off' or a memstore.History, got {shown(value)}")
-
-
-def history_of(settings: Settings) -> History:
-    """A buffer's policy; everything for ever where none is stored."""
-    if settings.history is None:
-        return History()
-    return stored.built("the buffer's history policy", settings.history, lambda document: History(**document))
+EVENT = ("id", "episode_id", "domain_id", "loss_before", "loss_after", "probability", "weight", "previous_id")
+"""The events of a group have these columns. The checksum of a group covers these and ``GROUP``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What events that happen at once have in common: what, when, by whom and why."""
+    """The facts that the events of one call share: time, consumer, kind, reason, step, strategy."""
 
     at: float
     consumer: str | None
@@ -132,7 +65,7 @@ class Group:
 
 
 def depart(snapshot: Snapshot, group: Group, rows: Rows, turned_away: Newcomers | None = None) -> None:
-    """Record that episodes leave, newcomers that do not get in among them."""
+    """Record that episodes leave. Newcomers that were turned away leave too."""
     strangers = Newcomers.none() if turned_away is None else turned_away
     columns = {
         "domain": np.concatenate([snapshot.state.strata.domain[rows.stratum], strangers.domains]),
@@ -143,80 +76,90 @@ def depart(snapshot: Snapshot, group: Group, rows: Rows, turned_away: Newcomers 
     numbers = record(snapshot, group, np.concatenate([rows.ids, strangers.ids]), columns)
     last = columns["previous_id"][(numbers == 0) & (columns["previous_id"] > 0)]
     if len(last):
-        # Recorded under an earlier policy: what there is of these must be found without their rows all the same.
+        # An earlier policy recorded events of these episodes, and this policy does not. Without a row that names their
+        # last event, the chain would be lost.
         ended = {"id": last.tolist(), "ends": [1] * len(last)}
         snapshot.backend.update(snapshot.conn, replay_event, "id", ended)
 
 
-def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, NDArray[Any] | None]) -> Ints:
-    """Append one event per id, in the order given, as far as the buffer's policy asks for it.
+def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, Any]) -> Ints:
+    """Append one event for each id, in the order given, if the buffer's policy records the episode.
 
-    ``columns`` are the numbers of the domains, and of the events' other columns what there is; NaN is stored as
-    unknown, and so is a previous event of 0. An episode's second event in here follows its first.
+    Parameters
+    ----------
+    snapshot : Snapshot
+    group : Group
+    ids : int64, shape (n,)
+        An id that comes twice gets two events. The second one names the first one.
+    columns : dict of arrays, shape (n,)
+        ``domain``, the number of the domain within the buffer, and any other columns of the table. None leaves a column
+        out. NaN means unknown, and a ``previous_id`` of 0 means that there is no previous event.
 
     Returns
     -------
-    int64 array
-        Number of each event, 0 where none was recorded.
+    int64, shape (n,)
+        Number of each event. 0 if no event was recorded.
     """
-    policy = history_of(snapshot.settings)
-    counters, buffer_id = snapshot.state.counters, snapshot.state.buffer_id
-    kept = policy.records(ids)
+    policy = snapshot.settings.history
+    counters = snapshot.state.counters
+    kept = np.ones(len(ids), np.bool_) if policy.is_complete else _hashed(ids) < policy.record
     count = int(kept.sum())
     numbers = np.zeros(len(ids), np.int64)
     if not count:
         return numbers
-    first = first_id(buffer_id) + counters.recorded + 1
+    first = snapshot.first_id + counters.recorded + 1
     numbers[kept] = np.arange(first, first + count)
     before, counters.recorded = counters.recorded, counters.recorded + count
-    backend, conn = snapshot.backend, snapshot.conn
-    written = {name: values if values is None else values[kept] for name, values in columns.items()}
-    previous = columns.get("previous_id")
-    written["previous_id"] = None if previous is None else _chained(ids, previous, numbers)[kept]
-    if (domains := written.pop("domain", None)) is not None:
-        written["domain_id"] = domains + first_id(buffer_id)
-    facts = {"id": first, "buffer_id": buffer_id, "count": count, **asdict(group)}
-    facts["checksum"] = group_checksum(facts, {"id": numbers[kept], "episode_id": ids[kept]} | written)
-    backend.insert(conn, event_group, {name: [value] for name, value in facts.items()})
-    events: dict[str, list[Any]] = {
-        "id": numbers[kept].tolist(),
-        "group_id": [first] * count,
-        "episode_id": ids[kept].tolist(),
+    written = {name: values[kept] for name, values in columns.items() if values is not None and name != "domain"}
+    written |= {"id": numbers[kept], "episode_id": ids[kept]}
+    written["domain_id"] = columns["domain"][kept] + snapshot.first_id
+    written["previous_id"] = _chained(ids, columns["previous_id"], numbers)[kept]
+    facts = {"id": first, "buffer_id": snapshot.state.buffer_id, "count": count, **asdict(group)}
+    facts["checksum"] = group_checksum(facts, written)
+    snapshot.backend.insert(snapshot.conn, event_group, {name: [value] for name, value in facts.items()})
+    rows: dict[str, list[Any]] = {
+        name: [None if value != value else value for value in values.tolist()] for name, values in written.items()
     }
-    for name, values in written.items():
-        if name == "previous_id" and values is not None:
-            events[name] = [value or None for value in values.tolist()]
-        elif values is not None:
-            events[name] = [None if value != value else value for value in values.tolist()]
-    backend.insert(conn, replay_event, events)
-    if counters.recorded // policy.slack != before // policy.slack:
+    rows["previous_id"] = [number or None for number in rows["previous_id"]]
+    snapshot.backend.insert(snapshot.conn, replay_event, rows | {"group_id": [first] * count})
+    slack = _slack(policy)
+    if counters.recorded // slack != before // slack:
         prune(snapshot, policy, group.at, PRUNED_AT_ONCE)
     return numbers
 
 
-def group_checksum(facts: Mapping[str, Any], events: Mapping[str, NDArray[Any] | None]) -> int:
-    """Of a group and its events, but for ``ends``, which changes; NaN and 0 stand for what is not known."""
-    count = facts["count"]
-    unknown = {float: np.full(count, np.nan), int: np.zeros(count, np.int64)}
-    columns = [unknown[kind] if (values := events.get(name)) is None else values for name, kind in EVENT.items()]
+def group_checksum(facts: Mapping[str, Any], events: Mapping[str, NDArray[Any]]) -> int:
+    """Return the checksum of a group and its events. NaN and 0 stand for unknown.
+
+    Only columns of floats may be missing. The checksum leaves out ``ends``, because that column changes later.
+    """
+    unknown = np.full(facts["count"], np.nan)
+    columns = [events.get(name, unknown) for name in EVENT]
     return checksums.of_row(*(facts[name] for name in GROUP), checksums.of_block(*columns))
 
 
-def _chained(ids: Ints, previous: Ints, numbers: Ints) -> Ints:
+def repeats(ids: Ints) -> tuple[Ints, Ints]:
+    """Return the places where an id comes again, and for each of them the place where the id came before."""
     order = np.argsort(ids, kind="stable")
     again = np.flatnonzero(ids[order][1:] == ids[order][:-1]) + 1
+    return order[again], order[again - 1]
+
+
+def _chained(ids: Ints, previous: Ints, numbers: Ints) -> Ints:
+    """Return the previous event of each event: ``previous``, or the event of the same episode in this group."""
     chained = previous.copy()
-    chained[order[again]] = numbers[order[again - 1]]
+    again, before = repeats(ids)
+    chained[again] = numbers[before]
     return chained
 
 
 def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
-    """Numbers of the recorded events of these episodes, live or not, oldest first.
+    """Return the numbers of the recorded events of these episodes, live or not, oldest first.
 
     Raises
     ------
     StoreCorrupt
-        When an event names one that is not before it: a chain that is followed has an end.
+        An event names an event that is not before it. Without this error a chain could be endless.
     """
     backend = snapshot.backend
     heads = select(_m.last_event_id.label("id")).where(backend.one_of(_m.episode_id, episodes))
@@ -224,14 +167,15 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
     start = union_all(heads, ends).subquery()
 
     def previous(number: ColumnElement[int]) -> ColumnElement[int]:
-        # Not a join: PostgreSQL does not know how short chains are, and would read the whole table beside one.
+        # A join would make PostgreSQL read the whole table, because it does not know that the chains are short.
         return select(_v.previous_id).where(_v.id == number).scalar_subquery()
 
-    chain = select(start.c.id, previous(start.c.id).label("previous_id")).cte("chain", recursive=True)
-    before = chain.c.previous_id
-    # Each event once, and only downwards: a damaged chain may be a circle, or lead into others.
-    chain = chain.union(select(before, previous(before)).where(before.is_not(None), before < chain.c.id))
-    rows = snapshot.conn.execute(select(chain.c.id, chain.c.previous_id).order_by(chain.c.id)).all()
+    links = select(start.c.id, previous(start.c.id).label("previous_id")).cte("chain", recursive=True)
+    before = links.c.previous_id
+    # A damaged chain may be a circle, or lead into other chains. UNION takes each event once, and only smaller numbers
+    # follow.
+    links = links.union(select(before, previous(before)).where(before.is_not(None), before < links.c.id))
+    rows = snapshot.conn.execute(select(links.c.id, links.c.previous_id).order_by(links.c.id)).all()
     for number, earlier in rows:
         if earlier is not None and earlier >= number:
             raise stored.damaged(f"event {number}", f"names event {earlier} as the one before it")
@@ -239,23 +183,24 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
 
 
 def slot_of(number: int) -> int:
-    """Where the replay of this number is tallied: slots widen with the number, 256 to each doubling of it.
+    """Return the slot of the tally that counts the replay with this number.
 
-    So the tally stays small for ever, and any stretch of the history that is worth a picture has enough of them.
+    Slots become wider with the number: each doubling of the number has 256 slots. So the tally stays small for ever,
+    and any long part of the history has enough slots for a picture.
     """
     shift = max(number.bit_length() - RESOLUTION_BITS - 1, 0)
     return number >> shift << shift
 
 
 def tally(snapshot: Snapshot, group: Group, domains: Ints, loss: Floats) -> None:
-    """Count replays, given the number of each one's domain; a batch counts in the slot of its first replay."""
-    if not history_of(snapshot.settings).record:
+    """Count replays with their domains and losses. A batch counts in the slot of its first replay."""
+    if not snapshot.settings.history.record:
         return
     found, place = np.unique(domains, return_inverse=True)
     columns: dict[str, list[Any]] = {
         "buffer_id": [snapshot.state.buffer_id] * len(found),
         "slot": [slot_of(snapshot.state.counters.events + 1)] * len(found),
-        "domain_id": (found + first_id(snapshot.state.buffer_id)).tolist(),
+        "domain_id": (found + snapshot.first_id).tolist(),
         "replays": np.bincount(place).tolist(),
         "loss_sum": np.bincount(place, np.minimum(loss, LARGEST_TALLIED)).tolist(),
         "last_step": [group.step] * len(found),
@@ -265,16 +210,14 @@ def tally(snapshot: Snapshot, group: Group, domains: Ints, loss: Floats) -> None
 
 
 def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.inf) -> int:
-    """Forget the oldest groups of events that the policy need not keep, about ``most`` events of them.
-
-    Returns how many events went.
-    """
+    """Delete the oldest groups that the policy need not keep, about ``most`` events. Return the number deleted."""
     if policy.max_events is None and policy.max_age is None:
         return 0
-    low, _ = id_range(snapshot.state.buffer_id)
-    last = first_id(snapshot.state.buffer_id) + snapshot.state.counters.recorded
-    cutoff, gone = low - 1, 0
-    for group_id, count, at in _groups(snapshot, low, last):
+    low = snapshot.first_id + 1
+    last = snapshot.first_id + snapshot.state.counters.recorded
+    cutoff, gone = snapshot.first_id, 0
+    pages = snapshot.pages(event_group, ("id", "count", "at"), PRUNE_PAGE)
+    for group_id, count, at in chain.from_iterable(pages):
         over = policy.max_events is not None and group_id + count - 1 <= last - policy.max_events
         stale = policy.max_age is not None and at < now - policy.max_age
         if not (over or stale) or gone >= most:
@@ -286,21 +229,13 @@ def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.in
     return gone
 
 
-def _groups(snapshot: Snapshot, low: int, last: int) -> Iterator[Row[int, int, float]]:
-    """Groups of events, oldest first: a few and then more at a time, for mostly few may go."""
-    page, most_at_once = 8, 4096
-    while True:
-        query = select(_g.id, _g["count"], _g.at).where(_g.id >= low, _g.id <= last).order_by(_g.id).limit(page)
-        found = snapshot.conn.execute(query).all()
-        yield from found
-        if len(found) < page:
-            return
-        reached = stored.onward(found[-1][0], low - 1, f"the rows of {event_group.name}")
-        low, page = reached + 1, min(4 * page, most_at_once)
+def _slack(policy: History) -> int:
+    """Return the number of new events after which old events are deleted."""
+    return PRUNE_EVERY if policy.max_events is None else min(PRUNE_EVERY, max(64, policy.max_events // SLACK))
 
 
 def _hashed(ids: Ints) -> Floats:
-    """A number in [0, 1) for each id, by the finalizer of SplitMix64 (Steele et al. 2014)."""
+    """Return a number in [0, 1) for each id, by the finalizer of SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         z = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

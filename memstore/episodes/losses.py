@@ -1,7 +1,6 @@
-"""Losses are a log, replay metadata its fold.
+"""New losses. Replays are appended to the log, then applied to the replay metadata and the strata.
 
-``append`` records what was replayed; ``fold`` applies losses to metadata and strata. ``update`` calls one after the
-other in one transaction; nothing above this module may assume that they always will be so close.
+``update`` calls ``append`` and ``fold`` in one transaction. Code outside of this module must not rely on that.
 """
 
 from __future__ import annotations
@@ -14,13 +13,16 @@ from numpy.typing import NDArray
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import FALL_BEFORE_MOVE, Floats, Ints, bucket_of, write_positions
 from memstore.episodes.insert import remove
-from memstore.episodes.log import Group, record, tally
+from memstore.episodes.log import Group, record, repeats, tally
 from memstore.storage.schema import replay_metadata
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Losses measured in one step, one for each id, with what the draw said of them where there was one."""
+    """The losses that were measured in one step, one for each id.
+
+    ``probability`` and ``weight`` are those of the draw. They are None if the ids do not come from a draw.
+    """
 
     ids: Ints
     loss: Floats
@@ -28,43 +30,44 @@ class Replay:
     weight: Floats | None = None
 
     def take(self, which: NDArray[np.bool_]) -> Replay:
-        """The replays at these places."""
+        """Return the replays at these places."""
         drawn = (None if values is None else values[which] for values in (self.probability, self.weight))
         return Replay(self.ids[which], self.loss[which], *drawn)
 
 
 def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints]:
-    """Record the replays of live episodes and give them their new losses; returns the ids updated and missing.
+    """Record the replays of live episodes and give them their new losses.
 
-    An id given twice is two replays; its last loss stays.
+    An id that comes twice is two replays, and its last loss stays. An episode that reaches ``max_replays`` leaves.
+
+    Returns
+    -------
+    tuple of int64 arrays
+        The updated ids, and the ids that are not live. Both are sorted and without repetition.
     """
     distinct = np.unique(replay.ids)
     rows = snapshot.find(distinct)
     replay = replay.take(np.isin(replay.ids, rows.ids))
     ids, loss = replay.ids, replay.loss
     place = np.searchsorted(rows.ids, ids)
-    order = np.argsort(place, kind="stable")
-    again = np.flatnonzero(place[order][1:] == place[order][:-1]) + 1
     before = rows.loss[place]
-    before[order[again]] = loss[order[again - 1]]
+    again, earlier = repeats(ids)
+    before[again] = loss[earlier]
     numbers = append(snapshot, group, replay, rows, place, before)
     snapshot.state.counters.measured(loss, snapshot.settings.epsilon)
-
-    last, lowest, last_event = np.empty(len(rows)), np.full(len(rows), np.inf), rows.last_event.copy()
-    last[place] = loss
-    np.minimum.at(lowest, place, loss)
-    np.maximum.at(last_event, place, numbers)
-    replays = np.bincount(place, minlength=len(rows))
-    fold(snapshot, rows, Folded(last, lowest, replays, last_event), group.at)
+    fold(snapshot, rows, place, loss, numbers, group.at)
     limit = snapshot.settings.max_replays
     if limit is not None:
-        exhausted = snapshot.find(rows.ids[rows.replay_count + replays >= limit])
+        exhausted = snapshot.find(rows.ids[rows.replay_count + np.bincount(place, minlength=len(rows)) >= limit])
         remove(snapshot, (exhausted, replace(group, what="exhausted", reason="max_replays", strategy=None)))
     return rows.ids, np.setdiff1d(distinct, rows.ids)
 
 
 def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: Ints, before: Floats) -> Ints:
-    """Record one event per replay, in the order given; ``place`` is its row, NaN before means never measured."""
+    """Record one event for each replay, in the order given, and return the numbers of the events.
+
+    ``place`` is the row of each replay. ``before`` is the loss before the replay, NaN if never measured.
+    """
     domains = snapshot.state.strata.domain[rows.stratum][place]
     tally(snapshot, group, domains, replay.loss)
     columns = {
@@ -79,53 +82,64 @@ def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: 
     return record(snapshot, group, replay.ids, columns)
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """What events come to, for each row: the last and the smallest loss, how many, the last one recorded."""
+def fold(snapshot: Snapshot, rows: Rows, place: Ints, loss: Floats, numbers: Ints, at: float) -> None:
+    """Apply replays to their rows. The last loss of each row stays.
 
-    loss: Floats
-    lowest: Floats
-    replays: Ints
-    last_event: Ints
-
-
-def fold(snapshot: Snapshot, rows: Rows, folded: Folded, at: float) -> None:
-    """Set the losses of live rows (each once, in id order), and move those whose stratum no longer fits.
-
-    A row moves when its priority rose above its stratum's bound, which must hold, or fell ``FALL_BEFORE_MOVE`` buckets
-    below it; so most updates touch no entry of the sampling index.
+    Parameters
+    ----------
+    snapshot : Snapshot
+    rows : Rows
+        Live rows, each once, in id order. Each row has a replay.
+    place, loss, numbers : arrays, shape (n,)
+        Row, loss and event number of each replay, in the order of the replays. The number is 0 if no event was
+        recorded.
+    at : float
+        Time of the replays, in seconds.
     """
-    state, settings = snapshot.state, snapshot.settings
-    strata, loss = state.strata, folded.loss
     if not len(rows):
         return
-    state.counters.live_replays += int(folded.replays.sum())
-
-    wanted, standing = bucket_of(loss, settings.epsilon), strata.bucket[rows.stratum]
-    # A never-measured stratum lies below every bucket, so leaving it is a rise too.
-    moving = (wanted > standing) | (wanted <= standing - FALL_BEFORE_MOVE)
-    target = rows.stratum.copy()
-    target[moving] = strata.find(strata.domain[rows.stratum[moving]], wanted[moving])
-    movers = rows.take(moving)
-    position = rows.position.copy()
-    position[moving], displaced, displaced_to = strata.rearrange(
-        snapshot.conn, snapshot.backend, (movers.stratum, movers.position), target[moving]
-    )
-    strata.account(rows.stratum, rows.loss, settings.epsilon, settings.alpha, -1)
-    strata.account(target, loss, settings.epsilon, settings.alpha, +1)
-
+    snapshot.state.counters.live_replays += len(place)
+    last, lowest, last_event = np.empty(len(rows)), np.full(len(rows), np.inf), rows.last_event.copy()
+    last[place] = loss
+    np.minimum.at(lowest, place, loss)
+    np.maximum.at(last_event, place, numbers)
+    moving, places = _move(snapshot, rows, last)
     columns = {
         "episode_id": rows.ids,
-        "loss": loss,
-        "lowest_loss": folded.lowest,
-        "replay_count": rows.replay_count + folded.replays,
+        "loss": last,
+        "lowest_loss": lowest,
+        "replay_count": rows.replay_count + np.bincount(place, minlength=len(rows)),
         "last_replayed_at": np.full(len(rows), at),
-        "last_event_id": folded.last_event,
+        "last_event_id": last_event,
     }
-    places = {"stratum_id": strata.ids(target), "position": position}
-    write_positions(snapshot.conn, snapshot.backend, displaced, displaced_to)
     for which, written in ((~moving, columns), (moving, columns | places)):
         if which.any():
             chosen = {name: values[which].tolist() for name, values in written.items()}
             chosen["last_event_id"] = [number or None for number in chosen["last_event_id"]]
             snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", chosen, least="lowest_loss")
+
+
+def _move(snapshot: Snapshot, rows: Rows, loss: Floats) -> tuple[NDArray[np.bool_], dict[str, Ints]]:
+    """Account for the new losses in the strata, and move the rows that no longer fit theirs.
+
+    A row with a priority above the bound of its stratum must move. A row with a lower priority moves only if it fell by
+    ``FALL_BEFORE_MOVE`` buckets. So most updates touch no entry of the sampling index.
+
+    Returns
+    -------
+    tuple
+        A flag for each row (True if it moves), and the columns with the new place of each row.
+    """
+    strata, settings = snapshot.state.strata, snapshot.settings
+    wanted, standing = bucket_of(loss, settings.epsilon), strata.bucket[rows.stratum]
+    # The stratum of never-measured episodes lies below every bucket, so a row that leaves it rises.
+    moving = (wanted > standing) | (wanted <= standing - FALL_BEFORE_MOVE)
+    target, position = rows.stratum.copy(), rows.position.copy()
+    target[moving] = strata.ensure(strata.domain[rows.stratum[moving]], wanted[moving])
+    position[moving], displaced, displaced_to = strata.rearrange(
+        snapshot.conn, snapshot.backend, (rows.stratum[moving], rows.position[moving]), target[moving]
+    )
+    strata.account(rows.stratum, rows.loss, settings.epsilon, settings.alpha, -1)
+    strata.account(target, loss, settings.epsilon, settings.alpha, +1)
+    write_positions(snapshot.conn, snapshot.backend, displaced, displaced_to)
+    return moving, {"stratum_id": strata.ids(target), "position": position}

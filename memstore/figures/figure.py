@@ -1,4 +1,4 @@
-"""What a figure or a table holds, however it is drawn."""
+"""The content of a figure or a table, independent of how it is drawn."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a figure, or its row of bars.
+    """One line of a figure, or one row of bars.
 
     Attributes
     ----------
     label : str
+        Name of the series.
     x : tuple of str or float
-        Names of the bars, or positions.
+        Names of the bars, or positions of the points.
     y : tuple of float
+        Heights.
     low, high : tuple of float
         Ends of the interval around each y; empty without intervals.
     """
@@ -29,7 +31,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure, for PNG and for text; ``name`` is that of the file."""
+    """A figure. ``name`` is the name of its file, without the ending."""
 
     name: str
     title: str
@@ -43,7 +45,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class TableData:
-    """A table of texts."""
+    """A table of texts; each row has one text for each column."""
 
     title: str
     columns: tuple[str, ...]

@@ -10,16 +10,20 @@ from memstore.figures.figure import Figure, Series
 from memstore.figures.text import interval_of, number
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#b8a800")
-"""Okabe and Ito's, which the colour-blind can tell apart."""
+"""Okabe and Ito's colours, which colour-blind people can tell apart."""
 
 WIDTH, LINES_HEIGHT, BAR_HEIGHT = 8.0, 4.6, 0.34
+"""These are the width of a figure, the height of a figure of lines, and the height of one bar, in inches."""
 DPI = 150
+"""An inch has this many pixels."""
 LABEL_POINTS = 11.0
+"""Two labels at line ends have at least this distance, in points (1/72 inch)."""
 MOST_ERROR_BARS = 12
+"""Number of points up to which a line has error bars; with more points it has a shaded band."""
 
 
 def draw(figure: Figure, path: Path) -> None:
-    """Write the figure to ``path``.
+    """Write the figure to ``path`` as a PNG.
 
     Raises
     ------
@@ -30,7 +34,7 @@ def draw(figure: Figure, path: Path) -> None:
 
 
 def draw_panels(figures: Sequence[Figure], path: Path) -> None:
-    """Write the figures, at least one, to ``path``, one below the other.
+    """Write one or more figures to ``path`` as a PNG, one below the other.
 
     Raises
     ------
@@ -41,7 +45,7 @@ def draw_panels(figures: Sequence[Figure], path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
 
     heights = [_height(figure) for figure in figures]
-    # Labels may be names that users gave: a "$" in them begins no formula.
+    # Labels may be names that users gave, so a "$" in them must not begin a formula.
     with rc_context({"text.parse_math": False}):
         canvas = Canvas(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
         panels = canvas.subfigures(len(figures), squeeze=False, height_ratios=heights)[:, 0]
@@ -58,7 +62,7 @@ def _height(figure: Figure) -> float:
 
 
 def _draw_panel(panel: Any, figure: Figure) -> Any:
-    """Draw one figure into its part of the canvas; return its axes."""
+    """Draw one figure in its part of the canvas, and return its axes."""
     axes = panel.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(figure.title, loc="left", fontsize=11, fontweight="bold")
@@ -99,7 +103,7 @@ def _lines(axes: Any, figure: Figure) -> None:
     for colour, series in zip(COLOURS, figure.series, strict=False):
         x = [float(one) for one in series.x]
         few = len(x) <= MOST_ERROR_BARS
-        # Dashed on top of an equal one, so that both are seen.
+        # A line on top of an equal one is dashed, so that both are seen.
         style = "--" if series.y in seen else "-"
         seen.add(series.y)
         axes.plot(x, series.y, style, color=colour, linewidth=1.8, marker="o" if few else None, markersize=4)
@@ -129,7 +133,7 @@ def _intervals(axes: Any, x: list[float], series: Series, colour: str, few: bool
 
 
 def _label_line_ends(canvas: Any, axes: Any, figure: Figure) -> None:
-    """Write each series' label beside its last point, pushed upwards where the one below is too near."""
+    """Write each series' label beside its last point. A label that is too near the one below moves up."""
     canvas.draw_without_rendering()
     ends = []
     for colour, series in zip(COLOURS, figure.series, strict=False):

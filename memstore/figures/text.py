@@ -10,19 +10,22 @@ from memstore.errors import InvalidValue
 from memstore.figures.figure import Figure, Series, TableData
 
 BAR_WIDTH = 50
+"""The longest bar has this many characters."""
 PLOT_WIDTH, PLOT_HEIGHT = 68, 17
+"""A figure of lines has this width and height, in characters."""
 MARKS = "o+x*#@%&"
+"""The points of each series have one of these characters."""
 
 
 def number(value: float) -> str:
-    """Return a value as figures show it: three digits, or all those of a large one; counts whole."""
+    """Return a value as figures show it: with three digits, or without decimals from 1,000 on. Counts are whole."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def table(data: TableData) -> str:
-    """Return the table, first column to the left and the others to the right, without a line break at its end."""
+    """Return the table, with the first column to the left and the others to the right; no line break at its end."""
     rows = [data.columns, *data.rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(_padded, row, widths, range(len(row)))).rstrip() for row in rows]
@@ -34,7 +37,7 @@ def _padded(cell: str, width: int, column: int) -> str:
 
 
 def figure(data: Figure) -> str:
-    """Return the figure as characters, without a line break at its end.
+    """Return the figure as text, without a line break at its end.
 
     Raises
     ------
@@ -45,7 +48,7 @@ def figure(data: Figure) -> str:
 
 
 def interval_of(series: Series, i: int) -> tuple[float, float] | None:
-    """Return the interval around the i-th y, None without one or where it has no end."""
+    """Return the interval around the i-th y; None if there is none or if an end is not finite."""
     if not series.low:
         return None
     low, high = series.low[i], series.high[i]
@@ -66,7 +69,7 @@ class _Axis:
         return cls(low, high if high > low else low + 1, log)
 
     def cell(self, value: float, cells: int) -> int:
-        """Return which of so many cells, 0 .. cells - 1, the value falls in; the nearest where it is outside."""
+        """Return the cell, 0 .. cells - 1, in which the value falls; the nearest cell for a value outside."""
         low, high, at = self.low, self.high, min(max(value, self.low), self.high)
         if self.log:
             low, high, at = math.log(low), math.log(high), math.log(at)

@@ -1,4 +1,4 @@
-"""Online learning on top of the memory: examples, models, learner, and the training job."""
+"""Online learning on top of the memory: examples, models, the learner, and the training job."""
 
 from memstore.learner.config import PRESETS, OnlineLearnerConfig
 from memstore.learner.curriculum import CurriculumConfig, CurriculumState
@@ -11,7 +11,6 @@ from memstore.learner.models.mlp import MLP
 from memstore.learner.models.model import Model, Penalty
 from memstore.learner.models.optimizer import Optimizer
 from memstore.learner.models.torch_model import TorchModel
-from memstore.learner.protocol import OnlineLearner
 from memstore.learner.scheduler import (
     BatchCount,
     BufferThreshold,
@@ -44,7 +43,6 @@ __all__ = [
     "MemoryOnlineLearner",
     "Model",
     "OnlineExample",
-    "OnlineLearner",
     "OnlineLearnerConfig",
     "OnlineLearnerStats",
     "Optimizer",

@@ -1,18 +1,26 @@
-"""The learner's settings, each checked when the configuration is made, and the presets."""
+"""The settings of the learner. Each is checked when the configuration is made. The presets stand here too."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from sqlalchemy import URL
 
-from memstore.config import check_float, check_int, check_name
-from memstore.draws.strategies import DomainBalanced, Strategy, Uniform, as_strategy
-from memstore.errors import ConfigError
+from memstore.config import UNCHANGED, check_float, check_int, check_name
+from memstore.draws.strategies import (
+    DomainBalanced,
+    PrioritizedLoss,
+    Strategy,
+    Uniform,
+    as_strategy,
+    strategy_from_json,
+)
+from memstore.errors import ConfigError, MemstoreError
 from memstore.learner.curriculum import CurriculumConfig
 from memstore.learner.models.mlp import MLP, Head
 from memstore.learner.models.optimizer import OptimizerName
@@ -23,76 +31,85 @@ from memstore.types import EvictionPolicy, ReplayStrategy, RetentionPolicy
 
 Retrieval = Literal["draw", "mir"]
 
+_FORMER_NAMES = {"strategy": "replay_strategy", "alpha": "priority_alpha"}
+"""Earlier versions stored these settings under other names: the old name of each, with its name now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnlineLearnerConfig:
     """Settings of a `MemoryOnlineLearner`.
 
-    The first group steers the learner; the second is used where `MemoryOnlineLearner.with_default_model`
-    builds the model or opens the memory, and says nothing about a model or memory handed over ready-made.
+    The first group steers the learner. The second group is used where `MemoryOnlineLearner.with_default_model`
+    builds the model or opens the memory. It has no effect on a model or a memory that you hand over ready-made.
 
     Parameters
     ----------
     batch_size : int
-        Most examples, new and replayed together, in one gradient step.
+        Largest number of examples, new and replayed together, in one gradient step.
     replay_ratio : float
-        Replayed episodes per new example, added to the new ones and never in their place; may exceed 1.
-    strategy : str or ReplayStrategy or None
-        How replayed episodes are drawn; None: the memory's own strategy, ``alpha`` included.
-    alpha : float
-        Exponent of the prioritized strategies.
+        Replayed episodes per new example. They are added to the new ones and never take their place. May exceed 1.
+    replay_strategy : Strategy, str, ReplayStrategy or None
+        Strategy that draws replayed episodes, such as ``PrioritizedLoss(0.8)``, or the name of a strategy. None: the
+        memory's own strategy, with the memory's exponent.
+    priority_alpha : float or None
+        Exponent of the strategy, >= 0. It replaces the exponent of a `Strategy` too. Strategies without an exponent
+        ignore it. None: the exponent that the strategy has; a strategy given by its name has 0.6.
     beta : float
-        Strength of the importance-sampling correction among replayed examples, 0 (none) to 1 (full). Their
-        weights have mean 1, that of a new example.
+        Strength of the importance-sampling correction among replayed examples, from 0 (none) to 1 (full). Their
+        weights are scaled to the mean 1, which is the weight of a new example.
     retrieval : {"draw", "mir"}
-        ``"draw"`` replays what the strategy draws. ``"mir"`` draws ``retrieval_candidates`` and replays those of
-        them whose loss a step on the new examples alone would raise most (maximally interfered retrieval,
-        Aljundi et al. 2019, section 3.1); it costs that step and two passes over the candidates.
+        ``"draw"`` replays the episodes that the strategy draws. ``"mir"`` draws ``retrieval_candidates`` episodes and
+        replays those whose loss would rise most after a step on the new examples alone (maximally interfered
+        retrieval, Aljundi et al. 2019, section 3.1). That costs one step and two passes over the candidates.
     retrieval_candidates : int
+        Episodes that ``"mir"`` draws and compares.
     ewc : bool
-        Elastic weight consolidation: a penalty in every step, see `EWC`.
-    ewc_lambda, ewc_decay : float
-        Its strength, and the share of the former Fisher diagonal that a consolidation keeps, 0 to 1.
+        True adds the penalty of elastic weight consolidation to every step. See `EWC`.
+    ewc_lambda : float
+        Strength of the penalty, >= 0.
+    ewc_decay : float
+        Share of the former Fisher diagonal that a consolidation keeps, 0 to 1.
     ewc_samples : int
-        Episodes, drawn uniformly, that each estimate is made from.
+        Number of episodes, drawn uniformly, for each Fisher estimate.
     consolidation_interval : int
-        New examples between two consolidations, where ``scheduler`` does not say otherwise.
+        New examples between two consolidations. Used only without a ``scheduler``.
     scheduler : ConsolidationScheduler or None
-        When to consolidate; None: every ``consolidation_interval`` new examples.
+        Rule that decides when to consolidate. None: every ``consolidation_interval`` new examples.
     integrate_steps : int
         Extra gradient steps of a consolidation, each on ``batch_size`` episodes drawn evenly over the domains.
     max_age : float or None
-        At consolidation delete episodes older than this many seconds.
+        A consolidation deletes episodes older than this many seconds. None: it deletes none for their age.
     min_importance : float or None
-        At consolidation delete episodes below this importance (see `memstore.RetentionPolicy`).
+        A consolidation deletes episodes below this importance, 0 to 1 (see `memstore.RetentionPolicy`).
     consolidate_similar : float or None
-        At consolidation keep one of near-identical episodes; the tolerance (see `memstore.RetentionPolicy`). It reads
-        every payload, and inside the learner's commit: other writers wait meanwhile.
+        A consolidation keeps one of several near-identical episodes. The number is the tolerance, 0 to 1 (see
+        `memstore.RetentionPolicy`). This reads every payload inside the learner's commit, and other writers wait for
+        it.
     curriculum : CurriculumConfig or None
-        Levels to advance through; None: ``stats.current_level`` is that of the newest example.
+        The levels to advance through. None: ``stats.current_level`` is the level of the newest example.
     checkpoint_every : int or None
-        Learning calls that make one commit, with a checkpoint at its end. With any number the learner resumes
-        exactly, from the last checkpoint. 1 (the default) commits in every call. With more the write lock is held
-        from the first of the calls to the last, so only a learner that is alone on its database should: the
-        others would wait. None commits in every call and saves only by ``save_state``; what was learned since
-        is then in the memory and not in the weights.
+        Number of learning calls that share one commit, which ends with a checkpoint. With any number the learner
+        resumes exactly from the last checkpoint. 1 (the default) commits in every call. A larger number holds the write
+        lock from the first of the calls to the last. Only a learner that is alone on its database should use it,
+        because all others would wait. None commits in every call, and saves a checkpoint only in ``save_state``. After
+        a crash, the calls since the last checkpoint are then in the memory and not in the weights.
     checkpoint_name : str
         Name of these checkpoints.
 
     optimizer : {"sgd", "adam"}
-        Of the default model.
+        Optimizer of the default model.
     learning_rate, momentum : float
-        Of its optimizer.
+        Settings of that optimizer.
     layers : tuple of int
-        Widths of the default model, inputs first, outputs last.
+        Widths of the default model's layers, inputs first, outputs last.
     head : {"classification", "regression"}
-        Of the default model.
+        Kind of the default model's answer: one of several classes, or numbers.
     seed : int
-        Of the default model's weights and of the memory's generator.
+        Seed of the default model's weights and of the memory's generator.
     capacity : int
-        Episodes the memory keeps.
+        Largest number of episodes in the memory.
     eviction : str or EvictionPolicy or None
-        Who leaves at capacity; None: as the strategy implies.
+        Policy that decides which episodes leave at capacity. None: the policy that suits the strategy.
 
     Raises
     ------
@@ -102,8 +119,8 @@ class OnlineLearnerConfig:
 
     batch_size: int = 32
     replay_ratio: float = 0.5
-    strategy: str | None = "mixed"
-    alpha: float = 0.6
+    replay_strategy: Strategy | str | None = "mixed"
+    priority_alpha: float | None = None
     beta: float = 0.4
     retrieval: Retrieval = "draw"
     retrieval_candidates: int = 50
@@ -131,21 +148,11 @@ class OnlineLearnerConfig:
     eviction: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "capacity", "consolidation_interval", "retrieval_candidates", "ewc_samples"):
-            self._set(name, check_int(name, getattr(self, name), minimum=1))
-        for name in ("seed", "integrate_steps"):
-            self._set(name, check_int(name, getattr(self, name), minimum=0))
-        if self.checkpoint_every is not None:
-            self._set("checkpoint_every", check_int("checkpoint_every", self.checkpoint_every, minimum=1))
-        for name in ("replay_ratio", "alpha", "ewc_lambda"):
-            self._set(name, check_float(name, getattr(self, name)))
-        for name in ("beta", "ewc_decay"):
-            self._set(name, check_float(name, getattr(self, name), maximum=1.0))
-        for name, most in (("max_age", math.inf), ("min_importance", 1.0), ("consolidate_similar", 1.0)):
-            if getattr(self, name) is not None:
-                self._set(name, check_float(name, getattr(self, name), maximum=most))
-        self._set("learning_rate", check_float("learning_rate", self.learning_rate, exclusive=True))
-        self._set("momentum", check_float("momentum", self.momentum))
+        for name, least in _WHOLE_NUMBERS.items():
+            self._check(name, check_int, minimum=least)
+        for name, most in _NUMBERS.items():
+            self._check(name, check_float, maximum=most)
+        self._check("learning_rate", check_float, exclusive=True)
         if self.momentum >= 1:
             raise ConfigError(f"momentum must be below 1, got {self.momentum}")
         if not isinstance(self.ewc, bool):
@@ -161,30 +168,31 @@ class OnlineLearnerConfig:
             if not isinstance(getattr(self, name), (kind, type(None))):
                 raise ConfigError(f"{name} must be a {kind.__name__} or None, got {getattr(self, name)!r}")
         check_name("checkpoint_name", self.checkpoint_name)
-        self._set_choice("strategy", ReplayStrategy)
+        if not isinstance(self.replay_strategy, Strategy):
+            self._set_choice("replay_strategy", ReplayStrategy)
         self._set_choice("eviction", EvictionPolicy)
 
     @classmethod
     def default(cls) -> OnlineLearnerConfig:
-        """Mixed replay, one replayed episode for two new examples."""
-        return cls()
+        """Return mixed replay: one replayed episode for two new examples."""
+        return cls(priority_alpha=0.6)
 
     @classmethod
     def fast(cls) -> OnlineLearnerConfig:
-        """Large steps, little replay, a small memory."""
+        """Return large steps, little replay and a small memory."""
         return cls(
             learning_rate=0.01,
             batch_size=16,
             capacity=1_000,
             replay_ratio=0.2,
             consolidation_interval=500,
-            strategy="uniform",
-            alpha=0.0,
+            replay_strategy="uniform",
+            priority_alpha=0.0,
         )
 
     @classmethod
     def stable(cls) -> OnlineLearnerConfig:
-        """Small steps, much replay, a large memory, elastic weight consolidation."""
+        """Return small steps, much replay, a large memory, and elastic weight consolidation."""
         return cls(
             ewc=True,
             ewc_lambda=0.5,
@@ -193,25 +201,25 @@ class OnlineLearnerConfig:
             capacity=50_000,
             replay_ratio=0.7,
             consolidation_interval=5_000,
-            strategy="prioritized_loss",
-            alpha=0.8,
+            replay_strategy="prioritized_loss",
+            priority_alpha=0.8,
         )
 
     @classmethod
     def prioritized(cls) -> OnlineLearnerConfig:
-        """Replay in proportion to the loss itself."""
+        """Return replay in proportion to the loss itself."""
         return cls(
             capacity=20_000,
             replay_ratio=0.6,
             consolidation_interval=2_000,
-            strategy="prioritized_loss",
-            alpha=1.0,
+            replay_strategy="prioritized_loss",
+            priority_alpha=1.0,
         )
 
     @classmethod
     def balanced(cls) -> OnlineLearnerConfig:
-        """Equally many replayed episodes from every domain."""
-        return cls(capacity=15_000, consolidation_interval=1_500, strategy="domain_balanced", alpha=0.5)
+        """Return equal numbers of replayed episodes from every domain."""
+        return cls(capacity=15_000, consolidation_interval=1_500, replay_strategy="domain_balanced", priority_alpha=0.5)
 
     @classmethod
     def preset(cls, name: str) -> OnlineLearnerConfig:
@@ -227,42 +235,48 @@ class OnlineLearnerConfig:
         made: OnlineLearnerConfig = getattr(cls, name)()
         return made
 
-    def replay_strategy(self) -> Strategy | None:
-        """Return how replayed episodes are drawn, ``alpha`` included where the strategy has one."""
-        if self.strategy is None:
+    def build_strategy(self) -> Strategy | None:
+        """Return the strategy that draws replayed episodes, with ``priority_alpha``; None: the memory's own."""
+        if self.replay_strategy is None:
             return None
-        chosen = as_strategy(self.strategy)
-        return chosen if isinstance(chosen, (Uniform, DomainBalanced)) else chosen.with_alpha(self.alpha)
+        strategy = as_strategy(self.replay_strategy)
+        if self.priority_alpha is None or isinstance(strategy, (Uniform, DomainBalanced)):
+            return strategy
+        return strategy.with_alpha(self.priority_alpha)
 
     def consolidation_scheduler(self) -> ConsolidationScheduler:
-        """Return ``scheduler``, or the one of ``consolidation_interval``."""
+        """Return ``scheduler``, or a scheduler that consolidates every ``consolidation_interval`` examples."""
         return self.scheduler or ConsolidationScheduler(ExampleCount(self.consolidation_interval))
 
     def retention(self) -> RetentionPolicy:
-        """Return what a consolidation keeps of the memory. The capacity needs no policy: it holds at every add."""
+        """Return the policy that a consolidation applies to the memory.
+
+        It has no limit on the number of episodes: the capacity holds at every add.
+        """
         return RetentionPolicy(
             max_age=self.max_age, min_importance=self.min_importance, consolidate_similar=self.consolidate_similar
         )
 
     def open_memory(self, target: str | os.PathLike[str] | URL, *, buffer: str = "default") -> EpisodicMemory:
-        """Open a memory with the configuration's capacity, strategy, eviction and seed.
+        """Open a memory with this capacity, strategy, eviction and seed.
 
         Raises
         ------
         ConfigError
             The buffer exists with another capacity or eviction policy.
         """
+        strategy = self.build_strategy()
         return open_memory(
             target,
             buffer=buffer,
             capacity=self.capacity,
-            strategy=self.replay_strategy(),
-            eviction=self.eviction,
+            strategy=UNCHANGED if strategy is None else strategy,
+            eviction=UNCHANGED if self.eviction is None else self.eviction,
             seed=self.seed,
         )
 
     def default_model(self) -> MLP:
-        """Return a new model, by ``layers``, ``head``, ``optimizer``, its rates and ``seed``."""
+        """Return a new model with the configuration's layers, head, optimizer and seed."""
         return MLP(
             self.layers,
             head=self.head,
@@ -272,26 +286,50 @@ class OnlineLearnerConfig:
             seed=self.seed,
         )
 
+    def differences(self, other: OnlineLearnerConfig) -> dict[str, tuple[Any, Any]]:
+        """Return the settings in which two configurations differ, as ``{name: (own value, other's value)}``."""
+        pairs = {item.name: (getattr(self, item.name), getattr(other, item.name)) for item in fields(self)}
+        pairs["priority_alpha"] = self._exponent(), other._exponent()
+        return {name: (own, others) for name, (own, others) in pairs.items() if own != others}
+
+    def _exponent(self) -> float | None:
+        """Return ``priority_alpha``, or the exponent of a strategy given by its name, which earlier versions stored."""
+        if self.priority_alpha is None and not isinstance(self.replay_strategy, Strategy):
+            return PrioritizedLoss().alpha
+        return self.priority_alpha
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as scalars, lists and dicts of them."""
+        """Return the settings as scalars, and as lists and dicts of scalars."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         nested = {name: values[name].to_dict() for name in _NESTED if values[name] is not None}
+        if isinstance(self.replay_strategy, Strategy):
+            nested["replay_strategy"] = json.loads(self.replay_strategy.to_json())
         return {**values, **nested, "layers": list(self.layers)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OnlineLearnerConfig:
-        """Return the configuration that `to_dict` wrote; a setting it lacks gets its default.
+        """Return the configuration that `to_dict` wrote, of this version or an earlier one.
+
+        A setting that is not among the values gets its default.
 
         Raises
         ------
         ConfigError
             A setting is unknown or invalid.
         """
+        values = {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
         unknown = values.keys() - {item.name for item in fields(cls)}
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
         nested = {name: kind.from_dict(values[name]) for name, kind in _NESTED.items() if values.get(name) is not None}
+        if isinstance(values.get("replay_strategy"), Mapping):
+            nested["replay_strategy"] = _stored_strategy(values["replay_strategy"])
         return cls(**{**values, **nested})
+
+    def _check(self, name: str, check: Callable[..., Any], **bounds: Any) -> None:
+        value = getattr(self, name)
+        if value is not None or name not in _OPTIONAL:
+            self._set(name, check(name, value, **bounds))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -307,5 +345,27 @@ class OnlineLearnerConfig:
 
 
 _NESTED: dict[str, Any] = {"scheduler": ConsolidationScheduler, "curriculum": CurriculumConfig}
+"""These settings are objects. Each is given with its class."""
+
+_WHOLE_NUMBERS = dict.fromkeys(("seed", "integrate_steps"), 0) | dict.fromkeys(
+    ("batch_size", "capacity", "consolidation_interval", "retrieval_candidates", "ewc_samples", "checkpoint_every"), 1
+)
+"""These settings are integers. Each is given with its smallest value."""
+
+_NUMBERS = dict.fromkeys(("beta", "ewc_decay", "min_importance", "consolidate_similar"), 1.0) | dict.fromkeys(
+    ("replay_ratio", "priority_alpha", "ewc_lambda", "max_age", "momentum"), math.inf
+)
+"""These settings are finite numbers >= 0. Each is given with its largest value."""
+
+_OPTIONAL = {"priority_alpha", "checkpoint_every", "max_age", "min_importance", "consolidate_similar"}
+"""These numbers may be None."""
 
 PRESETS = ("default", "fast", "stable", "prioritized", "balanced")
+"""`OnlineLearnerConfig.preset` takes these names."""
+
+
+def _stored_strategy(document: Mapping[str, Any]) -> Strategy:
+    try:
+        return strategy_from_json(json.dumps(document))
+    except (MemstoreError, TypeError) as error:
+        raise ConfigError(f"replay_strategy is not a stored strategy: {document!r:.200}") from error

@@ -1,4 +1,4 @@
-"""What a consolidation does to the model: rehearse the past once more, then hold on to what it needs."""
+"""The consolidation of the model: extra steps on past episodes, then a new estimate of the weights to protect."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from memstore.types import Batch, ReplayStrategy
 
 @dataclass(frozen=True, slots=True)
 class Consolidation:
-    """What one consolidation did, beside tidying the memory.
+    """The effect of one consolidation on the model. A `memstore.Retention` holds its effect on the memory.
 
     Attributes
     ----------
     ewc : EWC or None
-        As it is afterwards.
+        The state of elastic weight consolidation afterwards.
     rehearsed : tuple of (Batch, losses)
-        The episodes of the extra steps, and their losses before each.
+        The episodes of each extra step, and their losses before that step.
     """
 
     ewc: EWC | None
@@ -35,21 +35,21 @@ class Consolidation:
 def consolidate_model(
     memory: EpisodicMemory, model: Model, config: OnlineLearnerConfig, ewc: EWC | None
 ) -> Consolidation:
-    """Take the extra steps over an even sample of the past, then estimate what to protect, at the weights reached."""
+    """Take the extra steps on past episodes, then estimate the Fisher diagonal at the weights that they lead to."""
     penalty = None if ewc is None else ewc.penalty()
     rehearsed: list[tuple[Batch, NDArray[np.float64]]] = []
     for _ in range(config.integrate_steps):
-        batch = _past(memory, config.batch_size, ReplayStrategy.DOMAIN_BALANCED)
+        batch = _sample_past(memory, config.batch_size, ReplayStrategy.DOMAIN_BALANCED)
         if batch is None:
             break
         rehearsed.append((batch, check_losses(model.step(*arrays_of(batch), penalty=penalty))))
     if ewc is not None:
-        past = _past(memory, config.ewc_samples, ReplayStrategy.UNIFORM)
-        ewc = ewc if past is None else ewc.consolidated(model, *arrays_of(past))
+        past = _sample_past(memory, config.ewc_samples, ReplayStrategy.UNIFORM)
+        ewc = ewc if past is None else ewc.after_consolidation(model, *arrays_of(past))
     return Consolidation(ewc, tuple(rehearsed))
 
 
-def _past(memory: EpisodicMemory, count: int, strategy: str) -> Batch | None:
+def _sample_past(memory: EpisodicMemory, count: int, strategy: str) -> Batch | None:
     try:
         return memory.sample(count, strategy=strategy)
     except MemoryEmpty:

@@ -1,4 +1,4 @@
-"""Levels of difficulty, advanced through by what was learned."""
+"""Levels of difficulty. The losses decide when the learner goes to the next level."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from typing import Any
 from memstore.config import check_float, check_int
 from memstore.errors import ConfigError, InvalidValue
 from memstore.learner.example import MAX_LEVEL, MIN_LEVEL
+from memstore.learner.stored import exact_fields, refuse_damaged
 
 MAX_SPAN = 10**9
-"""Above it, floating point would no longer tell the decay of the running mean from 1."""
+"""``min_examples_before_advance`` is at most this. Above it, the decay of the running mean would round to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurriculumConfig:
-    """When to go to the next level, and when back.
+    """The rule that decides when the learner goes to the next level, and when it goes back.
 
     Parameters
     ----------
     start_level, max_level : int
-        1 to 7.
+        First and last level, 1 to 7.
     examples_per_level : int or None
-        After so many examples of a level the next one begins, whatever the losses; None: by the losses alone.
+        The next level begins after this many examples of a level, with any losses. None: the losses alone decide.
     advance_loss_threshold : float or None
-        It also begins when the running mean of the level's losses is below this; None: by the count alone.
+        The next level also begins when the running mean of the level's losses is below this. None: the count alone
+        decides.
     min_examples_before_advance : int
-        Examples of a level before its mean decides anything, and the span of that mean.
+        Examples of a level before its running mean decides anything. This is also the span of that mean.
     allow_regression : bool
-        Whether a mean above ``regression_threshold`` leads back to the level before.
+        True if a mean above ``regression_threshold`` leads back to the level before.
     regression_threshold : float
+        Loss above which the level before begins again.
 
     Raises
     ------
@@ -58,7 +61,7 @@ class CurriculumConfig:
             if self.examples_per_level < least:
                 raise ConfigError(
                     f"examples_per_level {self.examples_per_level} is below min_examples_before_advance {least}, so no "
-                    "loss would be looked at; raise the one or lower the other"
+                    "loss would decide anything; raise the first or lower the second"
                 )
         if not isinstance(self.allow_regression, bool):
             raise ConfigError(f"allow_regression must be True or False, got {self.allow_regression!r}")
@@ -73,27 +76,27 @@ class CurriculumConfig:
 
     @classmethod
     def default(cls) -> CurriculumConfig:
-        """At most 500 examples a level, fewer when the mean loss is below 0.1."""
+        """Return at most 500 examples a level, fewer when the mean loss is below 0.1."""
         return cls()
 
     @classmethod
     def fast(cls) -> CurriculumConfig:
-        """At most 200 examples a level, fewer when the mean loss is below 0.2."""
+        """Return at most 200 examples a level, fewer when the mean loss is below 0.2."""
         return cls(examples_per_level=200, advance_loss_threshold=0.2, min_examples_before_advance=50)
 
     @classmethod
     def thorough(cls) -> CurriculumConfig:
-        """At most 1,000 examples a level, fewer when the mean loss is below 0.05."""
+        """Return at most 1,000 examples a level, fewer when the mean loss is below 0.05."""
         return cls(examples_per_level=1000, advance_loss_threshold=0.05, min_examples_before_advance=500)
 
     @classmethod
     def with_levels(cls, start_level: int, max_level: int) -> CurriculumConfig:
-        """Return the default between two levels, each moved into 1 .. 7.
+        """Return the default settings with these two levels. A level outside 1 .. 7 is moved to the nearer end.
 
         Raises
         ------
         ConfigError
-            One is no integer, or the start is above the end.
+            A level is not an integer, or the start is above the end.
         """
         start = check_int("start_level", start_level, minimum=-(2**62))
         top = check_int("max_level", max_level, minimum=-(2**62))
@@ -110,7 +113,7 @@ class CurriculumConfig:
         Raises
         ------
         ConfigError
-            One is missing, unknown or invalid.
+            A setting is missing, unknown or invalid.
         """
         names = {item.name for item in fields(cls)}
         if not isinstance(values, Mapping) or values.keys() != names:
@@ -123,7 +126,7 @@ class CurriculumConfig:
 
 @dataclass(frozen=True, slots=True)
 class CurriculumState:
-    """Where in the curriculum a learner is.
+    """A learner's place in the curriculum.
 
     Attributes
     ----------
@@ -131,11 +134,13 @@ class CurriculumState:
     examples_at_level : int
         Examples of this level learned since it began.
     avg_loss_at_level : float or None
-        Their mean loss, exponential with decay ``1 - 1 / min_examples_before_advance`` and free of start-up bias; None
-        before the first.
+        Running mean of their losses. It is exponential, with decay ``1 - 1 / min_examples_before_advance``, and free of
+        start-up bias. None before the first example.
     best_loss_at_level : float or None
-        Lowest such mean from ``min_examples_before_advance`` examples on, so that all compared span as many.
+        Lowest running mean after at least ``min_examples_before_advance`` examples, so that all compared means span
+        equally many.
     advancements, regressions : int
+        Numbers of times that the level went up and down.
     """
 
     current_level: int
@@ -153,12 +158,13 @@ class CurriculumState:
     def after(self, config: CurriculumConfig, losses: Sequence[float]) -> CurriculumState:
         """Return the state after these losses of new examples of the current level, in their order.
 
-        When the level changes among them, the rest counts for neither: those examples were of the level before.
+        If the level changes among them, the remaining losses count for neither level, because their examples were of
+        the level before.
 
         Raises
         ------
         InvalidValue
-            A loss, also one of the rest, is NaN, infinite or negative, or the level is not one of ``config``.
+            Any of the losses is NaN, infinite or negative, or the level is not one of ``config``.
         """
         if not config.start_level <= self.current_level <= config.max_level:
             raise InvalidValue(
@@ -171,7 +177,7 @@ class CurriculumState:
             raise InvalidValue(str(error)) from None
         state = self
         for loss in checked:
-            state = state._counting(loss, config.min_examples_before_advance)
+            state = state._count_loss(loss, config.min_examples_before_advance)
             level = state._next_level(config)
             if level != state.current_level:
                 return CurriculumState(
@@ -181,12 +187,12 @@ class CurriculumState:
                 )
         return state
 
-    def _counting(self, loss: float, span: int) -> CurriculumState:
+    def _count_loss(self, loss: float, span: int) -> CurriculumState:
         count = self.examples_at_level + 1
         decay = 1 - 1 / span
         share = (1 - decay) / (1 - decay**count)
         before = loss if self.avg_loss_at_level is None else self.avg_loss_at_level
-        # A step towards the loss, not a weighted sum: the mean of equal losses is that loss, without rounding.
+        # This is a step towards the loss, not a weighted sum. So the mean of equal losses is exactly that loss.
         average = before + (loss - before) * share
         best = self.best_loss_at_level
         if count >= span:
@@ -219,25 +225,17 @@ class CurriculumState:
         InvalidValue
             A field is missing, unknown, of another type or out of range, or two contradict each other.
         """
-        names = {item.name for item in fields(cls)}
-        if not isinstance(values, Mapping) or values.keys() != names:
-            raise InvalidValue(
-                f"the stored state of a curriculum has the fields {', '.join(sorted(names))}: {values!r}"
-            )
-        damaged = "the stored state of the curriculum is damaged: "
-        state = cls(**values)
+        state = cls(**exact_fields(cls, values, "state of the curriculum"))
         average, best = state.avg_loss_at_level, state.best_loss_at_level
-        try:
+        with refuse_damaged("state of the curriculum"):
             check_int("current_level", state.current_level, minimum=MIN_LEVEL, maximum=MAX_LEVEL)
             for name in ("examples_at_level", "advancements", "regressions"):
                 check_int(name, values[name], minimum=0)
             for name in ("avg_loss_at_level", "best_loss_at_level"):
                 if values[name] is not None:
                     check_float(name, values[name])
-        except ConfigError as error:
-            raise InvalidValue(damaged + str(error)) from error
-        if (average is None) != (state.examples_at_level == 0):
-            raise InvalidValue(f"{damaged}{state.examples_at_level} examples cannot have the mean loss {average!r}")
-        if best is not None and (average is None or best > average):
-            raise InvalidValue(f"{damaged}the best mean {best!r} cannot be above the present one, {average!r}")
+            if (average is None) != (state.examples_at_level == 0):
+                raise ConfigError(f"{state.examples_at_level} examples cannot have the mean loss {average!r}")
+            if best is not None and (average is None or best > average):
+                raise ConfigError(f"the best mean {best!r} cannot be above the present one, {average!r}")
         return state

@@ -1,4 +1,4 @@
-"""One example of an online stream, and its way into the memory and back."""
+"""One example of an online stream. It is stored as an episode, and an episode can be read as an example."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from memstore.memory import EpisodicMemory
 from memstore.types import Episode
 
 MIN_LEVEL, MAX_LEVEL = 1, 7
+"""These are the lowest and the highest difficulty of an example."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnlineExample:
     """One example.
 
-    The id becomes the key of its episode, so an example is stored once: learned again, after a crash or in another
-    pass over the data, it is trained on and its loss is written to the episode it is, if that is still there. For
-    a second experience to be stored as well, give it another id or none. An id must not name two examples.
+    The id becomes the key of its episode, so an example is stored once. If it is learned again, after a crash or in
+    another pass over the data, the model trains on it. Its loss is then written to its episode, if that is still live.
+    To store a second experience, give it another id or none. An id must not name two examples.
 
     Parameters
     ----------
     id : str
-        The caller's name for it; empty for none.
+        Your name for the example. Empty for none.
     input, target : array_like
-        What the model takes and what it should answer; stored with their dtype and shape.
+        The input of the model, and the answer that it should give. They are stored with their dtype and shape.
     domain : str
-        Group for balanced draws and statistics.
+        Task or source, for balanced draws and statistics.
     level : int
         Difficulty, 1 to 7.
     last_loss : float or None
-        Loss measured last, None when never measured.
+        The last measured loss. None if it was never measured.
     tags : sequence of str
-        Labels to recall the episode by.
+        Labels by which the episode can be found.
     episode_id : int or None
-        The episode it was read from; None for an example that comes from elsewhere.
+        The episode that the example was read from. None for an example from elsewhere.
 
     Raises
     ------
     InvalidValue
-        The level is outside 1 .. 7, the loss is negative or not finite, or a name is no text.
+        The level is outside 1 .. 7, the loss is negative or not finite, or a name is not a str.
     """
 
     id: str
-    # Taken as anything array-like, kept as an array.
+    # Any array-like is accepted, and an array is kept.
     input: Any
     target: Any
     domain: str = "default"
@@ -76,7 +77,7 @@ class OnlineExample:
 
 
 def stack(examples: Sequence[OnlineExample]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return inputs and targets, the examples along a new first axis.
+    """Return the inputs and the targets, each stacked along a new first axis.
 
     Raises
     ------
@@ -94,7 +95,7 @@ def stack(examples: Sequence[OnlineExample]) -> tuple[NDArray[Any], NDArray[Any]
 
 
 def episode_columns(examples: Sequence[OnlineExample]) -> dict[str, Any]:
-    """Return what `EpisodicMemory.extend` takes beside payload and loss."""
+    """Return the arguments of `EpisodicMemory.extend` other than payload and loss."""
     return {
         "domain": [example.domain for example in examples],
         "level": [example.level for example in examples],
@@ -104,12 +105,12 @@ def episode_columns(examples: Sequence[OnlineExample]) -> dict[str, Any]:
 
 
 def known_episodes(memory: EpisodicMemory, examples: Sequence[OnlineExample]) -> list[int]:
-    """Return the ids of the episodes that some of these examples are already.
+    """Return the ids of episodes that already store some of these examples.
 
     Raises
     ------
     InvalidValue
-        A live episode of this id has another input or target: storing the example under it would lose it.
+        A live episode with an example's id has another input or target, so the example could not be stored.
     """
     named = {example.id: example for example in examples if example.id}
     known = {key: number for key, number in zip(named, memory.ids_of(list(named)), strict=True) if number is not None}
@@ -130,9 +131,9 @@ def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 def from_episode(episode: Episode) -> OnlineExample:
-    """Return the example that was stored as this episode, with the loss it has now.
+    """Return the example that this episode stores, with its present loss.
 
-    An episode without a level comes back with level 1, one without a key with an empty id.
+    Without a level the example has level 1, and without a key it has an empty id.
     """
     return OnlineExample(
         id=episode.key or "",
@@ -140,7 +141,7 @@ def from_episode(episode: Episode) -> OnlineExample:
         target=np.asarray(episode.payload["target"]),
         domain=episode.domain,
         level=MIN_LEVEL if episode.level is None else episode.level,
-        last_loss=episode.metadata.loss,
+        last_loss=episode.loss,
         tags=tuple(episode.tags),
         episode_id=episode.id,
     )

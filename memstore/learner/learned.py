@@ -1,4 +1,4 @@
-"""What a learning call computed, and how it enters the memory."""
+"""The results of a learning call, and the way in which they are written to the memory."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from memstore.types import Batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learned:
-    """New examples, what was replayed beside them, and the losses of both.
+    """New examples, the batch that was replayed with them, and the losses of both.
 
     Attributes
     ----------
     examples : sequence of OnlineExample
+        The new examples.
     inputs, targets : arrays
-        Those of the examples, stacked.
+        Their inputs and targets, stacked.
     known : sequence of int
-        Episodes that some of the examples are already.
+        Ids of episodes that already store some of the examples.
     batch : Batch or None
-        What was replayed.
+        The replayed episodes.
     losses : float64 array
-        Of the new examples, then of the replayed ones.
+        Losses of the new examples, then of the replayed ones.
     """
 
     examples: Sequence[OnlineExample]
@@ -41,12 +42,12 @@ class Learned:
 
     @property
     def new_losses(self) -> NDArray[np.float64]:
-        """Those of the new examples."""
+        """Losses of the new examples."""
         return self.losses[: len(self.examples)]
 
     @property
     def replay_losses(self) -> NDArray[np.float64]:
-        """Those of the replayed ones."""
+        """Losses of the replayed examples."""
         return self.losses[len(self.examples) :]
 
     @property
@@ -55,8 +56,8 @@ class Learned:
         return [] if self.batch is None else self.batch.domain.tolist()
 
     def write(self, memory: EpisodicMemory, step: int) -> NDArray[np.int64]:
-        """Write losses and examples; return the examples' episodes."""
-        # Losses first: eviction to make room for the new episodes then judges by what is now known.
+        """Write losses and examples, and return the ids of the examples' episodes."""
+        # Losses come first, so that eviction, which makes room for the new episodes, knows them.
         if self.batch is not None:
             memory.update(self.batch, loss=self.replay_losses, step=step)
         payload = {"input": self.inputs, "target": self.targets}
@@ -67,7 +68,7 @@ class Learned:
         return ids
 
     def result(self, ids: NDArray[np.int64]) -> LearnResult:
-        """Return what the call tells its caller."""
+        """Return the result of the call."""
         return LearnResult(
             ids=tuple(ids.tolist()),
             losses=tuple(self.new_losses.tolist()),

@@ -1,4 +1,4 @@
-"""What to replay: draws from the memory, and a second look at them by the model."""
+"""The choice of the episodes to replay: draws from the memory, among which the model may choose."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from memstore.types import Batch
 
 
 def draw(memory: EpisodicMemory, config: OnlineLearnerConfig, count: int) -> Batch | None:
-    """Draw by the configured strategy, without replacement; None from an empty memory."""
-    strategy = config.replay_strategy()
+    """Draw by the configured strategy, without replacement. Return None if the memory is empty."""
     try:
-        return memory.sample(count, strategy=strategy, beta=config.beta, normalize="batch")
+        return memory.sample(count, strategy=config.build_strategy(), beta=config.beta, normalize="batch")
     except MemoryEmpty:
         return None
 
@@ -33,7 +32,7 @@ def retrieve(
     targets: NDArray[Any],
     penalty: Penalty | None,
 ) -> Batch | None:
-    """Return what to replay beside these new examples, as ``config.retrieval`` says; the model is left as it was."""
+    """Return the episodes to replay with these new examples, by ``config.retrieval``. The model does not change."""
     if config.retrieval == "draw":
         return draw(memory, config, count)
     candidates = draw(memory, config, max(count, config.retrieval_candidates))
@@ -46,9 +45,9 @@ def retrieve(
 def interference(
     model: Model, inputs: NDArray[Any], targets: NDArray[Any], candidates: Batch, penalty: Penalty | None = None
 ) -> NDArray[np.float64]:
-    """Return by how much a step on these examples alone would raise the loss of each candidate.
+    """Return how much a step on these examples alone would raise the loss of each candidate, shape (candidates,).
 
-    Aljundi et al. 2019, eq. 2; the step is taken and undone, optimizer included.
+    The formula is eq. 2 of Aljundi et al. 2019. The step is taken and undone, in the optimizer too.
     """
     stored = arrays_of(candidates)
     before = model.state_dict()

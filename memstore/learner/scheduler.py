@@ -1,4 +1,4 @@
-"""When a learner consolidates."""
+"""The rule that decides when a learner consolidates: a trigger, and limits on the time between consolidations."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from memstore.config import check_float, check_int
 from memstore.errors import ConfigError, InvalidValue
+from memstore.learner.stored import exact_fields, refuse_damaged
 
 IMPROVEMENT = 0.9
-"""`LossThreshold` fires again only below this share of the loss at the last consolidation."""
+"""`LossThreshold` asks for another consolidation only below this share of the loss at the last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleCount:
-    """After this many new examples."""
+    """Consolidate after this many new examples."""
 
     examples: int = 1000
 
@@ -26,7 +27,7 @@ class ExampleCount:
 
 @dataclass(frozen=True, slots=True)
 class BatchCount:
-    """After this many learning calls."""
+    """Consolidate after this many learning calls."""
 
     batches: int = 100
 
@@ -36,9 +37,9 @@ class BatchCount:
 
 @dataclass(frozen=True, slots=True)
 class BufferThreshold:
-    """When the memory becomes this full, in percent of its capacity.
+    """Consolidate when the memory becomes this full, in percent of its capacity.
 
-    Once at every crossing: after a consolidation not before it was less full in between.
+    That happens once at every crossing. After a consolidation, the memory must first become less full again.
     """
 
     percent: float = 80.0
@@ -48,14 +49,14 @@ class BufferThreshold:
         object.__setattr__(self, "percent", percent)
 
     def reached(self, fill: float) -> bool:
-        """Return whether a memory filled to this share, 0 to 1, is so full."""
-        # Divided as the share itself was, so that both round alike: 100 * 0.29 is below 29.
+        """Return True if a memory filled to this share, 0 to 1, has reached the threshold."""
+        # A division rounds in the same way as the share was rounded. A multiplication does not: 100 * 0.29 is below 29.
         return fill >= self.percent / 100
 
 
 @dataclass(frozen=True, slots=True)
 class LossThreshold:
-    """When the running average of the loss is below this, and below 0.9 times that of the last consolidation."""
+    """Consolidate when the running average of the loss is below this, and below 0.9 times its value at the last one."""
 
     loss: float = 0.1
 
@@ -65,11 +66,11 @@ class LossThreshold:
 
 @dataclass(frozen=True, slots=True)
 class Manual:
-    """Never; only ``learner.consolidate()`` does."""
+    """Never consolidate by itself. Only a call of ``learner.consolidate()`` does."""
 
 
 ConsolidationTrigger = ExampleCount | BatchCount | BufferThreshold | LossThreshold | Manual
-"""What calls for a consolidation."""
+"""A trigger is the event that asks for a consolidation."""
 
 _TRIGGERS: dict[str, type[Any]] = {
     "example_count": ExampleCount,
@@ -78,24 +79,26 @@ _TRIGGERS: dict[str, type[Any]] = {
     "loss_threshold": LossThreshold,
     "manual": Manual,
 }
+"""The triggers are stored under these names."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsolidationScheduler:
-    """The rule: a trigger, held between two intervals.
+    """A rule: a trigger, and the least and largest number of new examples between two consolidations.
 
     Parameters
     ----------
     trigger : ConsolidationTrigger
+        The event that asks for a consolidation.
     min_interval, max_interval : int or None
-        New examples since the last consolidation, before which there is none and after which there is one whatever
-        the trigger says. None: 100 and 10,000 for the triggers that look at a state (`BufferThreshold`,
-        `LossThreshold`), no limit for those that count. `Manual` knows neither.
+        With fewer new examples than ``min_interval`` since the last consolidation, there is no other one. After
+        ``max_interval`` new examples there is one without the trigger. None: 100 and 10,000 for the triggers that look
+        at a state (`BufferThreshold`, `LossThreshold`), and no limit for those that count. `Manual` ignores both.
 
     Raises
     ------
     ConfigError
-        A number is out of range, or no count fits between the intervals.
+        A number is out of range, or the trigger's count is not between the two intervals.
     """
 
     trigger: ConsolidationTrigger = ExampleCount()
@@ -118,24 +121,25 @@ class ConsolidationScheduler:
 
     @property
     def intervals(self) -> tuple[float, float]:
-        """Least and most new examples between two consolidations."""
+        """Least and largest number of new examples between two consolidations."""
         by_state = isinstance(self.trigger, (BufferThreshold, LossThreshold))
         least, most = (100, 10_000) if by_state else (0, math.inf)
         return self.min_interval or least, self.max_interval or most
 
     @property
     def watches_buffer(self) -> bool:
-        """Whether the rule asks how full the memory is."""
+        """True if the rule depends on the filled share of the memory."""
         return isinstance(self.trigger, BufferThreshold)
 
     def due(self, state: SchedulerState, *, loss: float | None) -> bool:
-        """Return whether to consolidate now.
+        """Return True if it is time to consolidate.
 
         Parameters
         ----------
         state : SchedulerState
+            The events since the last consolidation.
         loss : float or None
-            The learner's running average, None when unknown.
+            The learner's running average of the loss. None if it is unknown.
         """
         least, most = self.intervals
         if isinstance(self.trigger, Manual) or state.examples_since < least:
@@ -161,18 +165,19 @@ class ConsolidationScheduler:
         Parameters
         ----------
         state : SchedulerState
+            The state before the call.
         examples : int
-            New ones, learned by the call.
+            New examples that the call learned.
         fill : float
-            How full the memory is afterwards, 0 to 1; asked for where `watches_buffer`.
+            Filled share of the memory after the call, 0 to 1. It is needed only if `watches_buffer` is True.
         before : float, optional
-            How full it was before the call. Without it, a memory that the last consolidation emptied and this call
-            fills again was never seen below the threshold.
+            Filled share of the memory before the call. Without it the rule cannot notice that the last consolidation
+            emptied the memory below the threshold, if this call fills it again.
 
         Raises
         ------
         InvalidValue
-            One of them is negative or not finite.
+            A number is negative or not finite.
         """
         fills = [fill] if before is None else [before, fill]
         if not all(math.isfinite(value) and value >= 0 for value in (examples, *fills)):
@@ -188,7 +193,7 @@ class ConsolidationScheduler:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rule as scalars, its trigger by name."""
+        """Return the rule as scalars, with the name of its trigger."""
         names = {kind: name for name, kind in _TRIGGERS.items()}
         intervals = {"min_interval": self.min_interval, "max_interval": self.max_interval}
         return {"trigger": names[type(self.trigger)], **asdict(self.trigger), **intervals}
@@ -215,18 +220,18 @@ class ConsolidationScheduler:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerState:
-    """What happened since the last consolidation.
+    """The events since the last consolidation.
 
     Attributes
     ----------
     examples_since, batches_since : int
         New examples, and learning calls.
     last_loss : float or None
-        The learner's running average at the last consolidation; None before the first.
+        The learner's running average of the loss at the last consolidation. None before the first.
     armed : bool
-        Whether the memory was below the threshold of `BufferThreshold` since.
+        True if the memory was below the threshold of `BufferThreshold` since then.
     crossed : bool
-        Whether it came to it from below, and no consolidation has followed yet.
+        True if the memory reached the threshold from below, and no consolidation has followed yet.
     """
 
     examples_since: int = 0
@@ -235,13 +240,13 @@ class SchedulerState:
     armed: bool = True
     crossed: bool = False
 
-    def consolidated(self, loss: float | None) -> SchedulerState:
-        """Return the state after a consolidation at this running average, None when unknown.
+    def after_consolidation(self, loss: float | None) -> SchedulerState:
+        """Return the state after a consolidation at this running average of the loss. None stands for an unknown one.
 
         Raises
         ------
         InvalidValue
-            It is NaN, infinite or negative.
+            The loss is NaN, infinite or negative.
         """
         try:
             return SchedulerState(last_loss=None if loss is None else check_float("loss", loss), armed=False)
@@ -261,20 +266,12 @@ class SchedulerState:
         InvalidValue
             A field is missing, unknown, of another type or out of range.
         """
-        names = [item.name for item in fields(cls)]
-        if not isinstance(values, Mapping) or values.keys() != set(names):
-            raise InvalidValue(f"the stored state of a scheduler has the fields {', '.join(names)}: {values!r}")
-        state = cls(**values)
-        try:
+        state = cls(**exact_fields(cls, values, "state of the scheduler"))
+        with refuse_damaged("state of the scheduler"):
             check_int("examples_since", state.examples_since, minimum=0)
             check_int("batches_since", state.batches_since, minimum=0)
             if state.last_loss is not None:
                 check_float("last_loss", state.last_loss)
-        except ConfigError as error:
-            raise InvalidValue(f"the stored state of the scheduler is damaged: {error}") from error
-        if not (isinstance(state.armed, bool) and isinstance(state.crossed, bool)):
-            raise InvalidValue(
-                "the stored state of the scheduler is damaged: armed and crossed must be True or False, got "
-                f"{state.armed!r} and {state.crossed!r}"
-            )
+            if not (isinstance(state.armed, bool) and isinstance(state.crossed, bool)):
+                raise ConfigError(f"armed and crossed must be True or False, got {state.armed!r} and {state.crossed!r}")
         return state

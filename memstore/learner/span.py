@@ -1,4 +1,4 @@
-"""Learning calls that commit together."""
+"""Spans of learning calls that commit together."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class Span:
-    """One transaction of the memory, from the first write of some calls to the last.
+    """One transaction of the memory around the writes of several calls.
 
-    It holds the memory's write lock, and belongs to the thread that opened it. A process that dies in it leaves the
-    database as it was before.
+    It holds the memory's write lock and belongs to the thread that opened it. If the process dies before the commit,
+    the database stays as it was before the first write.
     """
 
     def __init__(self, memory: EpisodicMemory) -> None:
@@ -25,11 +25,11 @@ class Span:
 
     @property
     def open(self) -> bool:
-        """Whether writes are waiting for `close`."""
+        """True if writes are waiting for `close`."""
         return self._scope is not None
 
     def write(self, work: Callable[[], T], *, stay_open: bool) -> T:
-        """Do ``work`` whole or not at all, then commit, unless the span is to stay open."""
+        """Do all of ``work`` or nothing. Then commit, unless ``stay_open`` is true."""
         if not self.open:
             if not stay_open or self._memory.transaction_depth:
                 with self._memory.transaction():
@@ -39,30 +39,30 @@ class Span:
             self._scope = scope
         with self._memory.transaction():
             result = work()
-        # Inside a block of the caller's the commit waits for a later call: blocks end in reverse order.
+        # Inside a block of the caller, the commit waits for a later call, because blocks end in reverse order.
         if not stay_open and self._memory.transaction_depth == 1:
             self.close()
         return result
 
     def abandon_if_dead(self) -> None:
-        """Close a span whose transaction the database has ended: nothing of it was committed, or will be."""
-        if self.open and not self._alive():
+        """Give up the span if the database has ended its transaction. None of its writes is, or will be, committed."""
+        if self.open and not self._is_alive():
             self.abandon()
 
     def close(self) -> None:
-        """Commit what is open; an error undoes it."""
+        """Commit the open writes. An error undoes them."""
         scope, self._scope = self._scope, None
         if scope is not None:
             scope.close()
 
     def abandon(self) -> None:
-        """Undo what is open."""
+        """Undo the open writes."""
         scope, self._scope = self._scope, None
         if scope is not None:
             with suppress(_Abandoned), scope:
                 raise _Abandoned
 
-    def _alive(self) -> bool:
+    def _is_alive(self) -> bool:
         try:
             with self._memory.transaction():
                 return True
@@ -71,4 +71,4 @@ class Span:
 
 
 class _Abandoned(Exception):
-    """No error: ends a block by its rollback."""
+    """The exception that makes a block end with a rollback. It never leaves this module."""

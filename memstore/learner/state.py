@@ -1,4 +1,4 @@
-"""What a learner is beside its model and its memory, and the checkpoint that holds all of it."""
+"""The state of a learner, apart from its model and its memory, and the checkpoint that stores all of it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from memstore.learner.scheduler import SchedulerState
 from memstore.learner.stats import OnlineLearnerStats
 
 FORMAT = 2
+"""This version writes and reads checkpoints of this format."""
+
 _PARTS: dict[str, Any] = {
     "config": dict,
     "stats": dict,
@@ -24,11 +26,12 @@ _PARTS: dict[str, Any] = {
     "notes": dict,
     "model": dict,
 }
+"""A checkpoint has these parts. Each is given with its type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a learning call replaces when it has committed.
+    """The part of the state that a learning call replaces when it has committed.
 
     Attributes
     ----------
@@ -47,7 +50,7 @@ class Progress:
 
     @classmethod
     def start(cls, config: OnlineLearnerConfig) -> Progress:
-        """Return that of a learner which has learned nothing yet."""
+        """Return the progress of a learner that has learned nothing yet."""
         curriculum = None if config.curriculum is None else CurriculumState.start(config.curriculum)
         ewc = EWC.start(config.ewc_lambda, config.ewc_decay) if config.ewc else None
         level = MIN_LEVEL if curriculum is None else curriculum.current_level
@@ -63,7 +66,7 @@ class Progress:
         steps: int,
         debt: float,
     ) -> Progress:
-        """Return it after a call that learned these examples; see `OnlineLearnerStats.after`."""
+        """Return the progress after a call that learned these examples. See `OnlineLearnerStats.after`."""
         curriculum = self.curriculum
         if curriculum is not None and config.curriculum is not None:
             now = curriculum.current_level
@@ -74,13 +77,13 @@ class Progress:
             stats = replace(stats, current_level=curriculum.current_level)
         return replace(self, stats=stats, curriculum=curriculum)
 
-    def consolidated(self, ewc: EWC | None, steps: int) -> Progress:
-        """Return it after a consolidation of so many gradient steps."""
-        stats = self.stats.consolidated(steps)
-        return replace(self, stats=stats, scheduler=self.scheduler.consolidated(stats.avg_loss), ewc=ewc)
+    def after_consolidation(self, ewc: EWC | None, steps: int) -> Progress:
+        """Return the progress after a consolidation that took this many gradient steps."""
+        stats = self.stats.after_consolidation(steps)
+        return replace(self, stats=stats, scheduler=self.scheduler.after_consolidation(stats.avg_loss), ewc=ewc)
 
-    def under(self, config: OnlineLearnerConfig, stored: OnlineLearnerConfig) -> Progress:
-        """Return what to continue with under ``config``, where this was reached under ``stored``."""
+    def continue_under(self, config: OnlineLearnerConfig, stored: OnlineLearnerConfig) -> Progress:
+        """Return the progress to continue with under ``config``. It was reached under ``stored``."""
         fresh = Progress.start(config)
         ewc = fresh.ewc
         if ewc is not None and self.ewc is not None:
@@ -91,7 +94,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Where a learner was before a call, to return to when it fails: model, generator's state and progress."""
+    """The state before a call, to return to if the call fails: that of the model, the generator and the progress."""
 
     model: dict[str, Any]
     generator: Any
@@ -100,7 +103,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class LearnerState:
-    """Everything a learner is, beside its memory."""
+    """The whole state of a learner, without its memory."""
 
     config: OnlineLearnerConfig
     progress: Progress
@@ -108,7 +111,7 @@ class LearnerState:
     model: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as a memory's checkpoint takes it."""
+        """Return the state in the form that a checkpoint stores."""
         progress = {item.name: getattr(self.progress, item.name) for item in fields(Progress)}
         return {
             "format": FORMAT,
@@ -120,12 +123,12 @@ class LearnerState:
 
     @classmethod
     def from_dict(cls, name: str, state: Mapping[str, Any]) -> LearnerState:
-        """Return the state in the checkpoint ``name``.
+        """Return the state that the checkpoint ``name`` stores.
 
         Raises
         ------
         InvalidValue
-            The checkpoint is not a learner's, or one of its parts is damaged.
+            The checkpoint was not written by a learner, or one of its parts is damaged.
         """
         written = state.get("format")
         if written != FORMAT or not all(
@@ -147,9 +150,9 @@ class LearnerState:
         )
 
     def refuse_other_config(self, name: str, given: OnlineLearnerConfig) -> None:
-        """Raise ConfigError, naming the settings, when the state was saved under another configuration."""
-        pairs = {f.name: (getattr(self.config, f.name), getattr(given, f.name)) for f in fields(given)}
-        differing = [f"{name} (stored {a!r}, given {b!r})" for name, (a, b) in pairs.items() if a != b]
+        """Raise ConfigError if the state was saved under another configuration. The message names the settings."""
+        pairs = self.config.differences(given).items()
+        differing = [f"{setting} (stored {stored!r}, given {now!r})" for setting, (stored, now) in pairs]
         if differing:
             raise ConfigError(
                 f"checkpoint {name!r} was saved with other settings: {', '.join(differing)}; "

@@ -1,32 +1,35 @@
-"""What a learner reports of a call, and what it counts: records replaced when a step has committed."""
+"""The report of a learner about a call, and its counts. Both are records that a committed call replaces."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from memstore.errors import InvalidValue
 from memstore.learner.example import MIN_LEVEL, OnlineExample
+from memstore.learner.stored import exact_fields
 
 DECAY = 0.99
+"""The running average of the loss has this decay for each example."""
 WINDOW = 100
-"""Examples after which the running average counts for ``best_loss``: 1 / (1 - DECAY)."""
+"""From this number of examples on, the running average counts for ``best_loss``: 1 / (1 - DECAY)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnResult:
-    """What one learning call did.
+    """The result of one learning call.
 
     Attributes
     ----------
     ids : tuple of int
-        Episodes of the new examples, in their order.
+        Ids of the new examples' episodes, in the order of the examples.
     losses : tuple of float
-        Of the new examples, before they were trained on.
-    replayed_ids, replay_losses : tuple
-        The same of the replayed ones.
+        Losses of the new examples, measured before they were trained on.
+    replayed_ids : tuple of int
+        Ids of the replayed episodes.
+    replay_losses : tuple of float
+        Losses of the replayed episodes, measured before they were trained on.
     """
 
     ids: tuple[int, ...] = ()
@@ -36,7 +39,7 @@ class LearnResult:
 
     @property
     def loss(self) -> float | None:
-        """Mean loss over all that was trained, new and replayed; None when that is nothing."""
+        """Mean loss over all trained examples, new and replayed. None if there were none."""
         trained = self.losses + self.replay_losses
         return math.fsum(trained) / len(trained) if trained else None
 
@@ -48,25 +51,26 @@ class OnlineLearnerStats:
     Attributes
     ----------
     examples_seen : int
-        New examples learned; replayed ones do not count.
+        Number of new examples learned. Replayed examples do not count.
     batches_trained : int
-        Learning calls that trained something; the ``step`` of the replay history.
+        Number of learning calls that trained something. This number is the ``step`` of the replay history.
     gradient_steps : int
-        Optimizer steps.
+        Number of optimizer steps.
     consolidations : int
     avg_loss : float or None
-        Exponential average (decay 0.99 per example, free of start-up bias) of the losses of new examples,
-        each measured before it was trained on; None before the first.
+        Exponential average (decay 0.99 per example, free of start-up bias) of the losses of new examples. Each loss is
+        measured before the model trains on the example. None before the first.
     best_loss : float or None
-        Lowest ``avg_loss`` after any example from the 100th on: always an average over the same window.
+        Lowest ``avg_loss`` after any example from the 100th on, so that every compared average has the same window.
     domain_counts : dict of str to int
         New examples of each domain.
     replay_counts : dict of str to int
         Replayed examples of each domain.
     current_level : int
-        The curriculum's; without one that of the newest example, 1 before any.
+        Level of the curriculum. Without a curriculum, level of the newest example, 1 before any.
     replay_debt : float
-        Fraction of a replayed example still owed to the replay ratio, in (-1, 0].
+        Number of replayed examples due, minus the number drawn, in (-1, 0]. It is the part that rounding up has drawn
+        too early.
     """
 
     examples_seen: int = 0
@@ -89,7 +93,7 @@ class OnlineLearnerStats:
         steps: int,
         debt: float,
     ) -> OnlineLearnerStats:
-        """Return the record after one learning call, which replayed examples of the domains ``replayed``."""
+        """Return the statistics after one learning call, which replayed examples of the domains ``replayed``."""
         average, best, seen = self.avg_loss, self.best_loss, self.examples_seen
         for loss in losses:
             seen += 1
@@ -104,36 +108,33 @@ class OnlineLearnerStats:
             gradient_steps=self.gradient_steps + steps,
             avg_loss=average,
             best_loss=best,
-            domain_counts=_counted(self.domain_counts, (example.domain for example in examples)),
-            replay_counts=_counted(self.replay_counts, replayed),
+            domain_counts=_add_counts(self.domain_counts, (example.domain for example in examples)),
+            replay_counts=_add_counts(self.replay_counts, replayed),
             current_level=examples[-1].level,
             replay_debt=debt,
         )
 
-    def consolidated(self, steps: int) -> OnlineLearnerStats:
-        """Return the record after a consolidation of so many gradient steps."""
+    def after_consolidation(self, steps: int) -> OnlineLearnerStats:
+        """Return the statistics after a consolidation that took this many gradient steps."""
         return replace(self, consolidations=self.consolidations + 1, gradient_steps=self.gradient_steps + steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain dicts and numbers."""
+        """Return the statistics as plain dicts and numbers."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OnlineLearnerStats:
-        """Return the record that `to_dict` wrote.
+        """Return the statistics that `to_dict` wrote.
 
         Raises
         ------
         InvalidValue
             A field is missing or unknown.
         """
-        names = {item.name for item in fields(cls)}
-        if not isinstance(values, Mapping) or values.keys() != names:
-            raise InvalidValue(f"the stored statistics do not have the fields {', '.join(sorted(names))}")
-        return cls(**values)
+        return cls(**exact_fields(cls, values, "statistics"))
 
 
-def _counted(counts: Mapping[str, int], domains: Iterable[str]) -> dict[str, int]:
+def _add_counts(counts: Mapping[str, int], domains: Iterable[str]) -> dict[str, int]:
     total = dict(counts)
     for domain in domains:
         total[domain] = total.get(domain, 0) + 1

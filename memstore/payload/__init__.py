@@ -1,1 +1,1 @@
-"""Bytes to arrays and back; knows no database."""
+"""Turns payloads into bytes and bytes into payloads. It knows no database."""

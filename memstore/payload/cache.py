@@ -1,8 +1,8 @@
-"""Hot payloads in memory: least recently used out, bounded by bytes.
+"""Keeps payloads in memory that are read often. Its size in bytes is bounded: the least recently used entry goes first.
 
-It holds only what can no longer change, committed payloads by an id that is never reused; so there is nothing to
-invalidate between processes. Entries are the stored bytes, already verified: a fixed-shape batch is decoded from them
-in one pass, and the arrays handed out are the caller's own.
+It holds committed payloads by id. They never change and ids are never reused, so no process has to tell others to drop
+an entry. Entries are the stored bytes, already verified. A batch of fixed shapes is decoded from them in one pass, and
+the arrays given out belong to the caller.
 """
 
 from __future__ import annotations
@@ -13,11 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 ENTRY_OVERHEAD = 200
-"""Bytes that Python needs besides the payload's: object header, key, slot in the table (measured: 190 to 210)."""
+"""Bytes that Python needs for an entry besides the payload: object header, key, slot (190 to 210 measured)."""
 
 
 class PayloadCache:
-    """Encoded payloads by episode id; threads may share it."""
+    """Encoded payloads by episode id. Threads may share it.
+
+    Parameters
+    ----------
+    max_bytes : int
+        The size of all entries together. 0 turns the cache off.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -28,27 +34,27 @@ class PayloadCache:
         self._lock = threading.Lock()
 
     def get(self, ids: Iterable[int]) -> dict[int, bytes]:
-        """Those of the payloads that are here."""
+        """Return the payloads of these episodes that are in the cache."""
         found: dict[int, bytes] = {}
         if not self.max_bytes:
             return found
-        asked = 0
+        lookups = 0
         with self._lock:
             for episode_id in ids:
-                asked += 1
+                lookups += 1
                 blob = self._blobs.get(episode_id)
                 if blob is not None:
                     self._blobs.move_to_end(episode_id)
                     found[episode_id] = blob
             self.hits += len(found)
-            self.misses += asked - len(found)
+            self.misses += lookups - len(found)
         return found
 
     def put(self, blobs: Mapping[int, bytes]) -> None:
-        """Keep committed, verified payloads; what no longer fits leaves, least recently used first."""
+        """Add committed, verified payloads. If room is needed, the least recently used entries leave."""
         if not self.max_bytes:
             return
-        with self._lock, self._whole():
+        with self._lock, self._consistent():
             for episode_id, blob in blobs.items():
                 if episode_id not in self._blobs:
                     self._blobs[episode_id] = blob
@@ -58,42 +64,42 @@ class PayloadCache:
                 self.bytes -= len(blob) + ENTRY_OVERHEAD
 
     def drop(self, ids: Iterable[int]) -> None:
-        """Free the room of episodes that left; leaving them would be correct, only wasteful."""
-        with self._lock, self._whole():
+        """Remove the payloads of episodes that left. Answers stay right without this; it only frees room."""
+        with self._lock, self._consistent():
             for episode_id in ids:
                 blob = self._blobs.pop(episode_id, None)
                 if blob is not None:
                     self.bytes -= len(blob) + ENTRY_OVERHEAD
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         with self._lock:
-            self._forget()
+            self._empty()
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Forget everything where an interrupt came between an entry and its place in the count."""
+    def _consistent(self) -> Iterator[None]:
+        """Empty the cache if an interrupt comes: the count of bytes may then not fit the entries."""
         try:
             yield
         except BaseException:
-            self._forget()
+            self._empty()
             raise
 
-    def _forget(self) -> None:
+    def _empty(self) -> None:
         self._blobs, self.bytes = OrderedDict(), 0
 
     def after_fork(self) -> None:
-        """Give up a lock that a thread of the parent may hold; that thread does not exist here."""
+        """Replace the lock in a forked child: a thread of the parent may hold it, which does not exist in the child."""
         self._lock = threading.Lock()
 
     def stats(self) -> dict[str, float]:
-        """Entries, bytes, budget, hits, misses and hit rate since the memory was opened."""
-        asked = self.hits + self.misses
+        """Return entries, bytes and the limit, with hits, misses and the hit rate since the memory was opened."""
+        lookups = self.hits + self.misses
         return {
             "entries": len(self._blobs),
             "bytes": self.bytes,
             "max_bytes": self.max_bytes,
             "hits": self.hits,
             "misses": self.misses,
-            "hit_rate": self.hits / asked if asked else 0.0,
+            "hit_rate": self.hits / lookups if lookups else 0.0,
         }

@@ -1,8 +1,11 @@
-"""A trainer's state as JSON text and one blob: the text describes it whole, the blob holds its arrays' data.
+"""Writes a trainer's state as JSON text and one blob, and reads it again.
 
-A JSON object is a node with one tag. ``dict`` has text keys; ``items`` has keys of any kind, as pairs; ``ordered`` and
-``counter`` wrap one of these. Version 2 added the last three and ``tensor``; a document that needs none of them has
-version 1 still, so that an older memstore reads it.
+The text, called the document, describes the whole state. The blob holds the data of its arrays and bytes.
+
+Every JSON object is a node with one tag. A ``dict`` node has text keys. An ``items`` node has keys of any kind, as
+pairs. ``ordered`` and ``counter`` nodes contain a ``dict`` or an ``items`` node. Version 2 added ``items``,
+``ordered``, ``counter`` and ``tensor``. A document without these still has version 1, so that an older memstore can
+read it.
 """
 
 from __future__ import annotations
@@ -17,34 +20,52 @@ from typing import Any
 import numpy as np
 
 from memstore.errors import PayloadError, SchemaTooNew, StoreCorrupt
-from memstore.payload.fields import Array, check_array, check_size, parse_dtype, utf8
+from memstore.payload.fields import check_array, check_size, parse_dtype, utf8
 from memstore.payload.tensors import BITS, tensor_bits, tensor_of
-from memstore.values.foreign import MAX_DEPTH, is_tensor
+from memstore.values.foreign import MAX_DEPTH, Array, is_tensor
 from memstore.values.shown import shown
 
 DOCUMENT_VERSION = 2
+"""This is the newest version of documents that this memstore reads and writes."""
+
 _SINCE_2 = frozenset({"items", "ordered", "counter", "tensor"})
+"""Tags that a document of version 1 cannot have."""
+
 _MAPPINGS: dict[type, str | None] = {dict: None, OrderedDict: "ordered", Counter: "counter"}
+"""A state may have these mappings. Each has the tag of the node around its ``dict`` or ``items`` node."""
+
 _INSTEAD: dict[str, str] = {
     "defaultdict": "write dict(...)",
     "Size": "write tuple(...)",
     "set": "write sorted(...)",
     "frozenset": "write sorted(...)",
 }
+"""This advice is given for types that cannot be stored, by the name of the type."""
+
 _DEEPEST = 4 * MAX_DEPTH
-"""Levels of a document: a value of a state takes at most four."""
+"""A document has at most this many levels. One level of a state takes at most four of them."""
 
 
 def pack(state: Mapping[str, Any]) -> tuple[str, bytes]:
-    """Describe a state as ASCII JSON text, with the data of its arrays and bytes apart.
-
-    ``PayloadError`` when it holds anything else; the message gives the place, such as ``model.layers[2]``.
+    """Write a state as a document and a blob.
 
     Parameters
     ----------
     state : mapping
-        Nested dict, OrderedDict or Counter (keys: None, bool, int, float, str or tuples of them), list or tuple of
-        None, bool, int, float, str, bytes, numpy arrays and scalars, and tensors of PyTorch.
+        Nested dict, OrderedDict, Counter, list or tuple. Keys are None, bool, int, float, str, or tuples of these.
+        Values are None, bool, int, float, str, bytes, numpy arrays and scalars, and tensors of PyTorch.
+
+    Returns
+    -------
+    document : str
+        ASCII JSON text.
+    data : bytes
+        The data of all arrays and bytes, in the order of the document.
+
+    Raises
+    ------
+    PayloadError
+        If the state holds anything else, or is too large. The message names the place, such as ``model.layers[2]``.
     """
     if not isinstance(state, Mapping):
         raise PayloadError(f"a state must be a dict, got {shown(state)}")
@@ -55,14 +76,14 @@ def pack(state: Mapping[str, Any]) -> tuple[str, bytes]:
 
 
 class _Writer:
-    """Makes the nodes, and keeps what belongs into the data in their order."""
+    """Makes the nodes of a document, and collects the data in the order of the nodes."""
 
     def __init__(self) -> None:
         self.chunks: list[bytes | memoryview] = []
         self.version = 1
 
     def node(self, value: Any, where: str, depth: int) -> Any:
-        """A JSON node; every JSON object is a tagged node, so that no user key can be mistaken for a tag."""
+        """Make the JSON node of a value. A user's key is never taken for a tag, because every JSON object is a node."""
         if depth > MAX_DEPTH:
             raise PayloadError(f"{where:.200} is nested deeper than {MAX_DEPTH} levels; does it contain itself?")
         kind = type(value)
@@ -72,7 +93,7 @@ class _Writer:
             utf8(where, value)
             return value
         if kind is int:
-            # Python refuses to write or read decimal ints of more than 4300 digits.
+            # A large int is written in hex: Python refuses to write or read decimal ints of more than 4300 digits.
             return value if -(2**63) <= value < 2**63 else {"int": hex(value)}
         if kind is float:
             return value if math.isfinite(value) else {"float": struct.pack("<d", value).hex()}
@@ -97,23 +118,23 @@ class _Writer:
                 [self._key(key, where, depth + 1), self.node(item, f"{prefix}{_key_text(key)}", depth + 1)]
                 for key, item in value.items()
             ]
-            node = self._tagged("items", pairs)
+            node = self._tag("items", pairs)
         tag = _MAPPINGS[type(value)]
-        return node if tag is None else self._tagged(tag, node)
+        return node if tag is None else self._tag(tag, node)
 
     def _key(self, key: Any, where: str, depth: int) -> Any:
         plain = key if isinstance(key, tuple) else (key,)
         if not all(part is None or type(part) in (bool, int, float, str) for part in plain):
             raise PayloadError(
                 f"{where:.200} has the key {shown(key)}; keys of a state are str, int, float, bool, None or tuples of "
-                "them (of a numpy scalar write key.item())"
+                "them (for a numpy scalar, write key.item())"
             )
         return self.node(key, f"a key of {where}", depth)
 
     def _array(self, value: Any, where: str) -> dict[str, Any]:
         if is_tensor(value):
             name, array = tensor_bits(where, value)
-            node = self._tagged("tensor", [name, array.shape])
+            node = self._tag("tensor", [name, array.shape])
         else:
             if advice := _INSTEAD.get(type(value).__name__):
                 raise PayloadError(f"{where}: cannot store {shown(value)}; {advice}")
@@ -123,7 +144,7 @@ class _Writer:
         self.chunks.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return node
 
-    def _tagged(self, tag: str, body: Any) -> dict[str, Any]:
+    def _tag(self, tag: str, body: Any) -> dict[str, Any]:
         self.version = DOCUMENT_VERSION
         return {tag: body}
 
@@ -133,12 +154,17 @@ def _key_text(key: Any) -> str:
 
 
 def unpack(document: str, data: bytes) -> dict[str, Any]:
-    """The state that `pack` was given; arrays are fresh and writable.
+    """Read a state from its document and its data. This is the inverse of ``pack``.
 
-    A tensor comes back on the CPU, without a graph and with storage of its own; where PyTorch is not installed, as an
-    array (a bfloat16 as the float32 of the same value).
+    Arrays are new and writable. A tensor is on the CPU, without a graph, and has its own storage. If PyTorch is not
+    installed, a tensor becomes an array; a bfloat16 tensor becomes a float32 array of the same values.
 
-    ``StoreCorrupt`` when document or data is damaged, ``SchemaTooNew`` when a later memstore wrote it.
+    Raises
+    ------
+    StoreCorrupt
+        If the document or the data is damaged.
+    SchemaTooNew
+        If a later memstore wrote the document.
     """
     try:
         root = json.loads(document)
@@ -160,7 +186,7 @@ def unpack(document: str, data: bytes) -> dict[str, Any]:
 
 
 class _Reader:
-    """Takes the data apart in the order in which the document names it."""
+    """Reads nodes. It takes their data from the blob in the order of the document."""
 
     def __init__(self, data: bytes, version: int) -> None:
         self.data = data
@@ -168,6 +194,7 @@ class _Reader:
         self.at = 0
 
     def read(self, node: Any, depth: int = 0) -> Any:
+        """Return the value of a node."""
         if depth > _DEEPEST:
             raise ValueError("nested too deep")
         if isinstance(node, list):
@@ -202,28 +229,29 @@ class _Reader:
         raise ValueError(f"unknown node {tag!r:.60}")
 
     def mapping(self, pairs: list[list[Any]], depth: int) -> dict[Any, Any]:
-        """A dict from pairs; a key that stands there twice is damage."""
+        """Return the dict of these pairs. A key that comes twice is damage."""
         found = {self.read(key, depth + 1): self.read(item, depth + 1) for key, item in pairs}
         if len(found) < len(pairs):
-            raise ValueError("a key stands there twice")
+            raise ValueError("a key comes twice")
         return found
 
     def inner(self, node: Any, depth: int) -> dict[Any, Any]:
-        """The dict that a wrapper is made of."""
+        """Return the dict inside an ``ordered`` or ``counter`` node."""
         found = self.read(node, depth + 1)
         if type(found) is not dict:
-            raise ValueError("a wrapper of something else than a dict")
+            raise ValueError("an ordered or counter node holds no dict")
         return found
 
     def skip(self, size: Any) -> int:
-        """Where the next ``size`` bytes begin."""
+        """Step over the next ``size`` bytes of the data, and return where they begin."""
         start = self.at
         if type(size) is not int or not 0 <= size <= len(self.data) - start:
-            raise ValueError(f"{len(self.data) - start} bytes left where more are needed")
+            raise ValueError(f"{len(self.data) - start} bytes are left where more are needed")
         self.at += size
         return start
 
     def array(self, text: Any, shape: list[int]) -> Array:
+        """Return the next array of the data."""
         dtype = parse_dtype("state", text)
         if any(type(length) is not int or length < 0 for length in shape):
             raise ValueError("negative length of an array")

@@ -1,8 +1,8 @@
-"""Payloads as bytes: one blob per episode, laid out by the buffer's signature, so that blobs carry no header.
+"""Encodes payloads as bytes: one blob for each episode. The signature gives the layout, so blobs need no header.
 
-A blob holds the fixed-size fields, packed in signature order, then the variable ones: a ragged array as one
-little-endian uint32 per ragged dimension and its raw bytes; str (UTF-8) and bytes as a uint32 length and
-the bytes.
+A blob begins with the fields of fixed size, packed in the order of the signature. The variable fields follow: a ragged
+array is one little-endian uint32 for each ragged dimension, then its raw bytes; str (in UTF-8) and bytes are a uint32
+length, then the bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 from memstore.errors import ConfigError, InvalidValue, PayloadError, SchemaTooNew, StoreCorrupt
 from memstore.payload.fields import (
     PYTHON_DTYPES,
-    Array,
     DType,
     Field,
     Path,
@@ -33,29 +32,39 @@ from memstore.payload.fields import (
     infer_column,
     infer_field,
     leaves,
-    nested,
+    nest,
     same_type,
     specified_field,
     tuple_advice,
     utf8,
 )
-from memstore.values.shown import described, listed, shown
+from memstore.values.foreign import Array
+from memstore.values.shown import first_of, listed, shown
 
 CODEC_VERSION = 1
+"""The layout of blobs has this version, which is stored in the signature."""
 
 MAX_FIELDS = 4096
-"""More would take seconds with every add, under the lock, and so would those of somebody's file."""
+"""A payload has at most this many fields. With more, each add would take seconds under the lock.
+
+A hostile file could ask for that.
+"""
 
 MAX_NAMES = 2**18
-LONGEST_TEXT = 2**23
-"""Characters of all names, and of the JSON text: at the most 12 a character, and some 1,000 more a field."""
+"""Characters of the names of all fields together."""
 
-# The Python scalars that a field of each numpy kind takes, as in NEP 50.
+LONGEST_TEXT = 2**23
+"""A signature as JSON has at most this many characters.
+
+These are up to 12 for each character of a name, and about 1,000 more for each field.
+"""
+
 _WEAK: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}, "c": {int, float}}
+"""The types of Python scalars that an array field of each numpy kind takes, as in NEP 50."""
 
 
 class _Slot(NamedTuple):
-    """Where a fixed field stands in the record."""
+    """The place of a fixed field in the record, from the byte ``start`` to the byte before ``stop``."""
 
     field: Field
     dtype: DType
@@ -64,18 +73,24 @@ class _Slot(NamedTuple):
     stop: int
 
     def column(self, records: Array) -> Array:
-        """The field of all records, as a strided and unaligned view."""
+        """Return the field of all records, as a strided view that may be unaligned."""
         return records[:, self.start : self.stop].view(self.dtype).reshape(len(records), *self.shape)
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Field names, dtypes and shapes of a buffer's payloads, and the codec for them.
+    """The fields of a buffer's payloads: names, dtypes and shapes. It encodes payloads as blobs and decodes them.
 
     Attributes
     ----------
     fields : tuple of Field
-        In first-seen order, as in the blob; the key order of later payloads does not matter.
+        In the order of the first payload, which is also the order in a blob. Later payloads may have another order of
+        keys.
+
+    Raises
+    ------
+    PayloadError
+        If two fields have one name, or if there are no fields or too many.
     """
 
     fields: tuple[Field, ...]
@@ -84,38 +99,49 @@ class Signature:
         names = {field.name for field in self.fields}
         branches = {field.path[:depth] for field in self.fields for depth in range(len(field.path))}
         if len(names) < len(self.fields) or branches & {field.path for field in self.fields}:
-            raise PayloadError(f"two fields have the same name: {self.described()}")
+            raise PayloadError(f"two fields have the same name: {self.summary()}")
         if not self.fields:
             raise PayloadError("a payload needs at least one field")
         if len(self.fields) > MAX_FIELDS:
             raise PayloadError(f"a payload has at most {MAX_FIELDS} fields, got {len(self.fields)}; stack some of them")
         if sum(map(len, names)) > MAX_NAMES:
-            raise PayloadError(f"the names of all fields have at most {MAX_NAMES} characters together; shorten them")
+            raise PayloadError(f"the names of all fields may have {MAX_NAMES} characters together; shorten them")
         check_size("an episode", self._record_bytes)
 
     @classmethod
     def infer(cls, payload: Mapping[str, Any], count: int | None) -> Signature:
-        """Signature of a first payload.
+        """Return the signature that fits a first payload.
 
         Parameters
         ----------
         payload : nested mapping
-            The values of one episode; with ``count``, of that many: every leaf a stacked array or a list.
+            The values of one episode. With ``count``, the values of that many episodes: every leaf is a stacked array
+            or a list. In a list of arrays, a dimension becomes ragged if its lengths differ.
         count : int or None
-            None for one episode. In lists of arrays, the dimensions whose lengths differ become ragged.
+            The number of episodes; None if the payload is that of one episode.
+
+        Raises
+        ------
+        PayloadError
+            If the payload cannot be stored.
         """
         infer = infer_field if count is None else infer_column
         return cls(tuple(infer(path, value) for path, value in leaves(payload)))
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Signature:
-        """Signature described by a user; ``ConfigError`` when the description makes no sense.
+        """Return the signature that a user describes.
 
         Parameters
         ----------
         spec : nested mapping
-            Per field ``(dtype, shape)`` with None for a ragged dimension, a dtype alone for a scalar array,
-            or one of the types ``str``, ``bytes``, ``float``, ``int``, ``bool``.
+            For each field ``(dtype, shape)`` with None for a ragged dimension, or a dtype for an array without
+            dimensions, or one of the types ``str``, ``bytes``, ``float``, ``int``, ``bool``.
+
+        Raises
+        ------
+        ConfigError
+            If the description makes no sense.
         """
         try:
             return cls(tuple(specified_field(path, leaf) for path, leaf in leaves(spec)))
@@ -123,13 +149,21 @@ class Signature:
             raise ConfigError(f"signature: {exc}") from exc
 
     def to_json(self) -> str:
-        """Text for the buffer row, codec version included."""
+        """Write the signature and the version of the codec as JSON, for the buffer's row."""
         fields = [{"path": f.path, "kind": f.kind, "dtype": f.dtype, "shape": f.shape} for f in self.fields]
         return json.dumps({"codec": CODEC_VERSION, "fields": fields}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Signature:
-        """Inverse of `to_json`; ``SchemaTooNew`` for a later codec version, else ``StoreCorrupt``."""
+        """Read a signature from its JSON text. This is the inverse of ``to_json``.
+
+        Raises
+        ------
+        SchemaTooNew
+            If the text has a later version of the codec.
+        StoreCorrupt
+            If the text is damaged.
+        """
         try:
             if len(text) > LONGEST_TEXT:
                 raise ValueError(f"{len(text)} characters")
@@ -143,33 +177,51 @@ class Signature:
             signature = cls(tuple(Field(*entry) for entry in entries))
             exact = json.loads(signature.to_json()) == stored
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as exc:
-            raise StoreCorrupt(f"the buffer's signature cannot be read: {str(exc)[:200]}") from exc
+            why = f"cannot be read ({type(exc).__name__}: {str(exc)[:100]})"
+            raise StoreCorrupt(f"the buffer's signature {why}; restore a backup: memstore restore BACKUP DB") from exc
         if not exact:
-            raise StoreCorrupt("the buffer's signature is not as this version of memstore writes it")
+            why = "is not as this version of memstore writes it"
+            raise StoreCorrupt(f"the buffer's signature {why}; restore a backup: memstore restore BACKUP DB")
         return signature
 
     def describe(self) -> str:
-        """Short text such as ``input float32[64], tokens int32[*], text str``."""
+        """Write all fields as a text such as ``input float32[64], tokens int32[*], text str``."""
         return ", ".join(map(str, self.fields))
 
-    def described(self, most: int = 10) -> str:
-        """The first fields as `describe` has them, and how many more there are: for a message."""
-        return described(self.fields, len(self.fields), most)
+    def summary(self, most: int = 10) -> str:
+        """Write the first fields and the number of the others, for a message."""
+        return first_of(self.fields, len(self.fields), most)
 
     def field(self, name: str | Sequence[str]) -> Field:
-        """The field called ``"input"``, ``"obs/pos"`` or ``("obs", "pos")``."""
+        """Return the field called "input", "obs/pos" or ("obs", "pos"). ``InvalidValue`` if there is none."""
         path = tuple(name) if isinstance(name, (list, tuple)) else None
         for field in self.fields:
             if field.path == path or (isinstance(name, str) and name == field.name):
                 return field
-        raise InvalidValue(f"there is no field {listed([name])}; the buffer has {self.described()}")
+        raise InvalidValue(f"there is no field {listed([name])}; the buffer has {self.summary()}")
 
     def encode(self, payload: Mapping[str, Any], count: int) -> list[bytes]:
-        """One blob per episode from stacked arrays or lists.
+        """Encode a payload of several episodes.
 
-        ``PayloadError`` when anything differs from the signature; only Python scalars and byte order convert.
+        Parameters
+        ----------
+        payload : nested mapping
+            Each leaf is a stacked array of shape ``(count, ...)`` or a list of ``count`` values. Python scalars are
+            converted to the dtype of the field if they fit, and byte order is converted; nothing else is cast.
+        count : int
+            The number of episodes.
+
+        Returns
+        -------
+        list of bytes
+            One blob for each episode.
+
+        Raises
+        ------
+        PayloadError
+            If the payload does not fit the signature, or if the number of episodes differs from ``count``.
         """
-        columns = self._matched(payload)
+        columns = self._columns(payload)
         if count < 1:
             raise PayloadError("the batch is empty; give at least one episode")
         for field in self.fields:
@@ -181,33 +233,47 @@ class Signature:
         return self._encode(columns, count)
 
     def encode_one(self, payload: Mapping[str, Any]) -> bytes:
-        """The blob of one episode; see `encode`."""
-        return self._encode({path: (value,) for path, value in self._matched(payload).items()}, 1)[0]
+        """Encode the payload of one episode. Values and errors are those of ``encode``."""
+        return self._encode({path: (value,) for path, value in self._columns(payload).items()}, 1)[0]
 
     def decode(self, blobs: Sequence[bytes]) -> dict[str, Any]:
-        """The payloads of several episodes, fresh and writable.
+        """Decode the payloads of several episodes.
 
-        A fixed field is one array ``(n, *shape)``, a ragged one a list of n arrays, str and bytes a list.
-        ``StoreCorrupt`` when a blob does not have the layout of the signature.
+        Returns
+        -------
+        nested dict
+            A fixed field is one array of shape ``(n, *shape)``, a ragged field a list of n arrays, a field of str or
+            bytes a list of n values. Arrays are new and writable.
+
+        Raises
+        ------
+        StoreCorrupt
+            If a blob does not have the layout of the signature.
         """
         columns = self._decode(blobs)
-        return nested((field.path, columns[field.path]) for field in self.fields)
+        return nest((field.path, columns[field.path]) for field in self.fields)
 
     def decode_one(self, blob: bytes) -> dict[str, Any]:
-        """The payload of one episode, Python scalars where the signature says so; see `decode`."""
+        """Decode the payload of one episode. A field of the kind "python" gives a Python scalar. See ``decode``."""
         columns = self._decode([blob])
-        return nested((field.path, _only(field, columns[field.path])) for field in self.fields)
+        return nest((field.path, _single(field, columns[field.path])) for field in self.fields)
 
     @staticmethod
     def batch_size(payload: Mapping[str, Any]) -> int:
-        """Number of episodes in a payload of stacked arrays and lists; fields that disagree are refused."""
+        """Return the number of episodes in a payload of stacked arrays and lists.
+
+        Raises
+        ------
+        PayloadError
+            If fields have different numbers of episodes, or if a field is neither an array nor a list.
+        """
         sizes: dict[int, str] = {}
         for path, column in leaves(payload):
             where = f"field {'/'.join(path)!r}"
             sizes.setdefault(column_length(where, column), where)
         if len(sizes) > 1:
-            some = list(sizes.items())[:2]
-            text = " but ".join(f"{where:.80} holds {length} episodes" for length, where in some)
+            two = list(sizes.items())[:2]
+            text = " but ".join(f"{where:.80} holds {length} episodes" for length, where in two)
             hints = "".join(tuple_advice(column) for _, column in leaves(payload))
             raise PayloadError(f"{text}; give every field one value per episode{hints:.200}")
         return next(iter(sizes))
@@ -232,7 +298,8 @@ class Signature:
     def _record_bytes(self) -> int:
         return self._slots[-1].stop if self._slots else 0
 
-    def _matched(self, payload: Mapping[str, Any]) -> dict[Path, Any]:
+    def _columns(self, payload: Mapping[str, Any]) -> dict[Path, Any]:
+        """Return the leaves by path, if they are exactly the fields of the signature."""
         columns = dict(leaves(payload))
         known = {field.path for field in self.fields}
         if columns.keys() == known:
@@ -241,7 +308,7 @@ class Signature:
         unknown = ["/".join(path) for path in columns if path not in known]
         raise PayloadError(
             f"payload fields missing: {listed(missing, 3)}, unknown: {listed(unknown, 3)}; "
-            f"every episode of this buffer has exactly: {self.described(3)}"
+            f"every episode of this buffer has exactly: {self.summary(3)}"
         )
 
     def _encode(self, columns: Mapping[Path, Any], count: int) -> list[bytes]:
@@ -249,12 +316,12 @@ class Signature:
         records = np.empty((count, size), np.uint8)
         for slot in self._slots:
             _fill(slot, slot.column(records), columns[slot.field.path])
-        # As void scalars the rows come out as bytes four times faster than by slicing in Python.
+        # numpy turns rows of void scalars into bytes, four times faster than slices in Python.
         heads: list[bytes] = records.view(f"V{size}").ravel().tolist() if size else [b""] * count
         if not self._variable:
             return heads
-        tails = [_tails(field, columns[field.path]) for field in self._variable]
-        return [_joined(index, parts) for index, parts in enumerate(zip(heads, *tails, strict=True))]
+        tails = [_encode_variable(field, columns[field.path]) for field in self._variable]
+        return [_join(index, parts) for index, parts in enumerate(zip(heads, *tails, strict=True))]
 
     def _decode(self, blobs: Sequence[bytes]) -> dict[Path, Any]:
         size = self._record_bytes
@@ -265,7 +332,7 @@ class Signature:
         columns: dict[Path, Any] = {slot.field.path: slot.column(records).copy() for slot in self._slots}
         ends = [size] * len(blobs)
         for field in self._variable:
-            pairs = [_read(field, blob, at) for blob, at in zip(blobs, ends, strict=True)]
+            pairs = [_decode_variable(field, blob, at) for blob, at in zip(blobs, ends, strict=True)]
             columns[field.path] = [value for value, _ in pairs]
             ends = [end for _, end in pairs]
         if self._variable and ends != list(map(len, blobs)):
@@ -274,7 +341,7 @@ class Signature:
 
 
 def checksum(blob: bytes, episode_id: int) -> int:
-    """CRC-32 of a payload, started from its episode id so that a payload under the wrong id fails too."""
+    """Return the CRC-32 of a payload. It starts from the episode id, so that a payload under a wrong id fails too."""
     return zlib.crc32(blob, (episode_id ^ episode_id >> 32) & 0xFFFFFFFF)
 
 
@@ -283,7 +350,7 @@ def _where(field: Field, values: Sequence[Any], index: int) -> str:
 
 
 def _fill(slot: _Slot, column: Array, values: Any) -> None:
-    """Write one value per episode into the records."""
+    """Write the values of a fixed field into a column of the records, one for each episode."""
     field, dtype = slot.field, slot.dtype
     if isinstance(values, np.ndarray):
         array = check_array(f"field {field.name!r}", values)
@@ -297,7 +364,7 @@ def _fill(slot: _Slot, column: Array, values: Any) -> None:
 
 
 def _weak(dtype: DType, values: Sequence[Any]) -> Array | None:
-    """Python scalars as an array; None when one is something else, or does not fit."""
+    """Return Python scalars as an array; None if a value is not such a scalar, or does not fit the dtype."""
     if not set(map(type, values)) <= _WEAK[dtype.kind]:
         return None
     try:
@@ -310,15 +377,15 @@ def _weak(dtype: DType, values: Sequence[Any]) -> Array | None:
 
 
 def _element(where: str, field: Field, dtype: DType, value: Any) -> Array:
-    """One episode's value as an array, checked."""
+    """Return one episode's value as an array that fits the field."""
     if type(value) not in PYTHON_DTYPES:
         array = check_array(where, value)
     elif (scalar := _weak(dtype, [value])) is not None:
         array = scalar.reshape(())
     else:
         raise PayloadError(
-            f"{where}: {shown(value)} does not fit {field.type_text}; bool goes into bool, int into "
-            "integers, int and float into float and complex, each within range"
+            f"{where}: {shown(value)} does not fit {field.type_text}; a bool fits bool, an int integers, an int or a "
+            "float fits float and complex, each within its range"
         )
     _check_fit(where, field, dtype, array.dtype, array.shape)
     return array
@@ -326,9 +393,9 @@ def _element(where: str, field: Field, dtype: DType, value: Any) -> Array:
 
 def _check_fit(where: str, field: Field, dtype: DType, given: DType, shape: tuple[int, ...]) -> None:
     if not same_type(dtype, given):
-        advice = f"nothing is cast silently, convert it with .astype({dtype.name!r})"
+        advice = f"memstore casts nothing silently, convert it with .astype({dtype.name!r})"
     elif len(shape) != len(field.shape):
-        advice = "the number of dimensions is fixed per buffer, reshape the array"
+        advice = "the number of dimensions is fixed for the buffer, reshape the array"
     elif shape != field.shape and any(want not in (None, got) for want, got in zip(field.shape, shape, strict=True)):
         spec: Any = (
             dtype.name,
@@ -343,12 +410,11 @@ def _check_fit(where: str, field: Field, dtype: DType, given: DType, shape: tupl
     raise PayloadError(f"{where}: expected {field.type_text}, got {got}; {advice}")
 
 
-def _tails(field: Field, values: Sequence[Any]) -> list[bytes]:
-    """The variable part of one field, per episode."""
-    return [_tail(_where(field, values, index), field, value) for index, value in enumerate(values)]
+def _encode_variable(field: Field, values: Sequence[Any]) -> list[bytes]:
+    return [_encode_value(_where(field, values, index), field, value) for index, value in enumerate(values)]
 
 
-def _tail(where: str, field: Field, value: Any) -> bytes:
+def _encode_value(where: str, field: Field, value: Any) -> bytes:
     if field.dtype is None:
         if not isinstance(value, str if field.kind == "str" else bytes):
             got = shown(value)
@@ -363,13 +429,13 @@ def _tail(where: str, field: Field, value: Any) -> bytes:
     return struct.pack(f"<{len(lengths)}I", *lengths) + array.astype(dtype, copy=False).tobytes()
 
 
-def _joined(index: int, parts: tuple[bytes, ...]) -> bytes:
+def _join(index: int, parts: tuple[bytes, ...]) -> bytes:
     check_size(f"episode {index} of the batch", sum(map(len, parts)))
     return b"".join(parts)
 
 
-def _read(field: Field, blob: bytes, at: int) -> tuple[Any, int]:
-    """One variable field's value, and where it ends."""
+def _decode_variable(field: Field, blob: bytes, at: int) -> tuple[Any, int]:
+    """Return the value of a variable field that begins at this byte, and the byte at which it ends."""
     count = field.shape.count(None) if field.dtype else 1
     start = _end(blob, at, 4 * count)
     lengths = iter(struct.unpack_from(f"<{count}I", blob, at))
@@ -392,7 +458,7 @@ def _end(blob: bytes, at: int, size: int) -> int:
     return at + size
 
 
-def _only(field: Field, column: Any) -> Any:
+def _single(field: Field, column: Any) -> Any:
     if field.kind == "python":
         return column[0].item()
     return column[0, ...] if field.fixed else column[0]

@@ -1,4 +1,4 @@
-"""Tensors as bytes, exactly, and back: what PyTorch calls a dtype, and the numpy array that holds its bits."""
+"""Turns tensors into numpy arrays of their exact bits, and such arrays into tensors."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ BITS: dict[str, str] = {
     "complex64": "<c8",
     "complex128": "<c16",
 }
-"""The dtypes of tensors that a state may hold."""
+"""The dtypes of tensors that a state may hold, by PyTorch's names, with the numpy dtype that holds the bits."""
 
 
 def tensor_bits(where: str, tensor: torch.Tensor) -> tuple[str, Array]:
-    """The name of a tensor's dtype, and its values; of a bfloat16 its bits."""
+    """Return the name of a tensor's dtype, and an array of its values. For bfloat16, the array holds the bits.
+
+    Raises
+    ------
+    PayloadError
+        If the dtype or the layout of the tensor cannot be stored.
+    """
     kept = plain_tensor(where, tensor)
     name = str(kept.dtype).removeprefix("torch.")
     if name not in BITS:
@@ -43,7 +49,10 @@ def tensor_bits(where: str, tensor: torch.Tensor) -> tuple[str, Array]:
 
 
 def tensor_of(name: str, bits: Array) -> Any:
-    """The tensor; without PyTorch the array, and of a bfloat16 the float32 that holds the same values."""
+    """Return the tensor with this dtype and these bits, the inverse of ``tensor_bits``.
+
+    If PyTorch is not installed, return the array; for bfloat16, an array of float32 with the same values.
+    """
     if "torch" not in sys.modules and find_spec("torch") is None:
         return (bits.astype("<u4") << 16).view("<f4") if name == "bfloat16" else bits
     torch = _torch()

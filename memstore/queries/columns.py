@@ -1,7 +1,7 @@
-"""What can be asked for: columns of episodes and of their history, conditions on them, and constants.
+"""Columns of episodes and of the history, conditions on them, and the constants in conditions.
 
-Conditions are data. They reach a database only through ``sql``, as bound parameters; their text,
-``str(condition)``, is what ``parser.parse`` reads.
+A condition is data. It reaches a database only through ``sql``, with its constants as bound parameters. Its text,
+``str(condition)``, can be read again by ``parser.parse``.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NoReturn
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 
@@ -23,37 +24,59 @@ from memstore.values.times import check_limit
 Kind = Literal["int", "float", "text", "flag"]
 Constant = bool | int | float | str | None
 Operator = Literal["==", "<", "<=", ">", ">="]
+Over = Literal["episodes", "history"]
+Source = Literal["episode", "metadata", "history"]
+
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+"""Each operator has this function, for values, arrays, columns, and expressions of SQL."""
 
 MAX_INT = 2**62
-"""No column of whole numbers holds anything beyond."""
+"""Whole numbers in columns have at most this absolute value."""
 
 LEAST, GREATEST = -(2**63), 2**63 - 1
-"""Whole numbers between them are compared exactly; databases have no exact type for larger ones."""
+"""Whole numbers between these two are compared exactly. Databases have no exact type for others."""
 
 WIDTH = 8
-"""Tests that SQL joins in one chain; more of them make a tree of chains, a level deeper for each factor of 8."""
+"""SQL joins this many tests in one chain. More tests become a tree of chains, one level deeper for each factor of 8."""
 
 MAX_DEPTH = 100
-"""Levels of a condition: SQLite takes expressions of 1,000 levels, and each of these is at most ``WIDTH`` there."""
+"""A condition has at most this many levels. SQLite takes 1,000, and one level here is at most ``WIDTH`` there."""
 
 MAX_SIZE = 30_000
-"""Comparisons in a condition: SQLite takes 32,766 parameters in a statement, PostgreSQL 65,535 ..."""
+"""A condition has at most this many comparisons. SQLite takes 32,766 parameters in a statement, PostgreSQL 65,535."""
 
 LOOK_UP = 20
-"""... and a comparison of a place in extra counts as so many: each is a look-up of its own, 3 ms to put into SQL."""
+"""A comparison of a place in extra counts as this many comparisons. It takes 3 ms to write one in SQL."""
+
+MAX_PATH = 16
+"""A path into extra has at most this many steps."""
+
+TYPES = {"float": "number", "text": "text", "flag": "flag"}
+"""Places in extra have these kinds. The text of a condition has these words for them."""
 
 
 class Condition:
-    """A test that each row passes or not; combine with ``&``, ``|`` and ``~``.
+    """A test that a row passes or fails. Combine conditions with ``&``, ``|`` and ``~``.
 
-    A missing value passes no comparison, and ``~`` is the exact complement: a row passes one of ``c`` and ``~c``.
+    A missing value passes no comparison. ``~`` is the exact complement: each row passes either ``c`` or ``~c``.
 
     Attributes
     ----------
     depth : int
-        Levels of nesting, 1 for a single comparison.
+        Levels of nesting. A single comparison has 1.
     size : int
-        Comparisons that it makes; one of a place in extra counts as 20.
+        Number of comparisons. A comparison of a place in extra counts as 20.
+
+    Raises
+    ------
+    InvalidValue
+        When a condition is made that has more than 100 levels or 30,000 comparisons.
     """
 
     __slots__ = ("_text", "depth", "size")
@@ -70,8 +93,8 @@ class Condition:
             raise InvalidValue(f"conditions are nested more than {MAX_DEPTH} deep")
         if size > MAX_SIZE:
             raise InvalidValue(
-                f"a condition makes at most {MAX_SIZE:,} comparisons, or {MAX_SIZE // LOOK_UP:,} of places in extra; "
-                "col.x.in_([...]) with any number of values is one"
+                f"a condition has at most {MAX_SIZE:,} comparisons, or {MAX_SIZE // LOOK_UP:,} of places in extra; "
+                "use col.x.in_([...]), which counts as one with any number of values"
             )
         for name, value in (("depth", depth), ("size", size)):
             object.__setattr__(self, name, value)  # the classes are frozen dataclasses
@@ -80,10 +103,10 @@ class Condition:
         return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
     def __and__(self, other: Condition) -> Condition:
-        return _joined(AllOf, self, other)
+        return _combine(AllOf, self, other)
 
     def __or__(self, other: Condition) -> Condition:
-        return _joined(AnyOf, self, other)
+        return _combine(AnyOf, self, other)
 
     def __invert__(self) -> Condition:
         return self.condition if isinstance(self, Not) else Not(self)
@@ -103,20 +126,20 @@ class Condition:
     def __str__(self) -> str:
         try:
             return self._text
-        except AttributeError:  # written once: draws look it up every time, and it may be long
-            object.__setattr__(self, "_text", self._written())
+        except AttributeError:  # the text may be long, and every draw needs it, so it is written only once
+            object.__setattr__(self, "_text", self._write())
         return self._text
 
     def __repr__(self) -> str:
         return f"<{self}>"
 
-    def _written(self) -> str:
+    def _write(self) -> str:
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Comparison(Condition):
-    """``column operator value``; the value None with ``==`` means that the column has none."""
+    """The test ``column operator value``. With ``==`` and None it is the test that the value is missing."""
 
     column: Column
     operator: Operator
@@ -125,7 +148,7 @@ class Comparison(Condition):
     def __post_init__(self) -> None:
         self._measure(1, LOOK_UP if self.column.path else 1)
 
-    def _written(self) -> str:
+    def _write(self) -> str:
         if self.value is None:
             return f"{self.column} is {self.column.missing}"
         return f"{self.column} {'=' if self.operator == '==' else self.operator} {_literal(self.value)}"
@@ -133,7 +156,7 @@ class Comparison(Condition):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class In(Condition):
-    """Whether the column is one of the values."""
+    """The test that the column has one of the values."""
 
     column: Column
     values: tuple[Constant, ...]
@@ -141,78 +164,76 @@ class In(Condition):
     def __post_init__(self) -> None:
         self._measure(1, LOOK_UP if self.column.path else 1)
 
-    def _written(self) -> str:
+    def _write(self) -> str:
         return f"{self.column} in ({', '.join(map(_literal, self.values))})"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class HasTag(Condition):
-    """Whether the episode carries the tag."""
+    """The test that the episode has the tag."""
 
     tag: str
 
-    def _written(self) -> str:
+    def _write(self) -> str:
         return f"tags has {_literal(self.tag)}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class AllOf(Condition):
-    """Whether every one of the conditions holds."""
-
+class _Joined(Condition):
     conditions: tuple[Condition, ...]
+    word: ClassVar[str]
 
     def __post_init__(self) -> None:
-        self._measure(*_joint(self.conditions))
+        deepest = max((condition.depth for condition in self.conditions), default=0)
+        self._measure(_levels(len(self.conditions)) + deepest, sum(condition.size for condition in self.conditions))
 
-    def _written(self) -> str:
-        return " and ".join(map(_grouped, self.conditions))
+    def _write(self) -> str:
+        return f" {self.word} ".join(map(_in_brackets, self.conditions))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class AnyOf(Condition):
-    """Whether one of the conditions holds."""
+class AllOf(_Joined):
+    """The test that all the conditions hold."""
 
-    conditions: tuple[Condition, ...]
+    __slots__ = ()
+    word = "and"
 
-    def __post_init__(self) -> None:
-        self._measure(*_joint(self.conditions))
 
-    def _written(self) -> str:
-        return " or ".join(map(_grouped, self.conditions))
+class AnyOf(_Joined):
+    """The test that at least one of the conditions holds."""
+
+    __slots__ = ()
+    word = "or"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Not(Condition):
-    """Whether the condition does not hold."""
+    """The test that the condition does not hold."""
 
     condition: Condition
 
     def __post_init__(self) -> None:
         self._measure(1 + self.condition.depth, self.condition.size)
 
-    def _written(self) -> str:
-        return f"not {_grouped(self.condition)}"
+    def _write(self) -> str:
+        return f"not {_in_brackets(self.condition)}"
 
 
-def _grouped(condition: Condition) -> str:
+def _in_brackets(condition: Condition) -> str:
     return f"({condition})" if isinstance(condition, (AllOf, AnyOf, Not)) else str(condition)
 
 
-def _joined(kind: type[AllOf] | type[AnyOf], one: Condition, other: object) -> Condition:
+def _combine(kind: type[AllOf] | type[AnyOf], one: Condition, other: object) -> Condition:
     if not isinstance(other, Condition):
-        raise InvalidValue(f"conditions combine with conditions, got {shown(other)}; are there brackets around each?")
+        raise InvalidValue(
+            f"conditions can be combined only with conditions, got {shown(other)}; put brackets around each comparison"
+        )
     parts = [part.conditions if isinstance(part, kind) else (part,) for part in (one, other)]
-    joined = object.__new__(kind)  # measured by its two halves, so that a chain of n joins takes no n * n steps
+    # The size comes from the two halves alone. To count all parts again would take n * n steps for a chain of n joins.
+    joined = object.__new__(kind)
     object.__setattr__(joined, "conditions", (*parts[0], *parts[1]))
     inner = (part.depth - (_levels(len(part.conditions)) if isinstance(part, kind) else 0) for part in (one, other))
     joined._measure(_levels(len(joined.conditions)) + max(inner), one.size + other.size)
     return joined
-
-
-def _joint(conditions: tuple[Condition, ...]) -> tuple[int, int]:
-    """Depth and size of these conditions together."""
-    deepest = max((condition.depth for condition in conditions), default=0)
-    return _levels(len(conditions)) + deepest, sum(condition.size for condition in conditions)
 
 
 def _levels(count: int) -> int:
@@ -223,11 +244,11 @@ def _levels(count: int) -> int:
 
 
 EVERY = AllOf(())
-"""What every row passes."""
+"""Every row passes this condition."""
 
 
 def conditions_within(condition: Condition) -> Iterator[Comparison | In | HasTag]:
-    """The single tests that a condition is made of, in order."""
+    """Yield the single tests in a condition, from left to right."""
     pending = [condition]
     while pending:
         part = pending.pop()
@@ -242,20 +263,27 @@ def conditions_within(condition: Condition) -> Iterator[Comparison | In | HasTag
 def _literal(value: Constant) -> str:
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
-    return (
-        {None: "missing", True: "true", False: "false"}[value]
-        if value is None or value is True or value is False
-        else repr(value)
-    )
+    return repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def constant_of(where: str, kind: Kind, value: object, *, is_time: bool = False) -> Constant:
-    """The value as a plain Python constant of this kind.
+    """Return the value as a plain Python constant of this kind.
+
+    Parameters
+    ----------
+    where : str
+        The name of the column, for messages.
+    kind : {"int", "float", "text", "flag"}
+        The kind of the column. A number may be an int or a float for both kinds of numbers.
+    value : object
+        A Python value, or the scalar of another library.
+    is_time : bool
+        True if the column holds times. Then a datetime is taken too, and becomes seconds.
 
     Raises
     ------
     InvalidValue
-        When it is of another kind, not finite, or no text that a database stores.
+        If the value is of another kind, if it is not finite, or if databases cannot store it.
     """
     if is_time:
         return check_limit(where, value)
@@ -265,54 +293,56 @@ def constant_of(where: str, kind: Kind, value: object, *, is_time: bool = False)
     if kind == "flag":
         if isinstance(plain, bool):
             return plain
-        raise InvalidValue(f"{where} is true or false, got {shown(value)}")
+        raise InvalidValue(f"{where} needs True or False, got {shown(value)}")
     number = number_in(plain)
     if number is None:
-        raise InvalidValue(f"{where} is a number, got {shown(value)}")
+        raise InvalidValue(f"{where} needs a number, got {shown(value)}")
     if isinstance(number, float) and not math.isfinite(number):
         raise InvalidValue(f"{where} must be compared with a finite number, got {number!r}")
     if isinstance(number, int) and not LEAST <= number <= GREATEST:
         raise InvalidValue(
-            f"{where} must be compared with a whole number between -2**63 and 2**63 - 1; larger ones are kept and "
-            "compared exactly as texts"
+            f"{where} must be compared with a whole number between -2**63 and 2**63 - 1; store larger ones as texts"
         )
     return number
 
 
 def text_constant(where: str, value: object) -> str:
-    """The value as a text that both databases take."""
+    """Return the value as a text that both databases can store.
+
+    Raises
+    ------
+    InvalidValue
+        If the value is not a text, or holds a lone surrogate or a NUL character.
+    """
     if not isinstance(value, str):
-        raise InvalidValue(f"{where} is a text, got {shown(value)}")
+        raise InvalidValue(f"{where} needs a text, got {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidValue(f"{where}: {shown(value)} holds a lone surrogate, which is no text") from None
+        raise InvalidValue(f"{where}: {shown(value)} holds a lone surrogate; a text cannot hold one") from None
     if "\0" in value:
-        raise InvalidValue(f"{where}: a text holds no NUL character, got {shown(value)}")
+        raise InvalidValue(f"{where}: a text cannot hold a NUL character, got {shown(value)}")
     return str(value)
-
-
-Source = Literal["episode", "metadata", "history"]
-
-MAX_PATH = 16
-TYPES = {"float": "number", "text": "text", "flag": "flag"}
-"""What the types of places in extra are called."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
-    """A column; compare it to make a ``Condition``.
+    """A column. Compare it with a value to make a ``Condition``.
 
     Attributes
     ----------
     name : str
     kind : "int", "float", "text" or "flag"
     source : "episode", "metadata" or "history"
-        Where it is kept: what never changes, the replay metadata, the replay history.
+        Where the value is stored: in the episode, which never changes, in the replay metadata, or in the history.
     nullable : bool
-        Whether it may be missing.
+        True if a value may be missing.
     about : str
-        What it holds, in one line.
+        The meaning of the column, in a few words.
+    is_time : bool
+        True if the column holds seconds. It may be compared with a datetime.
+    path : tuple of str and int
+        The place in extra, for a column of extra.
     """
 
     name: str
@@ -324,49 +354,65 @@ class Column:
     path: tuple[str | int, ...] = ()
 
     def __eq__(self, value: object) -> Condition:  # type: ignore[override]
-        return Comparison(self, "==", None if value is None else self._constant(value))
+        if value is None:
+            return self.is_missing()
+        column = self._typed_for(value)
+        return Comparison(column, "==", column._constant(value))
 
     def __ne__(self, value: object) -> Condition:  # type: ignore[override]
         return Not(self.__eq__(value))
 
     def __lt__(self, value: Any) -> Condition:
-        return Comparison(self, "<", self._ordered(value))
+        return self._compare("<", value)
 
     def __le__(self, value: Any) -> Condition:
-        return Comparison(self, "<=", self._ordered(value))
+        return self._compare("<=", value)
 
     def __gt__(self, value: Any) -> Condition:
-        return Comparison(self, ">", self._ordered(value))
+        return self._compare(">", value)
 
     def __ge__(self, value: Any) -> Condition:
-        return Comparison(self, ">=", self._ordered(value))
+        return self._compare(">=", value)
 
     def in_(self, values: Iterable[Any]) -> Condition:
-        """Whether the column is one of the values (none of them: nothing passes)."""
+        """Make the condition that the column has one of the values. Without values, no row passes.
+
+        Raises
+        ------
+        InvalidValue
+            If a value is of another type than the column, or, for a place in extra, of another type than the first.
+        """
         if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-            raise InvalidValue(f"{self}.in_() takes several values, got {shown(values)}")
-        return In(self, tuple(dict.fromkeys(self._constant(value) for value in values)))
+            raise InvalidValue(f"{self}.in_() takes a list of values, got {shown(values)}")
+        constants = list(values)
+        column = self._typed_for(constants[0]) if constants else self
+        return In(column, tuple(dict.fromkeys(column._constant(value) for value in constants)))
 
     def between(self, low: Any, high: Any) -> Condition:
-        """Whether the column is at least ``low`` and at most ``high``."""
+        """Make the condition that the column is at least ``low`` and at most ``high``."""
         return self.__ge__(low) & self.__le__(high)
 
     def is_missing(self) -> Condition:
-        """Whether there is no value."""
+        """Make the condition that there is no value."""
         return Comparison(self, "==", None)
 
     def is_known(self) -> Condition:
-        """Whether there is a value."""
+        """Make the condition that there is a value."""
         return ~self.is_missing()
 
     @property
+    def name_and_kind(self) -> tuple[str, str]:
+        """Two texts that identify this column. The kind is one of them, because a place in extra may have several."""
+        return str(self), self.kind
+
+    @property
     def missing(self) -> str:
-        """How the text of a condition says that there is no value."""
+        """The word for a missing value in the text of a condition."""
         return "missing"
 
     @property
     def descending(self) -> Descending:
-        """For ``order_by``: largest first."""
+        """This column as an argument of ``order_by`` that sorts the largest values first."""
         return Descending(self)
 
     def __hash__(self) -> int:
@@ -381,11 +427,16 @@ class Column:
     def __repr__(self) -> str:
         return f"<column {self}>"
 
-    def _ordered(self, value: object) -> Constant:
-        constant = self._constant(value)
+    def _typed_for(self, value: object) -> Column:
+        """Return this column, with the type of the value if its own type is open."""
+        return self
+
+    def _compare(self, operator: Operator, value: object) -> Condition:
+        column = self._typed_for(value)
+        constant = column._constant(value)
         if isinstance(constant, bool):
-            raise InvalidValue(f"{self} is true or false and has no order; compare with ==")
-        return constant
+            raise InvalidValue(f"{self} is True or False, which have no order; compare it with ==")
+        return Comparison(column, operator, constant)
 
     def _constant(self, value: object) -> Constant:
         return constant_of(str(self), self.kind, value, is_time=self.is_time)
@@ -395,20 +446,23 @@ class Column:
 class ExtraColumn(Column):
     """A place in the ``extra`` JSON of an episode: ``col.extra["policy"]["version"]``.
 
-    A comparison looks only at values of the constant's type (number, text, true or false): others are missing to it.
-    For an order, a group or an aggregate say which type is meant: ``.number``, ``.text`` or ``.flag``.
+    A comparison only sees values that have the type of its constant (number, text, or true and false). A value of
+    another type counts as missing. To sort, group or aggregate, say which type you mean: ``.number``, ``.text`` or
+    ``.flag``.
 
-    Whole numbers from -2**63 to 2**63 - 1 are compared, grouped and sorted exactly, also among fractions:
-    1 is 1.0, and 2**53 + 1 is not 2.0**53. A stored number beyond counts as the nearest float64, and a whole constant
-    beyond is refused: keep unsigned 64-bit identifiers as texts. In answers a number is a float, or an int where no
-    float is equal to it; ``arrays()`` and data frames round that to float64. Means and sums are of float64.
+    Whole numbers from -2**63 to 2**63 - 1 are compared, grouped and sorted exactly, also with fractions: 1 is 1.0, and
+    2**53 + 1 is not 2.0**53. A stored number beyond these counts as the nearest float64. A whole constant beyond these
+    is refused; store unsigned 64-bit identifiers as texts. In answers, a number is a float, or an int if no float is
+    equal to it. ``arrays()`` and data frames round such an int to float64. Means and sums use float64.
     """
 
     typed: bool = False
 
     def __getitem__(self, step: str | int) -> ExtraColumn:
         if isinstance(step, bool) or not (isinstance(step, str) or hasattr(step, "__index__")):
-            raise InvalidValue(f"extra is looked into by str (of an object) or int (of a list), got {shown(step)}")
+            raise InvalidValue(
+                f"a step into extra is a str (key of an object) or an int (list index), got {shown(step)}"
+            )
         checked = text_constant("a key of extra", step) if isinstance(step, str) else int(step.__index__())
         if isinstance(checked, int) and not 0 <= checked < 2**31:
             raise InvalidValue(f"an index into a list in extra must be between 0 and 2**31 - 1, got {checked}")
@@ -418,7 +472,7 @@ class ExtraColumn(Column):
 
     @property
     def missing(self) -> str:
-        """Nothing at all, or no value of the type that is meant."""
+        """The words for a missing value in the text of a condition; with a type, for a value of another type too."""
         return f"not {TYPES[self.kind]}" if self.typed else "missing"
 
     def _as(self, kind: Kind) -> ExtraColumn:
@@ -426,49 +480,25 @@ class ExtraColumn(Column):
 
     @property
     def number(self) -> ExtraColumn:
-        """The value where it is a number."""
+        """The value if it is a number; other values count as missing."""
         return self._as("float")
 
     @property
     def text(self) -> ExtraColumn:
-        """The value where it is a text."""
+        """The value if it is a text; other values count as missing."""
         return self._as("text")
 
     @property
     def flag(self) -> ExtraColumn:
-        """The value where it is true or false."""
+        """The value if it is true or false; other values count as missing."""
         return self._as("flag")
 
-    def __eq__(self, value: object) -> Condition:  # type: ignore[override]
-        return Column.__eq__(self if value is None else self._for(value), value)
-
-    def __lt__(self, value: Any) -> Condition:
-        return Column.__lt__(self._for(value), value)
-
-    def __le__(self, value: Any) -> Condition:
-        return Column.__le__(self._for(value), value)
-
-    def __gt__(self, value: Any) -> Condition:
-        return Column.__gt__(self._for(value), value)
-
-    def __ge__(self, value: Any) -> Condition:
-        return Column.__ge__(self._for(value), value)
-
-    def in_(self, values: Iterable[Any]) -> Condition:
-        """Whether the value is one of these, all of one type."""
-        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-            raise InvalidValue(f"{self}.in_() takes several values, got {shown(values)}")
-        listed = list(values)
-        return Column.in_(self._for(listed[0]) if listed else self.number, listed)
-
-    def _for(self, value: object) -> ExtraColumn:
+    def _typed_for(self, value: object) -> ExtraColumn:
         if self.typed:
             return self
         if isinstance(value, str):
             return self.text
         return self.flag if isinstance(value, (bool, np.bool_)) else self.number
-
-    __hash__ = Column.__hash__
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,8 +506,8 @@ class TagsColumn:
     """The tags of an episode: ``col.tags.has("hard")``."""
 
     def has(self, tag: str) -> Condition:
-        """Whether the episode carries the tag."""
-        return HasTag(text_constant("tag", tag))
+        """Make the condition that the episode has the tag."""
+        return HasTag(text_constant("a tag", tag))
 
     def __str__(self) -> str:
         return "tags"
@@ -485,49 +515,43 @@ class TagsColumn:
 
 @dataclass(frozen=True, slots=True)
 class Descending:
-    """A column by which to order, largest first."""
+    """A column in ``order_by`` by which the largest values come first."""
 
     column: Column
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Every column, as attributes: ``memstore.col.loss``."""
+    """All columns, as attributes: ``memstore.col.loss``."""
 
-    id: Column = field(default=Column("id", "int", "episode", about="the episode's id; ids grow in insertion order"))
-    domain: Column = field(default=Column("domain", "text", "episode", about="what the episode belongs to"))
-    timestamp: Column = field(
-        default=Column("timestamp", "float", "episode", about="seconds, as given to add", is_time=True)
+    id: Column = Column("id", "int", "episode", about="the episode's id; ids grow in insertion order")
+    domain: Column = Column("domain", "text", "episode", about="the domain of the episode")
+    timestamp: Column = Column("timestamp", "float", "episode", about="seconds, as given to add", is_time=True)
+    level: Column = Column("level", "int", "episode", True, "as given to add")
+    key: Column = Column("key", "text", "episode", True, "idempotency key")
+    extra: ExtraColumn = ExtraColumn("extra", "text", "episode", True, "JSON, as given to add")
+    tags: TagsColumn = TagsColumn()
+    age: Column = Column("age", "int", "episode", about="episodes inserted since, 1 for the newest")
+    loss: Column = Column("loss", "float", "metadata", True, "last measured loss")
+    lowest_loss: Column = Column("lowest_loss", "float", "metadata", True, "smallest loss ever measured")
+    rise: Column = Column("rise", "float", "metadata", True, "loss - lowest_loss: how much was forgotten")
+    replay_count: Column = Column("replay_count", "int", "metadata", about="number of loss updates")
+    last_replayed_at: Column = Column(
+        "last_replayed_at", "float", "metadata", True, "time of the last loss update, in seconds", True
     )
-    level: Column = field(default=Column("level", "int", "episode", True, "as given to add"))
-    key: Column = field(default=Column("key", "text", "episode", True, "idempotency key"))
-    extra: ExtraColumn = field(default=ExtraColumn("extra", "text", "episode", True, "JSON, as given to add"))
-    tags: TagsColumn = field(default=TagsColumn())
-    age: Column = field(default=Column("age", "int", "episode", about="episodes inserted since, 1 for the newest"))
-    loss: Column = field(default=Column("loss", "float", "metadata", True, "last measured loss"))
-    lowest_loss: Column = field(default=Column("lowest_loss", "float", "metadata", True, "smallest loss ever measured"))
-    rise: Column = field(default=Column("rise", "float", "metadata", True, "loss - lowest_loss: what was forgotten"))
-    replay_count: Column = field(default=Column("replay_count", "int", "metadata", about="number of loss updates"))
-    last_replayed_at: Column = field(
-        default=Column("last_replayed_at", "float", "metadata", True, "seconds, of the last loss update", True)
+    event: Column = Column("event", "int", "history", about="number of the event; grows with time")
+    what: Column = Column(
+        "what", "text", "history", about="replayed, evicted, deleted, consolidated, exhausted or resized"
     )
-    event: Column = field(default=Column("event", "int", "history", about="number of the event; grows with time"))
-    what: Column = field(
-        default=Column(
-            "what", "text", "history", about="replayed, evicted, deleted, consolidated, exhausted or resized"
-        )
-    )
-    reason: Column = field(default=Column("reason", "text", "history", True, "by which rule an episode left"))
-    at: Column = field(default=Column("at", "float", "history", about="seconds, of the event", is_time=True))
-    step: Column = field(default=Column("step", "int", "history", True, "the trainer's step, as given to update"))
-    consumer: Column = field(default=Column("consumer", "text", "history", True, "who did it"))
-    strategy: Column = field(default=Column("strategy", "text", "history", True, "what drew the batch"))
-    loss_before: Column = field(default=Column("loss_before", "float", "history", True, "loss until the event"))
-    loss_after: Column = field(default=Column("loss_after", "float", "history", True, "loss from the event on"))
-    probability: Column = field(
-        default=Column("probability", "float", "history", True, "of the episode's draw, as in the batch")
-    )
-    weight: Column = field(default=Column("weight", "float", "history", True, "importance weight, as in the batch"))
+    reason: Column = Column("reason", "text", "history", True, "the rule by which an episode left")
+    at: Column = Column("at", "float", "history", about="time of the event, in seconds", is_time=True)
+    step: Column = Column("step", "int", "history", True, "the trainer's step, as given to update")
+    consumer: Column = Column("consumer", "text", "history", True, "who replayed the episode or made it leave")
+    strategy: Column = Column("strategy", "text", "history", True, "the strategy that drew the batch")
+    loss_before: Column = Column("loss_before", "float", "history", True, "loss until the event")
+    loss_after: Column = Column("loss_after", "float", "history", True, "loss from the event on")
+    probability: Column = Column("probability", "float", "history", True, "probability of the draw, as in the batch")
+    weight: Column = Column("weight", "float", "history", True, "importance weight, as in the batch")
 
     def __getitem__(self, name: str) -> Column | TagsColumn:
         if name not in NAMES:
@@ -540,25 +564,37 @@ class Columns:
 
 
 NAMES: tuple[str, ...] = tuple(Columns.__dataclass_fields__)
+"""The names of all columns, ``tags`` included."""
 
 
 def no_column(name: object) -> str:
-    """Say that no column has this name, which one may be meant, and which there are."""
+    """Write the message that no column has this name, with the name that may be meant and the names of all columns."""
     near = difflib.get_close_matches(name[:60], NAMES, 1) if isinstance(name, str) else []
     meant = f"did you mean {near[0]}? " if near else ""
     return f"there is no column {name!r:.60}; {meant}the columns are {', '.join(NAMES)}"
 
 
 col = Columns()
-"""The columns of a query: ``(col.loss > 2) & col.domain.in_(["math"])``."""
+"""``col`` has the columns for conditions and queries: ``(col.loss > 2) & col.domain.in_(["math"])``."""
 
-EPISODE_COLUMNS: tuple[Column, ...] = tuple(
-    column
-    for column in (getattr(col, name) for name in NAMES)
-    if isinstance(column, Column) and column.source != "history"
-)
-HISTORY_COLUMNS: tuple[Column, ...] = tuple(
-    column
-    for column in (getattr(col, name) for name in NAMES)
-    if isinstance(column, Column) and column.source == "history"
-)
+_SELECTABLE = [column for column in (getattr(col, name) for name in NAMES) if isinstance(column, Column)]
+
+EPISODE_COLUMNS: tuple[Column, ...] = tuple(column for column in _SELECTABLE if column.source != "history")
+"""Live episodes have these columns, and ``tags``."""
+
+HISTORY_COLUMNS: tuple[Column, ...] = tuple(column for column in _SELECTABLE if column.source == "history")
+"""The columns that only the history has."""
+
+
+def tested_columns(condition: Condition) -> Iterator[Column]:
+    """Yield the columns that the condition tests, from left to right."""
+    return (test.column for test in conditions_within(condition) if not isinstance(test, HasTag))
+
+
+def check_columns(columns: Iterable[Column], over: Over) -> None:
+    """Raise ``InvalidValue`` if live episodes are asked for a column that only the history has."""
+    for column in columns:
+        if column.source == "history" and over != "history":
+            raise InvalidValue(
+                f"{column} belongs to the history, not to live episodes: use query('history'), or --history"
+            )

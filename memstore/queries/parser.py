@@ -1,6 +1,6 @@
-"""The text of a query, such as ``loss > 2 and domain = 'math'``, read to the condition it means.
+"""Reads the text of a condition, such as ``loss > 2 and domain = 'math'``.
 
-Grammar, keywords in any case::
+This is the grammar. Keywords may be in upper or lower case::
 
     condition  = all { "or" all }
     all        = single { "and" single }
@@ -18,30 +18,35 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from memstore.errors import InvalidValue
-from memstore.queries import (
+from memstore.queries.columns import (
     MAX_DEPTH,
     NAMES,
+    OPERATORS,
     Column,
     Condition,
     ExtraColumn,
-    HasTag,
+    Over,
     TagsColumn,
+    check_columns,
     col,
-    conditions_within,
     no_column,
+    tested_columns,
 )
 from memstore.values.shown import shown
 
 T = TypeVar("T")
 
 MAX_LENGTH = 10_000
+"""Characters that a text may have."""
+
 WINDOW = 60
-"""Characters of a long text shown around the place of an error."""
+"""Characters of a long text that a message shows, around the place of the error."""
 
 EXAMPLE = "loss > 2 and domain = 'math'"
+"""Messages show this example."""
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -53,16 +58,8 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
-_COMPARE: dict[str, Callable[..., Condition]] = {
-    "=": operator.eq,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<>": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+_COMPARE: dict[str, Callable[..., Condition]] = OPERATORS | {"=": operator.eq, "!=": operator.ne, "<>": operator.ne}
+"""The signs of comparisons, each with the function that makes the condition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,37 +72,37 @@ class _Token:
         return self.kind == "word" and self.text.lower() in words
 
 
-def parse(text: str, *, over: Literal["episodes", "history"] = "episodes") -> Condition:
-    """The condition that a text means; the inverse of ``str(condition)``.
+def parse(text: str, *, over: Over = "episodes") -> Condition:
+    """Read the text of a condition. This is the inverse of ``str(condition)``.
 
     Parameters
     ----------
     text : str
         At most 10,000 characters.
     over : "episodes" or "history"
-        What it is asked of; episodes have no columns of the history.
+        The rows that the condition is for. Live episodes do not have the columns of the history.
 
     Raises
     ------
     InvalidValue
-        With the text, a mark under the place that could not be read, and what was expected there.
+        If the text cannot be read. The message shows the text, marks the place, and says what was expected there.
     """
     if not isinstance(text, str):
-        raise InvalidValue(f"a query is a text such as {EXAMPLE!r}, got {text!r:.80}")
+        raise InvalidValue(f"a query is a text such as {EXAMPLE!r}, got {shown(text)}")
     if len(text) > MAX_LENGTH:
-        raise InvalidValue(f"a query has at most {MAX_LENGTH:,} characters, this one has {len(text):,}")
+        raise InvalidValue(f"a query has at most {MAX_LENGTH:,} characters, this one has {len(text):,}; shorten it")
     if not text.strip():
         raise InvalidValue(f"the query is empty; write for example: {EXAMPLE}")
-    return _Parser(text, over).whole()
+    return _Parser(text, over).parse()
 
 
-def as_condition(given: Condition | str, *, over: Literal["episodes", "history"] = "episodes") -> Condition:
-    """A condition from itself or from its text, as on the command line.
+def as_condition(given: Condition | str, *, over: Over = "episodes") -> Condition:
+    """Return a condition, which may be given by its text.
 
     Raises
     ------
     InvalidValue
-        When it is neither, or asks episodes for a column of the history.
+        If it is neither a condition nor such a text, or if live episodes are asked for a column of the history.
     """
     if isinstance(given, str):
         return parse(given, over=over)
@@ -113,38 +110,38 @@ def as_condition(given: Condition | str, *, over: Literal["episodes", "history"]
         raise InvalidValue(
             f"expected a condition such as col.loss > 1, or a text such as {EXAMPLE!r}, got {shown(given)}"
         )
-    for test in conditions_within(given) if over == "episodes" else ():
-        if not isinstance(test, HasTag) and test.column.source == "history":
-            raise InvalidValue(f"this is asked of live episodes, and {test.column} belongs to the history")
+    check_columns(tested_columns(given), over)
     return given
 
 
 class _Parser:
-    def __init__(self, text: str, over: str) -> None:
+    """Reads one text by recursive descent: a method for each rule of the grammar, with one token of look-ahead."""
+
+    def __init__(self, text: str, over: Over) -> None:
         self._text, self._over = text, over
         self._next = 0
-        self._token = self._read()
+        self._token = self._read_token()
         self._depth = 0
 
-    def whole(self) -> Condition:
-        condition = self._any()
+    def parse(self) -> Condition:
+        condition = self._condition()
         if self._token.kind != "end":
-            self._fail(self._token.at, f"expected 'and', 'or' or the end, found {self._found()}")
+            self._fail(self._token.at, f"expected 'and', 'or' or the end, found {self._token_text()}")
         return condition
 
-    def _any(self) -> Condition:
-        found = self._all()
-        while self._word("or"):
+    def _condition(self) -> Condition:
+        condition = self._all()
+        while self._accept("or"):
             at, more = self._token.at, self._all()
-            found = self._checked(at, operator.or_, found, more)
-        return found
+            condition = self._build(at, operator.or_, condition, more)
+        return condition
 
     def _all(self) -> Condition:
-        found = self._single()
-        while self._word("and"):
+        condition = self._single()
+        while self._accept("and"):
             at, more = self._token.at, self._single()
-            found = self._checked(at, operator.and_, found, more)
-        return found
+            condition = self._build(at, operator.and_, condition, more)
+        return condition
 
     def _single(self) -> Condition:
         at = self._token.at
@@ -153,58 +150,59 @@ class _Parser:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             self._fail(at, f"conditions are nested more than {MAX_DEPTH} deep")
-        found: Condition
-        if self._word("not"):
-            found = ~self._single()
+        condition: Condition
+        if self._accept("not"):
+            condition = ~self._single()
         else:
             self._advance()
-            found = self._any()
-            self._sign(")", "a closing bracket")
+            condition = self._condition()
+            self._expect(")", "a closing bracket")
         self._depth -= 1
-        return found
+        return condition
 
     def _test(self) -> Condition:
         column = self._column()
         if isinstance(column, TagsColumn):
-            if not self._word("has"):
-                self._fail(self._token.at, f"expected \"has 'tag'\" after tags, found {self._found()}")
+            if not self._accept("has"):
+                self._fail(self._token.at, f"expected \"has 'tag'\" after tags, found {self._token_text()}")
             at, tag = self._token.at, self._value()
-            return self._checked(at, column.has, tag)
-        if self._word("is"):
-            return self._known(column)
-        if self._word("between"):
-            low = self._compared(column, ">=")
-            if not self._word("and"):
-                self._fail(self._token.at, f"expected 'and' between the two values, found {self._found()}")
-            return low & self._compared(column, "<=")
-        without = self._word("not")
-        if self._word("in"):
-            listed = self._listed(column)
-            return ~listed if without else listed
-        if without or self._token.text not in _COMPARE or self._token.kind != "sign":
-            self._fail(self._token.at, f"expected a comparison (= != < <= > >= in between is), found {self._found()}")
-        return self._compared(column, self._advance().text)
+            return self._build(at, column.has, tag)
+        if self._accept("is"):
+            return self._is(column)
+        if self._accept("between"):
+            low = self._compare(column, ">=")
+            if not self._accept("and"):
+                self._fail(self._token.at, f"expected 'and' between the two values, found {self._token_text()}")
+            return low & self._compare(column, "<=")
+        negated = self._accept("not")
+        if self._accept("in"):
+            condition = self._in(column)
+            return ~condition if negated else condition
+        if negated or self._token.text not in _COMPARE or self._token.kind != "sign":
+            expected = "expected a comparison (= != < <= > >= in between is)"
+            self._fail(self._token.at, f"{expected}, found {self._token_text()}")
+        return self._compare(column, self._advance().text)
 
-    def _known(self, column: Column) -> Condition:
-        without = self._word("not")
+    def _is(self, column: Column) -> Condition:
+        negated = self._accept("not")
         types = {"number", "text", "flag"} if isinstance(column, ExtraColumn) else set()
         if not self._token.is_word("missing", "known", "null", *types):
             expected = "'missing', 'known', 'number', 'text' or 'flag'" if types else "'missing' or 'known'"
-            self._fail(self._token.at, f"expected {expected}, found {self._found()}")
-        what = self._advance().text.lower()
-        if isinstance(column, ExtraColumn) and what in types:
-            column, what = {"number": column.number, "text": column.text, "flag": column.flag}[what], "known"
-        return column.is_known() if (what == "known") != without else column.is_missing()
+            self._fail(self._token.at, f"expected {expected}, found {self._token_text()}")
+        word = self._advance().text.lower()
+        if isinstance(column, ExtraColumn) and word in types:
+            column, word = {"number": column.number, "text": column.text, "flag": column.flag}[word], "known"
+        return column.is_known() if (word == "known") != negated else column.is_missing()
 
     def _column(self) -> Column | TagsColumn:
         token = self._token
         if token.kind != "word":
-            self._fail(token.at, f"expected the name of a column, found {self._found()}")
+            self._fail(token.at, f"expected the name of a column, found {self._token_text()}")
         if token.text not in NAMES:
             self._fail(token.at, no_column(token.text))
         column = col[token.text]
-        if isinstance(column, Column) and column.source == "history" and self._over != "history":
-            self._fail(token.at, f"{column} belongs to the history: ask for that (--history, or query('history'))")
+        if isinstance(column, Column):
+            self._build(token.at, check_columns, [column], self._over)
         self._advance()
         if not isinstance(column, ExtraColumn):
             return column
@@ -216,34 +214,34 @@ class _Parser:
         if self._advance().text == ".":
             token = self._token
             if token.kind != "word":
-                self._fail(token.at, f"expected a key of extra, found {self._found()}")
+                self._fail(token.at, f"expected a key of extra, found {self._token_text()}")
             self._advance()
-            return self._checked(token.at, column.__getitem__, token.text)
+            return self._build(token.at, column.__getitem__, token.text)
         at = self._token.at
         if self._token.kind not in ("text", "number"):
-            self._fail(at, f"expected a quoted key or a place in a list, found {self._found()}")
-        deeper = self._checked(at, column.__getitem__, self._value())
-        self._sign("]", "a closing bracket")
+            self._fail(at, f"expected a quoted key or a list index, found {self._token_text()}")
+        deeper = self._build(at, column.__getitem__, self._value())
+        self._expect("]", "a closing bracket")
         return deeper
 
-    def _listed(self, column: Column) -> Condition:
-        self._sign("(", "an opening bracket")
+    def _in(self, column: Column) -> Condition:
+        self._expect("(", "an opening bracket")
         start = self._token.at
         values: list[Any] = []
         while self._token.text != ")" or self._token.kind != "sign":
             if values:
-                self._sign(",", "a comma or a closing bracket")
+                self._expect(",", "a comma or a closing bracket")
             at = self._token.at
-            value = self._converted(column, self._value(), at)
-            self._checked(at, column.in_, [value])
+            value = self._to_time(column, self._value(), at)
+            self._build(at, column.in_, [value])
             values.append(value)
         self._advance()
-        return self._checked(start, column.in_, values)
+        return self._build(start, column.in_, values)
 
-    def _compared(self, column: Column, sign: str) -> Condition:
+    def _compare(self, column: Column, sign: str) -> Condition:
         at = self._token.at
-        value = self._converted(column, self._value(), at)
-        return self._checked(at, _COMPARE[sign], column, value)
+        value = self._to_time(column, self._value(), at)
+        return self._build(at, _COMPARE[sign], column, value)
 
     def _value(self) -> Any:
         token = self._token
@@ -256,33 +254,35 @@ class _Parser:
             try:
                 return float(token.text)
             except ValueError:
-                self._fail(token.at, f"{token.text} is no number")
+                self._fail(token.at, f"{token.text} is not a number")
         if token.kind == "text":
             self._advance()
             quote, inner = token.text[0], token.text[1:-1]
-            return _unescaped(inner) if quote == '"' else inner.replace("''", "'")
+            return _unescape(inner) if quote == '"' else inner.replace("''", "'")
         if token.is_word("true", "false"):
             return self._advance().text.lower() == "true"
-        return self._fail(token.at, f"expected a value (a number or a quoted text), found {self._found()}")
+        return self._fail(token.at, f"expected a value (a number or a quoted text), found {self._token_text()}")
 
-    def _converted(self, column: Column, value: Any, at: int) -> Any:
+    def _to_time(self, column: Column, value: Any, at: int) -> Any:
+        """Return the datetime that a text means, if the column holds times. Other values stay as they are."""
         if not (column.is_time and isinstance(value, str)):
             return value
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            self._fail(at, f"{column} is a time: seconds, or a text such as '2026-11-23T10:00:00Z'")
+            self._fail(at, f"{column} is a time: give seconds, or a text such as '2026-11-23T10:00:00Z'")
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
-    def _checked(self, at: int, build: Callable[..., T], *given: Any) -> T:
+    def _build(self, at: int, build: Callable[..., T], *arguments: Any) -> T:
+        """Call a function, and let an ``InvalidValue`` point at this place of the text."""
         try:
-            return build(*given)
+            return build(*arguments)
         except InvalidValue as exc:
             self._fail(at, str(exc))
 
-    # Tokens
+    # The methods below read tokens.
 
-    def _read(self) -> _Token:
+    def _read_token(self) -> _Token:
         found = _TOKEN.match(self._text, self._next)
         if found is None:
             start = self._next + len(self._text[self._next :]) - len(self._text[self._next :].lstrip())
@@ -295,21 +295,22 @@ class _Parser:
     def _advance(self) -> _Token:
         token = self._token
         self._next = token.at + len(token.text)
-        self._token = self._read()
+        self._token = self._read_token()
         return token
 
-    def _word(self, word: str) -> bool:
+    def _accept(self, word: str) -> bool:
+        """True if the next token is this word. The word is then read."""
         if self._token.is_word(word):
             self._advance()
             return True
         return False
 
-    def _sign(self, sign: str, what: str) -> None:
+    def _expect(self, sign: str, name: str) -> None:
         if self._token.kind != "sign" or self._token.text != sign:
-            self._fail(self._token.at, f"expected {what} {sign!r}, found {self._found()}")
+            self._fail(self._token.at, f"expected {name} {sign!r}, found {self._token_text()}")
         self._advance()
 
-    def _found(self) -> str:
+    def _token_text(self) -> str:
         return "the end" if self._token.kind == "end" else repr(self._token.text[:40])
 
     def _fail(self, at: int, message: str) -> NoReturn:
@@ -318,8 +319,8 @@ class _Parser:
         raise InvalidValue(f"{message}\n  {line}\n  {' ' * (at - start)}^")
 
 
-def _unescaped(text: str) -> str:
-    """What stands between double quotes: doubled quotes, and the escapes in which ``str`` writes a key of extra."""
+def _unescape(text: str) -> str:
+    """Read a text in double quotes: with doubled quotes, and with the escapes of JSON as in keys of extra."""
     simple = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
     def plain(found: re.Match[str]) -> str:

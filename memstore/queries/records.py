@@ -1,51 +1,11 @@
-"""What queries answer with: frozen records of episodes, events and domains."""
+"""Frozen records of events and domains, as answers to queries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeSummary:
-    """What is known of a live episode without its payload and tags.
-
-    Attributes
-    ----------
-    id : int
-    domain : str
-    timestamp : float
-        Seconds, as given to ``add``.
-    level : int or None
-    key : str or None
-    extra : JSON value or None
-    age : int
-        Episodes inserted since, counting itself: the newest has age 1.
-    loss, lowest_loss : float or None
-        The last and the smallest measured loss; None when it was never measured.
-    rise : float or None
-        ``loss - lowest_loss``: what was forgotten of it.
-    replay_count : int
-        Number of loss updates.
-    last_replayed_at : float or None
-        Seconds since the epoch.
-    """
-
-    id: int
-    domain: str
-    timestamp: float
-    level: int | None
-    key: str | None
-    extra: Any
-    age: int
-    loss: float | None
-    lowest_loss: float | None
-    rise: float | None
-    replay_count: int
-    last_replayed_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +15,28 @@ class ReplayEvent:
     Attributes
     ----------
     event : int
-        Number of the event; events of a buffer are numbered in the order of their commits.
+        Number of the event. The events of a buffer are numbered in the order of their commits.
     id : int
-        The episode, live or not.
+        Id of the episode, which may have left since.
     domain : str or None
-        None only in histories recorded by memstore before schema 0003, of episodes that had left.
+        Domain of the episode. None only for an episode that left before schema 0003, which stores domains with events.
     what : str
-        ``replayed``, or how it left: ``evicted`` (at capacity), ``deleted``, ``consolidated``, ``exhausted``
-        (``max_replays`` reached), ``resized`` (the capacity was lowered).
+        Kind of the event: ``replayed``, or a kind of departure: ``evicted`` (at capacity), ``deleted``,
+        ``consolidated``, ``exhausted`` (``max_replays`` reached), ``resized`` (the capacity was lowered).
     reason : str or None
-        The rule by which it left: the eviction policy, or the limit of the retention policy.
+        Rule by which the episode left: the eviction policy, or the limit of the retention policy.
     at : float
         Seconds since the epoch, by the clock of the process that wrote it.
     step : int or None
         The trainer's step, as given to ``update``.
     consumer : str or None
-        Who replayed it, or made it leave.
+        Name of the consumer that replayed the episode, or made it leave.
     strategy : str or None
-        What drew the batch; None when ``update`` was given ids.
+        Name of the strategy that drew the batch. None if ``update`` was given ids.
     loss_before, loss_after : float or None
-        None where it was never measured; nothing comes after a departure.
+        Loss before and after the event. None if it was never measured. A departure has no loss after it.
     probability, weight : float or None
-        As in the batch that drew it.
+        Probability and importance weight in the batch that drew the episode. None without a draw.
     """
 
     event: int
@@ -96,19 +56,20 @@ class ReplayEvent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossTrend:
-    """How the losses measured by replays went, oldest first; arrays of equal length.
+    """Mean losses in the course of the replays, oldest first. The arrays have one entry for each point.
 
     Attributes
     ----------
     domain : str or None
-        None: all domains together.
-    step : float64 array
-        The last step of each point; NaN where ``update`` was given none.
-    at : float64 array
-        Seconds since the epoch, of the last replay of each point.
-    replays : int64 array
-    loss : float64 array
-        Mean of the losses measured.
+        None stands for all domains together.
+    step : float64 array, shape (n,)
+        The last step of each point. NaN if ``update`` was given none.
+    at : float64 array, shape (n,)
+        Time of the last replay of each point, in seconds since the epoch.
+    replays : int64 array, shape (n,)
+        Number of replays that the point stands for.
+    loss : float64 array, shape (n,)
+        Mean of the losses that these replays measured.
     """
 
     domain: str | None
@@ -120,25 +81,25 @@ class LossTrend:
 
 @dataclass(frozen=True, slots=True)
 class ReplayShare:
-    """What a domain has of the memory, and of the replays.
+    """Share of one domain in the live episodes, and in the replays.
 
     Attributes
     ----------
     domain : str
     episodes : int
     episode_share : float
-        Of the live episodes; 0 in an empty memory.
+        Share of the live episodes, from 0 to 1; 0 in an empty memory.
     unmeasured : int
-        Episodes whose loss was never measured.
+        Number of live episodes whose loss was never measured.
     mean_loss : float or None
-        Of the measured ones.
+        Mean loss of the measured ones. None if there are none.
     replays : int
-        Ever, of episodes that have left too; not those while the history was off.
+        All replays there ever were, also of episodes that have left; replays while the history was off do not count.
     replay_share : float
-        Of all replays.
+        Share of all replays, from 0 to 1.
     target : float or None
-        Share of the draws that the strategy gives the domain now; None where that needs a scan (by recency; by loss
-        with another alpha than the buffer's).
+        Share of the draws that the strategy gives the domain now. None if only a scan could tell: for draws by recency,
+        and for draws by loss with another alpha than the buffer's.
     """
 
     domain: str

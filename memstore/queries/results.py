@@ -1,10 +1,10 @@
-"""What a query found, column by column."""
+"""The answer to a query, column by column."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -23,7 +23,7 @@ Kind = Literal["int", "float", "text", "flag", "json"]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Name and type of a column; ``nullable`` says that values may be missing."""
+    """The name and the kind of a column. ``nullable`` is True if values may be missing."""
 
     name: str
     kind: Kind
@@ -32,22 +32,23 @@ class Field:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """Rows of plain Python values, None where missing; the types of its columns never depend on what is in them.
+    """Rows of plain Python values. The dtypes of the columns never depend on the values in them.
 
     Attributes
     ----------
     fields : tuple of Field
         The columns, in order.
     rows : list of tuple
-        int, float, str, bool or None; in a column of kind "json" any JSON value, and among the floats an int where no
-        float is equal to it.
-    make : callable or None
-        Makes the record of a row from its values; None for a frozen dataclass with the columns as attributes.
+        Values are int, float, str, bool, or None if missing. In a column of kind "json" they are any JSON values. In a
+        column of kind "float" a value may be an int if no float is equal to it.
+    make : callable, optional
+        Makes the record of a row from its values. By default, records are frozen dataclasses with the columns as
+        attributes.
 
     Raises
     ------
     InvalidValue
-        When two columns have the same name, or a name cannot be that of an attribute.
+        If two columns have the same name, or if a name cannot be the name of an attribute.
     """
 
     fields: tuple[Field, ...]
@@ -55,18 +56,11 @@ class Result:
     make: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        names = self.names
-        if len(set(names)) < len(names):
-            raise InvalidValue(f"two columns have the same name: {', '.join(names)}; give one of them another")
-        for name in names:
-            if not _names_an_attribute(name):
-                raise InvalidValue(
-                    f"{name!r:.80} cannot name a column; use a Python name such as mean_loss, without __"
-                )
+        check_names(self.names)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the columns, in order."""
+        """The names of the columns, in order."""
         return tuple(field.name for field in self.fields)
 
     def __len__(self) -> int:
@@ -76,42 +70,48 @@ class Result:
         return iter(self.records())
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """One column, as in ``arrays``. ``InvalidValue`` when there is none of this name."""
+        """Return one column, as in ``arrays``. ``InvalidValue`` if no column has this name."""
         if name not in self.names:
             raise InvalidValue(f"there is no column {name!r:.80}; there are {', '.join(self.names)}")
-        place = self.names.index(name)
-        return _array(self.fields[place], [row[place] for row in self.rows])
+        index = self.names.index(name)
+        return _array(self.fields[index], [row[index] for row in self.rows])
 
     def __repr__(self) -> str:
         return f"<Result of {len(self)} rows: {', '.join(self.names)}>"
 
     def records(self) -> list[Any]:
-        """As frozen dataclasses with the columns as attributes: equal where columns and values are."""
+        """Return the rows as frozen dataclasses. Records are equal if their columns and values are equal."""
         make = self.make or _row_class(self.names)
         return [make(*row) for row in self.rows]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """As numpy columns.
+        """Return the columns as numpy arrays of shape (rows,).
 
-        Integers are int64, but float64 with NaN in a column where they may be missing (exact up to 2**53); floats are
-        float64 with NaN; texts ``StringDType``, with None where they may be missing; true and false are bool, or object
-        with None; JSON values are object. numpy finds a None among texts (``== None``), but does not sort it: take the
-        known ones first, ``column[column != None]``.
+        The dtype follows from the kind of the column, and from whether it is nullable:
+
+        - "int": int64, or float64 with NaN if nullable (exact up to 2**53).
+        - "float": float64, with NaN for a missing value.
+        - "text": ``StringDType``, with None if nullable.
+        - "flag": bool, or object with None if nullable.
+        - "json": object.
+
+        numpy finds a None among texts (``== None``), but cannot sort it. Select the known texts before you sort:
+        ``column[column != None]``.
 
         Raises
         ------
         InvalidValue
-            When a value is missing in a column of integers, texts or flags that is not nullable.
+            If a value is missing in a column of ints, texts or flags that is not nullable.
         """
         return {field.name: _array(field, values) for field, values in self._columns()}
 
     def to_pandas(self) -> Any:
-        """As a pandas ``DataFrame`` of nullable types: integers stay exact.
+        """Return a pandas ``DataFrame`` with nullable types, so that ints stay exact.
 
         Raises
         ------
         ConfigError
-            When pandas is not installed.
+            If pandas is not installed.
         """
         pandas = _package("pandas")
         kinds = {"int": "Int64", "float": "float64", "text": "string", "flag": "boolean", "json": "object"}
@@ -120,7 +120,7 @@ class Result:
         )
 
     def to_polars(self) -> Any:
-        """As a polars ``DataFrame``; JSON values as their text. ``ConfigError`` when polars is not installed."""
+        """Return a polars ``DataFrame``. JSON values become their texts. ``ConfigError`` if polars is not installed."""
         polars = _package("polars")
         kinds = {"int": polars.Int64, "float": polars.Float64, "flag": polars.Boolean}
         columns = [
@@ -130,7 +130,7 @@ class Result:
         return polars.DataFrame(columns)
 
     def to_arrow(self) -> Any:
-        """As a pyarrow ``Table``; JSON values as their text. ``ConfigError`` when pyarrow is not installed."""
+        """Return a pyarrow ``Table``. JSON values become their texts. ``ConfigError`` if pyarrow is not installed."""
         arrow = _package("pyarrow")
         kinds = {"int": arrow.int64(), "float": arrow.float64(), "flag": arrow.bool_()}
         columns = {
@@ -140,23 +140,23 @@ class Result:
         return arrow.table(columns)
 
     def _columns(self) -> Iterator[tuple[Field, list[Any]]]:
-        for place, field in enumerate(self.fields):
-            yield field, [row[place] for row in self.rows]
+        for index, field in enumerate(self.fields):
+            yield field, [row[index] for row in self.rows]
 
 
 def _array(field: Field, values: list[Any]) -> NDArray[Any]:
     try:
-        return _converted(field, values)
+        return _convert(field, values)
     except InvalidValue:
         raise
     except (ValueError, TypeError, OverflowError) as exc:
-        raise stored.damaged(f"the column {field.name!r:.80}", f"holds what is no {field.kind}") from exc
+        raise stored.damaged(f"the column {field.name!r:.80}", f"holds a value that is no {field.kind}") from exc
 
 
-def _converted(field: Field, values: list[Any]) -> NDArray[Any]:
+def _convert(field: Field, values: list[Any]) -> NDArray[Any]:
     if field.kind == "float" or (field.kind == "int" and field.nullable):
-        return np.array([np.nan if value is None else value for value in values], np.float64)
-    if not field.nullable and field.kind != "json" and None in values:  # numpy would make 'None' or False of it
+        return np.array(values, np.float64)  # None becomes NaN
+    if not field.nullable and field.kind != "json" and None in values:  # numpy would turn None into 'None' or False
         raise InvalidValue(f"a value is missing in the column {field.name!r}, which is not nullable")
     if field.kind == "int":
         return np.array(values, np.int64)
@@ -166,13 +166,13 @@ def _converted(field: Field, values: list[Any]) -> NDArray[Any]:
     if field.kind == "flag" and not field.nullable:
         return np.array(values, np.bool_)
     objects = np.empty(len(values), object)
-    for place, value in enumerate(values):  # a list among them is a value, not a dimension
-        objects[place] = value
+    for index, value in enumerate(values):  # one by one: numpy would take a list among the values for a dimension
+        objects[index] = value
     return objects
 
 
 def _plain(field: Field, values: list[Any]) -> list[Any]:
-    if field.kind == "float":  # an int among them is one that no float is equal to
+    if field.kind == "float":  # some values may be ints, if no float is equal to them
         return [None if value is None else float(value) for value in values]
     if field.kind != "json":
         return values
@@ -186,8 +186,23 @@ def _package(name: str) -> Any:
         raise ConfigError(f"this needs {name}: pip install {name}") from error
 
 
-def _names_an_attribute(name: str) -> bool:
-    # Python normalizes the names in its source, so that others could not be written; those with __ are its own.
+def check_names(names: Sequence[str]) -> None:
+    """Check the names of an answer's columns.
+
+    Raises
+    ------
+    InvalidValue
+        If two names are equal, or if a name cannot be the name of an attribute.
+    """
+    if len(set(names)) < len(names):
+        raise InvalidValue(f"two columns have the same name: {', '.join(names)}; give one of them another name")
+    for name in names:
+        if not _can_name_attribute(name):
+            raise InvalidValue(f"{name!r:.80} cannot name a column; use a Python name such as mean_loss, without __")
+
+
+def _can_name_attribute(name: str) -> bool:
+    # Python normalizes the names in a source file, so only normalized ones can be written. Names with __ are Python's.
     plain = name.isidentifier() and not iskeyword(name)
     return plain and not name.startswith("__") and is_normalized("NFKC", name)
 

@@ -1,1 +1,1 @@
-"""Keeping processes in step: limiter, leases, waiting."""
+"""Tools that keep processes in step: waiting, the limiter, leases."""

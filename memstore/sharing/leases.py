@@ -1,7 +1,8 @@
-"""Episodes handed to one consumer at a time.
+"""Leases, which give each episode to one consumer at a time.
 
-A lease is taken under the buffer's write lock, so two never race for an episode. It ends by ``release``, by an update
-of its batch, or by its time: then the consumer counts as dead and the episodes go to the next.
+A lease is taken under the buffer's write lock, so two consumers never get the same episode. It ends by ``release``, by
+an update of its batch, or when its time is over. In the last case the consumer counts as dead, and another consumer may
+get the episodes.
 """
 
 from __future__ import annotations
@@ -12,16 +13,25 @@ from dataclasses import replace
 import numpy as np
 from sqlalchemy import ColumnElement, delete, func, select, update
 
+from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
+from memstore.config import check_seconds
+from memstore.errors import InvalidValue
 from memstore.storage.backends import UNAWAITED
 from memstore.storage.schema import lease
-from memstore.types import Batch
+from memstore.types import Batch, Seconds
+from memstore.values.shown import shown
 
 _c = lease.c
 
 
+def check_duration(value: Seconds) -> float:
+    """Return the length of a lease in seconds: finite, and above 0."""
+    return check_seconds("duration", value, exclusive=True)
+
+
 def held(snapshot: Snapshot, now: float) -> Rows:
-    """Live rows that are leased; leases whose time is over are deleted."""
+    """Delete the leases that have run out, and return the live rows that are leased."""
     over = delete(lease).where(_own(snapshot), _c.expires_at <= now)
     snapshot.conn.execute(over, execution_options={UNAWAITED: True})
     ids = snapshot.conn.scalars(select(_c.episode_id).where(_own(snapshot))).all()
@@ -29,7 +39,7 @@ def held(snapshot: Snapshot, now: float) -> Rows:
 
 
 def grant(snapshot: Snapshot, batch: Batch, consumer: str, until: float) -> Batch:
-    """Lease episodes that are not held; returns the batch with the token that ``release`` and ``renew`` ask for."""
+    """Lease episodes that no consumer holds, and return the batch with the token of the lease."""
     token = uuid.uuid4().hex
     columns = {
         "buffer_id": [snapshot.state.buffer_id] * len(batch),
@@ -38,29 +48,46 @@ def grant(snapshot: Snapshot, batch: Batch, consumer: str, until: float) -> Batc
         "consumer": [consumer] * len(batch),
         "expires_at": [until] * len(batch),
     }
-    # An evicted episode leaves its lease behind until its time is over; its id never comes back.
+    # The lease of an evicted episode stays until its time is over. That is harmless: ids are never reused.
     snapshot.backend.insert(snapshot.conn, lease, columns)
     return replace(batch, lease=token)
 
 
-def release(snapshot: Snapshot, token: str) -> int:
-    """End a lease; returns how many episodes it still held."""
+def release(session: Session, batch: Batch) -> int:
+    """End the lease of a batch, and return the number of episodes that it still held."""
+    token = _token(batch)
+    return session.write(lambda snapshot: end(snapshot, token))
+
+
+def renew(session: Session, batch: Batch, duration: Seconds) -> int:
+    """Let the lease of a batch end ``duration`` seconds from now. Return the number of episodes that it holds."""
+    token, seconds = _token(batch), check_duration(duration)
+
+    def work(snapshot: Snapshot) -> int:
+        until = snapshot.backend.clock(snapshot.conn) + seconds
+        mine = update(lease).where(_own(snapshot), _c.token == token)
+        return snapshot.conn.execute(mine.values(expires_at=until)).rowcount
+
+    return session.write(work)
+
+
+def end(snapshot: Snapshot, token: str) -> int:
+    """End the lease with this token, and return the number of episodes that it still held."""
     gone = delete(lease).where(_own(snapshot), _c.token == token)
     return snapshot.conn.execute(gone).rowcount
 
 
-def renew(snapshot: Snapshot, token: str, timeout: float) -> int:
-    """Let a lease end ``timeout`` seconds from now; returns how many episodes it still holds."""
-    until = snapshot.backend.clock(snapshot.conn) + timeout
-    mine = update(lease).where(_own(snapshot), _c.token == token)
-    return snapshot.conn.execute(mine.values(expires_at=until)).rowcount
-
-
 def count(snapshot: Snapshot) -> int:
-    """Number of leases that have time left."""
+    """Return the number of leased episodes. A lease that has run out does not count."""
     now = snapshot.backend.clock(snapshot.conn)
     query = select(func.count()).where(_own(snapshot), _c.expires_at > now)
     return snapshot.conn.scalars(query).one()
+
+
+def _token(batch: Batch) -> str:
+    if not isinstance(batch, Batch) or batch.lease is None:
+        raise InvalidValue(f"expected a batch that lease() returned, got {shown(batch)}")
+    return batch.lease
 
 
 def _own(snapshot: Snapshot) -> ColumnElement[bool]:

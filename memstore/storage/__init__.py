@@ -1,1 +1,1 @@
-"""Connections, transactions, tables, dialects and migrations; knows no replay."""
+"""Connections, transactions, tables, dialects and migrations. This room knows nothing about replay."""

@@ -1,4 +1,4 @@
-"""Where a database is: what an address says, made absolute once, and how it may be shown."""
+"""Addresses of databases. They are parsed, made absolute once, and shown without secrets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from sqlalchemy.exc import ArgumentError
 from memstore.errors import ConfigError
 
 MAX_ADDRESS_BYTES = 8192
+"""An address has at most this many bytes."""
 
 EXPECTED = "expected a path, sqlite:///run.db or postgresql://user@host/database"
+"""A message about an address that was not understood ends with this text."""
 
-# Nothing that matches is repeated in a message: it may hold a password.
+# An address that matches is not repeated in a message, because it may hold a password.
 _LIKE_A_SERVER = re.compile(
     r"""\s*(?:
         (?:jdbc:)?(?:postgres\w*|pg|pgsql|psql|psycopg\w*|cockroach\w*|mysql|mariadb|mssql|sqlserver|oracle|sqlite\w*|file
@@ -38,7 +40,7 @@ _SEARCH_PATH = re.compile(r"-c\s*search_path=[\w\",$ ]+")
 _SHOWN_QUERY = frozenset(
     ("host", "hostaddr", "port", "user", "dbname", "service", "sslmode", "application_name", "connect_timeout")
 )
-"""Options of a PostgreSQL address that hold no secret."""
+"""These options of a PostgreSQL address hold no secret."""
 
 _DRIVER_OPTIONS = frozenset(("isolation_level", "detect_types", "check_same_thread", "cached_statements"))
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -49,20 +51,20 @@ _SECRET = re.compile(
 
 
 def parse_url(target: str | os.PathLike[str] | URL) -> URL:
-    """Database address from a path or an SQLAlchemy URL; the same file whatever becomes the current folder.
+    """Return the address of a database from a path or a URL. A path becomes absolute.
 
     Parameters
     ----------
     target : str, path or URL
         ``run.db``, ``/data/run.db``, ``sqlite:///run.db``, ``file:run.db?mode=ro``,
-        ``postgresql://user@host/database``. Of SQLite's options ``mode=ro``, ``mode=rw``, ``immutable=1`` and ``vfs=``
-        are passed on.
+        ``postgresql://user@host/database``. SQLite gets the options ``mode=ro``, ``mode=rw``, ``immutable=1`` and
+        ``vfs=``.
 
     Raises
     ------
     ConfigError
-        When it is no address, an in-memory database, or a database memstore does not know, or asks for what memstore
-        does not do. An address of a server that is not written quite right is refused too, and never repeated.
+        The text is no address, names an in-memory database or a database that memstore does not know, or has an option
+        that memstore does not honour. The message never repeats the address of a server, which may hold a password.
     """
     if isinstance(target, os.PathLike):
         target = os.fspath(target)
@@ -76,7 +78,7 @@ def parse_url(target: str | os.PathLike[str] | URL) -> URL:
 
 
 def shown_url(url: URL) -> str:
-    """The URL as it may appear in a message: no password, and no option that may hold one."""
+    """Return the URL for a message: without a password, and without options that may hold one."""
     if url.get_backend_name() == "sqlite":
         options = {name: value for name, value in url.query.items() if name != "uri"}
         return URL.create("sqlite", database=str(sqlite_path(url)), query=options).render_as_string()
@@ -85,33 +87,35 @@ def shown_url(url: URL) -> str:
 
 
 def shown_address(address: str) -> str:
-    """What a user typed, without a password: a path as it is, a URL as ``shown_url``.
+    """Return an address that a user typed, without a password.
+
+    A path is returned as it is, and a URL as ``shown_url`` shows it.
 
     Raises
     ------
     ConfigError
-        As ``parse_url``.
+        As for ``parse_url``.
     """
     url = parse_url(address)
     return address if "://" not in address else shown_url(url)
 
 
 def without_secrets(text: str) -> str:
-    """A message about what was typed, without what looks like a password in it."""
+    """Return the message without any part that looks like a password."""
     return _SECRET.sub(lambda found: f"{found['before']}***@" if found["before"] else f"{found['name']}***", text)
 
 
 def sqlite_path(url: URL) -> Path | None:
-    """The file behind a SQLite URL, None for other databases."""
+    """Return the file that a SQLite URL names. None for other databases."""
     if url.get_backend_name() != "sqlite" or url.database is None:
         return None
     return Path(_file_uri(url.database)[0] if url.database.startswith("file:") else url.database)
 
 
 def _split(text: Any) -> URL:
-    """Take an address apart; of one that is refused nothing is repeated."""
+    """Split an address into its parts. An error repeats no part, because the address may hold a password."""
     if not isinstance(text, str):
-        raise ConfigError(f"the database is given as a path or URL, got a {type(text).__name__}")
+        raise ConfigError(f"the database must be given as a path or URL, got a {type(text).__name__}")
     encoded = text.encode(errors="surrogatepass")
     if not encoded or b"\0" in encoded or len(encoded) > MAX_ADDRESS_BYTES or not _encodable(text):
         raise ConfigError(
@@ -141,7 +145,7 @@ def _made(text: str) -> URL | None:
     try:
         return make_url(text)
     except (ArgumentError, ValueError):
-        return None  # its message would repeat the whole string, password included
+        return None  # the message of this error would repeat the whole text, password included
 
 
 def _encodable(text: str) -> bool:
@@ -149,13 +153,13 @@ def _encodable(text: str) -> bool:
 
 
 def _postgres_url(url: URL) -> URL:
-    # Not get_driver_name(): it looks up the dialect's default, and "postgres" is none.
+    # get_driver_name() is not used, because it looks up the dialect, and "postgres" is no dialect.
     if url.drivername.partition("+")[2] not in ("", "psycopg"):
         raise ConfigError("memstore uses psycopg 3: write postgresql:// with no other driver after a +")
     if "@" in (url.host or ""):
         raise ConfigError("the address has an @ in its host: write %40 for one in the user or the password")
     password = url.query.get("password")
-    if password is not None:  # where a URL shows it, and libpq accepts it
+    if password is not None:  # a URL may give the password as an option, and libpq accepts that
         if not isinstance(password, str):
             raise ConfigError("the address gives the password more than once; give it once")
         url = url.difference_update_query(["password"]).set(password=password)
@@ -169,7 +173,7 @@ def _harmless(name: str, value: str | tuple[str, ...]) -> bool:
 
 
 def _sqlite_url(url: URL) -> URL:
-    """The URL with an absolute path, and with those options of SQLite's that change anything."""
+    """Return the URL with an absolute path, and only the options that change how SQLite works."""
     if url.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise ConfigError("memstore uses Python's own driver of SQLite: write sqlite:/// without another")
     if url.host or url.username or url.password or url.port:
@@ -182,7 +186,7 @@ def _sqlite_url(url: URL) -> URL:
     if database == "" or ":memory:" in database:
         raise ConfigError("memstore keeps its data: give a file instead of an in-memory SQLite database")
     try:
-        path = os.path.abspath(database)  # noqa: PTH100 - as SQLAlchemy does; links are left to the system
+        path = os.path.abspath(database)  # noqa: PTH100 - SQLAlchemy does the same; the system follows links
     except OSError as exc:
         raise ConfigError("the current folder is gone, so a relative path leads nowhere; give an absolute one") from exc
     if not options:
@@ -191,7 +195,7 @@ def _sqlite_url(url: URL) -> URL:
 
 
 def _file_uri(uri: str) -> tuple[str, dict[str, str]]:
-    """Path and options of SQLite's kind of URI, https://sqlite.org/uri.html."""
+    """Return path and options of a URI in SQLite's own form, https://sqlite.org/uri.html."""
     path, _, query = uri.removeprefix("file:").partition("?")
     if "#" in path + query:
         raise ConfigError("an address that begins with file: may not hold a #; write %23 for one in a name")
@@ -204,7 +208,7 @@ def _file_uri(uri: str) -> tuple[str, dict[str, str]]:
 
 
 def _sqlite_options(asked: Mapping[str, Any]) -> dict[str, str]:
-    """Those to pass on; what SQLite does anyway is left out."""
+    """Return the options for SQLite, without those that ask for its defaults."""
     kept: dict[str, str] = {}
     for name, value in asked.items():
         match name, str(value).lower():
@@ -244,5 +248,5 @@ def _unsupported(name: str) -> str:
 
 
 def restoring(where: str) -> str:
-    """Advice on damage, for the end of a sentence."""
+    """Return the advice after damage, for the end of a sentence."""
     return f"or restore a backup: memstore restore BACKUP {shlex.quote(where)}"

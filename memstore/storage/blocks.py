@@ -1,8 +1,8 @@
-"""``with`` blocks that end with their ``with``, wherever an interrupt strikes.
+"""``with`` blocks that always end together with their ``with`` statement, even after an interrupt.
 
-A method ``__exit__`` can be interrupted before its first line, and a generator of ``contextlib`` after its ``yield``:
-nobody ends the block then, and its locks stay. Here an object that nobody but the ``with`` statement itself refers to
-ends the block by its own end.
+An interrupt may come before the first line of a method ``__exit__``, or after the ``yield`` of a generator of
+``contextlib``. The block would then stay open, with its locks. Here the ``with`` statement holds the only reference to
+a guard. Python deletes the guard when the statement ends in any way, and the guard ends the block.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Steps(Protocol[T_co]):
-    """What a block does."""
+    """The steps of a block."""
 
     def enter(self) -> T_co:
-        """Begin it; the result is what ``as`` names. What it leaves unfinished, ``abandon`` undoes."""
+        """Begin the block. ``as`` names the result. If this fails half-way, ``abandon`` undoes it."""
 
     def leave(self, *, commit: bool) -> None:
-        """End it."""
+        """End the block, and commit or undo it."""
 
     def abandon(self) -> None:
-        """Undo what is left of it, if there is anything; as often as one likes."""
+        """Undo everything that is still open. It may be called any number of times."""
 
 
 class _Guard(Generic[T]):
-    """Lives as long as the ``with`` statement."""
+    """A guard that lives as long as the ``with`` statement."""
 
     def __init__(self, steps: Steps[T]) -> None:
         self.steps = steps
@@ -41,21 +41,21 @@ class _Guard(Generic[T]):
 
 
 class _Exit:
-    """``__exit__``: what ``with`` gets of it is the only reference to the guard."""
+    """A descriptor that gives ``with`` an ``__exit__`` with the only reference to the guard."""
 
     def __get__(self, block: Block[T] | None, kind: type) -> Callable[..., None]:
         if block is None:
-            return _leave_kept  # contextlib.ExitStack asks the class
+            return _leave_kept  # contextlib.ExitStack looks up __exit__ on the class
         guard = _Guard(block.steps)
         block.guard = weakref.ref(guard)
-        # Not partial(_leave, guard): a variable of the function that is interrupted would keep the guard alive.
+        # partial(_leave, guard) would be wrong: a variable of the interrupted function would keep the guard alive.
         leave = partial(_leave, block.guard)
         leave.__dict__["guard"] = guard
         return leave
 
 
 class Block(Generic[T]):
-    """A ``with`` block of these steps; to be entered once."""
+    """A ``with`` block of these steps. It can be entered once."""
 
     __exit__ = _Exit()
 
@@ -65,7 +65,7 @@ class Block(Generic[T]):
         self._kept: _Guard[T] | None = None
 
     def __enter__(self) -> T:
-        if self.guard is None:  # not entered by ``with``
+        if self.guard is None:  # the block was entered without ``with``
             self._kept = _Guard(self.steps)
             self.guard = weakref.ref(self._kept)
         try:

@@ -1,7 +1,8 @@
-"""What is written beside rows, so that ``check`` notices when they are no longer as they were written.
+"""Checksums that are stored with rows. With them ``check`` finds rows that changed after they were written.
 
-A checksum is 32 bits. It finds what a disk, a copy or an editor changed; it protects from nobody who wants to deceive.
-Zeros have no sign here, and what is not known is the same NaN or None, on both databases.
+A checksum has 32 bits. It finds changes by a disk, a copy or an editor. It gives no protection from an attacker.
+
+It is the same on both databases: zeros have no sign, and every unknown value is the same NaN or None.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from numpy.typing import NDArray
 Column = NDArray[np.int64] | NDArray[np.float64]
 
 NO_LEVEL = -(2**63)
+"""This stands for the level of an episode without a level."""
 
-# Odd, so that every bit of a column counts; digits of the golden ratio, by the generator of SplitMix64.
+# The factors are odd, so that every bit of a column counts. They are multiples of the constant of SplitMix64, which has
+# the digits of the golden ratio.
 _FACTORS = np.array([0x9E3779B97F4A7C15 * n % 2**64 | 1 for n in range(1, 17)], np.uint64)
 
 
 def of_row(*values: Any) -> int:
-    """Of a few numbers and texts, in this order."""
-    # ascii(): repr() depends on the version of Unicode that Python knows.
+    """Return the checksum of a few numbers and texts, in this order."""
+    # ascii() is used because repr() depends on Python's version of Unicode.
     return zlib.crc32(ascii([value + 0.0 if isinstance(value, float) else value for value in values]).encode())
 
 
 def of_columns(*columns: Column) -> NDArray[np.int64]:
-    """Of many rows at once, given their columns: 15 us for 256 rows of 7."""
+    """Return the checksum of each row, from the columns of many rows. 256 rows of 7 columns take 15 us."""
     packed = np.array([_bits(column) for column in columns])
     sums = (packed * _FACTORS[: len(packed), None]).sum(axis=0, dtype=np.uint64)
     high: NDArray[np.int64] = (sums >> np.uint64(32)).astype(np.int64)
@@ -36,7 +39,7 @@ def of_columns(*columns: Column) -> NDArray[np.int64]:
 
 
 def of_block(*columns: Column) -> int:
-    """One for many rows together."""
+    """Return one checksum of many rows together."""
     return zlib.crc32(b"".join(_bits(column).astype("<u8", copy=False).tobytes() for column in columns))
 
 
@@ -47,7 +50,11 @@ def of_facts(
     levels: Sequence[int | None],
     texts: Sequence[tuple[str | None, ...]],
 ) -> NDArray[np.int64]:
-    """Of episodes; ``texts`` are the key, extra JSON and tags of each, without NUL; none if no episode has any."""
+    """Return the checksum of each episode.
+
+    ``texts`` holds the key, the extra JSON and the tags of each episode, without NUL. It is empty if no episode has any
+    of them.
+    """
     if levels.count(None) == len(levels):
         level = np.full(len(levels), NO_LEVEL)
     else:

@@ -1,4 +1,4 @@
-"""A file that is there as a whole or not at all, and never in the place of another."""
+"""New files that appear as a whole or not at all, and never replace another file."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memstore.errors import ConfigError
+from memstore.storage.files import remove
 from memstore.storage.refusals import refused, telling
 
-if sys.platform != "win32":  # there, what a killed process left behind stays
+if sys.platform != "win32":  # on Windows, the files of a killed process stay
     import fcntl
-
-SIDE_FILES = ("-wal", "-shm", "-journal")
-"""What SQLite adds to the name of a database for the files beside it."""
 
 _PARTIAL = re.compile(r"(?P<name>.+)\.(?P<maker>\d+)-[0-9a-f]{8}\.partial", re.DOTALL)
 
 
 @dataclass
 class Partial:
-    """A file in the making, locked by whoever makes it.
+    """An unfinished file. The process that writes it holds a lock on it.
 
     Attributes
     ----------
     path : Path
-        Its name until then.
+        Temporary name of the file.
     mode : int or None
-        Permissions that it has in the end; None for those of any new file.
+        Final permissions of the file. None stands for those of any new file.
     """
 
     path: Path
@@ -41,27 +39,27 @@ class Partial:
     handle: int
 
     def settle(self) -> None:
-        """Let it survive a loss of power, with its mode; nothing may have it open.
+        """Write the file to the disk, with its mode. No other handle may be open on it.
 
-        The handle is closed here and not later. Once the file has its final name another thread may open it, and
-        closing one handle of a file gives up all locks of the process on it.
+        The handle is closed here and not later. After the file has its final name, another thread may open it, and
+        the closing of one handle releases all locks of the process on the file.
         """
         if self.handle < 0:
             return
         if self.mode is not None:
-            _change_mode(self.handle, self.path, self.mode)
+            self.path.chmod(self.mode)
         os.fsync(self.handle)
         self.close()
 
     def close(self) -> None:
-        """Give the handle and its lock up, if that did not happen."""
+        """Close the handle and release its lock, unless that has happened already."""
         if self.handle >= 0:
             os.close(self.handle)
         self.handle = -1
 
 
 def check_free(file: Path) -> None:
-    """Refuse a name at which no new file can be."""
+    """Raise ``ConfigError`` if no new file can have this name."""
     with telling(file):
         taken = os.path.lexists(file)
     if taken:
@@ -69,49 +67,58 @@ def check_free(file: Path) -> None:
     folder = file.absolute().parent
     if not folder.is_dir():
         reason = refused(file, "write")
-        raise ConfigError(f"{file} cannot be written: {reason.text if reason else f'there is no folder {folder}'}")
+        raise ConfigError(f"{file} cannot be written: {reason or f'there is no folder {folder}'}")
 
 
 @contextmanager
 def partial_file(file: Path, like: Path | None = None) -> Iterator[Partial]:
-    """A file beside this one, to be given its name; without that, nothing is left of it.
+    """Make a file with a temporary name beside ``file``. At the end it is deleted, unless it has its final name.
 
     Parameters
     ----------
     file : Path
-        The name it is for. What killed processes left of others for this name is removed.
+        The final name. Partial files for this name that killed processes left are removed.
     like : Path, optional
-        Whose mode and, where that is allowed, owner it has from its first byte.
+        A file that gives its mode to the new file from the first byte, and its owner if that is allowed.
     """
     with telling(file):
         _sweep(file)
-        partial = _made(file, like)
+        path = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if like is None else 0o600)
+    partial = Partial(path, None, handle)
     try:
+        with telling(file):
+            if sys.platform != "win32":
+                with suppress(OSError):  # on a file system without locks, only the number of the process identifies it
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if like is not None:
+                partial.mode = _be_like(handle, path, like.stat())
         yield partial
     finally:
-        _remove(partial.path)
+        remove(partial.path)
         partial.close()
 
 
 @contextmanager
 def written_whole(file: Path, like: Path | None = None) -> Iterator[Path]:
-    """A name of nobody else's to write under. At the end the file gets its own, and survives a loss of power.
+    """Give a temporary name to write to. At the end the file gets its final name, and survives a loss of power.
 
-    What fails leaves nothing. Of several that write the same file at once the first to end has it, and the others
-    raise ``ConfigError``. Mode and owner are those of ``like``, as in ``partial_file``.
+    A failure leaves no file. If several processes write the same file at the same time, the first to end gets the name,
+    and the others raise ``ConfigError``. ``like`` gives mode and owner, as for ``partial_file``.
     """
     with partial_file(file, like) as partial:
         yield partial.path
         with telling(file):
             partial.settle()
-            _publish(partial.path, file)
+            while not take_free_name(partial.path, file):
+                check_free(file)
             settle_folder(file)
 
 
 def take_free_name(partial: Path, file: Path) -> bool:
-    """Rename a finished file if the name is free; False if it is not.
+    """Rename a finished file if the name is free. Return False if it is not.
 
-    It has two names for a moment only, for whoever opens a database of two names is warned.
+    The file has two names only for a moment, because opening a database with two names gives a warning.
     """
     try:
         os.link(partial, file)
@@ -127,29 +134,12 @@ def take_free_name(partial: Path, file: Path) -> bool:
 
 
 def settle_folder(file: Path) -> None:
-    """Let the names in the file's folder survive a loss of power."""
+    """Write the names in the file's folder to the disk, so that they survive a loss of power."""
     handle = os.open(file.absolute().parent, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _made(file: Path, like: Path | None) -> Partial:
-    path = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if like is None else 0o600)
-    partial = Partial(path, None, handle)
-    try:
-        if sys.platform != "win32":
-            with suppress(OSError):  # a file system without locks: then the process's number alone tells
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if like is not None:
-            partial.mode = _be_like(handle, path, like.stat())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        partial.close()
-        raise
-    return partial
 
 
 def _be_like(handle: int, path: Path, other: os.stat_result) -> int:
@@ -158,44 +148,33 @@ def _be_like(handle: int, path: Path, other: os.stat_result) -> int:
             with suppress(PermissionError):
                 os.chown(handle, owner, group)
     mode = stat.S_IMODE(other.st_mode)
-    _change_mode(handle, path, mode | stat.S_IRUSR | stat.S_IWUSR)  # it has to be written first
+    path.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)  # it has to be written first
     return mode
 
 
-def _change_mode(handle: int, path: Path, mode: int) -> None:
-    if sys.platform == "win32":
-        path.chmod(mode)
-    else:
-        os.fchmod(handle, mode)
-
-
-def _publish(partial: Path, file: Path) -> None:
-    while not take_free_name(partial, file):
-        check_free(file)
-
-
 def _sweep(file: Path) -> None:
-    """Remove what is left of files for this name whose makers are gone."""
+    """Remove partial files for this name if their processes no longer run."""
     if sys.platform == "win32":
         return
     for found in file.absolute().parent.iterdir():
         left = _PARTIAL.fullmatch(found.name)
         if left and left["name"] == file.name and not _runs(int(left["maker"])) and not _locked(found):
-            _remove(found)
+            remove(found)
 
 
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
+    except (OSError, OverflowError) as exc:
+        return not isinstance(exc, ProcessLookupError)
     return True
 
 
 def _locked(partial: Path) -> bool:
-    """True if another process holds it. Containers share folders, and each numbers its processes from 1."""
+    """True if another process holds the lock of the file.
+
+    The number of a process is not enough, because each container counts its processes from 1.
+    """
     if sys.platform == "win32":
         return True
     try:
@@ -209,8 +188,3 @@ def _locked(partial: Path) -> bool:
     finally:
         os.close(handle)
     return False
-
-
-def _remove(partial: Path) -> None:
-    for suffix in ("", *SIDE_FILES):
-        Path(f"{partial}{suffix}").unlink(missing_ok=True)

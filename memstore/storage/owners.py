@@ -1,8 +1,8 @@
-"""Who holds what: a thread and an asyncio task, in a call or in a block; turns that survive an interrupt.
+"""Owners and turns. An owner is a thread and an asyncio task. A turn is held by a call or a block of an owner.
 
-An interrupt (Ctrl-C, a signal turned into SystemExit) strikes between any two calls, also between the acquisition of a
-lock and the note that it was acquired. So nothing here is acquired first and noted afterwards: the note is the
-acquisition. Whoever finds a note of a call that is over takes it away.
+An interrupt (Ctrl-C, or a signal that becomes SystemExit) may come between any two calls. It may also come between the
+acquisition of a lock and the note that it was acquired. So here the note is the acquisition. If a call has ended and
+its note remains, the next waiter removes the note.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from types import FrameType
 from typing import Any
 
 LONGEST_SLEEP = 0.05
-"""Seconds after which a waiter looks again unasked."""
+"""A waiter looks again after at most this many seconds."""
 
 _threads = threading.local()
 
 
 class _Thread:
-    """One thread: its number may be given to another one after its end, this object never."""
+    """The identity of one thread. The number of a thread may be given to another thread later, but not this object."""
 
     def __init__(self) -> None:
         self.name = threading.current_thread().name
@@ -44,7 +44,7 @@ class Owner:
 
 
 def this_owner() -> Owner:
-    """Who runs this."""
+    """Return the thread and task that run this."""
     try:
         thread = _threads.mark
     except AttributeError:
@@ -61,9 +61,10 @@ def _this_task() -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scope:
-    """What holds something until it ends: a running function, or a block, which has no frame and ends itself.
+    """The holder of a turn or a connection, until it ends: a running function, or a block.
 
-    A ``long`` one may wait for the database, or for its user, while it holds.
+    A block has no frame, and ends itself. A ``long`` scope may wait for the database, or for its user, while it holds a
+    turn.
     """
 
     owner: Owner
@@ -72,35 +73,35 @@ class Scope:
 
     @property
     def is_block(self) -> bool:
-        """Whether it is a block."""
+        """True if the scope is a block."""
         return self.frame is None
 
     def is_over(self) -> bool:
-        """Whether the function has ended, be it without giving back what it held."""
+        """True if the function has ended, even if it gave nothing back."""
         if self.frame is None:
             return False
         try:
-            self.frame.clear()  # refused while the function runs; afterwards its variables are of no use to anyone
+            self.frame.clear()  # Python refuses this while the function runs; afterwards its variables are not needed
         except RuntimeError:
             return False
         return True
 
     def waits_in_vain(self, holder: Scope) -> bool:
-        """Whether ``holder`` is a block that cannot end while this one waits for it, as far as can be seen."""
+        """True if ``holder`` is a block that cannot end while this scope waits for it."""
         return holder.is_block and (holder.owner.thread is self.owner.thread or _inside.get() is holder)
 
 
 _inside: ContextVar[Scope | None] = ContextVar("memstore_block", default=None)
-"""The block from within which this code was started, which another thread may run (``asyncio.to_thread``)."""
+"""This code was started inside this block, possibly by another thread (``asyncio.to_thread``)."""
 
 
 def enter_context(block: Scope | None) -> None:
-    """Note that what is started from here on is started inside the block; None after its end."""
+    """Note that code which is started from here on is started inside the block. None after the end of the block."""
     _inside.set(block)
 
 
 class Turn:
-    """One scope at a time holds it."""
+    """A turn. One scope at a time has it."""
 
     def __init__(self) -> None:
         self._held: dict[str, Scope] = {}
@@ -109,19 +110,24 @@ class Turn:
 
     @property
     def holder(self) -> Scope | None:
-        """Who holds it."""
+        """Scope that has the turn. None if no scope has it."""
         return self._held.get("by")
 
+    def is_of(self, owner: Owner) -> bool:
+        """True if this thread and task has the turn already, in a block or a call around."""
+        holder = self.holder
+        return holder is not None and holder.owner == owner and not holder.is_over()
+
     def take(self, scope: Scope, patience: float, yields: Callable[[Scope], bool] = lambda _: False) -> Scope:
-        """Hold it, or give up: after so many seconds, or at once where ``yields`` says so of its holder.
+        """Take the turn. Give up after ``patience`` seconds, or at once if ``yields`` is true for the holder.
 
         Returns
         -------
         Scope
-            The one that holds it now: ``scope`` if it was taken.
+            The scope that has the turn now. It is ``scope`` if the turn was taken.
         """
         deadline: float | None = None
-        # One step of the interpreter: either the dictionary says that the scope holds it, or another one does.
+        # This is one step of the interpreter. After it, the dictionary names this scope or another one as the holder.
         while (holder := self._held.setdefault("by", scope)) is not scope:
             if holder.is_over():
                 self._take_away(holder)
@@ -134,14 +140,14 @@ class Turn:
         return scope
 
     def release(self, scope: Scope) -> None:
-        """Hold it no longer, if the scope does."""
+        """Release the turn, if the scope has it."""
         if self._held.get("by") is scope:
             del self._held["by"]
             if self._bell.empty():
                 self._bell.put(None)
 
     def _take_away(self, holder: Scope) -> None:
-        with self._repair:  # two that find it must not both do it, the second from the next one to hold it
+        with self._repair:  # two waiters must not both do it, because the second would take it from the next holder
             self.release(holder)
 
     def _sleep(self, seconds: float) -> None:

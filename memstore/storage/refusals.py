@@ -1,4 +1,4 @@
-"""Why the operating system refuses a file: found out by looking, when it has just refused."""
+"""The reasons for which the operating system refuses a file. The file is examined right after the refusal."""
 
 from __future__ import annotations
 
@@ -8,163 +8,151 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from memstore.errors import MemstoreError, StoreFull, StoreReadOnly, StoreUnavailable
+from memstore.storage.files import size_of
 
 MOST_PATH_BYTES = 512 - len("-journal")
-"""Longest path that SQLite opens (MAX_PATHNAME)."""
+"""SQLite opens paths of at most this many bytes (MAX_PATHNAME)."""
 
 TRIAL_BYTES = 64 * 1024
-"""Written to see if there is room: more than SQLite ever adds to a file in one step."""
+"""A trial writes this many bytes to see if there is room. SQLite never adds more to a file in one step."""
 
 Wanted = Literal["open", "write", "room"]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A cause that was seen, what to do about it, and the error to raise for it."""
-
-    error: type[MemstoreError]
-    text: str
-
-
 @contextmanager
 def telling(path: Path) -> Iterator[None]:
-    """Let errors of the operating system come out as memstore's, with what it says of which file."""
+    """Raise memstore's errors for errors of the operating system. They name the file and the cause."""
     try:
         yield
     except MemstoreError:
         raise
     except OSError as exc:
-        found = refused(path, "write") or Refusal(StoreUnavailable, str(exc.strerror or exc))
-        kind = StoreFull if exc.errno in _FULL else found.error
-        raise kind(f"{path}: {_FULL.get(exc.errno or 0, found.text)}") from exc
+        found = _full(exc.errno) or refused(path, "write") or StoreUnavailable(str(exc.strerror or exc))
+        raise type(found)(f"{path}: {found}") from exc
 
 
-def refused(path: Path, what: Wanted) -> Refusal | None:
-    """What keeps this process from the file, None where nothing is found.
+def refused(path: Path, what: Wanted) -> MemstoreError | None:
+    """Find what keeps this process from the file: an error whose text says what to do; None if nothing is found.
 
     Parameters
     ----------
     path : Path
-        The file, there or not.
+        The file, which need not exist.
     what : "open", "write" or "room"
-        What was tried: SQLite opens a file by making others beside it; it writes it; it adds bytes to its disk.
+        The attempt that failed: to open the file (for this SQLite makes files beside it), to write it, or to add bytes
+        to its disk.
     """
     path = path.absolute()
     try:
-        found = _by_handles() or _by_length(path) or _by_folder(path.parent) or _by_file(path)
-        if found is None and what == "write":
-            found = _by_writing(path)
-        return found or (_by_room(path) if what == "room" else _by_making(path))
-    except OSError as exc:  # what is looked at changes, or cannot be looked at: then that is the finding
-        return Refusal(StoreUnavailable, str(exc))
+        _check_handles()
+        _check_length(path)
+        _check_folder(path.parent)
+        _check_file(path)
+        if what == "write":
+            _check_writing(path)
+        if what == "room":
+            _check_room(path)
+        else:
+            _check_making(path)
+    except MemstoreError as found:
+        return found
+    except OSError as exc:  # the file changes at this moment, or cannot be examined: then this is the cause
+        return StoreUnavailable(str(exc))
+    return None
 
 
-def _by_handles() -> Refusal | None:
+def _check_handles() -> None:
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as exc:
         if exc.errno == errno.EMFILE:
-            return Refusal(
-                StoreUnavailable,
-                "this process has as many files open as it may (ulimit -n); close memories that are done, or raise it",
-            )
+            advice = "close memories that are done, or raise it"
+            raise StoreUnavailable(f"this process has as many files open as it may (ulimit -n); {advice}") from exc
         if exc.errno == errno.ENFILE:
-            return Refusal(StoreUnavailable, "the machine has as many files open as it can (fs.file-max)")
+            raise StoreUnavailable("the machine has as many files open as it can (fs.file-max)") from exc
         raise
-    return None
 
 
-def _by_length(path: Path) -> Refusal | None:
+def _check_length(path: Path) -> None:
     size = len(os.fsencode(path))
     if size > MOST_PATH_BYTES:
-        return Refusal(
-            StoreUnavailable, f"its path has {size} bytes, and SQLite takes {MOST_PATH_BYTES}; give a shorter one"
-        )
+        raise StoreUnavailable(f"its path has {size} bytes, and SQLite takes {MOST_PATH_BYTES}; give a shorter one")
     try:
-        os.lstat(f"{path}-journal")  # the longest name that SQLite needs beside it
+        os.lstat(f"{path}-journal")  # this is the longest name that SQLite needs beside the file
     except OSError as exc:
         if exc.errno == errno.ENAMETOOLONG:
-            return Refusal(StoreUnavailable, "a name in its path is too long for the file system; give a shorter one")
-    return None
+            raise StoreUnavailable("a name in its path is too long for the file system; give a shorter one") from exc
 
 
-def _by_folder(folder: Path) -> Refusal | None:
+def _check_folder(folder: Path) -> None:
     for place in (*reversed(folder.parents), folder):
         try:
             mode = place.stat().st_mode
-        except FileNotFoundError:
-            return Refusal(StoreUnavailable, f"there is no folder {place}; make it first")
+        except FileNotFoundError as exc:
+            raise StoreUnavailable(f"there is no folder {place}; make it first") from exc
         except OSError as exc:
-            return Refusal(StoreUnavailable, f"{place}: {exc.strerror}")
+            raise StoreUnavailable(f"{place}: {exc.strerror}") from exc
         if not stat.S_ISDIR(mode):
-            return Refusal(StoreUnavailable, f"{place} is a file, and not a folder")
+            raise StoreUnavailable(f"{place} is a file, and not a folder")
         if not _may(place, os.X_OK):
-            return Refusal(StoreUnavailable, f"{_who()} may not enter the folder {place} ({_rights(place)})")
-    return None
+            raise StoreUnavailable(f"{_who()} may not enter the folder {place} ({_rights(place)})")
 
 
-def _by_file(path: Path) -> Refusal | None:
+def _check_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except FileNotFoundError as exc:
         if path.is_symlink():
-            return Refusal(StoreUnavailable, f"it is a link to {path.readlink()}, which is not there")
-        return None
+            raise StoreUnavailable(f"it is a link to {path.readlink()}, which is not there") from exc
+        return
     if stat.S_ISDIR(mode):
-        return Refusal(StoreUnavailable, f"it is a folder; give the name of a file in it, such as {path / 'run.db'}")
+        raise StoreUnavailable(f"it is a folder; give the name of a file in it, such as {path / 'run.db'}")
     if not stat.S_ISREG(mode):
-        return Refusal(StoreUnavailable, "it is no regular file")
+        raise StoreUnavailable("it is no regular file")
     if not _may(path, os.R_OK):
-        return Refusal(StoreUnavailable, f"{_who()} may not read the file ({_rights(path)})")
-    return None
+        raise StoreUnavailable(f"{_who()} may not read the file ({_rights(path)})")
 
 
-def _by_writing(path: Path) -> Refusal | None:
+def _check_writing(path: Path) -> None:
     if path.exists() and not _on_read_only_disk(path) and not _may(path, os.W_OK):
-        return Refusal(StoreReadOnly, f"{_who()} may not write the file ({_rights(path)})")
-    return None
+        raise StoreReadOnly(f"{_who()} may not write the file ({_rights(path)})")
 
 
-def _by_making(path: Path) -> Refusal | None:
+def _check_making(path: Path) -> None:
     if _on_read_only_disk(path):
-        return Refusal(StoreReadOnly, f"the file system of {path.parent} is mounted read-only")
+        raise StoreReadOnly(f"the file system of {path.parent} is mounted read-only")
     if not _may(path.parent, os.W_OK | os.X_OK):
-        return Refusal(
-            StoreReadOnly,
+        raise StoreReadOnly(
             f"{_who()} may not make files in the folder {path.parent} ({_rights(path.parent)}), and SQLite needs some "
-            f"beside the database{_unplayed(path)}",
+            f"beside the database{_unplayed(path)}"
         )
-    return None
 
 
-def _by_room(path: Path) -> Refusal | None:
+def _check_room(path: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=path.parent) as trial:
             trial.write(bytes(TRIAL_BYTES))
             trial.flush()
     except OSError as exc:
-        if exc.errno in _FULL:
-            return Refusal(StoreFull, _FULL[exc.errno])
+        if (full := _full(exc.errno)) is not None:
+            raise full from exc
         raise
     limit = _size_limit()
-    largest = max((p.stat().st_size for p in (path, Path(f"{path}-wal")) if p.exists()), default=0)
+    largest = max(size_of(path), size_of(f"{path}-wal"))
     if limit is not None and largest + TRIAL_BYTES > limit:
-        return Refusal(StoreFull, _FULL[errno.EFBIG])
-    return None
+        raise StoreFull(_FULL[errno.EFBIG])
 
 
 def _unplayed(path: Path) -> str:
-    log = Path(f"{path}-wal")
-    if not log.exists() or not log.stat().st_size:
+    if not size_of(f"{path}-wal"):
         return ""
     return (
-        f". {log.name} holds commits that are not in the file yet: have it opened by one who may write, or copy both "
-        "together into a folder of your own"
+        f". {path.name}-wal holds commits that are not in the file yet: have it opened by one who may write, or copy "
+        "both together into a folder of your own"
     )
 
 
@@ -173,6 +161,10 @@ _FULL = {
     errno.EDQUOT: "its user's quota of the disk is used up, nothing was written; free some space",
     errno.EFBIG: "a file may not become as large for this process (ulimit -f), nothing was written; raise the limit",
 }
+
+
+def _full(number: int | None) -> StoreFull | None:
+    return StoreFull(_FULL[number]) if number in _FULL else None
 
 
 def _size_limit() -> int | None:

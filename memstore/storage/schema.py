@@ -1,8 +1,8 @@
 """The tables, as SQLAlchemy Core ``Table`` objects, and the numbering of ids.
 
-No foreign keys: there is one write path (``episodes/insert``, ``buffer/strata``), it removes an episode from every
-table in one transaction, and ``check`` finds what would have been an orphan. Where ``checksum`` is NULL, the row was
-written before schema 0004.
+There are no foreign keys, because there is one write path (``episodes/insert``, ``buffer/strata``). It removes an
+episode from every table in one transaction, and ``check`` finds orphans. A row with a NULL in ``checksum`` was written
+before schema 0004.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Double,
     Index,
     Integer,
@@ -26,15 +27,21 @@ from sqlalchemy.types import TypeEngine
 VERSION_TABLE = "memstore_version"
 
 SEQUENCE_BITS = 40
-"""An id is the buffer's number shifted by this, plus the buffer's own sequence (episodes, domains, strata, events)."""
+"""An id is the buffer's number, shifted by this many bits, plus a sequence number within the buffer.
+
+Episodes, domains, strata and events have such ids.
+"""
 
 MAX_BUFFERS = 8191
-"""13 bits of buffer number over 40 of sequence keep every id below 2**53, exact in JSON and in float columns."""
+"""A database holds at most this many buffers over its life.
+
+13 bits of buffer number above 40 bits of sequence keep every id below 2**53. Such ids are exact in JSON and in floats.
+"""
 
 UNMEASURED = -32768
-"""Bucket of the stratum of never-measured episodes; buckets of measured ones lie in -2148 .. 2049."""
+"""The stratum of never-measured episodes has this bucket. Buckets of measured episodes lie in -2148 .. 2049."""
 
-# INTEGER, not BIGINT, makes a SQLite primary key the rowid itself; both hold 64 bits there.
+# INTEGER, not BIGINT, makes a SQLite primary key the rowid itself. Both hold 64 bits on SQLite.
 Id = BigInteger().with_variant(Integer(), "sqlite")
 Count = BigInteger().with_variant(Integer(), "sqlite")
 Small = SmallInteger().with_variant(Integer(), "sqlite")
@@ -53,7 +60,7 @@ buffer = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    # settings: fixed at creation, or changed by configure()
+    # The settings are fixed at creation, or changed by configure().
     Column("capacity", Count, nullable=False),
     Column("epsilon", Float, nullable=False),
     Column("alpha", Float, nullable=False),
@@ -66,7 +73,7 @@ buffer = Table(
     Column("seed", Count, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("created_by", Text, nullable=False),
-    # counters: changed by every writer, under the lock on this row
+    # Every writer changes the counters, under the lock on this row.
     Column("revision", Count, nullable=False),
     Column("inserted", Count, nullable=False),
     Column("events", Count, nullable=False),
@@ -76,7 +83,7 @@ buffer = Table(
     Column("high_water", Float),
     Column("reservoir_floor", Count),
     Column("recorded", Count, nullable=False, server_default="0"),
-    # Of what is fixed or configured, and of the counters; see memstore.storage.checksums.
+    # Checksums of the settings, and of the counters; see memstore.storage.checksums.
     Column("checksum", Count),
     Column("counters_checksum", Count),
     sqlite_autoincrement=True,
@@ -110,7 +117,7 @@ episode = Table(
     sqlite_strict=True,
 )
 
-# Outlives the episode: a retry with the same key returns the first id even after the episode was evicted.
+# A key outlives its episode: a retry with the same key returns the first id even after the episode was evicted.
 episode_key = Table(
     "episode_key",
     metadata,
@@ -155,7 +162,7 @@ replay_metadata = Table(
     Column("last_event_id", Id),
     Column("stratum_id", Id, nullable=False),
     Column("position", Count, nullable=False),
-    # Set only where the eviction policy needs an order of its own; the partial index costs the others nothing.
+    # This is set only if the eviction policy needs a separate order. The partial index costs other policies nothing.
     Column("eviction_group", Id),
     Column("eviction_key", Count),
     Index(None, "buffer_id", "loss"),
@@ -179,7 +186,7 @@ stratum = Table(
     Column("domain_id", Id, nullable=False),
     Column("bucket", Small, nullable=False),
     Column("count", Count, nullable=False),
-    # In units of the bound: sums of (priority / bound) ** alpha and of loss / bound, so that nothing can overflow.
+    # The sums are in units of the bound, (priority / bound) ** alpha and loss / bound, so that nothing can overflow.
     Column("weight_sum", Float, nullable=False),
     Column("loss_sum", Float, nullable=False),
     Column("revision", Count, nullable=False),
@@ -195,7 +202,7 @@ stratum = Table(
     sqlite_strict=True,
 )
 
-# A row for a buffer with a limiter, apart from the buffer's: a draw must not wait for the writer that holds that.
+# Each buffer with a limiter has one row. It is not in the buffer's row, because a draw must not wait for its writer.
 limiter = Table(
     "limiter",
     metadata,
@@ -216,7 +223,7 @@ lease = Table(
     sqlite_strict=True,
 )
 
-# What events that happened at once have in common; its id is the number of the first of them.
+# Events that happened in one call have one row with their common facts. Its id is the number of the first event.
 event_group = Table(
     "event_group",
     metadata,
@@ -235,9 +242,9 @@ event_group = Table(
     sqlite_strict=True,
 )
 
-# The events of one episode are a chain: each names the one before, replay_metadata the last one, and the partial index
-# finds the last one of an episode that left. An index on episode would make an append of 256 take 5.6 ms, not 1.2
-# (SQLite, 5M events of 1M episodes).
+# The events of one episode are a chain. Each event names the previous one, and replay_metadata names the last one. The
+# partial index finds the last event of an episode that left. An index on the episode would make an append of 256 events
+# take 5.6 ms, not 1.2 ms (SQLite, 5M events of 1M episodes).
 replay_event = Table(
     "replay_event",
     metadata,
@@ -260,7 +267,7 @@ Index(
     postgresql_where=replay_event.c.ends.is_not(None),
 )
 
-# What all replays come to, by domain and slot of the buffer's count of replays; stays when events are pruned.
+# The tally holds sums over all replays, by domain and by slot of the count of replays. It stays when events are pruned.
 replay_tally = Table(
     "replay_tally",
     metadata,
@@ -293,10 +300,15 @@ checkpoint = Table(
 
 
 def first_id(buffer_id: int) -> int:
-    """Id just below the first of this buffer: sequence 1 of buffer 1 is id 1."""
+    """Return the id just below the first id of this buffer. Sequence number 1 of buffer 1 is id 1."""
     return (buffer_id - 1) << SEQUENCE_BITS
 
 
 def id_range(buffer_id: int) -> tuple[int, int]:
-    """Smallest and largest id that the buffer can ever issue, both inclusive."""
+    """Return the smallest and the largest id that the buffer can ever issue, both inclusive."""
     return first_id(buffer_id) + 1, first_id(buffer_id + 1)
+
+
+def of_buffer(buffer_id: int, ids: ColumnElement[int]) -> ColumnElement[bool]:
+    """Return the condition that an id belongs to the buffer."""
+    return ids.between(*id_range(buffer_id))

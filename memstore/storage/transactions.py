@@ -1,21 +1,16 @@
-"""An open transaction: calls inside it are savepoints; it is dead once nothing of it can be committed."""
+"""An open transaction. Calls inside it are savepoints. It is dead if it can no longer be committed."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from memstore.errors import TransactionDead
 from memstore.storage.backends import Backend, TransactionState
-from memstore.storage.failures import dead, reraise_interrupt
+from memstore.storage.failures import dead
 from memstore.storage.owners import Owner, Scope
-
-T = TypeVar("T")
 
 
 class Transaction:
@@ -31,97 +26,65 @@ class Transaction:
 
     @property
     def owner(self) -> Owner:
-        """Whose calls it includes."""
+        """Thread and task that the transaction belongs to."""
         return self.scope.owner
 
     def check_process(self) -> None:
-        """Refuse a fork: the transaction goes on in the parent, and even a rollback would break it there."""
+        """Refuse a forked child. The transaction continues in the parent, and even a rollback would break it there."""
         if self._pid != os.getpid():
             raise TransactionDead("this process was forked inside transaction(); the block belongs to its parent")
 
-    def run(self, work: Callable[[Connection], T]) -> T:
-        """Run work, and let every error of its statements surface here."""
-        return self._alive(lambda: self._settled(work))
-
-    def run_in_savepoint(self, work: Callable[[Connection], T]) -> T:
-        """As ``run``; nothing remains of work that fails."""
-
-        def run() -> T:
-            level = self.save()
-            try:
-                result = self._settled(work)
-            except Exception:
-                self.return_to(level)
-                raise
-            self.release(level)
-            return result
-
-        return self._alive(run)
-
-    def save(self) -> int:
-        """Make a savepoint; its level."""
+    def check_alive(self) -> None:
+        """Raise ``TransactionDead`` if the transaction can no longer be committed."""
         if self.dead:
             raise dead()
+
+    def settle(self) -> None:
+        """Wait for all statements so far, and raise their errors here."""
+        self._backend.settle(self.conn)
+
+    def look(self) -> None:
+        """Ask the database if the transaction is still open."""
+        self.dead |= self._state() is not TransactionState.OPEN
+
+    def save(self) -> int:
+        """Make a savepoint, and return its level."""
+        self.check_alive()
         self.depth += 1
-        self._backend.send(self.conn, f"SAVEPOINT memstore_{self.depth}")
+        self._backend.execute(self.conn, f"SAVEPOINT memstore_{self.depth}")
         return self.depth
 
+    def undo(self, level: int) -> None:
+        """Undo work that failed. ``level`` is the level of its savepoint, 0 for work that only read."""
+        with suppress(Exception):  # the statements are given up, and their errors do not matter
+            self.settle()
+        if level:
+            self.return_to(level)
+        self.look()
+
     def return_to(self, level: int) -> None:
-        """Undo what came after the savepoint."""
+        """Undo all changes after the savepoint."""
         self.depth = level - 1
-        # SQLite ends the whole transaction itself on a full disk; then there is no savepoint to return to.
+        # On a full disk, SQLite ends the whole transaction itself. Then there is no savepoint to return to.
         if self._state() is TransactionState.GONE:
             self.dead = True
             return
         try:
-            self._backend.send(self.conn, f"ROLLBACK TO SAVEPOINT memstore_{level}")
-            self._backend.settle(self.conn)
+            self._backend.execute(self.conn, f"ROLLBACK TO SAVEPOINT memstore_{level}")
+            self.settle()
         except BaseException:
             self.dead = True
             raise
 
     def release(self, level: int) -> None:
-        """Make what came after the savepoint part of what was before it."""
+        """End the savepoint, and keep the changes after it."""
         self.depth = level - 1
-        if self.dead:
-            raise dead()
-        self._backend.send(self.conn, f"RELEASE SAVEPOINT memstore_{level}")
+        self.check_alive()
+        self._backend.execute(self.conn, f"RELEASE SAVEPOINT memstore_{level}")
 
     def abandon(self, level: int) -> None:
-        """Give up all of it at this savepoint, which an interrupt left unfinished."""
+        """Give up the whole transaction, because an interrupt left this savepoint unfinished."""
         self.depth, self.dead = level - 1, True
-
-    def _alive(self, run: Callable[[], T]) -> T:
-        if self.dead:
-            raise dead()
-        outer = sys.exception()
-        try:
-            return run()
-        except Exception as exc:
-            self._die_of_interrupt(exc, outer)
-            raise
-        except BaseException:
-            self.dead = True  # nobody knows what the connection is in the middle of
-            raise
-        finally:
-            self.dead |= self._state() is not TransactionState.OPEN
-
-    def _die_of_interrupt(self, exc: Exception, outer: BaseException | None) -> None:
-        try:
-            reraise_interrupt(exc, outer)
-        except BaseException:
-            self.dead = True
-            raise
-
-    def _settled(self, work: Callable[[Connection], T]) -> T:
-        try:
-            result = work(self.conn)
-        except Exception:
-            with suppress(Exception):  # of statements that are given up
-                self._backend.settle(self.conn)
-            raise
-        self._backend.settle(self.conn)
-        return result
 
     def _state(self) -> TransactionState:
         return self._backend.transaction_state(self.conn)

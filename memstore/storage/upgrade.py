@@ -1,6 +1,6 @@
-"""The tables' revision: read cheaply, created or upgraded under a lock, refused when it is not ours.
+"""The revision of the schema. Tables are created or upgraded under a lock, and other revisions are refused.
 
-Opening costs one small read; alembic is imported only where tables are really made.
+Opening costs one small read. alembic is imported only if tables must be made.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from memstore.version import __version__
 
 REVISIONS: tuple[str, ...] = ("0001", "0002", "0003", "0004")
 HEAD = REVISIONS[-1]
-"""The revision that this version works with."""
+"""This version works with this revision."""
 
 SHOWN = 3
-"""How many of the differences a message names."""
+"""A message names at most this many differences."""
 
 _version_query = select(table(VERSION_TABLE, column("version_num")).c.version_num)
-# Alembic keeps its context in module globals: of 6 threads that upgraded 6 different files without this, all failed.
+# Alembic keeps its context in module globals. Without this lock, all of 6 threads that upgraded 6 files failed.
 _alembic_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Upgraded:
-    """What happened to the tables of a database.
+    """An upgrade that was done.
 
     Attributes
     ----------
     before, after : str or None
-        Schema revision found (None: no tables) and left behind.
+        Schema revisions before and after the upgrade. None stands for a database without tables.
     backup : Path or None
-        Copy of the database as it was, if one was made.
+        Copy of the old database. None if no copy was made.
     """
 
     before: str | None
@@ -53,28 +53,31 @@ class Upgraded:
 
 
 def ensure_schema(database: Database, *, create: bool = True, upgrade: bool = False) -> bool:
-    """Make sure that the database holds the tables of this version; atomic, and safe among any number of openers.
+    """Make sure that the database holds the tables of this version.
+
+    The call is atomic. Any number of processes may make it at the same time.
 
     Parameters
     ----------
     database : Database
-        The database; one that holds anything else is not changed.
+        The database. If it holds anything else, it is not changed.
     create : bool
-        Create the tables in an empty database.
+        True creates the tables in an empty database.
     upgrade : bool
-        Upgrade the tables of an older version.
+        True upgrades the tables of an older version.
 
     Returns
     -------
     bool
-        True when this call created the tables; exactly one of several concurrent openers gets it.
+        True if this call created the tables. Exactly one of several concurrent calls returns True.
 
     Raises
     ------
     StoreUnavailable
-        There is no such database and ``create`` is false.
+        The database does not exist, and ``create`` is false.
     NotAMemstore, SchemaTooNew, SchemaTooOld
-        The database holds something else, tables of a newer version, or of an older one and ``upgrade`` is false.
+        The database holds something else, or tables of a newer version, or tables of an older version while ``upgrade``
+        is false.
     """
     return _bring_up(database, create=create, upgrade=upgrade, backup=False).before is None
 
@@ -89,9 +92,14 @@ def upgrade(
     target : str, path or URL
         The database.
     backup : bool
-        On SQLite, keep a copy of the database as it was, made under the write lock: it misses nothing.
+        True copies a SQLite database first, under the write lock, so that the copy is complete.
     busy_timeout : float
         Seconds to wait for other writers.
+
+    Raises
+    ------
+    NotAMemstore, SchemaTooNew, StoreUnavailable
+        The database cannot be upgraded. Nothing was changed.
     """
     database = Database(parse_url(target), busy_timeout=busy_timeout)
     try:
@@ -101,9 +109,12 @@ def upgrade(
 
 
 def schema_version(conn: Connection, *, shared: bool = False) -> str | None:
-    """Schema revision of the connection's database, None when it holds no memstore.
+    """Return the schema revision of the connection's database. None if it holds no memstore.
 
-    ``NotAMemstore`` for tables of others; where the database is ``shared`` with them, only for tables named as ours.
+    Raises
+    ------
+    NotAMemstore
+        The database holds other tables. In a ``shared`` database this is an error only if they have memstore's names.
     """
     where = shown_url(conn.engine.url)
     inspector = inspect(conn)
@@ -125,7 +136,7 @@ def schema_version(conn: Connection, *, shared: bool = False) -> str | None:
 
 
 def known_revisions() -> tuple[str, ...]:
-    """Every schema revision this version can upgrade or read, oldest first; a test compares it with the migrations."""
+    """Return every schema revision that this version can upgrade or read, oldest first."""
     return REVISIONS
 
 
@@ -135,20 +146,6 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
     if not (create and backend.may_create) and not backend.exists():
         raise errors.StoreUnavailable(f"{where} does not exist; nothing was created")
 
-    def migrate(conn: Connection) -> Upgraded:
-        backend.lock_schema(conn)
-        _refuse_foreign(conn, backend)
-        version = schema_version(conn, shared=backend.shared)
-        _refuse_revision(where, version, create=create, upgrade=upgrade)
-        if version == HEAD:  # someone else was first
-            return Upgraded(HEAD, HEAD)
-        copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
-        _run_migrations(conn)
-        if schema_version(conn, shared=backend.shared) != HEAD:
-            raise errors.SchemaError(f"the migrations in {_migrations()} do not lead to {HEAD!r}; reinstall memstore")
-        _refuse_altered(conn, backend, HEAD)
-        return Upgraded(version, HEAD, copy)
-
     def look(conn: Connection) -> str | None:
         _refuse_foreign(conn, backend)
         version = schema_version(conn, shared=backend.shared)
@@ -157,9 +154,21 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
             _refuse_altered(conn, backend, HEAD)
         return version
 
+    def migrate(conn: Connection) -> Upgraded:
+        backend.lock_schema(conn)
+        version = look(conn)
+        if version == HEAD:  # another process was first
+            return Upgraded(HEAD, HEAD)
+        copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
+        _run_migrations(conn)
+        if schema_version(conn, shared=backend.shared) != HEAD:
+            raise errors.SchemaError(f"the migrations in {_migrations()} do not lead to {HEAD!r}; reinstall memstore")
+        _refuse_altered(conn, backend, HEAD)
+        return Upgraded(version, HEAD, copy)
+
     version = database.in_read(look)
     if version == HEAD:
-        with suppress(errors.StoreReadOnly):  # a restored copy may need preparing; where that is denied it can be read
+        with suppress(errors.StoreReadOnly):  # a restored copy may need this; without the right to write it can be read
             database.prepare()
         return Upgraded(HEAD, HEAD)
     database.prepare()
@@ -167,9 +176,9 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
 
 
 def _refuse_revision(where: str, version: str | None, *, create: bool, upgrade: bool) -> None:
-    """Raise unless this revision, None for no tables, is one to work with, to upgrade or to create."""
+    """Raise an error unless this revision can be used, upgraded or created. None stands for no tables."""
     if version is None and not create:
-        # Not NotAMemstore: a file without tables is where every memory begins, and where a killed creation ends.
+        # This is not NotAMemstore: every memory begins as a file without tables, and a killed creation leaves one.
         raise errors.StoreUnavailable(f"{where} is empty and holds no memstore; nothing was created")
     if version is not None and version not in REVISIONS:
         raise errors.SchemaTooNew(
@@ -206,7 +215,7 @@ def _run_migrations(conn: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = conn  # never a URL: a password has no business in a configuration
+    config.attributes["connection"] = conn  # a URL is not used, because it may hold a password
     try:
         with _alembic_lock:
             command.upgrade(config, HEAD)
@@ -215,7 +224,7 @@ def _run_migrations(conn: Connection) -> None:
 
 
 def _migrations() -> Path:
-    # In a wheel they are inside the package; a checkout has them at its top level.
+    # In a wheel the migrations are inside the package. In a checkout they are at the top level.
     package = Path(__file__).resolve().parents[1]
     packaged = package / "migrations"
     return packaged if (packaged / "env.py").is_file() else package.parent / "migrations"

@@ -1,1 +1,1 @@
-"""Whole-buffer work: check, stats, settings, retention, backup."""
+"""Work on whole buffers: check, stats, settings, retention, trends, backup."""

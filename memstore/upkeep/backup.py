@@ -1,15 +1,17 @@
-"""Whole databases: a consistent copy while others write, and space given back."""
+"""Work on whole databases: copy one while others write, and give space back to the disk."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Table, func, select, tuple_
 
+from memstore.buffer.counters import buffer_names
 from memstore.config import DEFAULT_BUSY_TIMEOUT
 from memstore.errors import ConfigError
 from memstore.storage import stored
@@ -17,18 +19,18 @@ from memstore.storage.address import parse_url, shown_url, sqlite_path
 from memstore.storage.backends.base import Backend, Progress
 from memstore.storage.database import Database
 from memstore.storage.newfile import check_free, written_whole
-from memstore.storage.schema import buffer, metadata
+from memstore.storage.schema import metadata
 from memstore.storage.upgrade import ensure_schema
 
 ROWS, BLOBS = 4096, 64
-"""Rows copied at a time, of tables without and with payloads."""
+"""A copy takes this many rows at a time: ``BLOBS`` of a table with payloads, ``ROWS`` of another table."""
 
 Address = str | os.PathLike[str] | URL
 
 
 @dataclass(frozen=True, slots=True)
 class Vacuumed:
-    """Bytes that the database occupied, by part, before and after."""
+    """The bytes that the database occupied, by part, before and after a ``vacuum``."""
 
     before: dict[str, int]
     after: dict[str, int]
@@ -41,61 +43,67 @@ def backup(
     busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
     on_progress: Progress | None = None,
 ) -> None:
-    """Copy a database as it is at one moment, while others go on writing: buffers, history, checkpoints, all of it.
+    """Copy a whole database as it is at one moment, while others go on writing.
 
-    ``restore`` puts such a copy in the place of a database.
-
-    A file is copied page by page, anything else row by row: from PostgreSQL to a file, which opens like any memstore,
-    and from a file to PostgreSQL, which is how a backup gets back there, or a run moves to a server.
+    The copy holds buffers, history and checkpoints, and opens like any memstore. ``restore`` puts it in the place of a
+    database. From file to file, pages are copied. Otherwise rows are copied, so a backup can move a run from a file to
+    a PostgreSQL server, and back.
 
     Parameters
     ----------
     source : path or URL
     destination : path or URL
-        A file that does not exist, or a PostgreSQL database without a buffer. It is there as a whole or not at all.
-        The copy of a file has its mode and, where that is allowed, its owner.
+        A file that does not exist, or a PostgreSQL database without a buffer. The copy appears as a whole or not at
+        all. The copy of a file has the same mode and, if that is allowed, the same owner.
+    busy_timeout : float
+        Seconds to wait for locks of others.
     on_progress : callable, optional
-        Told how much is done, of how much.
+        Function that is called with the number of parts done and the number of all parts.
 
     Raises
     ------
     ConfigError
-        When there is something at the destination, or its folder is not there. Of several backups to one destination
-        at once, one is made.
+        There is something at the destination, or its folder does not exist. If several backups go to one destination at
+        the same time, one succeeds.
     StoreFull, StoreCorrupt, SchemaTooOld ...
-        When the copy cannot be made; nothing is left of it.
+        The copy cannot be made. Nothing of it remains.
     """
     told = on_progress or (lambda done, total: None)
     target = parse_url(destination)
     file = sqlite_path(target)
     if file is not None:
         check_free(file)
-    origin = Database(parse_url(source), busy_timeout=busy_timeout)
-    try:
+    with closing(Database(parse_url(source), busy_timeout=busy_timeout)) as origin:
         ensure_schema(origin, create=False)
         if file is None:
             origin.in_read(lambda read: fill(target, read, origin.backend, busy_timeout, told))
-        else:
-            with written_whole(file, sqlite_path(origin.backend.url)) as partial:
-                fill_file(origin, partial, busy_timeout, told)
-    finally:
-        origin.close()
+            return
+        with written_whole(file, sqlite_path(origin.backend.url)) as partial:
+            fill_file(origin, partial, busy_timeout, told)
 
 
 def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Vacuumed:
-    """Give back to the disk what deleted rows hold.
+    """Give the space of deleted rows back.
 
-    SQLite writes the whole file anew, for which nobody else may be writing or reading a snapshot (``StoreBusy``
-    after ``busy_timeout``); PostgreSQL frees the space for new rows, and waits for nobody.
+    SQLite writes the whole file again. In that time no other connection may write or hold a snapshot. PostgreSQL frees
+    the space for new rows, and waits for no other session.
+
+    Parameters
+    ----------
+    target : path or URL
+    busy_timeout : float
+        Seconds to wait for locks of others.
+
+    Raises
+    ------
+    StoreBusy
+        A SQLite file is still in use after ``busy_timeout`` seconds.
     """
-    database = Database(parse_url(target), busy_timeout=busy_timeout)
-    try:
+    with closing(Database(parse_url(target), busy_timeout=busy_timeout)) as database:
         ensure_schema(database, create=False)
         before = database.in_read(database.backend.size)
         database.outside(database.backend.vacuum)
         return Vacuumed(before, database.in_read(database.backend.size))
-    finally:
-        database.close()
 
 
 def fill_file(origin: Database, empty: Path, busy_timeout: float, told: Progress) -> None:
@@ -106,22 +114,20 @@ def fill_file(origin: Database, empty: Path, busy_timeout: float, told: Progress
 
 
 def fill(target: URL, read: Connection, reader: Backend, busy_timeout: float, told: Progress) -> None:
-    """Copy what a snapshot sees, row by row, into a database without a buffer."""
-    copy = Database(target, durability="power", busy_timeout=busy_timeout)
-    try:
+    """Copy all rows that a snapshot sees into a database without a buffer."""
+    with closing(Database(target, durability="power", busy_timeout=busy_timeout)) as copy:
         ensure_schema(copy)
+        backend = copy.backend
 
         def write(written: Connection) -> None:
-            copy.backend.lock_schema(written)  # until the end nobody makes a buffer, or begins such a copy
-            if written.scalars(select(func.count()).select_from(buffer)).one():
+            backend.lock_schema(written)  # until the end, no other process makes a buffer or begins such a copy
+            if buffer_names(written):
                 raise ConfigError(f"{shown_url(target)} holds buffers, and a backup never overwrites")
-            copy_rows(read, reader, written, copy.backend, told)
+            copy_rows(read, reader, written, backend, told)
 
         copy.in_write(write)
         if sqlite_path(target) is not None:
-            copy.outside(copy.backend.vacuum)  # the log into the file
-    finally:
-        copy.close()
+            copy.outside(backend.vacuum)  # this moves the log into the file
 
 
 def copy_rows(read: Connection, reader: Backend, written: Connection, writer: Backend, told: Progress) -> None:

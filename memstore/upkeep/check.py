@@ -1,40 +1,39 @@
-"""Whether every promise about the stored rows holds: everything is read once and compared."""
+"""``check`` reads all stored data once, and compares each part with the other parts that must agree with it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Table, func, or_, select
 
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Ints, Strata, bucket_of, log2_priority
-from memstore.draws.strategies import strategy_from_json
 from memstore.episodes.eviction import Newcomers, order_keys
-from memstore.episodes.insert import all_payloads
+from memstore.episodes.inputs import invalid_losses
+from memstore.episodes.payloads import all_payloads
 from memstore.errors import MemstoreError, StoreCorrupt
-from memstore.payload.signature import Signature
-from memstore.storage.schema import UNMEASURED, episode, episode_tag, first_id, id_range, payload, replay_metadata
+from memstore.storage import stored
+from memstore.storage.schema import UNMEASURED, episode, episode_tag, payload, replay_metadata
 from memstore.storage.stored import UNREADABLE
 from memstore.storage.upgrade import HEAD
 from memstore.types import CheckReport
 from memstore.upkeep.recorded import Recorded
-from memstore.upkeep.sealed import Seals, Unsealed, some
+from memstore.upkeep.sealed import Seals, Unsealed, tell
 
 MOST_FINDINGS = 20
-"""Findings of one examination that are told."""
+"""An examination reports at most this many findings."""
 
 SUM_TOLERANCE = 1e-6
-"""Error allowed in a stored sum, per row: rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
+"""A stored sum may have this error for each row. Rounding alone reaches 1e-10 after 1e9 updates of a stratum."""
 
 
 def check(snapshot: Snapshot) -> CheckReport:
-    """Examine the database's pages and definitions, then everything of the buffer."""
+    """Examine the pages and definitions of the database, then all data of the buffer."""
     started = time.perf_counter()
     backend, conn = snapshot.backend, snapshot.conn
     problems: list[str] = []
@@ -45,7 +44,7 @@ def check(snapshot: Snapshot) -> CheckReport:
         except (MemstoreError, *UNREADABLE) as exc:
             problems.append(f"reading stopped: {exc} ({type(exc).__name__})")
         except Exception as exc:
-            # Whatever a damaged file makes the driver raise is a finding, not a crash.
+            # A damaged file may make the driver raise an error. That is a finding, not a crash.
             if backend.classify(exc) is None:
                 raise
             problems.append(f"reading stopped: {exc}")
@@ -60,71 +59,54 @@ def check(snapshot: Snapshot) -> CheckReport:
         examine(partial(part, conn))
     examine(rows)
     recorded = Recorded(snapshot, found[0], unsealed)
-    for examination in (*Seals(snapshot, unsealed).parts(), lambda: strategy_of(snapshot), recorded.findings):
+    for examination in (*Seals(snapshot, unsealed).parts(), recorded.findings):
         examine(examination)
-    unchecked = [*backend.unchecked(), *unsealed.notes(), *_unknowable(recorded)]
+    unchecked = [*backend.unchecked(), *_unknowable(recorded)]
     notes = tuple(backend.notes(conn))
     seconds = time.perf_counter() - started
     return CheckReport(len(found[0]), tuple(dict.fromkeys(problems)), notes, seconds, tuple(unchecked))
 
 
-def strategy_of(snapshot: Snapshot) -> Iterator[str]:
-    """Nothing, where the stored strategy can be read."""
-    strategy_from_json(snapshot.settings.strategy)
-    yield from ()
-
-
 def _unknowable(recorded: Recorded) -> Iterator[str]:
+    for what, count in recorded.unsealed.items():
+        if count:
+            yield f"{count:,} {what} were written before schema 0004 and have no checksum"
     if not recorded.is_whole:
-        yield "lowest losses, times of last replays and the tally: the history, not whole, cannot vouch for them"
+        yield "lowest losses, times of last replays and the tally: the history is not whole, so it cannot confirm them"
     if recorded.snapshot.settings.limiter is not None:
         yield "the count of the limiter: draws change it without the lock"
 
 
 @dataclass(frozen=True)
 class _Examination:
+    """The examination of the live rows: replay metadata, strata, and the tables that must agree with them."""
+
     snapshot: Snapshot
     rows: Rows
 
     def problems(self) -> Iterator[str]:
-        """Each finding in one sentence that names the first few episodes or strata."""
+        """Yield each finding in one sentence that names the first few episodes or strata."""
         strata = self.snapshot.state.strata
         outside = (self.rows.stratum < 0) | (self.rows.stratum >= len(strata))
         if outside.any():
-            yield f"{some(self.rows.ids[outside])} stand in strata that do not exist"
+            yield from tell("{} stand in strata that do not exist", self.rows.ids[outside])
             return
-        yield from self._standing()
-        yield from self._positions()
-        yield from self._sums()
-        yield from self._counters()
-        yield from self._tables()
-        yield from self._eviction_order()
-        yield from self._lowest()
-        yield from self._payloads()
-
-    @cached_property
-    def _bucket(self) -> Ints:
-        return self.snapshot.state.strata.bucket[self.rows.stratum]
-
-    @cached_property
-    def _domain(self) -> Ints:
-        return self.snapshot.state.strata.domain[self.rows.stratum]
+        tables = (self._tables, self._eviction_order, self._lowest, self._payloads)
+        for part in (self._standing, self._positions, self._sums, self._counters, *tables):
+            yield from part()
 
     def _standing(self) -> Iterator[str]:
-        loss, epsilon = self.rows.loss, self.snapshot.settings.epsilon
+        ids, loss, epsilon = self.rows.ids, self.rows.loss, self.snapshot.settings.epsilon
+        bucket = self.snapshot.state.strata.bucket[self.rows.stratum]
         measured = ~np.isnan(loss)
-        invalid = measured & ~(np.isfinite(loss) & (loss >= 0))
-        misplaced = measured != (self._bucket != UNMEASURED)
+        invalid = measured & invalid_losses(loss)
+        misplaced = measured != (bucket != UNMEASURED)
         sound = measured & ~invalid & ~misplaced
-        above = np.zeros(len(loss), np.bool_)
-        above[sound] = bucket_of(loss[sound], epsilon) > self._bucket[sound]
-        for what, bad in (
-            ("have an infinite or negative loss", invalid),
-            ("stand in a stratum for never-measured episodes though measured, or the reverse", misplaced),
-            ("have a priority above the bound of their stratum", above),
-        ):
-            if bad.any():
-                yield f"{some(self.rows.ids[bad])} {what}"
+        above = bucket_of(loss[sound], epsilon) > bucket[sound]
+        yield from tell("{} have an infinite or negative loss", ids[invalid])
+        other = "a stratum for never-measured episodes though measured, or the reverse"
+        yield from tell(f"{{}} stand in {other}", ids[misplaced])
+        yield from tell("{} have a priority above the bound of their stratum", ids[sound][above])
         top = np.log2(self.snapshot.state.counters.top_priority)
         if sound.any() and log2_priority(loss[sound], epsilon, 1.0).max() > top + 1e-12:
             yield "the buffer's largest priority is below that of a live episode"
@@ -136,11 +118,8 @@ class _Examination:
         counts = np.bincount(stratum, minlength=len(strata))
         starts = np.cumsum(counts) - counts
         sparse = np.unique(stratum[position != np.arange(len(order)) - starts[stratum]])
-        if len(sparse):
-            yield f"positions are not 0 .. count - 1 in strata {some(strata.ids(sparse))}"
-        different = np.flatnonzero(counts != strata.count)
-        if len(different):
-            yield f"the count is wrong in strata {some(strata.ids(different))}"
+        yield from tell("positions are not 0 .. count - 1 in strata {}", strata.ids(sparse))
+        yield from tell("the count is wrong in strata {}", strata.ids(np.flatnonzero(counts != strata.count)))
 
     def _sums(self) -> Iterator[str]:
         strata, settings = self.snapshot.state.strata, self.snapshot.settings
@@ -148,20 +127,19 @@ class _Examination:
         fresh = Strata(strata.buffer_id, strata.domain, strata.bucket, strata.count, zeros, zeros.copy())
         with np.errstate(invalid="ignore"):  # a negative loss makes the sum NaN, which differs from any stored one
             fresh.account(self.rows.stratum, self.rows.loss, settings.epsilon, settings.alpha, 1)
-        for what, stored, computed in (
+        for what, there, computed in (
             ("weight", strata.weight_sum, fresh.weight_sum),
             ("loss", strata.loss_sum, fresh.loss_sum),
         ):
-            off = np.flatnonzero(~(np.abs(stored - computed) <= SUM_TOLERANCE * np.maximum(strata.count, 1)))
-            if len(off):
-                yield f"the {what} sum is wrong in strata {some(strata.ids(off))}"
+            off = np.flatnonzero(~(np.abs(there - computed) <= SUM_TOLERANCE * np.maximum(strata.count, 1)))
+            yield from tell(f"the {what} sum is wrong in strata {{}}", strata.ids(off))
 
     def _counters(self) -> Iterator[str]:
         state, rows = self.snapshot.state, self.rows
         replays = int(rows.replay_count.sum())
         if replays != state.counters.live_replays:
             yield f"the buffer counts {state.counters.live_replays} replays of live episodes, they have {replays}"
-        if len(rows) and int(rows.ids[-1]) - first_id(state.buffer_id) > state.counters.inserted:
+        if len(rows) and rows.ids[-1] > self.snapshot.newest_possible():
             yield f"episode {rows.ids[-1]} is newer than the buffer's insertion counter, {state.counters.inserted}"
         if len(rows) > state.settings.capacity:
             yield f"{len(rows)} live episodes exceed the capacity of {state.settings.capacity}"
@@ -170,54 +148,45 @@ class _Examination:
 
     def _tables(self) -> Iterator[str]:
         ids = self.rows.ids
-        for table, key in ((episode, "id"), (payload, "episode_id"), (episode_tag, "episode_id")):
-            found = self._column(table, key, key)
-            if table is not episode_tag and len(absent := np.setdiff1d(ids, found)):
-                yield f"{some(absent)} have no row in table {table.name}"
-            if len(orphans := np.setdiff1d(found, ids)):
-                yield f"{some(orphans)} are orphans in table {table.name}"
-        in_episode = np.isin(ids, self._column(episode, "id", "id"))
-        domain_ids = self._column(episode, "id", "domain_id")
-        if in_episode.all() and len(domain_ids) == len(ids):
-            other = domain_ids - first_id(self.snapshot.state.buffer_id) != self._domain
-            if other.any():
-                yield f"{some(ids[other])} stand in a stratum of another domain"
+        described, domains = self._columns(episode, "id", "domain_id")
+        (packed,), (tagged,) = self._columns(payload, "episode_id"), self._columns(episode_tag, "episode_id")
+        for table, found in ((episode, described), (payload, packed), (episode_tag, tagged)):
+            if table is not episode_tag:
+                yield from tell(f"{{}} have no row in table {table.name}", np.setdiff1d(ids, found))
+            yield from tell(f"{{}} are orphans in table {table.name}", np.setdiff1d(found, ids))
+        if np.array_equal(described, ids):
+            domain = self.snapshot.state.strata.domain[self.rows.stratum]
+            yield from tell("{} stand in a stratum of another domain", ids[domains - self.snapshot.first_id != domain])
         strangers = select(func.count()).where(
             self.snapshot.own, replay_metadata.c.buffer_id != self.snapshot.state.buffer_id
         )
         if count := self.snapshot.conn.scalars(strangers).one():
             yield f"{count} rows of {replay_metadata.name} name another buffer than their id"
 
-    def _column(self, table: Table, key: str, column: str) -> NDArray[np.int64]:
-        low, high = id_range(self.snapshot.state.buffer_id)
-        query = select(table.c[column]).where(table.c[key].between(low, high)).order_by(table.c[key])
-        return np.array(self.snapshot.conn.scalars(query).all(), np.int64)
+    def _columns(self, table: Table, *names: str) -> list[Ints]:
+        """Return columns of whole numbers. The first is the id; the rows are in its order."""
+        return stored.arrays(table, names, self.snapshot.rows(table, names))
 
     def _eviction_order(self) -> Iterator[str]:
-        expected = order_keys(self.snapshot, Newcomers(self.rows.ids, self._domain, self.rows.loss))
-        m = replay_metadata.c
-        query = select(m.eviction_group, m.eviction_key).where(self.snapshot.own).order_by(m.episode_id)
-        stored = self.snapshot.conn.execute(query)
-        pairs = zip(zip(*expected, strict=True), stored, strict=True)
-        wrong = np.array([should != tuple(row) for should, row in pairs], np.bool_)
-        if wrong.any():
-            yield f"{some(self.rows.ids[wrong])} have the wrong place in the order of eviction"
+        expected = order_keys(self.snapshot, Newcomers.like(self.snapshot, self.rows))
+        rows = self.snapshot.rows(replay_metadata, ("episode_id", "eviction_group", "eviction_key"))
+        wrong = [row[0] for row, *order in zip(rows, *expected, strict=True) if list(row[1:]) != order]
+        yield from tell("{} have the wrong place in the order of eviction", wrong)
 
     def _lowest(self) -> Iterator[str]:
         m = replay_metadata.c
         wrong = or_(m.lowest_loss > m.loss, m.loss.is_(None) != m.lowest_loss.is_(None))
-        if ids := list(self.snapshot.conn.scalars(select(m.episode_id).where(self.snapshot.own, wrong))):
-            yield f"{some(ids)} have a smallest loss that cannot be"
+        ids = self.snapshot.conn.scalars(select(m.episode_id).where(self.snapshot.own, wrong)).all()
+        yield from tell("{} have a smallest loss that cannot be", ids)
 
     def _payloads(self) -> Iterator[str]:
-        if self.snapshot.state.signature is None:
+        signature = self.snapshot.settings.signature
+        if signature is None:
             return
-        signature = Signature.from_json(self.snapshot.state.signature)
         damaged: list[int] = []
         for ids, blobs in all_payloads(self.snapshot, damaged):
             try:
                 signature.decode(blobs)
             except StoreCorrupt as exc:
                 yield f"a payload among episodes {ids[0]} .. {ids[-1]} does not fit the signature: {exc}"
-        if damaged:
-            yield f"the payloads of episodes {some(np.array(damaged, np.int64))} do not match their checksums"
+        yield from tell("the payloads of episodes {} do not match their checksums", damaged)

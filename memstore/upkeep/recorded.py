@@ -1,4 +1,4 @@
-"""The history compared with itself and with what it led to: groups, chains, tally, replay metadata."""
+"""The examination of the history: it is compared with itself, with the tally and with the replay metadata."""
 
 from __future__ import annotations
 
@@ -8,41 +8,54 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.buffer.strata import Floats, Ints
-from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, history_of, slot_of
+from memstore.buffer.strata import Floats
+from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, slot_of
 from memstore.storage import stored
-from memstore.storage.schema import event_group, first_id, id_range, replay_event, replay_metadata, replay_tally
-from memstore.upkeep.sealed import Unsealed, some
+from memstore.storage.schema import event_group, id_range, replay_event, replay_metadata, replay_tally
+from memstore.upkeep.sealed import Unsealed, tell
 
-PAGE = 512
-"""Groups read at a time."""
+GROUPS, EVENTS = 4096, 65536
+"""Rows read at a time."""
 
 TOLERANCE = 1e-9
-"""Of a tally that a migration made of single events, in another order."""
+"""The sums of a tally from a migration may have this relative error. The migration added events in another order."""
 
-_t, _m = replay_tally.c, replay_metadata.c
+_t = replay_tally.c
+_GROUP = (*GROUP, "checksum")
+_EVENT = (*EVENT, "ends", "group_id")
 
 
 @dataclass(frozen=True)
 class Log:
-    """All recorded events that are there, as columns; ``first`` is the number of the oldest."""
+    """The history: the columns of all its events, and the rows of their groups, both in the order of their numbers."""
 
-    first: int
-    episode: Ints
-    domain: Ints
-    previous: Ints
-    before: Floats
-    after: Floats
-    at: Floats
-    ends: NDArray[np.bool_]
-    replayed: NDArray[np.bool_]
+    events: dict[str, NDArray[Any]]
     groups: list[dict[str, Any]]
 
+    @classmethod
+    def read(cls, snapshot: Snapshot) -> Log:
+        """Read all that is there."""
+        pages = [stored.arrays(replay_event, _EVENT, [])]
+        pages += (stored.arrays(replay_event, _EVENT, rows) for rows in snapshot.pages(replay_event, _EVENT, EVENTS))
+        columns = map(np.concatenate, zip(*pages, strict=True))
+        groups = (row for rows in snapshot.pages(event_group, _GROUP, GROUPS) for row in rows)
+        return cls(dict(zip(_EVENT, columns, strict=True)), [dict(zip(_GROUP, row, strict=True)) for row in groups])
+
     def __len__(self) -> int:
-        return len(self.episode)
+        return len(self.events["id"])
+
+    def events_of(self, group: dict[str, Any]) -> dict[str, NDArray[Any]]:
+        """Return the columns of the events that the group should have by their numbers."""
+        start, end = np.searchsorted(self.events["id"], (group["id"], group["id"] + group["count"]))
+        return {name: values[start:end] for name, values in self.events.items()}
+
+    def each(self, name: str) -> NDArray[Any]:
+        """Return for each event what its group has in this column, if the groups have all events."""
+        counts = np.array([group["count"] for group in self.groups], np.int64)
+        return np.repeat(np.array([group[name] for group in self.groups], object), counts)
 
 
 @dataclass
@@ -53,137 +66,108 @@ class Recorded:
     rows: Rows
     unsealed: Unsealed
     is_whole: bool = False
-    """Whether every replay of the buffer is in the log, so that everything that replays lead to can be compared."""
+    """True if every replay of the buffer is in the log. Only then the results of the replays can be compared."""
 
     def findings(self) -> Iterator[str]:
-        """In one sentence each."""
-        problems: list[str] = []
-        log = self._log(problems)
-        yield from problems
-        if problems:
-            return  # what follows takes the log for whole
-        counters = self.snapshot.state.counters
-        self.is_whole = int(log.replayed.sum()) == counters.events
+        """Yield each finding in one sentence."""
+        log, sound = Log.read(self.snapshot), True
+        for problem in self._groups(log):
+            sound = False
+            yield problem
+        if not sound:
+            return  # the other examinations need a whole log
+        replayed = log.each("what") == "replayed"
+        self.is_whole = int(replayed.sum()) == self.snapshot.state.counters.events
         yield from self._chains(log)
-        yield from self._replays(log)
+        yield from self._replays(log, replayed)
         yield from self._tally(log)
 
-    def _log(self, problems: list[str]) -> Log:
-        low, high = id_range(self.snapshot.state.buffer_id)
-        conn, v = self.snapshot.conn, replay_event.c
-        pages: list[tuple[Any, ...]] = []
-        groups: list[dict[str, Any]] = []
-        expected = None
-        for page in self._groups(low, high):
-            first, end = page[0]["id"], page[-1]["id"] + page[-1]["count"]
-            query = select(*(v[name] for name in (*EVENT, "ends", "group_id"))).where(v.id >= first, v.id < end)
-            columns = _columns(conn.execute(query.order_by(v.id)).all())
-            for group in page:
-                if expected not in (None, group["id"]):
-                    problems.append(f"events before {group['id']} are missing, or twice there")
-                expected = group["id"] + group["count"]
-                problems += self._group(group, columns, group["id"] - first)
-                if len(problems) > len(page):
-                    return _log_of(low, [], [])
-            pages.append(columns)
-            groups += page
-        newest = low + self.snapshot.state.counters.recorded
-        log = _log_of(groups[0]["id"] if groups else newest, pages, groups)
-        there = conn.scalars(select(func.count()).select_from(replay_event).where(v.id.between(low, high))).one()
-        if there != len(log):
-            problems.append(f"{there} events are there where the groups of events say {len(log)}")
-        if expected not in (None, newest) and not problems:
-            problems.append(f"event {expected} would be the next, by the buffer's counter of events it is {newest}")
-        return log
+    def _groups(self, log: Log) -> Iterator[str]:
+        """Examine the groups, and the numbers of their events, which have no gaps."""
+        _, high = id_range(self.snapshot.state.buffer_id)
+        expected, events = None, 0
+        for group in log.groups:
+            number, what = group["id"], f"group {group['id']} of events"
+            stored.real(group["at"], f"{what}: its time")
+            count = stored.whole(group["count"], f"{what}: its count", 1, high - number + 1)
+            if expected not in (None, number):
+                yield f"events before {number} are missing, or twice there"
+            expected, events = number + count, events + count
+            yield from self._group(group, log.events_of(group))
+        if events != len(log):
+            yield f"{len(log)} events are there where the groups of events say {events}"
+        following = self.snapshot.first_id + self.snapshot.state.counters.recorded + 1
+        if expected not in (None, following):
+            yield f"event {expected} would be the next, by the buffer's counter of events it is {following}"
 
-    def _groups(self, low: int, high: int) -> Iterator[list[dict[str, Any]]]:
-        g, after = event_group.c, low - 1
-        while True:
-            query = select(*(g[name] for name in (*GROUP, "checksum"))).where(g.id > after, g.id <= high)
-            page = [dict(row._mapping) for row in self.snapshot.conn.execute(query.order_by(g.id).limit(PAGE))]
-            if not page:
-                return
-            for group in page:
-                what = f"group {group['id']} of events"
-                stored.whole(group["count"], f"{what}: its count", 1, high - group["id"] + 1)
-                stored.real(group["at"], f"{what}: its time")
-            yield page
-            after = stored.onward(page[-1]["id"], after, f"the rows of {event_group.name}")
-
-    def _group(self, group: dict[str, Any], columns: tuple[Any, ...], start: int) -> Iterator[str]:
-        part = {name: values[start : start + group["count"]] for name, values in zip(EVENT, columns, strict=False)}
+    def _group(self, group: dict[str, Any], events: dict[str, NDArray[Any]]) -> Iterator[str]:
         number, count = group["id"], group["count"]
-        if len(part["id"]) != count or not np.array_equal(part["id"], np.arange(number, number + count)):
-            yield f"groups of events: {number} has more or fewer than it says, or others"
-        elif (columns[-1][start : start + count] != number).any():
+        if len(events["id"]) != count:
+            yield f"groups of events: {number} has another number of events than it says"
+        elif (events["group_id"] != number).any():
             yield f"events of group {number} say that they are of another"
         elif group["checksum"] is None:
-            self.unsealed.without("events", count)
-        elif group["checksum"] != group_checksum(group, part):
+            self.unsealed["events"] += count
+        elif group["checksum"] != group_checksum(group, events):
             yield f"groups of events: {number} does not match its checksum"
-        unknown = np.isnan(part["loss_after"])
+        unknown = np.isnan(events["loss_after"])
         if unknown.any() if group["what"] == "replayed" else not unknown.all():
             yield f"groups of events: {number} has replays without a loss, or departures with one"
         for name in ("loss_before", "loss_after"):
-            if (part[name] < 0).any() or np.isinf(part[name]).any():
+            if (events[name] < 0).any() or np.isinf(events[name]).any():
                 yield f"groups of events: {number} has losses that are negative or infinite"
 
     def _chains(self, log: Log) -> Iterator[str]:
-        """Each event names the one before of its episode; the last one is named by the row, or ends the chain."""
-        order = np.argsort(log.episode, kind="stable")
-        episode, number = log.episode[order], order + log.first
-        follows = np.concatenate([[False], episode[1:] == episode[:-1]]) if len(order) else np.empty(0, np.bool_)
-        before = np.concatenate([[0], number[:-1]]) if len(order) else number
-        previous = log.previous[order]
-        wrong = np.where(follows, previous != before, previous >= log.first)
-        if wrong.any():
-            yield f"events {some(number[wrong])} name an event before them that is not the one before"
-        last = np.concatenate([episode[1:] != episode[:-1], [True]]) if len(order) else np.empty(0, np.bool_)
+        """Examine the chains, in which each event names the previous event of the same episode.
+
+        The row of a live episode names its last event. The last event of an episode that has left ends its chain.
+        """
+        order = np.argsort(log.events["episode_id"], kind="stable")
+        number, episode, previous, ends = (log.events[n][order] for n in ("id", "episode_id", "previous_id", "ends"))
+        first = self.snapshot.first_id + self.snapshot.state.counters.recorded + 1 - len(log)
+        follows, last = np.diff(episode, prepend=-1) == 0, np.diff(episode, append=-1) != 0
         live = np.isin(episode, self.rows.ids)
-        wrong = log.ends[order] != (last & ~live)
-        if wrong.any():
-            yield f"events {some(number[wrong])} end a chain that goes on, or end it without saying so"
+        wrong = np.where(follows, previous != np.roll(number, 1), previous >= first)
+        yield from tell("events {} name an event before them that is not the one before", number[wrong])
+        wrong = (ends != 0) != (last & ~live)
+        yield from tell("events {} end a chain that goes on, or end it without saying so", number[wrong])
         heads = number[last & live]
         place = np.searchsorted(self.rows.ids, episode[last & live])
         named = self.rows.last_event.copy()
         named[place] -= heads
-        wrong_rows = np.where(np.isin(np.arange(len(named)), place), named != 0, named >= log.first)
-        if wrong_rows.any():
-            yield f"{some(self.rows.ids[wrong_rows])} name as their last event one that is not"
+        wrong = np.where(np.isin(np.arange(len(named)), place), named != 0, named >= first)
+        yield from tell("{} name as their last event one that is not", self.rows.ids[wrong])
 
-    def _replays(self, log: Log) -> Iterator[str]:
-        """What replays lead to in the rows, where all of them are known."""
-        columns = (_m.episode_id, _m.lowest_loss, _m.last_replayed_at)
-        found = self.snapshot.conn.execute(select(*columns).where(self.snapshot.own).order_by(_m.episode_id)).all()
-        ids, lowest, at = zip(*found, strict=True) if found else ((), (), ())
-        what = f"table {replay_metadata.name}"
-        lowest_loss, replayed_at = stored.reals(lowest, what), stored.reals(at, what)
-        if not np.array_equal(stored.wholes(ids, what), self.rows.ids) or np.isinf(replayed_at).any():
+    def _replays(self, log: Log, replayed: NDArray[np.bool_]) -> Iterator[str]:
+        """Compare the rows with the replays of their episodes, if all replays are known."""
+        names, ids = ("episode_id", "lowest_loss", "last_replayed_at"), self.rows.ids
+        there, lowest_loss, replayed_at = stored.arrays(
+            replay_metadata, names, self.snapshot.rows(replay_metadata, names)
+        )
+        if not np.array_equal(there, ids) or np.isinf(replayed_at).any():
             yield "the replay metadata holds times that cannot be"
             return
         never = self.rows.replay_count == 0
-        for reason, wrong in (
-            ("have a time of their last replay and no replay, or the reverse", never != np.isnan(replayed_at)),
-            ("have a smallest loss that cannot be", ~_same(lowest_loss, self.rows.loss) & never),
-        ):
-            if wrong.any():
-                yield f"{some(self.rows.ids[wrong])} {reason}"
+        untimely = never != np.isnan(replayed_at)
+        yield from tell("{} have a time of their last replay and none, or the reverse", ids[untimely])
+        unlike = never & ~_same(lowest_loss, self.rows.loss)
+        yield from tell("{} have a smallest loss that cannot be", ids[unlike])
         if not self.is_whole:
             return
-        mine = log.replayed & np.isin(log.episode, self.rows.ids)
-        place, loss = np.searchsorted(self.rows.ids, log.episode[mine]), log.after[mine]
+        mine = replayed & np.isin(log.events["episode_id"], ids)
+        episode, before, loss = (log.events[name][mine] for name in ("episode_id", "loss_before", "loss_after"))
+        place = np.searchsorted(ids, episode)
         last, time, least = np.full(len(ids), np.nan), np.full(len(ids), np.nan), np.full(len(ids), np.inf)
-        last[place], time[place] = loss, log.at[mine]
-        np.minimum.at(least, place, np.fmin(loss, log.before[mine]))
+        last[place], time[place] = loss, log.each("at")[mine]
+        np.minimum.at(least, place, np.fmin(loss, before))
         counts = np.bincount(place, minlength=len(ids))
-        for reason, equal in (
-            ("have another number of replays than the history", counts == self.rows.replay_count),
-            ("have another loss than the history", _same(last, self.rows.loss) | never),
-            ("have another smallest loss than the history", _same(least, lowest_loss) | never),
-            ("were last replayed at another time than the history says", _same(time, replayed_at)),
+        for wrong, what in (
+            (counts != self.rows.replay_count, "have another number of replays than the history"),
+            (~(_same(last, self.rows.loss) | never), "have another loss than the history"),
+            (~(_same(least, lowest_loss) | never), "have another smallest loss than the history"),
+            (~_same(time, replayed_at), "were last replayed at another time than the history says"),
         ):
-            if not equal.all():
-                yield f"{some(self.rows.ids[~equal])} {reason}"
+            yield from tell(f"{{}} {what}", ids[wrong])
 
     def _tally(self, log: Log) -> Iterator[str]:
         state = self.snapshot.state
@@ -193,34 +177,33 @@ class Recorded:
         for slot, domain_id, replays, loss_sum, step, at in found:
             what = f"the tally of slot {slot!r:.30}"
             stored.whole(slot, what, 1, max(state.counters.events, 1))
-            stored.named(state.domain_names, stored.whole(domain_id, what) - first_id(state.buffer_id), what)
+            state.domain_name(domain_id, what)
             stored.whole(replays, what, 1, state.counters.events)
             tally[slot, domain_id] = [replays, stored.real(loss_sum, what, 0.0), step, stored.real(at, what)]
             if slot_of(slot) != slot:
                 yield f"{what} cannot be"
         if sum(replays for replays, *_ in tally.values()) > state.counters.events:
             yield "the tally has more replays than there were"
-        if not self.is_whole or not history_of(self.snapshot.settings).record:
+        if not self.is_whole or not self.snapshot.settings.history.record:
             return
         exact = all(group["checksum"] is not None for group in log.groups)
         computed = _tallied(log)
-        slots = tally.keys() | computed.keys()
+        slots = sorted(tally.keys() | computed.keys())
         wrong = [slot for slot in slots if not _alike(tally.get(slot), computed.get(slot), exact)]
-        if wrong:
-            yield f"the tally differs from the history in slots {some(sorted(slot for slot, _ in wrong))}"
+        yield from tell("the tally differs from the history in slots {}", [slot for slot, _ in wrong])
 
 
 def _tallied(log: Log) -> dict[tuple[int, int], list[Any]]:
-    """What the tally should be: counted as it was, a group after the other."""
+    """Return the tally of the history, by slot and domain. It is counted like the stored one: group after group."""
     tally: dict[tuple[int, int], list[Any]] = {}
-    replays, start = 0, 0
+    replays = 0
     for group in log.groups:
-        part = slice(start, start := start + group["count"])
         if group["what"] != "replayed":
             continue
-        slot, known = slot_of(replays + 1), log.domain[part] > 0
-        found, place = np.unique(log.domain[part][known], return_inverse=True)
-        sums = np.bincount(place, np.minimum(log.after[part][known], LARGEST_TALLIED))
+        events = log.events_of(group)
+        slot, known = slot_of(replays + 1), events["domain_id"] > 0
+        found, place = np.unique(events["domain_id"][known], return_inverse=True)
+        sums = np.bincount(place, np.minimum(events["loss_after"][known], LARGEST_TALLIED))
         for domain, count, loss in zip(found.tolist(), np.bincount(place).tolist(), sums.tolist(), strict=True):
             so_far = tally.setdefault((slot, domain), [0, 0.0, None, 0.0])
             step = so_far[2] if group["step"] is None else group["step"]
@@ -239,28 +222,3 @@ def _alike(one: list[Any] | None, other: list[Any] | None, exact: bool) -> bool:
 def _same(one: Floats, other: Floats) -> NDArray[np.bool_]:
     same: NDArray[np.bool_] = (one == other) | (np.isnan(one) & np.isnan(other))
     return same
-
-
-def _columns(rows: Any) -> tuple[Any, ...]:
-    """Columns of ``EVENT``, then ``ends`` and the group."""
-    names = (*EVENT, "ends", "group_id")
-    columns = zip(*rows, strict=True) if rows else ((),) * len(names)
-    return tuple(
-        stored.reals(values, f"{replay_event.name}: {name}")
-        if EVENT.get(name) is float
-        else stored.wholes(values, f"{replay_event.name}: {name}", unknown=0)
-        for name, values in zip(names, columns, strict=True)
-    )
-
-
-def _log_of(first: int, pages: list[tuple[Any, ...]], groups: list[dict[str, Any]]) -> Log:
-    pages = pages or [_columns([])]
-    _, episode, domain, before, after, _, _, previous, ends, _ = (
-        np.concatenate([page[i] for page in pages]) for i in range(len(pages[0]))
-    )
-    counts = [group["count"] for group in groups]
-    at, replayed = np.zeros(len(episode)), np.zeros(len(episode), np.bool_)
-    if min(counts, default=0) >= 0 and sum(counts) == len(episode):  # a damaged count may be 1e12
-        at = np.repeat(np.array([group["at"] for group in groups], np.float64), counts)
-        replayed = np.repeat(np.array([group["what"] == "replayed" for group in groups], np.bool_), counts)
-    return Log(first, episode, domain, previous, before, after, at, ends != 0, replayed, groups)

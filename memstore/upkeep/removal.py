@@ -1,45 +1,56 @@
-"""Many episodes removed at once: by ids, or by a condition, a bounded number at a time."""
+"""The removal of many episodes, by ids or by a condition, a bounded number at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterator
 
 import numpy as np
-from sqlalchemy import select
 
+from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
+from memstore.episodes.inputs import check_ids
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group
-from memstore.queries import Condition
+from memstore.errors import InvalidValue
+from memstore.queries.columns import Condition
+from memstore.queries.parser import as_condition
 from memstore.queries.sql import Scope
 from memstore.storage import stored
+from memstore.types import Ids
 
 AT_ONCE = 8192
-"""Episodes found and removed together: some MB of what is known of them, whatever their number in all."""
+"""This many episodes are found and removed together. So the rows in memory take only some MB."""
 
 
-def passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
-    """Ids of the episodes that pass, oldest first, some at a time; those given out may be removed meanwhile."""
-    scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
-    tables, passes = scope.rows(condition)
-    query = select(scope.identity()).select_from(tables).where(passes).order_by(scope.identity()).limit(AT_ONCE)
-    after = 0
-    while True:
-        found = np.array(snapshot.conn.scalars(query.where(scope.identity() > after)).all(), np.int64)
-        if len(found):
-            yield found
-        if len(found) < AT_ONCE:
-            return
-        after = stored.onward(int(found[-1]), after, "the episodes that pass")
+def delete(session: Session, ids: Ids | None, where: Condition | str | None, consumer: str) -> int:
+    """Remove the live episodes among these ids, or all that pass a condition, in one commit. Return their number."""
+    if (ids is None) == (where is None):
+        raise InvalidValue("delete takes either ids or where=...; clear() removes every episode")
+    group = Group(time.time(), consumer, "deleted")
+    condition = None if where is None else as_condition(where)
+    wanted = check_ids([] if ids is None else ids)
 
-
-def remove_all(snapshot: Snapshot, parts: Iterable[Ints], group: Group) -> Ints:
-    """Remove the live ones of these ids, with ``group`` in the history; returns them."""
-    removed = [np.empty(0, np.int64)]
-    for ids in parts:
-        for start in range(0, len(ids), AT_ONCE):
-            rows = snapshot.find(ids[start : start + AT_ONCE])
+    def work(snapshot: Snapshot) -> list[int]:
+        removed: list[int] = []
+        for page in _pages_of(wanted) if condition is None else _passing(snapshot, condition):
+            rows = snapshot.find(page)
             remove(snapshot, (rows, group))
-            removed.append(rows.ids)
-    return np.concatenate(removed)
+            removed += rows.ids.tolist()
+        return removed
+
+    removed = session.write(work)
+    session.cache.drop(removed)
+    return len(removed)
+
+
+def _pages_of(ids: Ints) -> Iterator[Ints]:
+    return (ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))
+
+
+def _passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
+    """Yield the ids of the passing episodes, oldest first, in pages. A page may be removed before the next is read."""
+    scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
+    for rows in stored.paged(snapshot.conn, scope.ids(), scope.identity(), AT_ONCE, "the episodes that pass"):
+        yield np.array(rows, np.int64)[:, 0]

@@ -1,14 +1,16 @@
-"""What a consolidation removes: the old, the unimportant, the near-identical, the too many."""
+"""The removal of episodes by a retention policy: old, unimportant, near-identical, or too many."""
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
+from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.strata import Floats, Ints
 from memstore.config import check_float, check_int, check_seconds
@@ -17,17 +19,43 @@ from memstore.episodes.log import Group
 from memstore.errors import ConfigError
 from memstore.payload.signature import Signature
 from memstore.storage.schema import episode
-from memstore.types import Retention, RetentionPolicy
+from memstore.types import Retention, RetentionPolicy, Time
 from memstore.upkeep.similar import near_identical
 from memstore.values.shown import shown
+from memstore.values.times import check_time
 
 Bools = NDArray[np.bool_]
 
 TOLERANCE = 1e-3
+"""This is the tolerance of ``consolidate_similar=True``."""
+
+
+def consolidate(
+    session: Session, given: RetentionPolicy, now: Time | None, consumer: str, *, dry_run: bool
+) -> Retention:
+    """Remove the episodes that the policy does not keep, in one commit, or only count them.
+
+    The search for near-identical payloads runs before the lock is taken, so that other writers do not wait for it.
+    """
+    policy = checked_policy(given)
+    at = time.time() if now is None else check_time("now", now)
+    twins = session.read(lambda s: find_twins(s, s.settings.signature, policy, at))
+    if dry_run:
+        return session.read(lambda s: retain(s, policy, at, twins, None))[0]
+    group = Group(time.time(), consumer, "consolidated")
+    result, gone = session.write(lambda s: retain(s, policy, at, twins, group))
+    session.cache.drop(gone.ids.tolist())
+    return result
 
 
 def checked_policy(policy: RetentionPolicy) -> RetentionPolicy:
-    """Return the policy with its tolerance as a number or None; refuse limits and weights that make no sense."""
+    """Return the policy with its tolerance as a number or None.
+
+    Raises
+    ------
+    ConfigError
+        A limit or a weight is out of its range.
+    """
     if not isinstance(policy, RetentionPolicy):
         raise ConfigError(f"consolidate takes a RetentionPolicy, got {shown(policy)}")
     if policy.max_age is not None:
@@ -51,7 +79,7 @@ def checked_policy(policy: RetentionPolicy) -> RetentionPolicy:
 
 
 def importance(rows: Rows, newest: int, capacity: int, policy: RetentionPolicy) -> Floats:
-    """Return the importance of each row, as `RetentionPolicy` defines it; ``newest`` is the last id inserted."""
+    """Return the importance of each row, as ``RetentionPolicy`` defines it. ``newest`` is the last inserted id."""
     loss = np.where(np.isnan(rows.loss), np.inf, rows.loss)
     hardness = 1 - 1 / (1 + loss)
     recency = np.exp2(-(newest - rows.ids) / (policy.half_life or capacity))
@@ -64,7 +92,7 @@ def importance(rows: Rows, newest: int, capacity: int, policy: RetentionPolicy) 
 def find_twins(
     snapshot: Snapshot, signature: Signature | None, policy: RetentionPolicy, now: float
 ) -> list[tuple[int, int]]:
-    """Return pairs of near-identical episodes, the one to leave first, among those that are to stay otherwise."""
+    """Return pairs (leaving, staying) of near-identical episodes, among the episodes that no other limit removes."""
     if policy.consolidate_similar is None or signature is None:
         return []
     rows, value, old, unimportant = _judged(snapshot, policy, now)
@@ -83,9 +111,16 @@ def retain(
     twins: list[tuple[int, int]],
     group: Group | None,
 ) -> tuple[Retention, Rows]:
-    """Remove what the policy does not keep, or without a group for the history only say what it would remove.
+    """Remove the episodes that the policy does not keep. Without a ``group`` for the history, only count them.
 
-    Of ``twins``, found in an earlier snapshot, the first of each pair leaves if the second still stays.
+    ``twins`` holds the pairs that ``find_twins`` found in an earlier snapshot. The first episode of a pair leaves if
+    the second still stays.
+
+    Returns
+    -------
+    Retention
+    Rows
+        The rows that were removed, or would be removed.
     """
     limits = (policy.max_age, policy.max_episodes, policy.min_importance, policy.consolidate_similar)
     if limits == (None,) * 4:
@@ -114,10 +149,9 @@ def retain(
 
 
 def _judged(snapshot: Snapshot, policy: RetentionPolicy, now: float) -> tuple[Rows, Floats, Bools, Bools]:
-    """Every live row with its importance, and whether it is too old, or too unimportant, or both."""
+    """Return every live row, its importance, a flag if it is too old, and a flag if it is too unimportant."""
     rows = snapshot.scan()
-    newest = snapshot.of_age(np.ones(1, np.int64)).item()
-    value = importance(rows, newest, snapshot.settings.capacity, policy)
+    value = importance(rows, snapshot.newest_possible(), snapshot.settings.capacity, policy)
     old = np.zeros(len(rows), bool)
     if policy.max_age is not None:
         old = np.isin(rows.ids, _older(snapshot, now - policy.max_age))

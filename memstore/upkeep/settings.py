@@ -1,153 +1,146 @@
-"""Changes to a whole buffer: settings, and retention."""
+"""The settings of a new buffer, and changes of stored settings."""
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
-from sqlalchemy import Connection, delete
 
-from memstore.buffer.counters import change_settings
+from memstore.buffer.settings import Settings, StoredStrategy
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Ints
-from memstore.config import DEFAULT_CAPACITY, DEFAULT_EPSILON, MAX_EPSILON, Settings, check_float, check_int
-from memstore.draws.strategies import Strategy, as_strategy, strategy_from_json
+from memstore.config import (
+    DEFAULT_CAPACITY,
+    DEFAULT_EPSILON,
+    MAX_EPSILON,
+    UNCHANGED,
+    History,
+    SamplesPerInsert,
+    Unchanged,
+    check_float,
+    check_int,
+)
+from memstore.draws.strategies import Strategy, as_strategy
 from memstore.episodes.eviction import Eviction, Newcomers, Reservoir, as_eviction, default_eviction, order_keys, plan
 from memstore.episodes.insert import remove
-from memstore.episodes.log import Group, History, as_history, history_of, prune
+from memstore.episodes.log import Group, prune
 from memstore.errors import ConfigError
-from memstore.sharing.limiter import SamplesPerInsert, check_limiter, limiter_to_json, set_limiter
-from memstore.storage.schema import (
-    buffer,
-    checkpoint,
-    domain,
-    episode,
-    episode_key,
-    episode_tag,
-    event_group,
-    id_range,
-    lease,
-    limiter,
-    payload,
-    replay_event,
-    replay_metadata,
-    replay_tally,
-    stratum,
-)
+from memstore.payload.signature import Signature
+from memstore.sharing.limiter import set_limiter
+from memstore.storage.schema import replay_metadata
 from memstore.types import EvictionPolicy
+from memstore.values.shown import shown
 
-_m = replay_metadata.c
-
-
-def fix_signature(snapshot: Snapshot, signature: str) -> None:
-    """Give the buffer the signature of its first payload."""
-    change_settings(snapshot.conn, snapshot.state.buffer_id, signature=signature)
-    snapshot.state.signature = signature
+T = TypeVar("T")
 
 
-def new_settings(
-    *,
-    capacity: int | None,
-    strategy: Strategy | str | None,
-    alpha: float | None,
-    epsilon: float | None,
-    eviction: Eviction | EvictionPolicy | str | None,
-    max_replays: int | None,
-    limiter: SamplesPerInsert | None,
-    history: History | Literal["on", "off"] | None,
-    seed: int | None,
-) -> Settings:
-    """Settings of a new buffer; None stands for the default."""
-    chosen = as_strategy("mixed" if strategy is None else strategy)
-    blank = Settings(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """The settings that a user gives to ``open`` or ``configure``. A setting that is not given is UNCHANGED."""
+
+    capacity: int | Unchanged = UNCHANGED
+    strategy: Strategy | str | Unchanged = UNCHANGED
+    alpha: float | Unchanged = UNCHANGED
+    epsilon: float | Unchanged = UNCHANGED
+    eviction: Eviction | EvictionPolicy | str | Unchanged = UNCHANGED
+    max_replays: int | Unchanged | None = UNCHANGED
+    limiter: SamplesPerInsert | Unchanged | None = UNCHANGED
+    history: History | Unchanged | None = UNCHANGED
+    signature: Mapping[str, Any] | Unchanged = UNCHANGED
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the settings that are given. Strategy and alpha are left out."""
+        return [name for name in CHECKS if getattr(self, name) is not UNCHANGED]
+
+    def strategy_after(self, stored: StoredStrategy | str) -> Strategy:
+        """Return the strategy after these changes of the stored one."""
+        chosen = as_strategy(stored if self.strategy is UNCHANGED else self.strategy)
+        return chosen if self.alpha is UNCHANGED else chosen.with_alpha(self.alpha)
+
+    def apply_to(self, settings: Settings) -> Settings:
+        """Return the settings with these changes.
+
+        Raises
+        ------
+        ConfigError
+            A setting is invalid. The message names it.
+        """
+        changes = {name: CHECKS[name](getattr(self, name)) for name in self.given}
+        strategy = self.strategy_after(settings.strategy)
+        if strategy.to_json() != settings.strategy.to_json():
+            # The stored weight sums get the alpha of the strategy, so that ``probability`` needs no scan.
+            changes |= {"strategy": strategy, "alpha": strategy.index_alpha}
+        changed = replace(settings, **changes)
+        rule = changed.limiter
+        if rule is not None and rule.min_size > changed.capacity:
+            raise ConfigError(
+                f"the limiter's min_size={rule.min_size} can never be reached with a capacity of {changed.capacity}"
+            )
+        return changed
+
+
+def _instance(name: str, kind: type[T], value: Any) -> T | None:
+    if value is None or isinstance(value, kind):
+        return value
+    raise ConfigError(f"{name} must be a memstore.{kind.__name__}, or None for off, got {shown(value)}")
+
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "capacity": lambda value: check_int("capacity", value, minimum=1),
+    "epsilon": lambda value: check_float("epsilon", value, maximum=MAX_EPSILON, exclusive=True),
+    "eviction": lambda value: as_eviction(value).name,
+    "max_replays": lambda value: None if value is None else check_int("max_replays", value, minimum=1),
+    "limiter": lambda value: _instance("limiter", SamplesPerInsert, value),
+    "history": lambda value: _instance("history", History, value) or History(record=0.0),
+    "signature": Signature.from_spec,
+}
+"""The check of each setting returns its stored value. ``Changes.strategy_after`` checks strategy and alpha."""
+
+
+def new_settings(changes: Changes, seed: int | None) -> Settings:
+    """Return the settings of a new buffer: the given ones, and defaults for the others."""
+    chosen = as_strategy("mixed" if changes.strategy is UNCHANGED else changes.strategy)
+    defaults = Settings(
         capacity=DEFAULT_CAPACITY,
-        epsilon=check_float(
-            "epsilon", DEFAULT_EPSILON if epsilon is None else epsilon, maximum=MAX_EPSILON, exclusive=True
-        ),
+        epsilon=DEFAULT_EPSILON,
         alpha=chosen.index_alpha,
-        strategy=chosen.to_json(),
+        strategy=chosen,
         eviction=default_eviction(chosen.name).name,
-        max_replays=None,
-        limiter=None,
-        history=None,
         seed=secrets.randbits(62) if seed is None else seed,
     )
-    return changed_settings(
-        blank,
-        capacity=capacity,
-        strategy=None,
-        alpha=alpha,
-        eviction=eviction,
-        max_replays=max_replays,
-        limiter=limiter,
-        history=history,
-    )
+    return changes.apply_to(defaults)
 
 
-def changed_settings(
-    settings: Settings,
-    *,
-    capacity: int | None,
-    strategy: Strategy | str | None,
-    alpha: float | None,
-    eviction: Eviction | EvictionPolicy | str | None,
-    max_replays: int | None,
-    limiter: SamplesPerInsert | Literal["none"] | None,
-    history: History | Literal["on", "off"] | None,
-) -> Settings:
-    """The settings with those given changed.
+def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
+    """Change the buffer's settings, and return the ids that left because the capacity shrank.
 
-    The alpha of the stored weight sums follows the strategy's, so that ``probability`` needs no scan.
-    """
-    changes: dict[str, Any] = {}
-    if capacity is not None:
-        changes["capacity"] = check_int("capacity", capacity, minimum=1)
-    if strategy is not None or alpha is not None:
-        chosen = strategy_from_json(settings.strategy) if strategy is None else as_strategy(strategy)
-        if alpha is not None:
-            chosen = chosen.with_alpha(alpha)
-        changes |= {"strategy": chosen.to_json(), "alpha": chosen.index_alpha}
-    if eviction is not None:
-        changes["eviction"] = as_eviction(eviction).name
-    if max_replays is not None:
-        limit = check_int("max_replays", max_replays, minimum=0)
-        changes["max_replays"] = limit or None
-    if limiter is not None:
-        changes["limiter"] = None if isinstance(limiter, str) and limiter == "none" else limiter_to_json(limiter)
-    if history is not None:
-        policy = as_history(history)
-        changes["history"] = None if policy == History() else policy.to_json()
-    changed = replace(settings, **changes)
-    check_limiter(changed)
-    return changed
-
-
-def reconfigure(snapshot: Snapshot, settings: Settings, group: Group) -> Ints:
-    """Give the buffer other settings; returns the ids that left because it shrank, with ``group`` in the history.
-
-    A new alpha recomputes the weight sums, a new eviction policy writes its order: one scan each.
+    ``group`` records their departure in the history. A new alpha recomputes the weight sums, and a new eviction policy
+    writes its order. Each needs one scan.
     """
     old, state = snapshot.settings, snapshot.state
+    settings = changes.apply_to(old)
     if settings.eviction != old.eviction:
         _check_reservoir(snapshot, settings)
-    state.settings = settings
-    change_settings(snapshot.conn, state.buffer_id, **asdict(settings))
+    state.store_settings(snapshot.conn, settings)
     if settings.limiter != old.limiter:
-        set_limiter(snapshot.conn, state.buffer_id, settings, state.counters.inserted)
+        set_limiter(snapshot.conn, state.buffer_id, settings.limiter, state.counters.inserted)
     if settings.alpha != old.alpha:
         rows = snapshot.scan()
         state.strata.reweigh(rows.stratum, rows.loss, settings.epsilon, settings.alpha)
     if settings.eviction != old.eviction:
         _write_order(snapshot)
     if settings.history != old.history:
-        prune(snapshot, history_of(settings), group.at)
+        prune(snapshot, settings.history, group.at)
     if settings.capacity >= snapshot.live:
         return np.empty(0, np.int64)
     decision = plan(snapshot, Newcomers.none())
     state.counters.reservoir_floor = decision.reservoir_floor
-    remove(snapshot, (snapshot.find(decision.leaving), replace(group, what="resized", reason=settings.eviction)))
+    resized = replace(group, what="resized", reason=settings.eviction.value)
+    remove(snapshot, (snapshot.find(decision.leaving), resized))
     return decision.leaving
 
 
@@ -155,32 +148,13 @@ def _check_reservoir(snapshot: Snapshot, settings: Settings) -> None:
     gone = snapshot.state.counters.inserted - snapshot.live
     if settings.eviction == Reservoir.name and gone:
         raise ConfigError(
-            f"{gone} episodes have left under {snapshot.settings.eviction!r}, so what is here is no uniform sample of "
-            "everything offered and cannot become one: choose 'reservoir' for a new buffer"
+            f"{gone} episodes have left under {snapshot.settings.eviction.value!r}, so the live ones are no uniform "
+            "sample of everything offered and cannot become one: choose 'reservoir' for a new buffer"
         )
 
 
 def _write_order(snapshot: Snapshot) -> None:
     rows = snapshot.scan()
-    newcomers = Newcomers(rows.ids, snapshot.state.strata.domain[rows.stratum], rows.loss)
-    groups, keys = order_keys(snapshot, newcomers)
+    groups, keys = order_keys(snapshot, Newcomers.like(snapshot, rows))
     columns = {"episode_id": rows.ids.tolist(), "eviction_group": groups, "eviction_key": keys}
     snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", columns)
-
-
-def drop_buffer(conn: Connection, number: int) -> None:
-    """Delete a buffer and everything in it; its number is never used again."""
-    low, high = id_range(number)
-    for table, key in (
-        (replay_metadata, "episode_id"),
-        (payload, "episode_id"),
-        (episode, "id"),
-        (replay_event, "id"),
-        (event_group, "id"),
-        (stratum, "id"),
-        (domain, "id"),
-    ):
-        conn.execute(delete(table).where(table.c[key].between(low, high)))
-    for table in (episode_key, episode_tag, checkpoint, limiter, lease, replay_tally):
-        conn.execute(delete(table).where(table.c.buffer_id == number))
-    conn.execute(delete(buffer).where(buffer.c.id == number))

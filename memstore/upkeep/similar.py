@@ -1,7 +1,8 @@
-"""Near-identical payloads, found without comparing every pair and without missing one.
+"""The search for near-identical payloads. It does not compare every pair, and misses none.
 
-The distance of two points is at least that of their projections on any direction. So payloads are projected on a few
-random directions, sorted by the first, and compared in full only with those that are near on all of them.
+The distance of two points is at least the distance of their projections on any direction. So payloads are projected on
+a few random directions and sorted by the first. A payload is compared in full only with those that are near on all
+directions.
 """
 
 from __future__ import annotations
@@ -9,25 +10,33 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
 
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.strata import Floats, Ints
-from memstore.episodes.insert import all_payloads, read_blobs
+from memstore.episodes.payloads import all_payloads, read_blobs
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import Signature
 
 DIRECTIONS = 8
+"""Payloads are projected on this many directions."""
+
 HELD_BYTES = 64 << 20
-"""Of the payloads compared in full; more are read again when they are needed."""
+"""At most this many bytes of payloads are kept for full comparisons. Others are read again when they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sketch:
-    """What is remembered of each payload, as columns; rows in order of importance."""
+    """A few numbers of each payload, as columns. The rows are in the order of importance.
+
+    ``group`` is equal for payloads that may be near-identical. ``whole`` is equal for payloads that are equal bit by
+    bit. ``norm`` is the norm of a payload's floating-point numbers as one vector, and ``shadow`` the projections of
+    that vector.
+    """
 
     group: Ints
     whole: Ints
@@ -38,19 +47,20 @@ class _Sketch:
 def near_identical(
     snapshot: Snapshot, signature: Signature, ids: Ints, domains: Ints, tolerance: float
 ) -> list[tuple[int, int]]:
-    """Return pairs of near-identical episodes: the one to leave, and the kept one it is near to.
+    """Return pairs of near-identical episodes: the episode that leaves, and the kept episode that it is near to.
 
     Parameters
     ----------
     snapshot : Snapshot
     signature : Signature
     ids, domains : int64 arrays, shape (n,)
-        The episodes to look at, most important first. One is kept unless it is near-identical to one kept before it.
+        Episodes to compare, the most important first. An episode is kept unless it is near-identical to an episode
+        that was kept before it.
     tolerance : float
-        See `RetentionPolicy.consolidate_similar`.
+        See ``RetentionPolicy.consolidate_similar``.
     """
     sketch = _sketch(snapshot, signature, ids, domains)
-    # Equal bit by bit first: ten thousand equal payloads are one, and not fifty million pairs.
+    # Payloads that are equal bit by bit count as one, because ten thousand of them would be fifty million pairs.
     _, first, place = np.unique(sketch.whole, return_index=True, return_inverse=True)
     leader = first[place]
     held = PayloadCache(HELD_BYTES)
@@ -59,9 +69,9 @@ def near_identical(
         blobs = read_blobs(snapshot, [int(ids[row])], held, keep=True)
         return next(_parts(signature, blobs))[1]
 
-    for rows in _crowds(sketch, np.sort(first), tolerance):
+    for rows in _crowds(sketch, np.sort(first)):
         _follow(sketch, rows, tolerance, vector, leader)
-    # One that equals a leaver leaves with it, for the same leader.
+    # A payload that equals a leaving payload leaves too. It has the same leader.
     leader = leader[leader]
     return [(int(ids[row]), int(ids[leader[row]])) for row in np.flatnonzero(leader != np.arange(len(ids)))]
 
@@ -86,15 +96,12 @@ def _sketch(snapshot: Snapshot, signature: Signature, ids: Ints, domains: Ints) 
 
 
 def _parts(signature: Signature, blobs: Sequence[bytes]) -> Iterator[tuple[bytes, Floats]]:
-    """What must be equal of each payload, and its floating-point numbers in a row."""
-    columns = signature.decode(blobs)
+    """Yield for each payload a digest of the parts that must be equal, and its floating-point numbers as a vector."""
+    columns: Any = signature.decode(blobs)
     for row in range(len(blobs)):
         exact, near = hashlib.blake2b(digest_size=16), [np.empty(0)]
         for field in signature.fields:
-            value: Any = columns
-            for name in field.path:
-                value = value[name]
-            value = value[row]
+            value: Any = reduce(getitem, field.path, columns)[row]
             if field.kind in ("str", "bytes"):
                 data = value.encode() if isinstance(value, str) else value
                 exact.update(len(data).to_bytes(8, "little") + data)
@@ -116,14 +123,14 @@ def _digest(*parts: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def _directions(size: int) -> Floats:
-    """Unit vectors as columns, the same for every vector of this length."""
+    """Return unit vectors as columns. They are the same for every vector of this length."""
     drawn = np.random.default_rng(size).standard_normal((size, DIRECTIONS))
     unit: Floats = drawn / np.maximum(np.linalg.norm(drawn, axis=0), 1e-300)
     return unit
 
 
-def _crowds(sketch: _Sketch, rows: Ints, tolerance: float) -> Iterator[Ints]:
-    """Rows of one group each, two or more, that have a neighbour along the first direction."""
+def _crowds(sketch: _Sketch, rows: Ints) -> Iterator[Ints]:
+    """Yield the rows of each group of two or more, sorted along the first direction."""
     rows = rows[np.isfinite(sketch.norm[rows])]
     rows = rows[np.lexsort((sketch.shadow[rows, 0], sketch.group[rows]))]
     for crowd in np.split(rows, np.flatnonzero(np.diff(sketch.group[rows])) + 1):
@@ -132,10 +139,10 @@ def _crowds(sketch: _Sketch, rows: Ints, tolerance: float) -> Iterator[Ints]:
 
 
 def _follow(sketch: _Sketch, rows: Ints, tolerance: float, vector: Callable[[int], Floats], leader: Ints) -> None:
-    """Set the leader of each row of a crowd, sorted along the first direction, that is near to one kept before."""
+    """Set the leader of each row of a crowd that is near to a row kept before it."""
     shadow, norm = sketch.shadow[rows], sketch.norm[rows]
-    # Near-identical payloads differ in norm by the tolerance at most, so this bounds the distance from either side.
-    # Projections are rounded; the slack lets no pair escape for that.
+    # The norms of near-identical payloads differ by at most the tolerance, so this bounds the distance from both sides.
+    # Projections are rounded, and the term 1e-9 makes up for that.
     reach = norm * (tolerance / (1 - tolerance) + 1e-9)
     low = np.searchsorted(shadow[:, 0], shadow[:, 0] - reach, "left")
     high = np.searchsorted(shadow[:, 0], shadow[:, 0] + reach, "right")

@@ -1,1 +1,1 @@
-"""Values of users and of other libraries: made plain, shown in messages, and let go."""
+"""Values from users and from other libraries: converts them to plain values, and shows them in messages."""

@@ -1,6 +1,6 @@
-"""Numbers and arrays of other libraries as numpy's and Python's: tensors, scalars, and what has ``__array__``.
+"""Converts numbers and arrays of other libraries to those of Python and numpy: tensors, scalars, ``__array__``.
 
-Nothing is imported for it: a tensor can only come from a PyTorch that is imported already.
+Nothing is imported for this. A tensor can only come from a PyTorch that is imported already.
 """
 
 from __future__ import annotations
@@ -21,28 +21,36 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 MAX_DEPTH = 64
+"""A payload or a state has at most this many levels. A deeper one probably contains itself."""
 
 _INSTEAD = {
     "bfloat16": "numpy has no bfloat16; write .float(), which holds every value, or .half()",
     "sparse": "write .to_dense()",
     "quantized": "write .dequantize(), or .int_repr() and its scale",
-    "meta": "it has no data; make it on a device that does",
+    "meta": "it has no data; make it on a device with memory",
     "nested": "write a list of tensors, .unbind()",
 }
+"""This advice is given for kinds of tensors that cannot be stored."""
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether it is a tensor of PyTorch's."""
+    """True if the value is a tensor of PyTorch."""
     tensor = getattr(sys.modules.get("torch"), "Tensor", None)
     return tensor is not None and isinstance(value, tensor)
 
 
 def tensor_array(where: str, tensor: torch.Tensor) -> Array:
-    """The values of a tensor: detached, on the CPU; ``PayloadError`` where numpy has no such array."""
+    """Return the values of a tensor as an array, detached and on the CPU.
+
+    Raises
+    ------
+    PayloadError
+        If numpy has no array for the tensor's dtype or layout. The message says how to convert the tensor.
+    """
     kept = plain_tensor(where, tensor)
     dtype = str(kept.dtype).removeprefix("torch.")
     if dtype == "bfloat16":
-        raise _refused(where, dtype)
+        raise _refusal(where, dtype)
     try:
         return np.asarray(kept.numpy())
     except (TypeError, RuntimeError) as exc:
@@ -50,8 +58,14 @@ def tensor_array(where: str, tensor: torch.Tensor) -> Array:
 
 
 def plain_tensor(where: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor without graph, on the CPU, strided; ``PayloadError`` naming what it is where it cannot be that."""
-    # A quantized tensor says so itself; its layout is strided.
+    """Return the tensor without its graph, on the CPU and strided.
+
+    Raises
+    ------
+    PayloadError
+        If that is not possible. The message names the kind of the tensor, such as "sparse".
+    """
+    # The layout of a quantized tensor is strided, so it has a flag of its own.
     flags = {
         "meta": tensor.is_meta,
         "nested": tensor.is_nested,
@@ -60,16 +74,16 @@ def plain_tensor(where: str, tensor: torch.Tensor) -> torch.Tensor:
     }
     for kind, holds in flags.items():
         if holds:
-            raise _refused(where, kind)
+            raise _refusal(where, kind)
     return tensor.detach().cpu().resolve_conj().resolve_neg()
 
 
-def _refused(where: str, kind: str) -> PayloadError:
+def _refusal(where: str, kind: str) -> PayloadError:
     return PayloadError(f"{where}: a {kind} tensor cannot be stored; {_INSTEAD[kind]}")
 
 
 def is_arraylike(value: object) -> bool:
-    """Whether it is an array of another library, or a tensor: jax, TensorFlow, pandas, pyarrow ..."""
+    """True if the value is a tensor or an array of another library (jax, TensorFlow, pandas, pyarrow ...)."""
     return _is_arraylike(type(value))
 
 
@@ -79,7 +93,13 @@ def _is_arraylike(kind: type) -> bool:
 
 
 def as_numpy(where: str, value: Any) -> Any:
-    """A tensor or a foreign array as numpy's; the elements of a list alike; everything else as it is."""
+    """Convert a tensor or a foreign array to numpy, or each of them in a list. Other values stay as they are.
+
+    Raises
+    ------
+    PayloadError
+        If numpy has no array for it.
+    """
     if isinstance(value, (list, tuple)):
         if not any(map(_is_arraylike, set(map(type, value)))):
             return value
@@ -90,13 +110,13 @@ def as_numpy(where: str, value: Any) -> Any:
     if is_arraylike(value):
         try:
             return np.asarray(value)
-        except Exception as exc:  # whatever another library raises
-            raise PayloadError(f"{where}: {shown(value)} gives no array: {exc!s:.200}") from exc
+        except Exception as exc:  # another library may raise anything
+            raise PayloadError(f"{where}: {shown(value)} cannot be made an array: {exc!s:.200}") from exc
     return value
 
 
 def numpy_payload(payload: Any, where: str = "", depth: int = 0) -> Any:
-    """A payload with its tensors and foreign arrays as numpy's, once for all that looks at it later."""
+    """Convert all tensors and foreign arrays in a payload to numpy. Code after this sees only numpy and Python."""
     if not isinstance(payload, Mapping) or depth > MAX_DEPTH:
         return payload
     changed: dict[Any, Any] = {}
@@ -110,12 +130,12 @@ def numpy_payload(payload: Any, where: str = "", depth: int = 0) -> Any:
 
 
 def is_flag(value: object) -> bool:
-    """Whether it is true or false, in whatever library."""
+    """True if the value is a bool, or an array of bools, of any library."""
     return isinstance(value, (bool, np.bool_)) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool", "boolean")
 
 
 def number(value: Any) -> int | float | None:
-    """One real number as Python's; None for what is none: a flag, a text, a time, an array with dimensions."""
+    """Return a real number as an int or a float; None if the value is a bool, text, time, array or anything else."""
     if type(value) is int or type(value) is float:
         return value
     if is_flag(value) or isinstance(value, (str, bytes, complex, np.datetime64, np.timedelta64)):
@@ -132,5 +152,5 @@ def number(value: Any) -> int | float | None:
 
 
 def number_of(array: Array) -> int | float:
-    """The one number of an array; a longdouble as the nearest float."""
+    """Return the number in an array without dimensions. A longdouble becomes the nearest float."""
     return int(array) if array.dtype.kind in "iu" else float(array)

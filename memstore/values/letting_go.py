@@ -1,4 +1,4 @@
-"""Large values are held no longer than the call that writes them, whether it returns or raises."""
+"""Frees large values at the end of the call that writes them, even if the call raises."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 LONGEST_CHAIN = 100
-"""Causes of causes that are looked at: a chain may be a ring."""
+"""At most this many causes of an exception are followed. A chain of causes may be a ring."""
 
 
 @contextmanager
 def held_until_done(large: MutableSequence[Any]) -> Iterator[None]:
-    """Empty the list when the block ends; of an exception, keep the lines and let the variables of its frames go.
+    """Empty the list when the block ends. If an exception ends it, also clear the variables of the exception's frames.
 
-    Whoever keeps an exception, such as a logger or the interactive shell, would keep 300 MB with it. Frames that still
-    run, the caller's included, are left alone.
+    A logger or the interactive shell may keep an exception, and with it a value of 300 MB. The traceback keeps its
+    lines. Frames that still run, such as the caller's, are not changed.
     """
-    handled = sys.exception()  # the caller's own, in whose handler this may run
+    handled = sys.exception()  # this may run while the caller handles an exception, which must stay as it is
     try:
         yield
     except BaseException as exc:

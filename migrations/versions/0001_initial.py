@@ -14,7 +14,7 @@ down_revision: str | None = None
 branch_labels: None = None
 depends_on: None = None
 
-# INTEGER, not BIGINT, makes a SQLite primary key the rowid itself; both hold 64 bits there.
+# INTEGER, not BIGINT, makes a SQLite primary key the rowid itself. Both hold 64 bits on SQLite.
 Int64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 Small = sa.SmallInteger().with_variant(sa.Integer(), "sqlite")
 Float: sa.types.TypeEngine[float] = sa.Double().with_variant(sa.REAL(), "sqlite")

@@ -43,18 +43,19 @@ def upgrade() -> None:
 
 
 def _storage() -> None:
-    # SQLite's INTEGER holds 64 bits as it is.
+    # SQLite's INTEGER already holds 64 bits.
     op.alter_column("episode", "level", type_=sa.BigInteger())
-    # Room on each page for the next versions of its rows, and a vacuum long before a fifth of them is dead: after 1M
-    # random loss updates of 200,000 rows, table and indexes take 62 MiB instead of 83.
+    # Each page gets room for the next versions of its rows, and a vacuum comes long before a fifth of the rows is dead.
+    # After 1M random loss updates of 200,000 rows, table and indexes then take 62 MiB instead of 83.
     op.execute(
         "ALTER TABLE replay_metadata SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, "
         "autovacuum_vacuum_cost_delay = 0)"
     )
     for table in ("buffer", "stratum", "limiter", "lease"):
         op.execute(f"ALTER TABLE {table} SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0)")
-    # A B-tree on what every write changes makes every write leave a dead row behind: after 1M loss updates 110 strata
-    # filled 3.2 MiB and took 1.3 ms to update, not 0.6. From PostgreSQL 16 on, BRIN lets the row's page be reused.
+    # With a B-tree on a column that every write changes, every write leaves a dead row. After 1M loss updates, 110
+    # strata filled 3.2 MiB and took 1.3 ms to update, not 0.6. From PostgreSQL 16 on, BRIN lets the row's page be
+    # reused.
     op.drop_index("ix_stratum_buffer_id_revision", "stratum")
     op.create_index(
         "ix_stratum_buffer_id_revision",
@@ -63,8 +64,8 @@ def _storage() -> None:
         postgresql_using="brin",
         postgresql_with={"pages_per_range": 4, "autosummarize": "on"},
     )
-    # Arrays of numbers hardly compress: of 8 KB of mostly zeros trying made an extend five times as long, and saved a
-    # draw nothing.
+    # Arrays of numbers hardly compress. With 8 KB of mostly zeros, the attempt made an extend five times as long, and
+    # saved no time of a draw.
     for table in ("payload", "checkpoint"):
         op.execute(f"ALTER TABLE {table} ALTER COLUMN data SET STORAGE EXTERNAL")
 

@@ -17,7 +17,8 @@ depends_on: None = None
 Int64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 Float: sa.types.TypeEngine[float] = sa.Double().with_variant(sa.REAL(), "sqlite")
 
-# Runs of events that share time, step, consumer and strategy: their numbers less their rank among such are equal.
+# A group is a run of events that share time, step, consumer and strategy. Within a run, the number of an event minus
+# its rank among such events is constant.
 GROUPED = """
     SELECT *, min(id) OVER (PARTITION BY buffer_id, at, step, consumer, strategy, island) AS group_id
     FROM (
@@ -54,11 +55,11 @@ SUMS = """
     WHERE v.domain_id IS NOT NULL GROUP BY g.buffer_id, g.id, v.domain_id, g.step, g.at ORDER BY g.id
 """
 
-# Not avg(): PostgreSQL's sums squares as well, and what is beyond a float, or too small for one, is an error there.
+# avg() is not used, because PostgreSQL's avg() also sums squares, and a square that does not fit a float is an error.
 SUM = "sum(CASE WHEN m.loss < 1e290 THEN m.loss WHEN m.loss >= 1e290 THEN 1e290 END)"
 MEAN_LOSS = f"CASE WHEN {SUM} < 1e-300 THEN 0 ELSE {SUM} / nullif(count(m.loss), 0) END"
 
-# Expressions are cast, for programs that ask for the types of columns; length() would be an int4.
+# Expressions are cast for programs that ask for the types of columns. Without a cast, length() would be an int4.
 VIEWS = {
     "v_episode": """
         SELECT e.id AS episode_id, b.name AS buffer, d.name AS domain, e.timestamp, e.level, e.key, e.extra,
@@ -99,7 +100,7 @@ def upgrade() -> None:
     op.add_column("buffer", sa.Column("recorded", Int64, nullable=False, server_default="0"))
     op.add_column("replay_metadata", sa.Column("lowest_loss", Float))
     op.add_column("replay_metadata", sa.Column("last_event_id", Int64))
-    if _postgres():  # constraints keep their names when their table is renamed
+    if _postgres():  # constraints keep their names if their table is renamed
         op.drop_constraint("pk_replay_event", "replay_event")
         for name in ("id", "episode_id"):
             op.alter_column("replay_event", name, nullable=True)

@@ -1,4 +1,4 @@
-"""Checksums of what no other number vouches for: settings, counters, facts, keys, names, strata, events.
+"""Checksums of data that no other number confirms: settings, counters, facts, keys, names, strata, events.
 
 Revision ID: 0004
 Revises: 0003
@@ -19,7 +19,7 @@ TABLES = ("buffer", "domain", "episode", "episode_key", "stratum", "event_group"
 
 
 def upgrade() -> None:
-    # NULL: of rows from before nobody knows whether they are still as they were written.
+    # Rows from before this revision get NULL, because nobody knows if they have changed since they were written.
     for table in TABLES:
         op.add_column(table, sa.Column("checksum", Int64))
     op.add_column("buffer", sa.Column("counters_checksum", Int64))

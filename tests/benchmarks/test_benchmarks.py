@@ -138,6 +138,36 @@ def test_a_network_is_counted_and_bloat_is_measured(report: dict[str, Any]) -> N
     assert len(wide) == 2 * 2 * 2
 
 
+@pytest.mark.usefixtures("postgres_server")
+def test_another_commit_and_this_checkout_take_turns(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not in a git checkout")
+    file = tmp_path / "figures.json"
+    done = run("--against", "HEAD", "--quick", "--json", str(file), "--folder", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"], "databases are removed"
+    compared = json.loads(file.read_text())["compared"]
+    assert [(one["database"], one["call"]) for one in compared] == [
+        (database, call) for database in ("sqlite", "postgres") for call in ("loop", "add 32", "draw 256", "update 256")
+    ]
+    for one in compared:
+        assert one["rows"] == 1000 and len(one["seconds"]) == one["rounds"] == 3
+        assert all(one[name] > 0 for name in ("median_here", "p95_here", "cpu_here", "median_ratio", "p95_ratio"))
+
+
+def test_a_version_runs_from_its_own_code(tmp_path: Path) -> None:
+    """A folder without memstore, where the process would take the installed one instead."""
+    program = f"import pathlib, benchmarks.against as a; a.Version(pathlib.Path({str(tmp_path)!r}), 'x', 9)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert f"not from {tmp_path}" in done.stderr and "ended with exit code 1" in done.stderr
+
+
+def test_a_commit_that_git_does_not_know_is_named() -> None:
+    done = run("--against", "nothing", "--quick", "--database", "sqlite")
+    assert done.returncode == 1 and "'nothing'" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_unknown_case_and_size_are_refused_before_anything_runs() -> None:
     for arguments in (("--only", "draw,nothing"), ("--rows", "0"), ("--database", "oracle")):
         done = run(*arguments)

@@ -83,7 +83,7 @@ class NumpyProportional:
         self._chosen = self._rng.choice(len(priority), p=priority / priority.sum())
         return self._walk.transitions[self._chosen]
 
-    def learned(self, error: float) -> None:
+    def take_error(self, error: float) -> None:
         self._errors[self._chosen] = error
         self._top = max(self._top, error + EPSILON)
 

@@ -72,7 +72,7 @@ def test_balanced_draws_come_from_all_classes_alike(tmp_path: Path) -> None:
         episodes = memory.recall_temporal(0, 2**40)
     draws = Counter[str]()
     for episode in episodes:
-        draws[episode.domain] += episode.metadata.replay_count
+        draws[episode.domain] += episode.replay_count
     assert draws == dict.fromkeys(map(str, range(CLASSES)), 50 * BATCH // CLASSES)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import memstore
 from memstore.learner import (
     BatchCount,
     ConsolidationScheduler,
@@ -29,7 +30,7 @@ CONFIG = OnlineLearnerConfig(
     learning_rate=0.02,
     batch_size=6,
     replay_ratio=1.5,
-    strategy="mixed",
+    replay_strategy="mixed",
     capacity=60,
     retrieval="mir",
     retrieval_candidates=12,
@@ -113,6 +114,17 @@ def run(learner: MemoryOnlineLearner) -> None:
     learner.save_state()
 
 
+def under_former_names(memory: memstore.EpisodicMemory, name: str) -> None:
+    """Turn a learner's checkpoint into one of an earlier version: with ``strategy`` and ``alpha``."""
+    state = memory.load_checkpoint(name)
+    config = state["config"]
+    config["strategy"] = config.pop("replay_strategy")
+    config["alpha"] = config.pop("priority_alpha") or 0.6
+    if "options" in state["notes"]:
+        state["notes"]["options"].update(config)
+    memory.save_checkpoint(name, state)
+
+
 def facts(learner: MemoryOnlineLearner) -> dict[str, Any]:
     """Everything that must be equal after a resume: nothing but the times of the clock is left out."""
     memory = learner.memory
@@ -131,8 +143,7 @@ def facts(learner: MemoryOnlineLearner) -> dict[str, Any]:
         "events": memory.stats().total_events,
         "inserted": memory.stats().total_inserted,
         "live": [
-            (e.id, e.key, e.domain, e.level, e.tags, e.loss, e.metadata.replay_count, e.payload["input"].tobytes())
-            for e in live
+            (e.id, e.key, e.domain, e.level, e.tags, e.loss, e.replay_count, e.payload["input"].tobytes()) for e in live
         ],
     }
 

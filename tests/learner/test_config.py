@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
+from memstore import DomainBalanced, Mixed, PrioritizedLoss, PrioritizedRecency, ReplayStrategy, Strategy, Uniform
 from memstore.errors import ConfigError
 from memstore.learner import PRESETS, OnlineLearnerConfig, training_config
 
@@ -16,8 +18,8 @@ NAMES = (
     "capacity",
     "replay_ratio",
     "consolidation_interval",
-    "strategy",
-    "alpha",
+    "replay_strategy",
+    "priority_alpha",
 )
 
 
@@ -53,8 +55,8 @@ def test_presets(preset: str, values: tuple[Any, ...]) -> None:
         {"replay_ratio": float("nan")},
         {"replay_ratio": float("inf")},
         {"replay_ratio": "half"},
-        {"alpha": -0.5},
-        {"alpha": float("nan")},
+        {"priority_alpha": -0.5},
+        {"priority_alpha": float("nan")},
         {"beta": 1.1},
         {"beta": -0.1},
         {"learning_rate": 0},
@@ -66,8 +68,8 @@ def test_presets(preset: str, values: tuple[Any, ...]) -> None:
         {"layers": (64,)},
         {"layers": (64, 0, 10)},
         {"head": "both"},
-        {"strategy": "mixd"},
-        {"strategy": 3},
+        {"replay_strategy": "mixd"},
+        {"replay_strategy": 3},
         {"eviction": "newest"},
         {"checkpoint_name": ""},
     ],
@@ -84,11 +86,59 @@ def test_18_the_ratio_may_exceed_one() -> None:
 def test_it_is_frozen_and_survives_a_dict() -> None:
     config = OnlineLearnerConfig.stable()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.alpha = 1.0  # type: ignore[misc]
+        config.priority_alpha = 1.0  # type: ignore[misc]
     assert OnlineLearnerConfig.from_dict(config.to_dict()) == config
-    assert OnlineLearnerConfig.from_dict({"alpha": 0.3}).alpha == 0.3
+    assert OnlineLearnerConfig.from_dict({"priority_alpha": 0.3}).priority_alpha == 0.3
     with pytest.raises(ConfigError, match="use_ewc"):
         OnlineLearnerConfig.from_dict({"use_ewc": True})
+
+
+@pytest.mark.parametrize(
+    ("settings", "strategy"),
+    [
+        ({}, Mixed()),
+        ({"replay_strategy": None, "priority_alpha": 0.3}, None),
+        ({"replay_strategy": "prioritized_loss"}, PrioritizedLoss(0.6)),
+        ({"replay_strategy": ReplayStrategy.PRIORITIZED_LOSS, "priority_alpha": 0.3}, PrioritizedLoss(0.3)),
+        ({"replay_strategy": "uniform", "priority_alpha": 0.3}, Uniform()),
+        ({"replay_strategy": PrioritizedLoss(0.9)}, PrioritizedLoss(0.9)),
+        ({"replay_strategy": PrioritizedRecency(0.9), "priority_alpha": 0.3}, PrioritizedRecency(0.3)),
+        ({"replay_strategy": DomainBalanced({"a": 1.0, "b": 3.0})}, DomainBalanced({"a": 1.0, "b": 3.0})),
+        (
+            {"replay_strategy": Mixed({PrioritizedLoss(0.9): 0.7, Uniform(): 0.3})},
+            Mixed({PrioritizedLoss(0.9): 0.7, Uniform(): 0.3}),
+        ),
+    ],
+)
+def test_a_strategy_is_an_object_or_a_name_and_alpha_none_is_the_strategys_own(
+    settings: dict[str, Any], strategy: Strategy | None
+) -> None:
+    config = OnlineLearnerConfig(**settings)
+    assert config.build_strategy() == strategy
+    stored = json.loads(json.dumps(config.to_dict()))
+    assert OnlineLearnerConfig.from_dict(stored) == config
+
+
+def test_the_names_of_earlier_versions_are_read() -> None:
+    former = {**OnlineLearnerConfig.stable().to_dict(), "strategy": "prioritized_loss", "alpha": 0.8}
+    del former["replay_strategy"], former["priority_alpha"]
+    assert OnlineLearnerConfig.from_dict(former) == OnlineLearnerConfig.stable()
+
+
+def test_the_exponent_of_a_named_strategy_may_be_left_out_or_given() -> None:
+    """Earlier versions stored 0.6 where nothing was given."""
+    assert OnlineLearnerConfig().differences(OnlineLearnerConfig(priority_alpha=0.6)) == {}
+    assert OnlineLearnerConfig().differences(OnlineLearnerConfig(priority_alpha=0.7)) == {"priority_alpha": (0.6, 0.7)}
+    own = OnlineLearnerConfig(replay_strategy=PrioritizedLoss(0.9))
+    assert own.differences(OnlineLearnerConfig(replay_strategy=PrioritizedLoss(0.9), priority_alpha=0.6)) != {}
+
+
+@pytest.mark.parametrize(
+    "stored", [{"name": "mixd"}, {"name": "prioritized_loss", "beta": 1.0}, {}, {"name": ["mixed"]}]
+)
+def test_a_stored_strategy_that_is_none_is_refused(stored: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="replay_strategy"):
+        OnlineLearnerConfig.from_dict({"replay_strategy": stored})
 
 
 def test_unknown_preset() -> None:
@@ -100,5 +150,5 @@ def test_training_config_replaces_what_is_given_only() -> None:
     digits = training_config()
     assert training_config(capacity=None, seed=None) == digits
     fast = training_config("fast", capacity=77)
-    assert (fast.capacity, fast.replay_ratio, fast.strategy) == (77, 0.2, "uniform")
+    assert (fast.capacity, fast.replay_ratio, fast.replay_strategy) == (77, 0.2, "uniform")
     assert fast.learning_rate == digits.learning_rate

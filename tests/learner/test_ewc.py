@@ -42,10 +42,10 @@ def test_the_fisher_diagonal_is_the_mean_square_and_not_the_square_of_the_mean()
 
 def test_online_decay_and_centre() -> None:
     model, (x, y), (u, v) = MLP((4, 3), learning_rate=0.1), data(20), data(20, 1)
-    one = EWC.start(3.0, 0.25).consolidated(model, x, y)
+    one = EWC.start(3.0, 0.25).after_consolidation(model, x, y)
     first = fisher_diagonal(model, x, y)
     model.step(x, y)
-    two = one.consolidated(model, u, v)
+    two = one.after_consolidation(model, u, v)
     expected = fisher_diagonal(model, u, v)["w0"] + 0.25 * first["w0"]
     np.testing.assert_allclose(two.fisher["w0"], expected, rtol=1e-15)
     np.testing.assert_array_equal(two.centre["w0"], model.state_dict()["parameters"]["w0"])
@@ -153,4 +153,4 @@ def test_a_damaged_part_is_refused_whole(tmp_path: Path, damage: str) -> None:
 def test_a_diverged_model_is_not_consolidated() -> None:
     model, (x, _) = MLP((4, 3), head="regression"), data(3)
     with np.errstate(all="ignore"), pytest.raises(InvalidValue, match="not finite"):
-        EWC.start(1.0, 1.0).consolidated(model, np.full_like(x, 1e200), np.zeros((3, 3)))
+        EWC.start(1.0, 1.0).after_consolidation(model, np.full_like(x, 1e200), np.zeros((3, 3)))

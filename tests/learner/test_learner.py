@@ -21,7 +21,8 @@ from memstore.errors import (
     MemstoreError,
     StoreCorrupt,
 )
-from memstore.learner import MLP, MemoryOnlineLearner, Model, OnlineExample, OnlineLearner, OnlineLearnerConfig
+from memstore.learner import MLP, MemoryOnlineLearner, Model, OnlineExample, OnlineLearnerConfig
+from tests.learner.streams import under_former_names
 
 
 def settings(**changes: Any) -> OnlineLearnerConfig:
@@ -192,7 +193,7 @@ def test_replayed_losses_are_written_back_with_the_step(learner: MemoryOnlineLea
 
 
 def test_the_step_is_one_over_new_and_replayed_together(tmp_path: Path) -> None:
-    with made(tmp_path / "m.db", strategy="uniform", replay_ratio=1.0, batch_size=100) as learner:
+    with made(tmp_path / "m.db", replay_strategy="uniform", replay_ratio=1.0, batch_size=100) as learner:
         learner.learn_batch(examples(5))
         twin = settings().default_model()
         twin.load_state_dict(learner.model.state_dict())
@@ -216,7 +217,7 @@ def test_importance_weights_reach_the_gradient(tmp_path: Path) -> None:
             weights.append(np.asarray(weight))
             return super().step(inputs, targets, weight, penalty=penalty)
 
-    config = settings(strategy="prioritized_loss", alpha=1.0, beta=1.0, replay_ratio=1.0, batch_size=20)
+    config = settings(replay_strategy="prioritized_loss", priority_alpha=1.0, beta=1.0, replay_ratio=1.0, batch_size=20)
     with config.open_memory(tmp_path / "m.db") as memory:
         learner = MemoryOnlineLearner(memory, Spy((4, 6, 3)), config)
         learner.learn_batch(examples(10))
@@ -246,7 +247,7 @@ def test_19_an_empty_batch_does_nothing(learner: MemoryOnlineLearner) -> None:
 
 def test_30_16_every_strategy_learns_from_a_small_memory(tmp_path: Path) -> None:
     for strategy in [None, *memstore.ReplayStrategy]:
-        with made(tmp_path / f"{strategy}.db", strategy=strategy, replay_ratio=2.0, capacity=7) as learner:
+        with made(tmp_path / f"{strategy}.db", replay_strategy=strategy, replay_ratio=2.0, capacity=7) as learner:
             for seed in range(4):
                 learner.learn_batch(examples(5, seed, domain=str(seed)))
             assert len(learner.memory) == 7
@@ -409,7 +410,7 @@ def test_metadata_by_hand(learner: MemoryOnlineLearner) -> None:
 
 @pytest.mark.parametrize("strategy", [strategy.value for strategy in memstore.ReplayStrategy])
 def test_9_a_resumed_learner_continues_bit_identically(tmp_path: Path, strategy: str) -> None:
-    changes = {"strategy": strategy, "checkpoint_every": 1, "capacity": 30, "consolidation_interval": 25}
+    changes = {"replay_strategy": strategy, "checkpoint_every": 1, "capacity": 30, "consolidation_interval": 25}
     batches = [examples(7, seed, domain=str(seed % 3)) for seed in range(12)]
 
     with made(tmp_path / "straight.db", **changes) as straight:
@@ -424,6 +425,8 @@ def test_9_a_resumed_learner_continues_bit_identically(tmp_path: Path, strategy:
                 stopped.learn_batch(batch)
             stopped.memory.sample(5)  # what was not committed is forgotten
             stopped.model.step(np.ones((1, 4)), np.zeros(1, int))
+    with memstore.open(tmp_path / "stopped.db") as memory:
+        under_former_names(memory, "latest")
     with made(tmp_path / "stopped.db", **changes) as stopped:
         stopped.load_state()
         again = fingerprint(stopped)
@@ -509,8 +512,7 @@ def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path) -> None:
         assert fingerprint(learner) == before
 
 
-def test_it_is_an_online_learner(learner: MemoryOnlineLearner) -> None:
-    assert isinstance(learner, OnlineLearner)
+def test_the_default_model_is_a_model(learner: MemoryOnlineLearner) -> None:
     assert isinstance(learner.model, Model)
     assert not issubclass(memstore.EpisodicMemory, Model)
 
@@ -551,7 +553,7 @@ def test_a_checkpoint_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_memory_handed_over_stays_open(tmp_path: Path) -> None:
     with memstore.open(tmp_path / "m.db", strategy=memstore.Uniform()) as memory:
-        with MemoryOnlineLearner.with_default_model(settings(strategy=None), memory) as learner:
+        with MemoryOnlineLearner.with_default_model(settings(replay_strategy=None), memory) as learner:
             learner.learn_batch(examples(3))
             learner.learn_batch(examples(3, seed=1))
         assert len(memory) == 6

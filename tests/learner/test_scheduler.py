@@ -60,7 +60,7 @@ def test_a_consolidation_begins_the_count_again() -> None:
     scheduler = ConsolidationScheduler(ExampleCount(10))
     now = scheduler.after_batch(scheduler.after_batch(SchedulerState(), 6), 6)
     assert (now.examples_since, now.batches_since, scheduler.due(now, loss=None)) == (12, 2, True)
-    now = now.consolidated(0.5)
+    now = now.after_consolidation(0.5)
     assert (now.examples_since, now.batches_since, now.last_loss) == (0, 0, 0.5)
     assert not scheduler.due(now, loss=0.5)
 
@@ -103,13 +103,13 @@ def test_39_a_full_memory_fires_once_and_not_for_ever() -> None:
         now = scheduler.after_batch(now, 10, fill)
         fired.append(scheduler.due(now, loss=None))
         if fired[-1]:
-            now = now.consolidated(None)
+            now = now.after_consolidation(None)
     assert fired == [False, False, True, False, False, False, False, True, False]
 
 
 def test_a_memory_that_its_consolidation_emptied_is_armed_again() -> None:
     scheduler = ConsolidationScheduler(BufferThreshold(80.0), min_interval=1)
-    now = scheduler.after_batch(SchedulerState(), 10, 0.9).consolidated(None)
+    now = scheduler.after_batch(SchedulerState(), 10, 0.9).after_consolidation(None)
     assert scheduler.due(scheduler.after_batch(now, 10, 0.9, before=0.1), loss=None)
     assert not scheduler.due(scheduler.after_batch(now, 10, 0.9, before=0.8), loss=None)
     assert not scheduler.due(scheduler.after_batch(now, 10, 0.9), loss=None)
@@ -198,7 +198,7 @@ def test_what_is_stored_is_json_also_of_numpy_numbers() -> None:
     for trigger in (ExampleCount(np.int64(5)), LossThreshold(np.float32(0.5))):  # type: ignore[arg-type]
         scheduler = ConsolidationScheduler(trigger, max_interval=np.int32(200))  # type: ignore[arg-type]
         assert ConsolidationScheduler.from_dict(json.loads(json.dumps(scheduler.to_dict()))) == scheduler
-    now = SchedulerState().consolidated(np.float32(0.5))  # type: ignore[arg-type]
+    now = SchedulerState().after_consolidation(np.float32(0.5))  # type: ignore[arg-type]
     assert SchedulerState.from_dict(json.loads(json.dumps(now.to_dict()))) == now
 
 
@@ -235,7 +235,7 @@ def test_another_record_is_refused(stored: Any) -> None:
         lambda: ConsolidationScheduler().after_batch(SchedulerState(), 1, math.nan),
         lambda: ConsolidationScheduler().after_batch(SchedulerState(), 1, math.inf),
         lambda: ConsolidationScheduler().after_batch(SchedulerState(), 1, 0.5, before=-0.1),
-        lambda: SchedulerState().consolidated(math.inf),
+        lambda: SchedulerState().after_consolidation(math.inf),
     ],
 )
 def test_bad_values_do_not_get_into_a_state(step: Any) -> None:

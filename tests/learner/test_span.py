@@ -11,8 +11,8 @@ from sqlalchemy import create_engine
 import memstore
 from memstore.errors import InvalidValue, MemstoreError
 from memstore.learner import MemoryOnlineLearner
-from tests.contract.helpers import postgres_only
 from tests.learner import streams
+from tests.support.helpers import postgres_only
 
 EVERY = 4
 

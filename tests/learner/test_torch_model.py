@@ -16,7 +16,7 @@ from memstore.errors import ConfigError, InvalidValue
 from memstore.learner import MLP, Model
 from memstore.learner.models.model import Penalty
 from memstore.learner.models.torch_model import TorchModel
-from tests.contract.helpers import OpenMemory
+from tests.support.helpers import OpenMemory
 
 if TYPE_CHECKING or os.environ.get("MEMSTORE_REQUIRE_TORCH"):
     import torch
@@ -165,7 +165,7 @@ def test_a_penalty_pulls_by_its_formula_and_a_new_one_takes_its_place() -> None:
         _, gradients = model.gradients(x, y, weight)
         losses = model.loss(x, y)
         np.testing.assert_array_equal(model.step(x, y, weight, penalty=penalty), losses)
-        gradients["weight"] = penalty.pulled("weight", gradients["weight"], before["weight"], 0.1)
+        gradients["weight"] = penalty.pull("weight", gradients["weight"], before["weight"], 0.1)
         for name, after in model.state_dict()["parameters"].items():
             np.testing.assert_allclose(after, before[name] - 0.1 * gradients[name], rtol=0, atol=8 * EPS)
 

@@ -17,6 +17,8 @@ import pytest
 import memstore
 from memstore.errors import ConfigError
 from memstore.learner import TrainProgress, TrainResult, run_baseline, run_training, training_config
+from memstore.learner.job.train import CHECKPOINT
+from tests.learner.streams import under_former_names
 
 SMALL = training_config(layers=(4, 16, 4), capacity=20, seed=1)
 
@@ -74,7 +76,7 @@ def test_without_replay_the_memory_changes_nothing(tmp_path: Path, blobs: Path) 
 
 @pytest.mark.parametrize("strategy", [strategy.value for strategy in memstore.ReplayStrategy])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, blobs: Path, strategy: str) -> None:
-    config = replace(SMALL, strategy=strategy, eviction=None)
+    config = replace(SMALL, replay_strategy=strategy, eviction=None)
     straight = run_training(tmp_path / "straight.db", config, dataset=blobs)
     for step in (1, 2, 6, 7, 12):
         with pytest.raises(Stopped):
@@ -95,6 +97,19 @@ def test_progress_says_what_was_found_and_then_every_step(tmp_path: Path, blobs:
     assert seen[-1].draws == result.draws
     assert seen[-1].accuracy == pytest.approx(result.average, abs=0.02)
     assert {progress.buffer_size for progress in seen[1:]} == {20}
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_run_that_an_earlier_version_began_goes_on(tmp_path: Path, blobs: Path, step: int) -> None:
+    """Its settings are stored under their former names."""
+    straight = run_training(tmp_path / "straight.db", SMALL, dataset=blobs)
+    with pytest.raises(Stopped):
+        run_training(tmp_path / "run.db", SMALL, dataset=blobs, on_progress=stop_after(step))
+    with memstore.open(tmp_path / "run.db", create=False) as memory:
+        under_former_names(memory, CHECKPOINT)
+    with pytest.raises(ConfigError, match=r"--replay-strategy uniform, .*mixed"):
+        run_training(tmp_path / "run.db", replace(SMALL, replay_strategy="mixed"), dataset=blobs)
+    assert run_training(tmp_path / "run.db", SMALL, dataset=blobs) == replace(straight, resumed_at=step)
 
 
 def test_a_finished_run_says_so_and_trains_nothing(tmp_path: Path, blobs: Path) -> None:
@@ -131,9 +146,9 @@ def test_accuracies_lost_to_a_kill_are_measured_again(
     [
         ({"capacity": 21}, "--capacity"),
         ({"seed": 2}, "--seed"),
-        ({"strategy": "mixed"}, "--strategy"),
+        ({"replay_strategy": "mixed"}, "--replay-strategy"),
         ({"eviction": "fifo"}, "--eviction"),
-        ({"alpha": 0.7}, "--alpha"),
+        ({"priority_alpha": 0.7}, "--priority-alpha"),
         ({"replay_ratio": 0.5}, "--replay-ratio"),
         ({"learning_rate": 0.01}, "--learning-rate"),
     ],

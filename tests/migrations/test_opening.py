@@ -35,7 +35,6 @@ from memstore.errors import (
 )
 from memstore.learner import run_training, training_config
 from memstore.storage import upgrade
-from tests.contract.helpers import FRESH, postgres_only, sqlite_only
 from tests.migrations.helpers import (
     HEAD,
     NEXT,
@@ -51,6 +50,7 @@ from tests.migrations.helpers import (
     use_revisions,
     version,
 )
+from tests.support.helpers import FRESH, postgres_only, sqlite_only
 from tests.support.postgres import PostgresServer
 
 PROCESSES = 8

@@ -80,7 +80,7 @@ def test_the_sdist_has_what_developers_need(built: Path) -> None:
         "tests/migrations/test_packaging.py",
     }
     databases = {name for name in names if name.endswith(".db")}
-    assert databases == {f"tests/contract/assets/v{name}.db" for name in known_revisions()}
+    assert databases == {f"tests/migrations/assets/v{name}.db" for name in known_revisions()}
     assert not any("__pycache__" in name for name in names)
 
 

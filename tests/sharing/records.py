@@ -276,7 +276,7 @@ class Story:
             assert right.all(), f"the payload of episode {episode.id} is not what its writer wrote"
             losses = [first_loss(sequence), *(event.after for event in self.of_episode.get(episode.id, []))]
             assert episode.loss == losses[-1], f"episode {episode.id} has a loss that is not its last"
-            assert episode.metadata.replay_count == len(losses) - 1, f"episode {episode.id} has a wrong replay count"
+            assert episode.replay_count == len(losses) - 1, f"episode {episode.id} has a wrong replay count"
         self.live = {episode.id for episode in live}
         self.departures_explain_who_is_gone()
         if stats.eviction == "fifo":

@@ -16,9 +16,9 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from memstore import EpisodicMemory
-from tests.contract.helpers import Child, OpenMemory
 from tests.sharing.forking import ALONE, SCENES, connection_of
 from tests.sharing.records import offer
+from tests.support.helpers import Child, OpenMemory
 
 # Python 3.12 and later warn whenever a process with threads forks.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

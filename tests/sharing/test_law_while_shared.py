@@ -22,15 +22,18 @@ from sqlalchemy import text
 
 from memstore import DomainBalanced, EpisodicMemory, Mixed, PrioritizedLoss, PrioritizedRecency, Uniform
 from memstore.buffer import snapshot
-from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.draws import candidates as sources
-from memstore.draws.filtered import Drawable
+from memstore.buffer.snapshot import Snapshot
+from memstore.draws.candidates import LossCandidates
+from memstore.draws.conditions import Episodes
 from memstore.draws.knowledge import Populations
+from memstore.draws.laws import AgeLaw
+from memstore.draws.pool import Pool, Request
+from memstore.draws.pools import pool_of
 from memstore.draws.strategies import Strategy
-from tests.contract.helpers import FRESH, Child, OpenMemory
 from tests.sharing.records import offer
 from tests.sharing.workers import churn, varied
-from tests.statistics.laws import Floats, Ints, LawViolatedError, must_follow, must_refute, share, weights
+from tests.support.helpers import FRESH, Child, OpenMemory
+from tests.support.laws import Floats, Ints, LawViolatedError, must_follow, must_refute, share, weights
 
 EPSILON = 0.05
 CAPACITY = 700
@@ -49,9 +52,9 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def drawable(snapshot: Snapshot) -> Drawable:
+def pool(snapshot: Snapshot) -> Pool:
     """The snapshot as strategies take it, without a condition."""
-    return Drawable.of(snapshot, None, Populations(), keep=False)
+    return pool_of(snapshot, None, Populations(), keep=False)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ class Sample:
             self.must_follow(name)
 
 
-def places(at: Scan, drawn: Rows) -> Ints:
+def places(at: Scan, drawn: Episodes) -> Ints:
     """Rows of the scan that were drawn; their losses must be those of the scan."""
     where = np.searchsorted(at.ids, drawn.ids)
     found: Ints = np.minimum(where, len(at.ids) - 1)
@@ -214,16 +217,15 @@ def test_one_snapshot_held_open(memory: EpisodicMemory, others: Others) -> None:
     counts: dict[str, Ints] = {}
 
     def work(snapshot: Snapshot) -> Scan:
-        s = drawable(snapshot)
-        before = scan(s)
+        before = scan(snapshot)
         for name in STRATEGIES:
             counts[name] = np.zeros(len(before.ids), np.int64)
         for _ in range(10):
             others.wait(20)
             for name, strategy in STRATEGIES.items():
-                drawn = strategy.draw(s, rng, 2500, Rows.none(), replacement=True)
+                drawn = strategy.draw(pool(snapshot), Request(2500, rng, replacement=True)).episodes
                 counts[name] += np.bincount(places(before, drawn), minlength=len(before.ids))
-        after = scan(s)
+        after = scan(snapshot)
         for column in ("ids", "loss", "domain", "bucket", "top", "inserted"):
             np.testing.assert_array_equal(getattr(before, column), getattr(after, column))
         return before
@@ -252,20 +254,19 @@ def test_a_moving_buffer(memory: EpisodicMemory, others: Others) -> None:
     mixed = Mixed(dict.fromkeys(parts, 1 / 3))
 
     def draw(snapshot: Snapshot) -> None:
-        s = drawable(snapshot)
-        at = scan(s)
+        at = scan(snapshot)
         for name, strategy in STRATEGIES.items():
             alpha = getattr(strategy, "alpha", 0.0)
             law, steeper = at.law(strategy), at.law(strategy, alpha=alpha + 0.15)
-            drawn = strategy.draw(s, rng, 160, Rows.none(), replacement=True)
-            rows, part = places(at, drawn), coin.random(160)
+            drawn = strategy.draw(pool(snapshot), Request(160, rng, replacement=True, exact=True))
+            rows, part = places(at, drawn.episodes), coin.random(160)
             right.add(name, law, at, rows, part)
             wrong.add(name, steeper, at, rows, part)
-            probability = strategy.log2_probability(s, drawn, exact=True)
+            probability = drawn.odds.log2_probability
             assert probability is not None
             np.testing.assert_allclose(np.exp2(probability), law[rows], rtol=1e-9)
 
-            rows = places(at, strategy.draw(s, rng, 16, Rows.none(), replacement=False))
+            rows = places(at, strategy.draw(pool(snapshot), Request(16, rng)).episodes)
             assert len(np.unique(rows)) == 16
             steeper = at.law(strategy, alpha=alpha + 0.8)
             wrong.add(f"{name}, no repeats", steeper, at, rows, coin.random(16))
@@ -273,13 +274,14 @@ def test_a_moving_buffer(memory: EpisodicMemory, others: Others) -> None:
                 right.add(f"{name}, no repeats", law / law.sum(), at, rows[k : k + 1], coin.random(1))
                 law[rows[k]] = 0.0
 
-        rows, part = places(at, mixed.draw(s, rng, 96, Rows.none(), replacement=True)), coin.random(96)
+        request = Request(96, rng, replacement=True)
+        rows, part = places(at, mixed.draw(pool(snapshot), request).episodes), coin.random(96)
         for k, component in enumerate(parts):
             mine = slice(32 * k, 32 * k + 32)
             right.add(f"part {k}", at.law(component), at, rows[mine], part[mine])
             wrong.add(f"part {k}", at.law(parts[k - 1]), at, rows[mine], part[mine])
 
-        rows, part = places(at, DomainBalanced().draw(s, rng, 96, Rows.none(), replacement=True)), coin.random(96)
+        rows, part = places(at, DomainBalanced().draw(pool(snapshot), request).episodes), coin.random(96)
         domain = np.unique(at.domain, return_inverse=True)[1]
         quotas = np.bincount(domain[rows], minlength=5)
         assert sorted(quotas.tolist()) == [19, 19, 19, 19, 20]
@@ -320,19 +322,22 @@ def old_strata(patch: pytest.MonkeyPatch) -> None:
 
 def no_rejection(patch: pytest.MonkeyPatch) -> None:
     """Whatever is proposed is accepted: the bound instead of the priority."""
-    fetch = sources.LossSource.fetch
+    fetch = LossCandidates.fetch
 
-    def generous(self: Any, group: Ints, position: Ints) -> Any:
-        rows, ordinal, _ = fetch(self, group, position)
-        return rows, ordinal, self.groups.log2_bound[group[ordinal]]
+    def generous(self: Any, bins: Ints, positions: Ints) -> Any:
+        rows, ordinal, _ = fetch(self, bins, positions)
+        return rows, ordinal, self.bins.log2_bound[bins[ordinal]]
 
-    patch.setattr(sources.LossSource, "fetch", generous)
+    patch.setattr(LossCandidates, "fetch", generous)
 
 
 def old_ages(patch: pytest.MonkeyPatch) -> None:
     """Ages counted from where the buffer stood forty insertions ago."""
-    age = Snapshot.age
-    patch.setattr(Snapshot, "age", lambda self, ids: np.maximum(age(self, ids) - 40, 1))
+
+    def log2_weight(self: AgeLaw, ids: Ints, loss: Floats) -> Floats:
+        return -self.alpha * np.log2(np.maximum(self.newest - 40 + 1 - ids, 1))
+
+    patch.setattr(AgeLaw, "log2_weight", log2_weight)
 
 
 MISTAKES = {old_strata: "uniform", no_rejection: "loss, another alpha", old_ages: "recency"}
@@ -345,9 +350,8 @@ def test_the_checks_can_fail(memory: EpisodicMemory, others: Others) -> None:
         broken = Sample()
 
         def draw(snapshot: Snapshot, name: str = name, broken: Sample = broken) -> None:
-            s, strategy = drawable(snapshot), STRATEGIES[name]
-            at = scan(s)
-            drawn = strategy.draw(s, rng, 256, Rows.none(), replacement=True)
+            strategy, at = STRATEGIES[name], scan(snapshot)
+            drawn = strategy.draw(pool(snapshot), Request(256, rng, replacement=True)).episodes
             broken.add(name, at.law(strategy), at, places(at, drawn), coin.random(256))
 
         with pytest.MonkeyPatch.context() as patch:

@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import memstore
 from memstore import PrioritizedLoss
 from memstore.buffer import snapshot
 from memstore.episodes import losses as history
-from tests.contract.helpers import FRESH, Child, OpenMemory
 from tests.sharing.records import Extend, Record, Story, offer
 from tests.sharing.workers import SHARED, learn, write
+from tests.support.helpers import FRESH, Child, OpenMemory
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "roomy": {"capacity": 100_000, "eviction": "fifo"},
@@ -34,8 +35,11 @@ def sabotaged(how: str | None) -> Iterator[None]:
             fold = history.fold
 
             # One write in three: that none of 24 updates in 60 writes is hit has a chance of about 1 in 30,000.
-            def forgetful(s: Any, rows: Any, folded: history.Folded, at: float) -> None:
-                fold(s, rows, replace(folded, replays=folded.replays * (s.state.counters.revision % 3 != 0)), at)
+            def forgetful(s: Any, rows: Any, place: Any, *rest: Any) -> None:
+                if s.state.counters.revision % 3 == 0:
+                    rows = replace(rows, replay_count=rows.replay_count - np.bincount(place, minlength=len(rows)))
+                    s.state.counters.live_replays -= len(place)
+                fold(s, rows, place, *rest)
 
             patch.setattr(history, "fold", forgetful)
         elif how == "lost updates":

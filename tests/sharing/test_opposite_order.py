@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from memstore import EpisodicMemory, StoreBusy
-from tests.contract.helpers import OpenMemory
 from tests.sharing.records import offer
+from tests.support.helpers import OpenMemory
 
 PATIENCE = 20.0
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from memstore import EpisodicMemory, ForeignTransaction, StoreBusy, col
-from tests.contract.helpers import OpenMemory, row, rows
+from tests.support.helpers import OpenMemory, row, rows
 
 
 class Boom(Exception):

@@ -124,7 +124,7 @@ def test_more_clients_than_connections(pooled: str, postgres_server: PostgresSer
 def test_waiting_works_without_notices(pooled: str) -> None:
     """LISTEN does not outlive a transaction there; then waiters look by themselves."""
     with memstore.open(pooled) as memory, memstore.open(pooled) as other, ThreadPoolExecutor(1) as pool:
-        waiter = pool.submit(lambda: memory.wait(min_size=3, timeout=60))
+        waiter = pool.submit(lambda: memory.wait(min_size=3, wait=60))
         for x in range(3):
             other.add({"x": x})
         assert waiter.result(timeout=10) == 3

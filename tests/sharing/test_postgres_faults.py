@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import Connection, text
 
 from memstore import ConnectionLost, EpisodicMemory, PrioritizedLoss, StoreBusy
-from tests.contract.helpers import OpenMemory
 from tests.sharing.load import Load, outside
 from tests.sharing.records import offer
+from tests.support.helpers import OpenMemory
 from tests.support.postgres import PostgresServer
 
 CUTS = 60
@@ -78,11 +78,12 @@ def test_connection_lost_around_the_commit(
     """Cut as the commit is called, as it returns, or just after: perhaps unknown, never done twice."""
     memory = open_memory(**SETTINGS)
     memory.extend(**offer(0, range(8)))
-    commit = Connection.commit
+    driver = pytest.importorskip("memstore.storage.backends.pipelined").PipelinedConnection
+    commit = driver.commit
 
-    def cut(self: Connection) -> None:
-        monkeypatch.setattr(Connection, "commit", commit)
-        pid: int = self.connection.driver_connection.info.backend_pid  # type: ignore[union-attr]
+    def cut(self: Any) -> None:
+        monkeypatch.setattr(driver, "commit", commit)
+        pid: int = self.info.backend_pid
         if when != "before":
             commit(self)
         with outside(url) as conn:
@@ -90,10 +91,10 @@ def test_connection_lost_around_the_commit(
         if when == "before":
             commit(self)
         elif when == "during":
-            self.execute(text("SELECT 1"))
+            self.execute("SELECT 1").fetchone()
 
     def attempt(call: Callable[[], Any]) -> None:
-        monkeypatch.setattr(Connection, "commit", cut)
+        monkeypatch.setattr(driver, "commit", cut)
         if when == "after":
             try:
                 call()

@@ -1,10 +1,10 @@
-"""``docs/schema.md``: every table and view, column by column.
+"""Writes ``docs/schema.md``, which describes every table and view, column by column.
 
-Written anew by
+The command
 
     python -m tests.support.schema_page > docs/schema.md
 
-from the tables that the code declares, the views that the migrations make, and the descriptions below.
+writes the page from the tables that the code declares, the views that the migrations make, and the descriptions below.
 """
 
 from __future__ import annotations
@@ -24,39 +24,40 @@ from memstore.storage.database import Database
 INTRODUCTION = f"""\
 # Tables and views
 
-For programs beside the library. Schema {upgrade.HEAD}; written by
-`python -m tests.support.schema_page > docs/schema.md`.
+This page is for programs that read the database without the library. It describes schema {upgrade.HEAD}. The command
+`python -m tests.support.schema_page > docs/schema.md` writes it.
 
-**What may be relied on.** The views `v_episode`, `v_domain` and `v_history`: their names, and the names, order and
-meaning of their columns; a later schema only adds columns at the end. Tables may change with any schema revision
-(`SELECT version_num FROM {schema.VERSION_TABLE}`). Read whatever you like and write nothing: counters, sums and
-positions belong together.
+**What you can rely on.** The views `v_episode`, `v_domain` and `v_history` keep their names, and the names, order and
+meaning of their columns. A later schema only adds columns at the end. Tables may change with any schema revision
+(`SELECT version_num FROM {schema.VERSION_TABLE}`). Read what you like, but write nothing: counters, sums and positions
+depend on each other.
 
-**Ids.** Episodes, domains, strata and events each have 64-bit ids: buffer `b` gives out
-`(b - 1) * 2^{schema.SEQUENCE_BITS} + 1`, the next one, and so on, without gaps, in the order of commits, and none
-of them twice. All are below 2^53, so JSON and float64 columns keep them exact.
+**Ids.** Episodes, domains, strata and events have 64-bit ids. Buffer `b` gives them the numbers
+`(b - 1) * 2^{schema.SEQUENCE_BITS} + 1` and so on, in the order of commits, without gaps, and no number twice. All ids
+are below 2^53, so JSON and float64 columns hold them exactly.
 
-**Times** are float64 seconds since 1970 (UTC), by the clock of the process that wrote them; an episode's
-`timestamp` is whatever was given to `add`. **Losses** are finite and at least 0. What is not known is NULL: the
-loss of an episode that was never measured, the step of an update that was given none.
+**Times** are float64 seconds since 1970 (UTC), by the clock of the process that wrote them. Only the `timestamp` of an
+episode is different: it is the number that was given to `add`. **Losses** are finite and at least 0. A value that is
+not known is NULL, such as the loss of an episode that was never measured, or the step of an update without a step.
 
-**Opening it during training.** Readers and writers never wait for each other, and a statement sees whole commits
-only. Open it read-only:
+**Reading during training.** Readers and writers never wait for each other, and a statement sees only whole commits.
+Open the database read-only:
 
 ```sh
 sqlite3 'file:run.db?mode=ro' 'SELECT * FROM v_domain'
 PGOPTIONS='-c default_transaction_read_only=on' psql postgresql://user@host/database -c 'SELECT * FROM v_domain'
 duckdb -c "ATTACH 'run.db' AS run (TYPE sqlite, READ_ONLY); SELECT * FROM run.v_domain"
-datasette run.db        # without --immutable, which would not see what training commits
+datasette run.db        # without --immutable: with it, new commits of the training are not seen
 ```
 
-Where nothing can be made beside the file (`mode=ro` then says "unable to open"), `?immutable=1` reads it, if it has no
-`-wal` and nobody writes it: sqlite3 would not notice, `memstore.open` does. Copy a database with `memstore backup`, put
-one back with `memstore restore`, and never take `run.db` without its `run.db-wal`, or delete that: it holds commits.
+If no file can be created beside the database, `mode=ro` fails with "unable to open". Then `?immutable=1` reads it, but
+only if there is no `-wal` file and nobody writes it. sqlite3 does not notice a writer; `memstore.open` does.
+Copy a database with `memstore backup`, and put a copy back with `memstore restore`. Never copy `run.db` without its
+`run.db-wal`, and never delete `run.db-wal`: it holds commits.
 
-A reader that keeps one transaction open for hours keeps SQLite's log, or PostgreSQL's dead rows, from being cleaned
-up. `v_episode` finds rows by `episode_id`, and within a `buffer` by `timestamp`; `v_history` by `event`. Other
-conditions scan; `memory.query()` and `memory.history()` know shorter ways.
+While a reader keeps one transaction open, SQLite's log and PostgreSQL's dead rows cannot be cleaned up; so do not keep
+one open for hours. `v_episode` finds rows quickly by `episode_id`, and in a `buffer` by `timestamp`; `v_history` finds
+them by `event`. Other conditions scan all rows. `memory.query()` and `memory.history()` are faster for many of them.
 """
 
 
@@ -76,7 +77,7 @@ VIEWS: dict[str, tuple[str, View]] = {
             "extra": (TEXT, "JSON, as given to `add`"),
             "loss": (FLOAT, "last measured loss"),
             "lowest_loss": (FLOAT, "smallest loss ever measured"),
-            "rise": (FLOAT, "`loss - lowest_loss`: what was forgotten"),
+            "rise": (FLOAT, "`loss - lowest_loss`: how much was forgotten"),
             "replay_count": (INT, "number of loss updates"),
             "last_replayed_at": (FLOAT, "time of the last loss update"),
             "payload_bytes": (INT, "size of the encoded payload"),
@@ -88,75 +89,78 @@ VIEWS: dict[str, tuple[str, View]] = {
             "buffer": (TEXT, "name of the buffer"),
             "domain": (TEXT, "name of the domain"),
             "episodes": (INT, "live episodes"),
-            "never_measured": (INT, "those of them without a loss"),
+            "never_measured": (INT, "live episodes without a loss"),
             "mean_loss": (FLOAT, "mean of the last measured losses"),
-            "highest_loss": (FLOAT, "largest of them"),
-            "replays": (INT, "loss updates ever, of episodes that have left too; none while the history is off"),
+            "highest_loss": (FLOAT, "largest of the last measured losses"),
+            "replays": (
+                INT,
+                "all loss updates, also of episodes that have left; none are counted while history is off",
+            ),
         },
     ),
     "v_history": (
         "One row for each recorded event: a replay, or a departure.",
         {
-            "event": (INT, "number of the event; in each buffer they grow in the order of commits"),
+            "event": (INT, "number of the event; in a buffer, numbers grow in the order of commits"),
             "buffer": (TEXT, "name of the buffer"),
             "episode_id": (INT, "the episode, live or not"),
-            "domain": (TEXT, "its domain; NULL only for events older than schema 0003 of episodes that had left"),
+            "domain": (TEXT, "its domain; NULL only if the event is older than schema 0003 and the episode had left"),
             "what": (TEXT, "`replayed`, `evicted`, `deleted`, `consolidated`, `exhausted` or `resized`"),
-            "reason": (TEXT, "by which rule it left: the eviction policy, a limit of the retention policy"),
+            "reason": (TEXT, "the rule by which it left: the eviction policy, or a limit of the retention policy"),
             "at": (FLOAT, "time of the event"),
             "step": (INT, "the trainer's step, as given to `update`"),
-            "consumer": (TEXT, "who replayed it, or made it leave"),
-            "strategy": (TEXT, "what drew the batch; NULL when `update` was given ids"),
-            "loss_before": (FLOAT, "loss until then"),
-            "loss_after": (FLOAT, "loss from then on; NULL for a departure"),
-            "probability": (FLOAT, "as in the batch that drew it"),
-            "weight": (FLOAT, "as in the batch that drew it"),
+            "consumer": (TEXT, "the consumer that replayed it, or made it leave"),
+            "strategy": (TEXT, "the strategy that drew the batch; NULL if `update` was given ids"),
+            "loss_before": (FLOAT, "loss before the event"),
+            "loss_after": (FLOAT, "loss after the event; NULL for a departure"),
+            "probability": (FLOAT, "probability of the draw, as in the batch"),
+            "weight": (FLOAT, "importance weight, as in the batch"),
         },
     ),
 }
 
 TABLES: dict[str, tuple[str, dict[str, str]]] = {
     "buffer": (
-        "One row for each buffer: its settings, and counters that every writer changes under the lock on this row.",
+        "One row for each buffer: its settings and its counters. Every writer changes the counters and locks this row.",
         {
             "id": "number of the buffer, from 1; never used again",
             "name": "as given to `open`",
-            "capacity": "most live episodes",
+            "capacity": "largest number of live episodes",
             "epsilon": "added to a loss to make a priority",
             "alpha": "exponent of the stored weight sums",
             "strategy": "default strategy, JSON",
-            "eviction": "what leaves at capacity",
-            "max_replays": "loss updates after which an episode leaves; NULL: none",
+            "eviction": "name of the eviction policy",
+            "max_replays": "loss updates after which an episode leaves; NULL: no limit",
             "signature": "fields of the payloads, JSON; NULL before the first add",
-            "limiter": "`SamplesPerInsert`, JSON; NULL: none",
-            "history": "what the history records and how long, JSON; NULL: everything, for ever",
-            "seed": "where random streams begin",
+            "limiter": "`SamplesPerInsert`, JSON; NULL: no limiter",
+            "history": "rules of the history (which events, for how long), JSON; NULL: all events, for ever",
+            "seed": "seed of the random streams",
             "created_at": "time of creation",
-            "created_by": "version of memstore that created it",
+            "created_by": "version of memstore that created the buffer",
             "revision": "number of the last commit",
-            "inserted": "episodes ever offered; also the sequence of the newest id",
-            "events": "loss updates ever",
-            "domains": "domains ever; also the sequence of the newest id",
-            "strata": "strata ever; also the sequence of the newest id",
+            "inserted": "number of episodes ever offered; also the sequence of the newest id",
+            "events": "number of all loss updates",
+            "domains": "number of all domains; also the sequence of the newest id",
+            "strata": "number of all strata; also the sequence of the newest id",
             "live_replays": "sum of the live episodes' `replay_count`",
-            "high_water": "largest priority ever measured; NULL before any",
-            "reservoir_floor": "largest key that left the reservoir; NULL before any, and under other policies",
-            "recorded": "events ever recorded; also the sequence of the newest id",
-            "checksum": "of the row's settings, name, signature and creation; NULL before schema 0004",
-            "counters_checksum": "of the row's counters, from `revision` to `recorded`; NULL before schema 0004",
+            "high_water": "largest priority ever measured; NULL before the first",
+            "reservoir_floor": "largest key that left the reservoir; NULL before the first, and under other policies",
+            "recorded": "number of all recorded events; also the sequence of the newest id",
+            "checksum": "checksum of settings, name, signature and creation; NULL if older than schema 0004",
+            "counters_checksum": "checksum of the counters `revision` to `recorded`; NULL if older than schema 0004",
         },
     ),
     "domain": (
-        "Names of domains; a row stays when its episodes have left.",
+        "Names of domains. A row stays after its episodes have left.",
         {
             "id": "the domain's id",
             "buffer_id": "its buffer",
             "name": "as given to `add`",
-            "checksum": "of the row's id and name; NULL before schema 0004",
+            "checksum": "checksum of id and name; NULL if older than schema 0004",
         },
     ),
     "episode": (
-        "What never changes of a live episode.",
+        "The part of a live episode that never changes.",
         {
             "id": "the episode's id",
             "buffer_id": "its buffer",
@@ -165,16 +169,16 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "level": "as given to `add`",
             "key": "idempotency key, as given to `add`",
             "extra": "JSON, as given to `add`",
-            "checksum": "of the row's facts, and the tags; NULL before schema 0004",
+            "checksum": "checksum of the row's other columns and of the tags; NULL if older than schema 0004",
         },
     ),
     "episode_key": (
-        "Every key ever used; stays when the episode leaves.",
+        "All keys ever used. A row stays after its episode has left.",
         {
             "buffer_id": "its buffer",
             "key": "as given to `add`",
             "episode_id": "the first episode with this key",
-            "checksum": "of the row's key and id; NULL before schema 0004",
+            "checksum": "checksum of key and id; NULL if older than schema 0004",
         },
     ),
     "episode_tag": (
@@ -183,7 +187,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "buffer_id": "its buffer",
             "tag": "as given to `add`",
             "episode_id": "the episode",
-            "ordinal": "place in the order given, from 0",
+            "ordinal": "index of the tag in the list given to `add`, from 0",
         },
     ),
     "payload": (
@@ -191,11 +195,11 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
         {
             "episode_id": "the episode",
             "crc32": "CRC-32 of `data`, started from the id",
-            "data": "the fields one after the other, as the buffer's signature says",
+            "data": "the fields one after the other, in the layout of the buffer's signature",
         },
     ),
     "replay_metadata": (
-        "What changes of a live episode.",
+        "The part of a live episode that changes.",
         {
             "episode_id": "the episode",
             "buffer_id": "its buffer",
@@ -203,15 +207,15 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "lowest_loss": "smallest loss ever measured",
             "replay_count": "number of loss updates",
             "last_replayed_at": "time of the last loss update",
-            "stratum_id": "stratum where it stands",
-            "position": "its place there, 0 to `count - 1` without gaps",
-            "last_event_id": "its last recorded event, where its chain begins; NULL or 0: none",
-            "eviction_group": "domain's sequence under `largest_domain`, 0 under `reservoir`; NULL under others",
+            "stratum_id": "the stratum of the episode",
+            "position": "its position in the stratum, 0 to `count - 1` without gaps",
+            "last_event_id": "its last recorded event, where its chain begins; NULL or 0: no event",
+            "eviction_group": "the domain's sequence under `largest_domain`, 0 under `reservoir`; else NULL",
             "eviction_key": "order of leaving within the group: the id, or the reservoir's random key",
         },
     ),
     "stratum": (
-        "The sampling index: episodes of one domain whose priorities lie in one half-octave or a little below.",
+        "The sampling index. A stratum is episodes of one domain with priorities in one half-octave or a little below.",
         {
             "id": "the stratum's id",
             "buffer_id": "its buffer",
@@ -220,8 +224,8 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "count": "live episodes in it",
             "weight_sum": "sum of (priority / 2^(bucket / 2))^alpha",
             "loss_sum": "sum of loss / 2^(bucket / 2)",
-            "revision": "revision of the buffer when it last changed",
-            "checksum": "of the row's other columns; NULL before schema 0004",
+            "revision": "revision of the buffer at its last change",
+            "checksum": "checksum of the row's other columns; NULL if older than schema 0004",
         },
     ),
     "limiter": (
@@ -229,59 +233,59 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
         {"buffer_id": "the buffer", "drawn": "episodes drawn, as the limiter counts them"},
     ),
     "lease": (
-        "Episodes that one consumer holds.",
+        "Leased episodes: each is held by one consumer.",
         {
             "buffer_id": "its buffer",
             "episode_id": "the episode",
-            "token": "the same for all of a batch",
-            "consumer": "who holds it",
-            "expires_at": "when it is free again; by the database's clock",
+            "token": "the same for all episodes of a batch",
+            "consumer": "the consumer that holds it",
+            "expires_at": "end of the lease, by the database's clock",
         },
     ),
     "event_group": (
-        "What events that happened at once have in common.",
+        "Events that happened together, with the values that they have in common.",
         {
-            "id": "number of the first of them",
+            "id": "number of the first event",
             "buffer_id": "their buffer",
             "what": "as in `v_history`",
             "reason": "as in `v_history`",
             "at": "time of the events",
             "step": "the trainer's step, as given to `update`",
-            "consumer": "who replayed, or made them leave",
-            "strategy": "what drew the batch",
-            "count": "how many they are, numbered without gaps",
-            "checksum": "of the row's other columns, and of the events but for `ends`; NULL before schema 0004",
+            "consumer": "the consumer that replayed the episodes, or made them leave",
+            "strategy": "the strategy that drew the batch",
+            "count": "number of the events; their numbers have no gaps",
+            "checksum": "checksum of the row, and of the events without `ends`; NULL if older than schema 0004",
         },
     ),
     "replay_event": (
-        "Recorded events, each of one episode; those of an episode are a chain.",
+        "Recorded events. Each belongs to one episode, and the events of an episode form a chain.",
         {
             "id": "number of the event",
             "group_id": "its group",
             "episode_id": "the episode, live or not",
             "domain_id": "its domain",
-            "loss_before": "loss until then",
-            "loss_after": "loss from then on; NULL for a departure",
-            "probability": "as in the batch that drew it",
-            "weight": "as in the batch that drew it",
-            "previous_id": "the episode's event before this; NULL: none. It may have been pruned",
+            "loss_before": "loss before the event",
+            "loss_after": "loss after the event; NULL for a departure",
+            "probability": "probability of the draw, as in the batch",
+            "weight": "importance weight, as in the batch",
+            "previous_id": "the episode's event before this one, which may have been pruned; NULL: no event",
             "ends": "1 for the last event of an episode that has left, otherwise NULL",
         },
     ),
     "replay_tally": (
-        "What replays come to; stays when events are pruned.",
+        "Sums over replays. They stay after events have been pruned.",
         {
             "buffer_id": "the buffer",
             "slot": "number of a batch's first replay, rounded down to a multiple of 1/512 to 1/256 of itself",
             "domain_id": "the domain",
             "replays": "number of replays",
-            "loss_sum": "sum of the losses measured, each counted as 1e290 at most",
-            "last_step": "last step that was given",
+            "loss_sum": "sum of the measured losses; each counts as 1e290 at most",
+            "last_step": "last step given to `update`",
             "last_at": "time of the last replay",
         },
     ),
     "checkpoint": (
-        "Trainers' states.",
+        "Saved states of trainers.",
         {
             "buffer_id": "its buffer",
             "name": "as given to `save_checkpoint`",
@@ -289,10 +293,10 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "data": "the arrays and bytes, one after the other",
             "crc32": "CRC-32 of `document`, `data` and `rng`",
             "rng": "state of the random generator, JSON",
-            "created_at": "when it was saved",
-            "revision": "revision of the buffer then",
-            "inserted": "episodes ever offered then",
-            "checksum": "of the row's name, time and counters; NULL before schema 0004",
+            "created_at": "time of the save",
+            "revision": "revision of the buffer at that time",
+            "inserted": "number of episodes ever offered, at that time",
+            "checksum": "checksum of name, time and counters; NULL if older than schema 0004",
         },
     ),
 }

@@ -91,7 +91,7 @@ Call = Callable[[World], Any]
 
 
 def _leased(world: World, then: str) -> None:
-    batch = world.memory.lease(3, timeout=0.01)
+    batch = world.memory.lease(3, duration=0.01)
     getattr(world.memory, then)(batch)
 
 
@@ -121,7 +121,7 @@ CALLS: dict[str, Call] = {
     "sample_groups": lambda w: w.memory.sample_groups(1, 2, by=col.level),
     "update": lambda w: w.memory.update(w.memory.sample(5), loss=np.linspace(1, 20, 5), step=1),
     "delete": lambda w: w.memory.delete(w.memory.query().order_by(col.id).limit(1).ids()),
-    "lease": lambda w: w.memory.lease(2, timeout=0.01),
+    "lease": lambda w: w.memory.lease(2, duration=0.01),
     "release": lambda w: _leased(w, "release"),
     "renew": lambda w: _leased(w, "renew"),
     "consolidate": lambda w: w.memory.consolidate(RetentionPolicy(max_episodes=CAPACITY - 2)),

@@ -106,7 +106,7 @@ def facts(memory: EpisodicMemory) -> tuple[Any, ...]:
     stats = memory.stats()
     checkpoint = memory.load_checkpoint("run") if memory.checkpoints() else {"operation": 0, "weights": np.zeros(50)}
     assert (np.asarray(checkpoint["weights"]) == checkpoint["operation"]).all()
-    live = {episode.id: (episode.loss, episode.metadata.replay_count) for episode in found}
+    live = {episode.id: (episode.loss, episode.replay_count) for episode in found}
     return stats.total_inserted, stats.total_events, checkpoint["operation"], live
 
 

@@ -16,7 +16,7 @@ import memstore
 from memstore.cli import main
 from memstore.storage.backends import layout
 from memstore.storage.upgrade import HEAD
-from tests.contract.helpers import postgres_only
+from tests.support.helpers import postgres_only
 from tests.support.layout import made
 from tests.torture.damage import (
     FINE,
@@ -135,7 +135,7 @@ def test_a_missing_index_is_found_by_check(url: str) -> None:
 
 
 def test_check_says_how_long_it_took_and_what_it_left_out(url: str) -> None:
-    with memstore.open(url, limiter=memstore.SamplesPerInsert(2.0), history="off") as memory:
+    with memstore.open(url, limiter=memstore.SamplesPerInsert(2.0), history=None) as memory:
         memory.add({"x": 1.0}, loss=1.0)
         memory.update([1], loss=2.0)
         report = memory.check()

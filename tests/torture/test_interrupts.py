@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import memstore
-from tests.contract.helpers import OpenMemory, row, rows
+from tests.support.helpers import OpenMemory, row, rows
 from tests.torture.interrupts import World, torment
 
 pytestmark = [

@@ -11,16 +11,14 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event
-from sqlalchemy.pool import Pool
+from sqlalchemy import Connection
 
 import memstore
+from memstore.storage.backends.sqlite import SQLiteBackend
 from tests.torture.model import SETTINGS, Model, facts, strike
 
 pytestmark = [
@@ -36,15 +34,16 @@ CUTS = 100 * FACTOR
 
 
 @pytest.fixture
-def small_log() -> Iterator[None]:
+def small_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoint the log within every few commits, so that kills fall into checkpoints too."""
 
-    def apply(connection: Any, *_: Any) -> None:
-        connection.execute("PRAGMA wal_autocheckpoint = 12")
+    begin = SQLiteBackend.begin
 
-    event.listen(Pool, "checkout", apply)
-    yield
-    event.remove(Pool, "checkout", apply)
+    def small(backend: SQLiteBackend, conn: Connection, *, write: bool) -> None:
+        begin(backend, conn, write=write)
+        backend.driver(conn).execute("PRAGMA wal_autocheckpoint = 12")
+
+    monkeypatch.setattr(SQLiteBackend, "begin", small)
 
 
 @pytest.mark.parametrize("log", ["large log", "small log"])

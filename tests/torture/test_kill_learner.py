@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.helpers import FRESH
 from tests.learner import streams
+from tests.support.helpers import FRESH
 
 KILLS = 200 if os.environ.get("MEMSTORE_TORTURE") == "full" else 16
 

@@ -72,7 +72,7 @@ def test_every_kind_gets_its_share_of_the_time() -> None:
         time.sleep(0.02)
 
     program = Program({"much": Kind(slow, share=3.0), "little": Kind(slow)}, None, 2)
-    program.run(1.5, 1, lambda elapsed: None)
+    program.run(5, 1, lambda elapsed: None)
     assert 1.5 < program.outcomes["much"].trials / program.outcomes["little"].trials < 6
 
 

@@ -1,1 +1,1 @@
-"""What `memstore train` does."""
+"""The job that `memstore train` runs: datasets, training, metrics."""

@@ -1,4 +1,4 @@
-"""Datasets, and the class-incremental stream made of one: tasks in order, one pass, small batches."""
+"""Datasets, and the class-incremental streams made of them: tasks in order, one pass, small batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from memstore.errors import ConfigError
 
 CLASSES_PER_TASK = 2
+"""Each task of a dataset without domains has this many classes."""
 TEST_FRACTION = 0.25
+"""This share of each class's examples is kept for tests."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +29,7 @@ class Dataset:
         ``"digits"`` or the path of the file.
     x : float32 array, shape (n, features)
     y : int64 array, shape (n,)
-        Class numbers 0 .. len(classes) - 1.
+        Class numbers, 0 .. len(classes) - 1.
     classes : tuple of str
         Label of each class number.
     domain : str array, shape (n,)
@@ -51,7 +53,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """One task of the stream: row numbers of a `Dataset`, training rows in the order of the stream."""
+    """One task of the stream, as row numbers of a `Dataset`. The training rows are in the order of the stream."""
 
     domain: str
     train: NDArray[np.int64]
@@ -61,9 +63,9 @@ class Task:
 def load_dataset(name: str | os.PathLike[str]) -> Dataset:
     """Return ``"digits"`` or the data of an ``.npz`` file.
 
-    The file holds ``x`` of shape (n, ...), ``y`` of n integer labels and, if the tasks are not to be made of
-    two classes each, ``domain`` of n texts or integers; tasks then come in the order of first appearance.
-    ``x`` is flattened and used as it is: scale it to about unit range.
+    The file holds ``x`` of shape (n, ...) and ``y`` of n integer labels. It may hold ``domain`` of n texts or integers:
+    then each domain is a task, in the order of first appearance. Otherwise each task has two classes. ``x`` is
+    flattened and not scaled: its values should be of about unit size.
 
     Raises
     ------
@@ -79,12 +81,14 @@ def load_dataset(name: str | os.PathLike[str]) -> Dataset:
 
 
 def split_tasks(data: Dataset, seed: int) -> tuple[Task, ...]:
-    """Split into tasks, each with training and test rows of its own, by class; equal seeds split equally.
+    """Split a dataset into tasks, and each task, class by class, into training and test rows.
+
+    Equal seeds split equally.
 
     Raises
     ------
     ConfigError
-        A task has no class of at least two examples, so there is nothing to test it on.
+        A task has no class of two or more examples, so nothing is left to test on.
     """
     rng = np.random.default_rng(seed)
     tasks = []
@@ -98,13 +102,15 @@ def split_tasks(data: Dataset, seed: int) -> tuple[Task, ...]:
             train.append(shuffled[held_out:])
         task = Task(domain, rng.permutation(np.concatenate(train)), np.sort(np.concatenate(test)))
         if not len(task.test):
-            raise ConfigError(f"domain {domain!r} of {data.name} needs two examples of a class: one is kept to test on")
+            raise ConfigError(
+                f"domain {domain!r} of {data.name} needs two examples of one class, because one is kept to test on"
+            )
         tasks.append(task)
     return tuple(tasks)
 
 
 def stream(tasks: tuple[Task, ...], batch: int) -> list[tuple[int, NDArray[np.int64]]]:
-    """Return one pass over all tasks in order, as (number of the task, at most ``batch`` row numbers)."""
+    """Return one pass over all tasks in order, as pairs of a task's number and at most ``batch`` row numbers."""
     return [
         (number, task.train[start : start + batch])
         for number, task in enumerate(tasks)
@@ -118,7 +124,7 @@ def _digits() -> Dataset:
     except ImportError as error:
         raise ConfigError("the digits come with scikit-learn: pip install memstore[train]") from error
     bunch: Any = load_digits()
-    # 0 .. 16 becomes 0 .. 1, exact in float32.
+    # The range 0 .. 16 becomes 0 .. 1, exactly in float32.
     return _dataset("digits", bunch.data / 16.0, bunch.target, None)
 
 

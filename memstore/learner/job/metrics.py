@@ -1,6 +1,6 @@
 """Continual-learning metrics of an accuracy matrix ``a``.
 
-``a[t, l]`` is the test accuracy on task l after training on tasks 0 .. t; T is the last task.
+``a[t, l]`` is the test accuracy on task l after training on tasks 0 .. t. T is the last task.
 """
 
 from __future__ import annotations
@@ -11,31 +11,42 @@ from numpy.typing import ArrayLike, NDArray
 from memstore.errors import InvalidValue
 
 FORGETTING_FORMULA = "mean over l < T of: max over t < T of a[t,l], minus a[T,l]"
+"""`forgetting` computes this. It is the fall of the accuracy on each earlier task below its best."""
 BACKWARD_TRANSFER_FORMULA = "mean over l < T of: a[T,l] - a[l,l]"
+"""`backward_transfer` computes this. It is the change of the accuracy on each earlier task after its training."""
 
 
 def accuracy(outputs: ArrayLike, targets: ArrayLike) -> float:
-    """Return the share of rows whose largest output, the first among equals, is the target class.
+    """Return the share of rows, 0 to 1, in which the target class has the largest output.
+
+    Among equally large outputs the first counts as the largest.
 
     Parameters
     ----------
     outputs : array_like, shape (n, classes)
     targets : array_like of int, shape (n,)
+
+    Raises
+    ------
+    InvalidValue
+        The two differ in length, or are empty.
     """
     predicted = np.argmax(np.asarray(outputs), axis=1)
     expected = np.asarray(targets)
     if predicted.shape != expected.shape or not predicted.size:
-        raise InvalidValue(f"{predicted.size} predictions against {expected.size} targets")
+        raise InvalidValue(
+            f"outputs and targets must have the same length, above 0, got {predicted.size} and {expected.size}"
+        )
     return float(np.mean(predicted == expected))
 
 
 def average_accuracy(matrix: ArrayLike) -> float:
-    """Return the mean of the last row: accuracy over all tasks after the last one."""
+    """Return the mean of the last row, which is the accuracy over all tasks after the last one."""
     return float(np.mean(_square(matrix)[-1]))
 
 
 def forgetting(matrix: ArrayLike) -> float:
-    """Return `FORGETTING_FORMULA`; 0.0 for a single task. Negative when earlier tasks got better."""
+    """Return `FORGETTING_FORMULA`, 0.0 for a single task. It is negative if earlier tasks got better."""
     a = _square(matrix)
     if len(a) == 1:
         return 0.0
@@ -43,7 +54,7 @@ def forgetting(matrix: ArrayLike) -> float:
 
 
 def backward_transfer(matrix: ArrayLike) -> float:
-    """Return `BACKWARD_TRANSFER_FORMULA`; 0.0 for a single task."""
+    """Return `BACKWARD_TRANSFER_FORMULA`, 0.0 for a single task."""
     a = _square(matrix)
     if len(a) == 1:
         return 0.0

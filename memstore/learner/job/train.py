@@ -1,9 +1,9 @@
-"""The main job: learn a dataset task by task in one pass, with replay; a kill at any point costs nothing."""
+"""The main job. It learns a dataset task by task, in one pass, with replay. A kill at any point loses nothing."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,35 +12,38 @@ import numpy as np
 from sqlalchemy import URL
 
 from memstore.config import check_int
-from memstore.errors import CheckpointNotFound, ConfigError, StoreUnavailable
+from memstore.errors import ConfigError, StoreUnavailable
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.example import OnlineExample
 from memstore.learner.job.data import Dataset, Task, load_dataset, split_tasks, stream
 from memstore.learner.job.metrics import accuracy, average_accuracy, backward_transfer, forgetting
 from memstore.learner.learner import MemoryOnlineLearner
 from memstore.learner.models.mlp import MLP
+from memstore.learner.state import LearnerState
 from memstore.memory import EpisodicMemory
 from memstore.memory import open as open_memory
 from memstore.opening import drop
 
 NEW_PER_STEP = 10
+"""Each step learns this many new examples."""
 CHECKPOINT = "train"
+"""The checkpoint of a run has this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """Where a run is.
+    """The progress of a run.
 
     Attributes
     ----------
     step, steps : int
-        Steps committed, and their total.
+        Committed steps, and the steps of the whole run.
     task : str
-        Domain of the step just done, or of the next one before the first.
+        Domain of the last step. Before the first step, domain of the next one.
     loss : float or None
-        Mean loss of the step just done, new and replayed examples together; None before the first.
+        Mean loss of the last step, over new and replayed examples. None before the first step.
     accuracy : float
-        Now, on the test examples of all tasks met so far.
+        Present accuracy, 0 to 1, on the test examples of all tasks met so far.
     buffer_size : int
         Live episodes in the memory.
     draws : dict of str to int
@@ -58,24 +61,26 @@ class TrainProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a finished run came to.
+    """The result of a finished run.
 
     Attributes
     ----------
     dataset : str
+        Name of the dataset, or path of its file.
     replay : bool
-        False for the arm without replay.
+        False for the run without replay.
     tasks : tuple of str
         Domains in the order of the stream.
     matrix : tuple of tuple of float
-        ``matrix[t][l]``: test accuracy on task l after training on tasks 0 .. t.
+        ``matrix[t][l]`` is the test accuracy, 0 to 1, on task l after training on tasks 0 .. t.
     steps : int
+        Steps of the whole run.
     draws : dict of str to int
         Replayed examples of each domain.
     digest : str
-        SHA-256 of the final weights.
+        SHA-256 of the final weights, as hex.
     resumed_at : int
-        Step at which this call took the run up; equal to ``steps`` when it was finished already.
+        Step from which this call continued the run; equal to ``steps`` if the run was finished already.
     """
 
     dataset: str
@@ -94,7 +99,7 @@ class TrainResult:
 
     @property
     def average(self) -> float:
-        """Final accuracy, mean over tasks."""
+        """Mean of the final accuracies over the tasks."""
         return average_accuracy(self.matrix)
 
     @property
@@ -109,7 +114,7 @@ class TrainResult:
 
     @property
     def already_finished(self) -> bool:
-        """Whether this call found the run finished and trained nothing."""
+        """True if this call found the run finished and trained nothing."""
         return self.resumed_at == self.steps
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,15 +124,15 @@ class TrainResult:
 
 
 def training_config(preset: str | None = None, **settings: Any) -> OnlineLearnerConfig:
-    """Return the settings of a training run: those made for the digits, or a preset, with some replaced.
+    """Return the settings of a training run: those made for the digits, or a preset, with some of them replaced.
 
     Parameters
     ----------
     preset : str, optional
-        Replay as this preset of `OnlineLearnerConfig` does. Learning rate and momentum stay those for one
-        short pass: a preset's own hardly move the weights in so few steps.
+        A preset of `OnlineLearnerConfig`. Its learning rate and momentum are not used, because they hardly move the
+        weights in the few steps of one short pass.
     **settings
-        Replace single settings; None leaves one as it is.
+        Settings of `OnlineLearnerConfig` to replace. None leaves a setting as it is.
     """
     base = DIGITS
     if preset is not None:
@@ -140,11 +145,12 @@ DIGITS = OnlineLearnerConfig(
     momentum=0.6,
     batch_size=2 * NEW_PER_STEP,
     replay_ratio=1.0,
-    strategy="uniform",
+    replay_strategy="uniform",
     eviction="reservoir",
     capacity=200,
     beta=0.0,
 )
+"""These settings suit the digits: a uniform sample of 200 examples, and one replayed example for each new one."""
 
 
 def run_training(
@@ -156,42 +162,40 @@ def run_training(
     fresh: bool = False,
     on_progress: Callable[[TrainProgress], None] | None = None,
 ) -> TrainResult:
-    """Train through the memory, from the last commit on if the run was begun before.
+    """Train through the memory. A run that was begun before continues after its last commit.
 
-    Every step is one commit of new episodes, replayed losses, weights and the position in the stream. A run
-    that was killed ends with the same weights, bit for bit, as one that was not.
+    Every step is one commit of new episodes, replayed losses, weights and the position in the stream. A run that was
+    killed and continued ends with the same weights, bit for bit, as one that was not.
 
     Parameters
     ----------
     db : path or URL
-        Where the memory is.
+        Address of the memory. It is created if it does not exist.
     config : OnlineLearnerConfig, optional
-        Default: `training_config()`. The width of inputs and outputs follows the dataset, a checkpoint is
-        written at every step.
+        Default: `training_config()`. The dataset decides the width of inputs and outputs, and a checkpoint is written
+        at every step.
     dataset : str or path
         See `load_dataset`.
     buffer : str
-        Name of the memory in the database.
+        Name of the buffer in the database.
     fresh : bool
-        Begin anew: first drop the buffer, if it holds a training run.
+        True starts a new run: a buffer that holds a training run is dropped first.
     on_progress : callable, optional
-        Called once before the first step, with what was found, and after every step.
+        Function that is called with the state before the first step, and after every step.
 
     Raises
     ------
     ConfigError
-        The database holds a run with other options, or episodes of something else.
+        The database holds a run with other options, or episodes that are not of a training run.
     """
     data = load_dataset(dataset)
-    config = _fitted(config or DIGITS, data)
-    # By content and file name: the file may move, but it must not change.
-    options = {"dataset": f"{Path(data.name).name} ({data.digest()[:16]})", **config.to_dict()}
+    config = _fit_to_dataset(config or DIGITS, data)
     if fresh:
         _discard(db, buffer)
     with _open(db, buffer, config) as memory:
         model = config.default_model()
         learner = MemoryOnlineLearner(memory, model, config)
-        _take_up(learner, options)
+        _resume(learner, data)
         return _Run(data, learner, model, config.seed).finish(on_progress)
 
 
@@ -216,7 +220,7 @@ def run_baseline(
     """
     repeats = check_int("repeats", repeats, minimum=1)
     data = load_dataset(dataset)
-    config = _fitted(config or DIGITS, data)
+    config = _fit_to_dataset(config or DIGITS, data)
     tasks = split_tasks(data, config.seed)
     model = config.default_model()
     steps = stream(tasks, NEW_PER_STEP)
@@ -233,7 +237,7 @@ def run_baseline(
 
 
 class _Run:
-    """One run: the stream, and the learner whose notes hold the position and the accuracies so far."""
+    """One run: the stream, and the learner. The learner's notes hold the position and the accuracies so far."""
 
     def __init__(self, data: Dataset, learner: MemoryOnlineLearner, model: MLP, seed: int) -> None:
         self.data = data
@@ -243,7 +247,7 @@ class _Run:
         self.stream = stream(self.tasks, NEW_PER_STEP)
 
     def finish(self, on_progress: Callable[[TrainProgress], None] | None) -> TrainResult:
-        """Train what is left and return the result."""
+        """Train the remaining steps and return the result."""
         notes = self.learner.notes
         found: int = notes["position"]
         if on_progress:
@@ -267,7 +271,7 @@ class _Run:
         )
 
     def _step(self) -> float | None:
-        """Learn the next batch of the stream; the notes are committed with it."""
+        """Learn the next batch of the stream; its commit includes the notes."""
         task, rows = self.stream[self.learner.notes["position"]]
         self.learner.notes["position"] += 1
         return self.learner.learn_batch(
@@ -278,7 +282,7 @@ class _Run:
         ).loss
 
     def _measure(self) -> None:
-        """Record the accuracies that are due: a kill may come between the end of a task and its record."""
+        """Record the accuracies after a task, unless they are recorded. A kill may come between step and record."""
         notes = self.learner.notes
         position = notes["position"]
         done = self.stream[position][0] if position < len(self.stream) else len(self.tasks)
@@ -305,14 +309,14 @@ def _accuracies(model: MLP, data: Dataset, tasks: Sequence[Task]) -> list[float]
     return [accuracy(model.predict(data.x[task.test]), data.y[task.test]) for task in tasks]
 
 
-def _fitted(config: OnlineLearnerConfig, data: Dataset) -> OnlineLearnerConfig:
-    """Give the configuration the dataset's widths, classification, and a checkpoint in every commit."""
+def _fit_to_dataset(config: OnlineLearnerConfig, data: Dataset) -> OnlineLearnerConfig:
+    """Return the configuration with the dataset's widths, classification, and a checkpoint in every commit."""
     layers = (data.x.shape[1], *config.layers[1:-1], len(data.classes))
     return replace(config, layers=layers, head="classification", checkpoint_every=1, checkpoint_name=CHECKPOINT)
 
 
 def _open(db: str | os.PathLike[str] | URL, buffer: str, config: OnlineLearnerConfig) -> EpisodicMemory:
-    """Open the memory of a run as it was begun, so that `_take_up` can name what differs, or make one."""
+    """Open the memory of a run with its stored settings, so that `_resume` can name those that differ. Or make one."""
     try:
         found = open_memory(db, buffer=buffer, seed=config.seed, create=False)
     except (ConfigError, StoreUnavailable):
@@ -324,7 +328,7 @@ def _open(db: str | os.PathLike[str] | URL, buffer: str, config: OnlineLearnerCo
 
 
 def _discard(db: str | os.PathLike[str] | URL, buffer: str) -> None:
-    """Drop the buffer of a former run; one that holds something else is refused."""
+    """Drop the buffer of a former run; refuse a buffer that holds other episodes."""
     try:
         with open_memory(db, buffer=buffer, create=False) as memory:
             foreign = len(memory) > 0 and CHECKPOINT not in memory.checkpoints()
@@ -338,24 +342,32 @@ def _discard(db: str | os.PathLike[str] | URL, buffer: str) -> None:
     drop(db, buffer)
 
 
-def _take_up(learner: MemoryOnlineLearner, options: Mapping[str, Any]) -> None:
-    """Bring the learner to the last commit of this run, or to its beginning."""
+def _resume(learner: MemoryOnlineLearner, data: Dataset) -> None:
+    """Load the last commit of this run into the learner, or begin a run.
+
+    Raises
+    ------
+    ConfigError
+        The database holds a run with other settings or data, or episodes and no run.
+    """
     memory = learner.memory
-    try:
-        state = memory.load_checkpoint(CHECKPOINT)
-    except CheckpointNotFound:
+    # The content and the file name identify the dataset. The file may move, but it must not change.
+    dataset = f"{Path(data.name).name} ({data.digest()[:16]})"
+    if CHECKPOINT not in memory.checkpoints():
         if len(memory):
-            raise ConfigError(
-                f"the database holds {len(memory)} episodes, but no training run; choose another file"
-            ) from None
-        learner.notes = {"options": dict(options), "position": 0, "matrix": []}
+            raise ConfigError(f"the database holds {len(memory)} episodes, but no training run; choose another file")
+        learner.notes = {"options": {"dataset": dataset}, "position": 0, "matrix": []}
         learner.save_state(CHECKPOINT)
         return
-    stored = state.get("notes", {}).get("options", {})
-    for name in {**options, **stored}:
-        if stored.get(name) != options.get(name):
-            raise ConfigError(
-                f"the run in the database has --{name.replace('_', '-')} {stored.get(name)}, this command "
-                f"has {options.get(name)}; give the same options to continue it, or --fresh to start anew"
-            )
+    found = LearnerState.from_dict(CHECKPOINT, memory.load_checkpoint(CHECKPOINT))
+    differing = found.config.differences(learner.config)
+    stored = found.notes.get("options", {}).get("dataset")
+    if stored != dataset:
+        differing["dataset"] = stored, dataset
+    if differing:
+        name, (theirs, ours) = next(iter(differing.items()))
+        raise ConfigError(
+            f"the run in the database has --{name.replace('_', '-')} {theirs}, this command has {ours}; give the same "
+            "options to continue it, or --fresh to start a new run"
+        )
     learner.load_state(CHECKPOINT)

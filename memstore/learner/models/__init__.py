@@ -1,1 +1,1 @@
-"""What learns."""
+"""The models that a learner can train, and elastic weight consolidation."""

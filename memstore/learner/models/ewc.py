@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: parameters that mattered for the past are held near where they were."""
+"""Elastic weight consolidation. It holds parameters that mattered for past examples near their old values."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from memstore.learner.models.model import Array, Model, Penalty
 
 @dataclass(frozen=True, slots=True)
 class EWCStats:
-    """What elastic weight consolidation holds.
+    """Statistics of elastic weight consolidation.
 
     Attributes
     ----------
     param_count : int
-        Numbers among the model's parameters.
+        Count of the numbers in the protected parameters.
     consolidations : int
-        Fisher estimates so far.
+        Number of Fisher estimates so far.
     samples_used : int
-        Episodes they were made from.
+        Number of episodes that the estimates were made from.
     fisher_mean, fisher_max, fisher_min : float
-        Of the accumulated Fisher diagonal; 0 before the first estimate.
+        Mean, largest and least entry of the accumulated Fisher diagonal. 0 before the first estimate.
     is_active : bool
-        Whether steps are penalised.
+        True if steps are penalised.
     """
 
     param_count: int
@@ -42,21 +42,21 @@ class EWCStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EWC:
-    """The accumulated Fisher diagonal and the parameters it is centred on; replaced at every consolidation.
+    """The accumulated Fisher diagonal and the parameters at its centre. Every consolidation replaces this object.
 
-    The penalty is ``strength / 2 * sum(F * (parameter - centre) ** 2)`` (Kirkpatrick et al. 2017, eq. 3), in its
-    online form: one centre, the parameters at the last consolidation, and ``F = decay * F + new estimate``
+    The penalty is ``strength / 2 * sum(F * (parameter - centre) ** 2)`` (Kirkpatrick et al. 2017, eq. 3). It has the
+    online form: one centre, which is the parameters at the last consolidation, and ``F = decay * F + new estimate``
     (Schwarz et al. 2018, section 2.2). The estimate is the empirical one: the mean over episodes of the squared
-    gradient of each one's own loss at its stored target.
+    gradient of each episode's own loss at its stored target.
 
     Attributes
     ----------
     strength : float
-        The lambda of the papers; 0 switches the penalty off. No value makes a step overshoot, see `Penalty`.
+        The lambda of the papers. 0 switches the penalty off. No value makes a step overshoot; see `Penalty`.
     decay : float
         The gamma of the papers, in [0, 1].
     fisher, centre : dict of str to array
-        By the names of the model's parameters; empty before the first consolidation.
+        Arrays by the names of the model's parameters. Empty before the first consolidation.
     consolidations, samples_used : int
         See `EWCStats`.
     """
@@ -70,10 +70,10 @@ class EWC:
 
     @classmethod
     def start(cls, strength: float, decay: float) -> EWC:
-        """Return the state before any consolidation: no penalty."""
+        """Return the state before any consolidation. It has no penalty."""
         return cls(strength, decay, {}, {})
 
-    def consolidated(self, model: Model, inputs: NDArray[Any], targets: NDArray[Any]) -> EWC:
+    def after_consolidation(self, model: Model, inputs: NDArray[Any], targets: NDArray[Any]) -> EWC:
         """Return the state after a consolidation at the model's present parameters, on these n > 0 examples.
 
         Raises
@@ -94,13 +94,13 @@ class EWC:
         )
 
     def penalty(self) -> Penalty | None:
-        """Return what a step is to be penalised with, None before the first consolidation."""
+        """Return the penalty of a step. None before the first consolidation."""
         if not self.fisher or not self.strength:
             return None
         return Penalty({name: self.strength * value for name, value in self.fisher.items()}, self.centre)
 
     def stats(self) -> EWCStats:
-        """Return counts, and the range of the Fisher diagonal."""
+        """Return counts, and the mean and the range of the Fisher diagonal."""
         values = np.concatenate([np.ravel(value) for value in self.fisher.values()]) if self.fisher else np.zeros(1)
         return EWCStats(
             param_count=sum(np.size(value) for value in self.centre.values()),
@@ -113,7 +113,7 @@ class EWC:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as a checkpoint takes it."""
+        """Return the state in the form that a checkpoint stores."""
         return {
             "strength": self.strength,
             "decay": self.decay,
@@ -130,7 +130,7 @@ class EWC:
         Raises
         ------
         InvalidValue
-            A field is missing, or its arrays are not those of the model's parameters.
+            A field is missing, or an array has not the shape of its parameter.
         """
         try:
             made = cls(**values)
@@ -145,9 +145,10 @@ class EWC:
 
 
 def fisher_diagonal(model: Model, inputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, Array]:
-    """Return the mean over the n > 0 examples of each one's squared gradient, by parameter.
+    """Return the mean of the squared gradients of n > 0 examples, by parameter.
 
-    One call of ``model.gradients`` for each example: the square of a mean gradient would be something else.
+    This takes one call of ``model.gradients`` for each example, because the square of a mean gradient is another
+    number.
     """
     total: dict[str, Array] = {}
     for row in range(len(inputs)):

@@ -25,21 +25,21 @@ class MLP:
     layers : sequence of int
         Width of every layer, inputs first, outputs last.
     head : {"classification", "regression"}
-        Softmax with cross-entropy in nats over class numbers, shape (n,); or mean squared error over the
-        outputs, targets of shape (n, outputs).
+        ``"classification"`` is softmax with cross-entropy in nats; its targets are class numbers of shape (n,).
+        ``"regression"`` is the mean squared error over the outputs; its targets have the shape (n, outputs).
     optimizer, learning_rate, momentum
         See `Optimizer`.
     seed : int
-        Of the He-normal initial weights; biases start at zero.
+        Seed of the initial weights, which are He-normal. Biases start at zero.
     dtype : {"float64", "float32"}
-        Of parameters and arithmetic.
+        Type of the parameters and of the arithmetic.
 
     Raises
     ------
     ConfigError
         A setting is out of range.
     InvalidValue
-        From every method that takes examples: their length does not fit the model. Nothing is truncated.
+        From every method that takes examples: their shape does not fit the model. Nothing is truncated.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class MLP:
         self._optimizer = Optimizer(optimizer, self._parameters, learning_rate=learning_rate, momentum=momentum)
 
     def predict(self, inputs: ArrayLike) -> Array:
-        """Return the outputs, shape (n, outputs): logits of the classes, or the regression values."""
+        """Return the outputs, shape (n, outputs): the logits of the classes, or the regression values."""
         return self._forward(self._inputs(inputs))[-1]
 
     def loss(self, inputs: ArrayLike, targets: ArrayLike) -> Array:
-        """Return the loss of each example, float64 of shape (n,); changes nothing."""
+        """Return the loss of each example, float64 of shape (n,). Changes nothing."""
         x = self._inputs(inputs)
         return self._head(self._forward(x)[-1], self._targets(targets, len(x)))[0]
 
     def gradients(
         self, inputs: ArrayLike, targets: ArrayLike, weight: ArrayLike | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """Return the losses (n,) and the gradients of ``sum(weight * loss) / n``; changes nothing."""
+        """Return the losses (n,) and the gradients of ``sum(weight * loss) / n``. Changes nothing."""
         x = self._inputs(inputs)
         activations = self._forward(x)
         losses, delta = self._head(activations[-1], self._targets(targets, len(x)))
@@ -108,19 +108,18 @@ class MLP:
         *,
         penalty: Penalty | None = None,
     ) -> Array:
-        """Take one optimizer step; return the losses (n,) from before it."""
+        """Take one optimizer step, and return the losses (n,) before it."""
         losses, gradients = self.gradients(inputs, targets, weight)
         if penalty is not None:
             rate = self._optimizer.learning_rate
             gradients = {
-                name: penalty.pulled(name, gradient, self._parameters[name], rate)
-                for name, gradient in gradients.items()
+                name: penalty.pull(name, gradient, self._parameters[name], rate) for name, gradient in gradients.items()
             }
         self._optimizer.apply(gradients)
         return losses
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of the parameters and the optimizer, with what identifies the architecture."""
+        """Return a copy of the parameters and the optimizer, with the layers, the head and the optimizer's name."""
         return {
             **self._identity(),
             "steps": self._optimizer.steps,
@@ -133,7 +132,7 @@ class MLP:
         Raises
         ------
         InvalidValue
-            The state is not that of an MLP with these layers, head, optimizer and dtype; the model is unchanged.
+            The state is not that of an MLP with these layers, head, optimizer and dtype. The model is unchanged.
         """
         mine = self._identity()
         theirs = {key: state.get(key) for key in mine}
@@ -155,7 +154,7 @@ class MLP:
                         f"the model has {value.dtype}{value.shape}"
                     )
                 pairs.append((value, array))
-        # In place: the memory layout, on which the last bit of a product may depend, stays the constructor's.
+        # The arrays are copied in place, because the last bit of a product may depend on their layout in memory.
         for value, array in pairs:
             value[...] = array
         self._optimizer.steps = steps
@@ -167,7 +166,7 @@ class MLP:
         return [("parameters", self._parameters), *self._optimizer.slots.items()]
 
     def digest(self) -> str:
-        """Return the SHA-256 of the weights, as hex: equal exactly when they are bit-identical."""
+        """Return the SHA-256 of the weights, as hex. It is equal exactly when the weights are bit-identical."""
         sha = hashlib.sha256()
         for name, value in self._parameters.items():
             sha.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
@@ -175,7 +174,7 @@ class MLP:
         return sha.hexdigest()
 
     def _forward(self, x: Array) -> list[Array]:
-        """Return the activations of every layer, the inputs first and the (linear) outputs last."""
+        """Return the activations of every layer: the inputs first, the linear outputs last."""
         activations = [x]
         last = len(self.layers) - 2
         for i in range(last + 1):
@@ -184,12 +183,12 @@ class MLP:
         return activations
 
     def _head(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
-        """Return each example's loss in float64 and its derivative by the outputs."""
+        """Return the loss of each example, in float64, and its derivative by the outputs."""
         if self.head == "regression":
             error = outputs - targets
             return np.mean(np.square(error), axis=1).astype(np.float64), error * (2 / self.layers[-1])
         rows = np.arange(len(outputs))
-        # Shifted by the maximum, exp cannot overflow and the loss cannot come out below zero.
+        # The shift by the maximum keeps exp from overflowing, and the loss from being below zero.
         shifted = outputs - outputs.max(axis=1, keepdims=True)
         exp = np.exp(shifted)
         total = exp.sum(axis=1)

@@ -1,4 +1,4 @@
-"""How the numpy model turns gradients into steps: SGD with momentum, and Adam."""
+"""The optimizers of the numpy model: SGD with momentum, and Adam."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ Parameters = Mapping[str, NDArray[Any]]
 OptimizerName = Literal["sgd", "adam"]
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's decays and its guard against division by zero, as its authors recommend (section 2)."""
+"""These are Adam's decays and its guard against division by zero, as its authors recommend (section 2)."""
 
 
 class Optimizer:
-    """Steps of stochastic gradient descent, on parameters that it changes in place.
+    """An optimizer that changes its parameters in place.
 
     Parameters
     ----------
     name : {"sgd", "adam"}
-        ``v = momentum * v + gradient; parameter -= learning_rate * v``; or Kingma & Ba 2015, algorithm 1.
+        ``"sgd"`` is ``v = momentum * v + gradient; parameter -= learning_rate * v``. ``"adam"`` is algorithm 1 of
+        Kingma & Ba 2015.
     parameters : dict of str to array
-        What `apply` changes; the arrays are held, not copied.
+        The arrays that `apply` changes. They are held, not copied.
     learning_rate, momentum : float
-        Adam has no momentum of this kind: it must be 0 there.
+        Adam has its own kind of momentum, so ``momentum`` must be 0 there.
 
     Attributes
     ----------
     slots : dict of str to dict of str to array
         Running averages, each with one array for each parameter.
     steps : int
-        Taken so far.
+        Steps taken so far.
     """
 
     def __init__(

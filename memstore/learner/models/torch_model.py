@@ -1,4 +1,4 @@
-"""Any ``torch.nn.Module`` with its optimizer as the learner's model."""
+"""A learner's model made of any ``torch.nn.Module`` and its optimizer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 from memstore.errors import ConfigError, InvalidValue
 from memstore.learner.models.model import Array, Penalty
 from memstore.learner.models.torch_state import (
-    checked_generators,
-    checked_optimizer,
+    check_generators,
+    check_optimizer,
     dtype_name,
     generator_states,
-    matched,
-    optimized,
+    match_tensors,
+    optimizer_parameters,
     optimizer_state,
     set_generators,
     to_numpy,
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 
 class TorchModel:
-    """A module and its optimizer as a `Model`; both stay the caller's, and every change is made in place.
+    """A module and its optimizer as a `Model`. Both stay yours: every change is made in place.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Called with one tensor whose first axis is the examples.
+        Module that is called with one tensor. The first axis of the tensor is the examples.
     optimizer : torch.optim.Optimizer
-        Over the module's parameters. LBFGS, which asks for the loss again and again, is refused.
+        Optimizer of the module's parameters. LBFGS is refused, because it evaluates the loss several times a step.
     loss : {"cross_entropy", "mse"} or callable
-        Cross-entropy in nats of logits (n, classes) against class numbers (n,); squared error, averaged over
-        all but the first axis, against targets of the outputs' shape; or ``f(outputs, targets)``, which
-        returns the loss of each example as a tensor of shape (n,).
+        ``"cross_entropy"`` is the cross-entropy in nats of logits (n, classes) against class numbers (n,). ``"mse"`` is
+        the squared error against targets of the outputs' shape, averaged over all but the first axis. A function
+        ``f(outputs, targets)`` returns the loss of each example as a tensor of shape (n,).
 
     Raises
     ------
@@ -54,17 +54,17 @@ class TorchModel:
 
     Notes
     -----
-    Arrays are copied to the module's device; floats take the dtype of its parameters, integers keep theirs.
+    Arrays are copied to the module's device. Floats take the dtype of its parameters; integers keep theirs.
 
-    `step` runs the module in training mode. `loss`, `gradients` and `predict` run it in evaluation mode, so
-    dropout is off and batch normalization uses its running statistics: they are functions of the state alone.
-    All of them give the modes back as they found them. A module that changes its own parameters when it is
-    called, as ``Embedding(max_norm=...)`` does, changes them in every mode.
+    `step` runs the module in training mode. `loss`, `gradients` and `predict` run it in evaluation mode: dropout is off
+    and batch normalization uses its running statistics, so the results depend on the state alone. All of them restore
+    the modes. A module that changes its own parameters when it is called, such as ``Embedding(max_norm=...)``, changes
+    them in every mode.
 
-    Dropout draws from PyTorch's global generator, which therefore belongs to the state: loading one sets it.
-    A learning-rate scheduler does not: its rate, kept in the optimizer, comes back, its own counters do not.
-    Equal states continue bit-identically on equal hardware with equal versions, number of threads and, on
-    CUDA, ``torch.use_deterministic_algorithms(True)``.
+    Dropout draws from PyTorch's global generator. That generator therefore belongs to the state, and loading a state
+    sets it. A learning-rate scheduler does not belong to the state: its rate comes back, because the optimizer holds
+    it, but its counters do not. Equal states continue bit-identically on equal hardware with equal versions, an equal
+    number of threads and, on CUDA, ``torch.use_deterministic_algorithms(True)``.
     """
 
     def __init__(
@@ -83,30 +83,30 @@ class TorchModel:
         if not callable(loss) and loss not in ("cross_entropy", "mse"):
             raise ConfigError(f"loss={loss!r}: choose cross_entropy or mse, or give a function")
         if any(torch.nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
-            raise ConfigError("the module has lazy parameters without a shape; call it once before")
+            raise ConfigError("the module has lazy parameters without a shape; call the module once before")
         self.module = module
         self.optimizer = optimizer
         self._loss = loss
         self._penalty: tuple[Penalty, dict[str, tuple[torch.Tensor, torch.Tensor]]] | None = None
         own = set(module.parameters())
-        if not all(parameter in own for parameter in optimized(optimizer)):
+        if not all(parameter in own for parameter in optimizer_parameters(optimizer)):
             raise ConfigError("the optimizer holds a parameter that is not the module's; build it from this module")
 
     def predict(self, inputs: ArrayLike) -> Array:
-        """Return the module's outputs, in evaluation mode; changes nothing."""
+        """Return the module's outputs, in evaluation mode. Changes nothing."""
         import torch
 
-        with self._running(training=False, keep=False), torch.no_grad():
+        with self._run_in_mode(training=False, keep=False), torch.no_grad():
             outputs = self._forward(np.asarray(inputs))
             if not isinstance(outputs, torch.Tensor):
                 raise InvalidValue(f"the module returned {type(outputs).__name__}; predict() takes a tensor")
             return to_numpy(outputs)
 
     def loss(self, inputs: ArrayLike, targets: ArrayLike) -> Array:
-        """Return the loss of each example, float64 of shape (n,), in evaluation mode; changes nothing."""
+        """Return the loss of each example, float64 of shape (n,), in evaluation mode. Changes nothing."""
         import torch
 
-        with self._running(training=False, keep=False), torch.no_grad():
+        with self._run_in_mode(training=False, keep=False), torch.no_grad():
             return to_numpy(self._losses(inputs, targets).double())
 
     def gradients(
@@ -114,12 +114,12 @@ class TorchModel:
     ) -> tuple[Array, dict[str, Array]]:
         """Return the losses (n,) and the gradients of ``sum(weight * loss) / n``, in evaluation mode.
 
-        Changes nothing, ``.grad`` included. Frozen parameters have no entry; those that the loss does not
-        depend on have zeros. A bfloat16 gradient comes as float32.
+        Changes nothing, not even ``.grad``. Frozen parameters have no entry. Parameters that the loss does not depend
+        on have zeros. A bfloat16 gradient is returned as float32.
         """
         import torch
 
-        with self._running(training=False, keep=False):
+        with self._run_in_mode(training=False, keep=False):
             losses = self._losses(inputs, targets)
             self._objective(losses, weight).backward()
             gradients = {
@@ -137,20 +137,20 @@ class TorchModel:
         *,
         penalty: Penalty | None = None,
     ) -> Array:
-        """Take one optimizer step in training mode; return the losses (n,) from before it.
+        """Take one optimizer step in training mode, and return the losses (n,) before it.
 
-        The arrays of a penalty are read at its first use only: give a new `Penalty` to change them.
+        The arrays of a penalty are read only at its first use: to change them, give a new `Penalty`.
         """
         import torch
 
-        with self._running(training=True, keep=True):
-            pulls = self._pulls(penalty)
+        with self._run_in_mode(training=True, keep=True):
+            pulls = self._penalty_tensors(penalty)
             losses = self._losses(inputs, targets)
             measured = to_numpy(losses.double())
             if not np.all(np.isfinite(measured) & (measured >= 0)):
                 raise InvalidValue(
                     "a loss is negative, NaN or infinite: the model diverged, the data are not finite, or the "
-                    "loss function is none; lower the learning rate or scale the inputs"
+                    "loss function is wrong; lower the learning rate or scale the inputs"
                 )
             self._objective(losses, weight).backward()
             rates = {
@@ -158,20 +158,20 @@ class TorchModel:
             }
             with torch.no_grad():
                 for name, parameter in self.module.named_parameters():
-                    # The optimizer would move a frozen parameter too, once it has a gradient.
+                    # With a gradient, the optimizer would move a frozen parameter too.
                     if name in pulls and parameter.requires_grad:
                         stiffness, centre = pulls[name]
                         pull = stiffness * (parameter - centre)
                         total = pull if parameter.grad is None else pull + parameter.grad
-                        # As `Penalty.pulled`; a parameter that no group holds is not moved anyway.
+                        # As in `Penalty.pull`. A parameter that is in no group has no rate, and is not moved anyway.
                         parameter.grad = total / (1 + rates.get(id(parameter), 0.0) * stiffness)
             self.optimizer.step()
             return measured
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of parameters, buffers, optimizer and PyTorch's generators.
+        """Return a copy of the parameters, the buffers, the optimizer and PyTorch's generators.
 
-        Parameters and buffers are numpy arrays by name, bfloat16 as float32, which holds every value of it.
+        Parameters and buffers are numpy arrays by name. A bfloat16 tensor becomes float32, which holds all its values.
         """
         return {
             **self._identity(),
@@ -184,8 +184,8 @@ class TorchModel:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the model that wrote ``state``.
 
-        Module and optimizer must be built as then, on the same kind of device, with the same classes, dtypes, frozen
-        parameters and parameter groups.
+        Module and optimizer must be built as those of that model: on the same kind of device, with the same classes,
+        dtypes, frozen parameters and parameter groups.
 
         Raises
         ------
@@ -200,11 +200,11 @@ class TorchModel:
             if state.get(key) != mine:
                 raise InvalidValue(f"the state is of a model with {key} {state.get(key)!r}, this one has {mine!r}")
         tensors = [
-            *matched("parameters", dict(self.module.named_parameters()), state.get("parameters")),
-            *matched("buffers", dict(self.module.named_buffers()), state.get("buffers")),
+            *match_tensors("parameters", dict(self.module.named_parameters()), state.get("parameters")),
+            *match_tensors("buffers", dict(self.module.named_buffers()), state.get("buffers")),
         ]
-        groups, slots = checked_optimizer(self.optimizer, state.get("optimizer"))
-        generators = checked_generators(state.get("generators"), self._device())
+        groups, slots = check_optimizer(self.optimizer, state.get("optimizer"))
+        generators = check_generators(state.get("generators"), self._device())
         with torch.no_grad():
             for tensor, value in tensors:
                 tensor.copy_(value)
@@ -215,7 +215,7 @@ class TorchModel:
         set_generators(generators, self._device())
 
     def digest(self) -> str:
-        """Return the SHA-256 of the parameters, as hex: equal exactly when they are bit-identical."""
+        """Return the SHA-256 of the parameters, as hex. It is equal exactly when they are bit-identical."""
         sha = hashlib.sha256()
         for name, parameter in self.module.named_parameters():
             value = to_numpy(parameter)
@@ -226,8 +226,11 @@ class TorchModel:
     # running the module
 
     @contextmanager
-    def _running(self, *, training: bool, keep: bool) -> Iterator[None]:
-        """Run the module in a mode, ``.grad`` empty at first; undo what that changes, unless done and ``keep``."""
+    def _run_in_mode(self, *, training: bool, keep: bool) -> Iterator[None]:
+        """Run a block with the module in a mode and with empty ``.grad``; then restore the modes.
+
+        Unless ``keep`` is True and the block succeeds, buffers, gradients and generators are restored too.
+        """
         import torch
 
         modes = [(part, part.training) for part in self.module.modules()]
@@ -303,8 +306,8 @@ class TorchModel:
             raise InvalidValue(f"weight must be {n} finite numbers >= 0, one for each example")
         return (losses * losses.new_tensor(w)).sum() / n
 
-    def _pulls(self, penalty: Penalty | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Return a penalty's stiffness and centre as tensors; those of the last one are kept."""
+    def _penalty_tensors(self, penalty: Penalty | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Return a penalty's stiffness and centre as tensors. The tensors of the last penalty are kept."""
         if penalty is None:
             return {}
         if self._penalty is None or self._penalty[0] is not penalty:
@@ -324,11 +327,11 @@ class TorchModel:
         return self._penalty[1]
 
     def _to_tensor(self, what: str, array: Array) -> torch.Tensor:
-        """Return a copy, since a module may work in place."""
+        """Return a copy as a tensor, because a module may change its input in place."""
         import torch
 
         try:
-            # PyTorch takes neither negative strides nor foreign byte order.
+            # PyTorch accepts neither negative strides nor foreign byte order.
             tensor = torch.tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
         except TypeError as error:
             raise InvalidValue(f"{what} of dtype {array.dtype}: give numbers that PyTorch knows") from error
@@ -355,7 +358,7 @@ class TorchModel:
 
 
 def _class_numbers(targets: Array, outputs: Any) -> Array:
-    """Return class numbers as int64; InvalidValue when they are none of the outputs' classes."""
+    """Return class numbers as int64; raise InvalidValue if one is not a class of the outputs."""
     n = len(targets)
     if getattr(outputs, "ndim", 0) != 2 or len(outputs) != n:
         raise InvalidValue(f"cross_entropy needs outputs of shape ({n}, classes) from the module")

@@ -1,4 +1,4 @@
-"""The tables of a PostgreSQL database, compared with what the code declares."""
+"""Compares the tables of a PostgreSQL database with those that the code declares."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from memstore.storage.schema import metadata
 Rows = Sequence[tuple[Any, ...]]
 
 KINDS = {"v": "view", "m": "materialized view", "f": "foreign table", "p": "partitioned table", "r": "table"}
+"""PostgreSQL has these letters for the kinds of relations."""
 
-RELATIONS = """
-SELECT c.relname, c.relkind::text FROM pg_class c
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'v', 'm', 'f', 'p')
-AND c.relname = ANY(%s::text[])
+_OURS = "c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[])"
+"""The condition that a relation has a name of memstore's, which the parameter lists, in the current schema."""
+
+RELATIONS = f"""
+SELECT c.relname, c.relkind::text FROM pg_class c WHERE {_OURS} AND c.relkind IN ('r', 'v', 'm', 'f', 'p')
 """
-RULES = """
+RULES = f"""
 SELECT r.rulename, c.relname FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND r.rulename <> '_RETURN'
+WHERE {_OURS} AND r.rulename <> '_RETURN'
 """
-COLUMNS = """
+COLUMNS = f"""
 SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r' AND c.relname = ANY(%s::text[])
-AND a.attnum > 0 AND NOT a.attisdropped
+WHERE {_OURS} AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
 """
-INDEXES = """
+INDEXES = f"""
 SELECT i.relname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class c ON c.oid = x.indrelid
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND x.indisvalid
+WHERE {_OURS} AND x.indisvalid
 """
-ACTING = """
+ACTING = f"""
 SELECT 'trigger', t.tgname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND NOT t.tgisinternal
+WHERE {_OURS} AND NOT t.tgisinternal
 UNION ALL
 SELECT CASE o.contype WHEN 'c' THEN 'check' ELSE 'foreign key' END, o.conname, c.relname
-FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND o.contype IN ('c', 'f')
+FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid WHERE {_OURS} AND o.contype IN ('c', 'f')
 UNION ALL
-SELECT 'row security', 'on', c.relname FROM pg_class c
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY(%s::text[]) AND c.relrowsecurity
+SELECT 'row security', 'on', c.relname FROM pg_class c WHERE {_OURS} AND c.relrowsecurity
 """
 NAMES = sorted(TABLES | VIEWS)
+"""The names of memstore's tables and views, as the parameter of the statements above."""
 
 
 def foreign(relations: Rows, rules: Rows) -> Iterator[str]:
-    """Views and the like in place of tables, and rules on them."""
+    """Find views and other relations that stand in place of tables, and rules on memstore's relations."""
     for name, kind in relations:
         if kind != ("v" if name in VIEWS else "r"):
             yield f"a {KINDS[kind]} {name!r}"
@@ -58,34 +58,34 @@ def foreign(relations: Rows, rules: Rows) -> Iterator[str]:
 
 
 def altered(columns: Rows) -> Iterator[str]:
-    """Tables that have not the columns, types and NULLs that the code declares."""
+    """Find tables that are missing, or that differ in columns, types or NULLs from the declaration in the code."""
     found: dict[str, set[tuple[Any, ...]]] = {}
     for table, *column in columns:
         found.setdefault(table, set()).add(tuple(column))
     for name, table in metadata.tables.items():
         if name not in found:
             yield f"the table {name!r} is missing"
-        elif found[name] != _declared(table):
-            wrong = sorted({column[0] for column in found[name] ^ _declared(table)})
+        elif found[name] != _declared_columns(table):
+            wrong = sorted({column[0] for column in found[name] ^ _declared_columns(table)})
             yield f"the table {name!r} is not as memstore defines it, in {', '.join(map(repr, wrong[:5]))}"
 
 
 def missing(relations: Rows, indexes: Rows, acting: Rows) -> Iterator[str]:
-    """Views and indexes that are not there, and what others made act on the tables."""
+    """Find views and indexes that are missing, and triggers and constraints that memstore did not make."""
     for name in sorted(VIEWS - {name for name, _ in relations}):
         yield f"the view {name!r} is missing"
-    for name in sorted(_indexes() - {name for (name,) in indexes}):
+    for name in sorted(_declared_indexes() - {name for (name,) in indexes}):
         yield f"the index {name!r} is missing or invalid"
     for kind, name, table in acting:
-        yield f"{kind} {name!r} on {table!r} is none of memstore's"
+        yield f"the {kind} {name!r} on {table!r} is not memstore's"
 
 
-def _declared(table: Table) -> set[tuple[Any, ...]]:
+def _declared_columns(table: Table) -> set[tuple[Any, ...]]:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     return {(column.name, column.type.compile(dialect).lower(), not column.nullable) for column in table.columns}
 
 
-def _indexes() -> set[str]:
+def _declared_indexes() -> set[str]:
     names = set()
     for table in metadata.tables.values():
         unique = [constraint for constraint in table.constraints if isinstance(constraint, UniqueConstraint)]

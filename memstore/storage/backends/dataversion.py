@@ -1,11 +1,10 @@
-"""Waiting for commits to a SQLite file."""
+"""Waits for commits to a SQLite file."""
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
-from typing import cast
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -13,15 +12,12 @@ from memstore.storage.backends.base import Watch
 
 
 class DataVersion(Watch):
-    """Polls the counter that SQLite changes for a connection when another one committed; 3 us a look."""
+    """Polls the counter ``data_version``: SQLite changes it when another connection commits. A look costs 3 us."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._connection: sqlite3.Connection | None = None
+        super().__init__(engine)
+        self._connection: Any = None
         self._lock = threading.Lock()
-        self._seen = -1
-
-    def start(self) -> None:
         self._seen = self._version()
 
     def wait(self, timeout: float) -> None:
@@ -41,14 +37,11 @@ class DataVersion(Watch):
                 self._connection.close()
                 self._connection = None
 
-    def let_go(self) -> None:
-        self.close()
-
     def _version(self) -> int:
         with self._lock:
             if self._connection is None:
-                connection = self._engine.raw_connection()
-                self._connection = cast(sqlite3.Connection, connection.driver_connection)
-                connection.detach()  # its own commits do not count, so it is nobody else's
-                self._seen = -1  # versions compare within a connection only
-            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+                # The counter leaves out a connection's own commits, so nobody else may use it.
+                self._connection = self._connect()
+                self._seen = -1  # only versions read through one connection can be compared
+            found: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
+            return found

@@ -1,4 +1,4 @@
-"""The parts of a query that databases write differently."""
+"""The parts of a query that each database writes in its own way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from decimal import Decimal
-from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -16,7 +15,6 @@ from sqlalchemy import (
     Double,
     Integer,
     Numeric,
-    Table,
     Text,
     and_,
     bindparam,
@@ -36,62 +34,69 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSON
 from sqlalchemy.types import NullType, TypeEngine
 
 LARGEST = 1.7976931348623157e308
+"""This is the largest float64."""
 
 EXACT = 2**63
-"""Whole numbers from -EXACT to EXACT - 1 are exact; others count as the nearest float64, as SQLite reads them."""
+"""Whole numbers from -EXACT to EXACT - 1 are exact. Others count as the nearest float64, as SQLite reads them."""
 
 
 class Expressions(ABC):
-    """What a query says in the database's own words; values are bound parameters throughout."""
+    """SQL expressions in the words of one database. Every value becomes a bound parameter."""
 
     @abstractmethod
     def one_of(self, expression: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
-        """Whether the expression is one of any number of values of one type."""
+        """Test that the expression is one of the values. They may be many, and are all of one type."""
 
-    @abstractmethod
     def by_code_point(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
-        """The text, compared and sorted by code points."""
+        """Return the text in a form that is compared and sorted by code points."""
+        return text
 
     @abstractmethod
     def json_value(self, document: ColumnElement[Any], path: Sequence[str | int], kind: str) -> ColumnElement[Any]:
-        """What stands at the path in a JSON text, if it is a ``"float"``, ``"text"`` or ``"flag"``, else NULL.
+        """Read the value at a path of a JSON text.
 
-        A ``"float"`` is any number, and whole ones of 64 bits are exact; ``"real"`` is the same as a float64. Of kind
-        ``"any"`` something that is not NULL where anything stands there that is not null.
+        Parameters
+        ----------
+        document : SQL expression
+            The JSON text.
+        path : sequence of str and int
+            Keys of objects and indexes into lists, from the outside in.
+        kind : {"float", "real", "text", "flag", "any"}
+            The expected type. If the value is of another type, or missing, the result is NULL.
+            "float" is any number; whole numbers of 64 bits stay exact. "real" is any number as float64.
+            "any" gives something that is not NULL if any value but null stands at the path.
         """
 
-    @abstractmethod
     def number(self, value: int | float) -> ColumnElement[Any]:
-        """A constant as numbers in JSON are to be compared with it."""
+        """Return a constant that can be compared with numbers in JSON."""
+        return literal(value)
 
-    @abstractmethod
     def one_number_of(self, expression: ColumnElement[Any], values: Sequence[int | float]) -> ColumnElement[bool]:
-        """Whether a number in JSON is one of these."""
+        """Test that a number in JSON is one of these numbers."""
+        return self.one_of(expression, values)
 
 
 class SQLiteExpressions(Expressions):
-    """SQLite: lists as JSON texts, JSON by ``json_each``."""
+    """SQLite passes lists as JSON texts, and reads JSON by ``json_each``. It sorts texts by their bytes of UTF-8."""
 
     def one_of(self, expression: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         listed = func.json_each(json.dumps(list(values))).table_valued("value")
         return expression.in_(select(listed.c.value))
 
-    def by_code_point(self, text: ColumnElement[Any]) -> ColumnElement[Any]:
-        return text  # the bytes of UTF-8 sort alike
-
     def json_value(self, document: ColumnElement[Any], path: Sequence[str | int], kind: str) -> ColumnElement[Any]:
-        # Not json_extract: its paths cannot name a key with a quote in it, and compare escapes as they are written.
+        # The path is not given to json_extract: its paths cannot name a key with a quote in it, and they compare
+        # escapes as they are written.
         value: ColumnElement[Any] = func.json_extract(document, "$")
         sort: ColumnElement[Any] = func.json_type(document)
         conditions = []
         for step in path:
-            # Of a scalar json_each would make a row, and of a text an error.
+            # Only objects and lists are opened: json_each makes a row of a scalar, and raises an error for a text.
             inside = case((sort.in_(("object", "array")), value))
             level = func.json_each(inside).table_valued("key", "value", "type", joins_implicitly=True)
             value, sort = level.c.value, level.c.type
             conditions.append(level.c.key == literal(step, Integer() if isinstance(step, int) else Text()))
         found: dict[str, ColumnElement[Any]] = {
-            # As it is: SQLite compares its integers and floats exactly with each other.
+            # No cast is needed: SQLite compares integers exactly with floats.
             "float": case((sort.in_(("integer", "real")), value), else_=null()),
             "real": case((sort.in_(("integer", "real")), cast(value, Double())), else_=null()),
             "text": case((sort == "text", cast(value, Text())), else_=null()),
@@ -104,15 +109,9 @@ class SQLiteExpressions(Expressions):
         chosen.type = _SQLITE_TYPES[kind]
         return chosen
 
-    def number(self, value: int | float) -> ColumnElement[Any]:
-        return literal(value)
-
-    def one_number_of(self, expression: ColumnElement[Any], values: Sequence[int | float]) -> ColumnElement[bool]:
-        return self.one_of(expression, values)
-
 
 _SQLITE_TYPES: dict[str, TypeEngine[Any]] = {
-    "float": NullType(),  # Double would have a whole number sent as a float
+    "float": NullType(),  # with Double, a whole number would be sent as a float
     "real": Double(),
     "text": Text(),
     "flag": Boolean(),
@@ -121,7 +120,7 @@ _SQLITE_TYPES: dict[str, TypeEngine[Any]] = {
 
 
 class PostgresExpressions(Expressions):
-    """PostgreSQL: lists as arrays, JSON by operators that look at types."""
+    """PostgreSQL passes lists as arrays, and reads JSON by operators that know its types."""
 
     def one_of(self, expression: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         kind: TypeEngine[Any] = Text()
@@ -145,7 +144,7 @@ class PostgresExpressions(Expressions):
         if kind == "flag":
             return case((sort == "boolean", cast(plain, Boolean())), else_=null())
         number = cast(plain, Numeric())
-        # An int of Python has any size; a cast of more than a float holds would be an error.
+        # An int of Python has any size. To cast one that is too large for a float would be an error.
         above, below = number > _LARGEST, number < -_LARGEST
         if kind == "real":
             ends = ((above, _INFINITY), (below, -_INFINITY))
@@ -153,7 +152,7 @@ class PostgresExpressions(Expressions):
         matches = plain.op("~", return_type=Boolean())
         return case(
             (sort != "number", null()),
-            (matches(_SHORT), number),  # most of them: the others' text is parsed again and again
+            (matches(_SHORT), number),  # first, since most numbers are: each of the other cases parses the text again
             (matches(_WHOLE) & number.between(-_EXACT, _EXACT - 1), number),
             (above, _BEYOND),
             (below, -_BEYOND),
@@ -188,27 +187,12 @@ def _is_huge(value: int | float) -> bool:
 
 
 def _decimal(value: int | float) -> Decimal:
-    """The number as ``_exact`` gives it: a fraction, which is below 2**53, as the shortest text that reads back."""
+    """Return the number as ``_exact`` gives it. A fraction is below 2**53, and becomes its shortest exact text."""
     return Decimal(int(value)) if value == int(value) else Decimal(repr(value))
 
 
 def _exact(real: ColumnElement[Any]) -> ColumnElement[Any]:
-    """A float8 as a numeric that sorts among whole numbers; PostgreSQL's own cast rounds to 15 digits."""
+    """Cast a float8 to a numeric that sorts correctly among whole numbers. PostgreSQL's cast rounds to 15 digits."""
     end: ColumnElement[float] = literal_column("(2::float8 ^ 63)", Double())
     whole = and_(func.abs(real) >= literal_column("2::float8 ^ 53"), real >= -end, real < end)
     return case((whole, cast(cast(real, BigInteger()), Numeric())), else_=cast(cast(real, Text()), Numeric()))
-
-
-@cache
-def accumulation(table: Table, added: tuple[str, ...], columns: tuple[str, ...]) -> str:
-    """What an INSERT does about rows that are there: add some columns, set the others where they are given."""
-    key = [column.name for column in table.primary_key]
-    changes = [
-        f'"{name}" = {table.name}."{name}" + excluded."{name}"'
-        if name in added
-        else f'"{name}" = coalesce(excluded."{name}", {table.name}."{name}")'
-        for name in columns
-        if name not in key
-    ]
-    names = ", ".join(f'"{name}"' for name in key)
-    return f" ON CONFLICT ({names}) DO UPDATE SET {', '.join(changes)}"

@@ -1,10 +1,11 @@
-"""Whether a file lies on a network file system, where SQLite's locks and shared memory cannot be trusted."""
+"""Finds out if a file lies on a network file system, where SQLite's locks and shared memory cannot be trusted."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mounts")
+"""Linux's list of the file systems that this process sees."""
 
 NETWORK = frozenset(
     (
@@ -31,11 +32,11 @@ NETWORK = frozenset(
         "wekafs",
     )
 )
-"""Kinds of file systems, as Linux names them, that several machines can mount at once."""
+"""Kinds of file systems that several machines can mount at once, by Linux's names for them."""
 
 
 def network_filesystem(path: Path, mounts: Path = MOUNTS) -> str | None:
-    """The kind of network file system that holds the path; None when it is local or cannot be told.
+    """Return the kind of network file system that holds the path; None if it is local, or if nothing tells.
 
     See https://sqlite.org/wal.html, "All processes using a database must be on the same host computer".
     """
@@ -47,21 +48,21 @@ def network_filesystem(path: Path, mounts: Path = MOUNTS) -> str | None:
     kinds: dict[Path, str] = {}
     for line in lines:
         _, point, kind, *_ = line.split(" ")
-        kinds[Path(_unescaped(point))] = kind  # a later mount covers an earlier one
+        kinds[Path(_unescape(point))] = kind  # a later mount hides an earlier one at the same place
     nearest = next((parent for parent in (folder, *folder.parents) if parent in kinds), None)
     if nearest is None or kinds[nearest] not in NETWORK:
         return None
     return kinds[nearest]
 
 
-def _unescaped(point: str) -> str:
+def _unescape(point: str) -> str:
     for octal, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         point = point.replace(octal, character)
     return point
 
 
 def network_warning(where: str, kind: str) -> str:
-    """What to say of a database there."""
+    """Write the warning about a database on such a file system."""
     return (
         f"{where} lies on a network file system ({kind}): SQLite is safe there only while one machine uses the file. "
         "To share a memory between machines, open it as postgresql://user@host/database"

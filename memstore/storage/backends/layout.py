@@ -1,7 +1,7 @@
-"""The tables, indexes and views as the migrations leave them in a file, and what a file has in their place.
+"""Compares the tables, indexes and views of a SQLite file with those that the migrations make.
 
-Opening a file reads all of its definitions (0.3 ms) before anything else: a view, a trigger or an expression in one of
-them would run whenever memstore reads or writes.
+All definitions are read (0.3 ms) when a file is opened, before anything else. A view or a trigger in the file, or an
+expression in a definition, would run whenever memstore reads or writes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ class Definition(NamedTuple):
 
 
 REVISION = "0004"
-"""The schema revision that the fingerprints are of."""
+"""The fingerprints in ``LAYOUT`` belong to this schema revision."""
 
-# First 16 digits of the SHA-256 of each definition, as ``fingerprint`` makes it. Written anew by
-# python -m tests.support.layout
 LAYOUT: dict[str, str] = {
     "buffer": "348a98f4aef6e448",
     "checkpoint": "0cd6e2a0a4e323c5",
@@ -58,18 +56,25 @@ LAYOUT: dict[str, str] = {
     "v_episode": "c5f1b27ea6957d75",
     "v_history": "9becafcbb7ba63df",
 }
+"""Each definition has this ``fingerprint``. ``python -m tests.support.layout`` writes them again."""
 
 VIEWS = frozenset({"v_domain", "v_episode", "v_history"})
+"""memstore's views have these names."""
+
 TABLES = frozenset({VERSION_TABLE, *metadata.tables})
+"""memstore's tables have these names."""
 
 
 def fingerprint(sql: str) -> str:
-    """A definition's, whatever its spaces and quotes: those depend on the version of what wrote it."""
+    """Return the first 16 digits of the SHA-256 of a definition, without its spaces and quotes.
+
+    Spaces and quotes depend on the version of the library that wrote the definition.
+    """
     return hashlib.sha256(re.sub(r"[\s\"`\[\]]+", "", sql).lower().encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def foreign(found: Iterable[Definition]) -> Iterator[str]:
-    """What stands under names of memstore's, or acts on its tables, and is of a kind that memstore never makes."""
+    """Find triggers on memstore's tables, and objects of the wrong kind under memstore's names."""
     for kind, name, table, sql in found:
         if kind == "trigger" and table.lower() in TABLES | VIEWS:
             yield f"a trigger {name!r} on {table!r}"
@@ -80,7 +85,7 @@ def foreign(found: Iterable[Definition]) -> Iterator[str]:
 
 
 def altered(found: Iterable[Definition]) -> Iterator[str]:
-    """What is not as the newest revision defines it; what is missing is not among it, but for tables."""
+    """Find definitions that differ from the newest revision, and tables that are missing."""
     seen = set()
     for kind, name, table, sql in found:
         lowered = name.lower()
@@ -89,13 +94,13 @@ def altered(found: Iterable[Definition]) -> Iterator[str]:
             if fingerprint(sql or "") != LAYOUT[lowered]:
                 yield f"the {kind} {name!r} is not as memstore defines it"
         elif table.lower() in TABLES and sql is not None:
-            yield f"the {kind} {name!r} on {table!r} is none of memstore's"
+            yield f"the {kind} {name!r} on {table!r} is not memstore's"
     for name in sorted(TABLES - seen):
         yield f"the table {name!r} is missing"
 
 
 def missing(found: Iterable[Definition]) -> Iterator[str]:
-    """Indexes and views that are not there."""
+    """Find indexes and views that are missing."""
     names = {definition.name.lower() for definition in found}
     for name in sorted(LAYOUT.keys() - names - TABLES):
         yield f"the {'view' if name in VIEWS else 'index'} {name!r} is missing"

@@ -1,9 +1,9 @@
-"""Who holds a lock on a SQLite file, and who reads an old snapshot of it, as far as Linux tells.
+"""Finds out who holds a lock on a SQLite file, and who reads an old snapshot of it. Only Linux tells.
 
 SQLite locks bytes of the ``-shm`` file: https://sqlite.org/walformat.html, section 2.3. Linux lists all locks in
-``/proc/locks``. The ``-shm`` file itself is never opened here: to close it again would give up every lock that this
-process has on it (https://sqlite.org/howtocorrupt.html, section 2.2). What it holds is read from this process's own
-memory, into which SQLite has mapped it.
+``/proc/locks``. This module never opens the ``-shm`` file, because closing it would release all locks that this process
+has on it (https://sqlite.org/howtocorrupt.html, section 2.2). SQLite has mapped the file into this process's memory, so
+its content is read from there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from memstore.printable import visible
@@ -20,42 +19,32 @@ from memstore.printable import visible
 LOCKS = Path("/proc/locks")
 MAPS = Path("/proc/self/maps")
 MEMORY = Path("/proc/self/mem")
+"""Linux has these files with all locks, with the maps of this process's memory, and with that memory."""
 
 _WRITE, _FIRST_READ, _LAST_READ = 120, 123, 127
-_INDEX = struct.Struct("=16xI76xI5I")
-"""Of the first bytes of the file: frames in the log, frames folded into the database, five marks of readers."""
+"""These bytes of the ``-shm`` file are the lock of the writer, and the first and the last of five locks of readers."""
 
-# Those who wait have an arrow in front of the kind; locks to the end of the file, EOF, are not SQLite's.
+_INDEX = struct.Struct("=16xI76xI5I")
+"""The first bytes of the file have this layout: frames in the log, frames folded into the database, marks of readers.
+
+There are five marks of readers.
+"""
+
+# A process that waits for a lock has an arrow before the kind. A lock up to EOF, the file's end, is not SQLite's.
 _LINE = re.compile(r"\d+: POSIX +\S+ +\S+ +(?P<pid>\d+) \S+:(?P<inode>\d+) (?P<first>\d+) (?P<last>\d+)")
 
 MOST_NAME = 60
+"""A message shows at most this many characters of a process's command."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
-    """Bytes of a file that a process has locked."""
-
-    pid: int
-    first: int
-    last: int
+def describe_writer(database: Path) -> str:
+    """Say who holds the write lock of the database now. The phrase begins a sentence."""
+    pids = [pid for pid, first, last in _locks(database) if first <= _WRITE <= last]
+    return f"{describe_process(pids[0])} held" if pids else "another connection, of this or another process, held"
 
 
-@dataclass(frozen=True, slots=True)
-class OldReader:
-    """A snapshot that is being read, and how many pages were written since; ``pid`` is None where nobody tells."""
-
-    pid: int | None
-    pages: int
-
-
-def writer(database: Path) -> str:
-    """Who holds the write lock of the database now, in words that begin a sentence."""
-    pids = [lock.pid for lock in _locks(database) if lock.first <= _WRITE <= lock.last]
-    return f"{process(pids[0])} held" if pids else "another connection, of this or another process, held"
-
-
-def process(pid: int | None) -> str:
-    """The process in words: its number and what was started."""
+def describe_process(pid: int | None) -> str:
+    """Describe a process by its number and its command."""
     if pid is None:
         return "a process"
     if pid == os.getpid():
@@ -68,22 +57,23 @@ def process(pid: int | None) -> str:
     return f"process {pid} ({shown})" if shown else f"process {pid}"
 
 
-def old_readers(database: Path, pages: int) -> list[OldReader]:
-    """Readers whose snapshot is older than so many pages of the log; empty where nothing can be learned of them.
+def old_readers(database: Path, pages: int) -> dict[int, int]:
+    """Find the processes that read a snapshot more than ``pages`` pages of the log old, and how many pages that is.
 
-    The calling thread must be in a transaction: only then is the log's index in memory, and up to date.
+    There are none if the system does not tell. The calling thread must be in a transaction: only then is the index of
+    the log in memory and up to date.
     """
     index = _index(database)
     if index is None:
-        return []
+        return {}
     frames, _, *marks = index
     found: dict[int, int] = {}
-    for lock in _locks(database):
-        for byte in range(max(lock.first, _FIRST_READ), min(lock.last, _LAST_READ) + 1):
+    for pid, first, last in _locks(database):
+        for byte in range(max(first, _FIRST_READ), min(last, _LAST_READ) + 1):
             behind = frames - marks[byte - _FIRST_READ]
             if behind > pages:
-                found[lock.pid] = max(behind, found.get(lock.pid, 0))
-    return [OldReader(pid, behind) for pid, behind in found.items()]
+                found[pid] = max(behind, found.get(pid, 0))
+    return found
 
 
 def _index(database: Path) -> tuple[int, ...] | None:
@@ -96,11 +86,12 @@ def _index(database: Path) -> tuple[int, ...] | None:
                     memory.seek(int(addresses.partition("-")[0], 16))
                     return _INDEX.unpack(memory.read(_INDEX.size))
     except (OSError, ValueError, struct.error):
-        pass  # not Linux, or one that does not tell
+        pass  # this is not Linux, or this Linux does not tell
     return None
 
 
-def _locks(database: Path) -> Iterator[Lock]:
+def _locks(database: Path) -> Iterator[tuple[int, int, int]]:
+    """Find the locks on the index: each with its process, and the first and the last byte of the file."""
     inode = _inode(database)
     try:
         lines = LOCKS.read_text().splitlines() if inode is not None else []
@@ -109,7 +100,7 @@ def _locks(database: Path) -> Iterator[Lock]:
     for line in lines:
         found = _LINE.match(line)
         if found is not None and int(found["inode"]) == inode:
-            yield Lock(int(found["pid"]), int(found["first"]), int(found["last"]))
+            yield int(found["pid"]), int(found["first"]), int(found["last"])
 
 
 def _inode(database: Path) -> int | None:

@@ -1,38 +1,173 @@
-"""psycopg's connection, as pipelines and interrupts need it."""
+"""A connection of psycopg that supports pipelines, interrupts, and reports on statements."""
 
 from __future__ import annotations
 
-from typing import Any
+import selectors
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import psycopg
 from psycopg import waiting
-from psycopg.pq import PipelineStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from memstore.storage.backends.arrays import Array, ArrayDumper
+from memstore.storage.statements import Statement, Statements
 
 
 class PipelinedConnection(psycopg.Connection[Any]):
-    """A connection that commits inside a pipeline, and that an interrupt leaves at once.
+    """A connection that can commit inside a pipeline, and that stops waiting at once when an interrupt comes.
 
-    psycopg's own ``commit`` looks at the transaction's status first, which a pipeline learns of only with its next
-    Sync: it would send nothing, and the pool's reset would roll back what was reported as committed. Its own ``wait``
-    goes on after an interrupt, for 5 s or for ever, until the answer is there; here the connection is given up.
+    psycopg's own ``commit`` first looks at the status of the transaction. In a pipeline that status is known only after
+    the next Sync, so ``commit`` would send nothing, and the pool's reset would roll back what was reported as
+    committed. After an interrupt, psycopg's own ``wait`` goes on until the answer is there, for 5 s or for ever. This
+    class gives the connection up instead.
     """
 
+    statements: Statements
+
+    swollen = False
+    """True if the connection must be closed after its transaction, because libpq's buffers grew and never shrink."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._unanswered: list[WatchedCursor] = []
+        self._open: tuple[AbstractContextManager[psycopg.Pipeline], psycopg.Pipeline] | None = None
+
+    def enter_pipeline(self) -> None:
+        """Begin a pipeline: from here on, wait only for answers that are fetched."""
+        block = self.pipeline()
+        self._open = block, block.__enter__()
+
+    def leave_pipeline(self) -> None:
+        """Wait for all answers, and leave the pipeline, if there is one."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            self.await_all(lambda: opened[0].__exit__(None, None, None))
+
+    def settle(self) -> None:
+        """Wait for all answers."""
+        self.flush()
+        if self._open is not None:
+            self.await_all(self._open[1].sync)
+
     def wait(self, gen: Any, interval: float = 0.1, **options: Any) -> Any:  # type: ignore[override]
-        """Wait for what the generator waits for."""
+        """Run a generator of psycopg until it ends, and wait for the socket whenever it asks for that."""
         return waiting.wait(gen, self.pgconn.socket, interval=interval, **options)
 
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """Return a new cursor."""
+        self.cursor_factory = self.kind_of_cursor()
+        return super().cursor(*arguments, **options)
+
+    def kind_of_cursor(self) -> type[psycopg.Cursor[Any]]:
+        """Return the class for a new cursor."""
+        return WatchedCursor if self.statements.watched else psycopg.Cursor
+
     def commit(self) -> None:
-        """Send COMMIT; inside a pipeline its result is awaited at the end of that."""
+        """Send COMMIT. Inside a pipeline its result is known only when the pipeline ends."""
         if self.info.pipeline_status is PipelineStatus.OFF:
             super().commit()
         else:
             self.execute("COMMIT")
 
+    def rollback(self) -> None:
+        """Roll back, if a transaction is open."""
+        self.answered(0.0)
+        if self.statements.watched and self.info.transaction_status is not TransactionStatus.IDLE:
+            with self.statements.running("ROLLBACK"):
+                super().rollback()
+        else:
+            super().rollback()
 
-def connect_pipelined(_dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> PipelinedConnection:
-    """What SQLAlchemy's event ``do_connect`` asks for."""
+    def flush(self) -> None:
+        """Send all of a pipelined statement.
+
+        psycopg 3.3 tries once to send it, and then only reads. A statement that does not fit the socket's buffer, such
+        as a checkpoint of 10 MB, would then wait for ever, and so would the server.
+        """
+        if not self.pgconn.flush():
+            return
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.pgconn.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            while self.pgconn.flush():
+                if any(events & selectors.EVENT_READ for _, events in selector.select()):
+                    self.pgconn.consume_input()
+
+    def await_all(self, sync: Callable[[], object]) -> None:
+        """Wait for the answers to all statements in the pipeline. The last statement is reported with that time."""
+        begun = time.perf_counter()
+        sync()
+        self.statements.awaited()
+        self.answered(time.perf_counter() - begun)
+
+    def answered(self, seconds: float, last: WatchedCursor | None = None) -> None:
+        """Report the statements up to ``last``, after a wait of ``seconds`` for their answers. None reports all."""
+        while self._unanswered:
+            cursor = self._unanswered.pop(0)
+            statement = cursor.statement
+            if cursor is last or not self._unanswered:
+                statement.seconds += seconds
+            statement.rows = cursor.rowcount
+            self.statements.done(statement)
+            if cursor is last:
+                return
+
+
+class WatchedCursor(psycopg.Cursor[Any]):
+    """A cursor that reports its statements.
+
+    The time of a pipelined statement is the time to send it. It includes the wait for the answer if the process waited
+    for this answer alone.
+    """
+
+    statement: Statement
+
+    def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+        """Run a statement, or send it in a pipeline."""
+        connection = self._owner
+        with connection.statements.running(query) as statement:
+            self.statement = statement
+            super().execute(query, *arguments, **options)
+            statement.pending = connection.info.pipeline_status is not PipelineStatus.OFF
+            if statement.pending:
+                connection._unanswered.append(self)
+            else:
+                statement.rows = self.rowcount
+        return self
+
+    def fetchone(self) -> Any:
+        """Fetch a row."""
+        return self._fetched(super().fetchone)
+
+    def fetchmany(self, size: int = 0) -> list[Any]:
+        """Fetch some rows."""
+        return cast("list[Any]", self._fetched(lambda: super(WatchedCursor, self).fetchmany(size)))
+
+    def fetchall(self) -> list[Any]:
+        """Fetch the rest of the rows."""
+        return cast("list[Any]", self._fetched(super().fetchall))
+
+    @property
+    def _owner(self) -> PipelinedConnection:
+        return cast(PipelinedConnection, self.connection)
+
+    def _fetched(self, fetch: Callable[[], Any]) -> Any:
+        connection = self._owner
+        if self not in connection._unanswered:
+            return fetch()
+        begun = time.perf_counter()
+        if self.pgresult is None:  # otherwise its answer came together with an earlier one
+            connection.statements.awaited()
+        found = fetch()
+        connection.answered(time.perf_counter() - begun, self)
+        return found
+
+
+def connect_pipelined(statements: Statements, arguments: Any, options: dict[str, Any]) -> PipelinedConnection:
+    """Return a new connection that reports its statements to ``statements``."""
     connection = PipelinedConnection.connect(*arguments, **options)
+    connection.statements = statements
     connection.adapters.register_dumper(Array, ArrayDumper)
     return connection

@@ -1,43 +1,57 @@
-"""PostgreSQL through psycopg 3: unnest arrays, pipelined statements, no session state.
+"""The backend for PostgreSQL, by psycopg 3: arrays for ``unnest``, pipelined statements, no state of sessions.
 
-Nothing outlives a transaction on the server (settings are local to it, nothing is prepared), so a pooler in
-transaction mode may stand between. Preparing would gain nothing that could be measured: planning takes 0.1 ms.
+Nothing stays on the server after a transaction: settings are local to it, and no statement is prepared. So a pooler in
+transaction mode may stand between. Prepared statements gained nothing that could be measured: planning takes 0.1 ms.
 """
 
 from __future__ import annotations
 
 import functools
-import selectors
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from memstore.config import Durability
-from memstore.errors import StoreUnavailable
-from memstore.storage.backends import alone, catalog, layout, old_readers
+from memstore.errors import StoreBusy, StoreUnavailable
+from memstore.storage.backends import catalog, layout, old_readers
 from memstore.storage.backends.arrays import BYTEA, INT8, TEXT, Array, encode, kind_of
 from memstore.storage.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
-from memstore.storage.backends.expressions import PostgresExpressions, accumulation
+from memstore.storage.backends.clauses import quoted, select_buffer, select_changed
+from memstore.storage.backends.expressions import PostgresExpressions
 from memstore.storage.backends.listener import ANNOUNCE, Listener
-from memstore.storage.backends.pipelined import connect_pipelined
-from memstore.storage.backends.resting import RestingPool
-from memstore.storage.schema import VERSION_TABLE, buffer, metadata, replay_metadata, stratum
+from memstore.storage.backends.pipelined import PipelinedConnection, connect_pipelined
+from memstore.storage.schema import VERSION_TABLE, buffer, metadata, replay_metadata
+from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = 130000
+"""memstore needs at least this version of the server, in the form that the server gives it: 13.0."""
 
 STATEMENT_BYTES = 64 * 2**20
-"""Blobs in one statement; a message may hold 1 GiB, and both sides keep it in memory."""
+"""One statement has at most this many bytes of blobs. A message may hold 1 GiB, but both sides keep it in memory."""
 
 LARGE = 16 * 2**20
-"""Bytes from which it is worth a new connection (5 ms) to have the old one's buffers freed."""
+"""A large value has at least this many bytes. Its connection is closed later, which frees its buffers.
+
+A new connection costs 5 ms.
+"""
+
 CANCELLATION = 2.0
-"""Seconds that it may take to tell the server that a statement is given up."""
+"""The call that tells the server to cancel a statement may take this many seconds."""
+
+APPLICATION = "memstore"
+"""memstore's sessions have this name on the server, unless their address or PGAPPNAME gives another."""
+
+_OTHERS = (
+    "SELECT pid, usename FROM pg_stat_clear_snapshot(), pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = %s ORDER BY pid"
+)
+"""This query finds the other sessions of memstore in this database."""
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -53,9 +67,9 @@ _CODES = {
     "42710": Failure.NAME_TAKEN,
     "25006": Failure.READ_ONLY,
     "42501": Failure.READ_ONLY,
-    "42P01": Failure.CORRUPT,  # a table or a column that is not there
+    "42P01": Failure.CORRUPT,  # a table or a column is missing
     "42703": Failure.CORRUPT,
-    "23505": Failure.CORRUPT,  # what is written fits what was there, unless counters went back
+    "23505": Failure.CORRUPT,  # memstore's writes break no constraint unless counters went back
     "23502": Failure.CORRUPT,
     "XX001": Failure.CORRUPT,
     "XX002": Failure.CORRUPT,
@@ -67,7 +81,7 @@ _CODES = {
     "25P03": Failure.LOST,
 }
 
-# OFFSET 0 keeps the planner from turning 2,500 candidates or more into a hash join over the whole table.
+# Without OFFSET 0, the planner makes a hash join over the whole table from 2,500 candidates on.
 _LOCATE = (
     "SELECT c.n, m.episode_id, m.loss, m.replay_count "
     "FROM unnest(%s::int8[], %s::int8[]) WITH ORDINALITY AS c(stratum_id, position, n) CROSS JOIN LATERAL "
@@ -76,113 +90,103 @@ _LOCATE = (
 
 
 class PostgresBackend(PostgresExpressions, Backend):
-    """A PostgreSQL database, or one schema of it by way of ``search_path``."""
+    """A PostgreSQL database, or the schema in it that ``search_path`` names."""
 
     shared = True
+    mark = "%s"
+    among = "= ANY(%s::int8[])"
     advice = "does the server run, do the database, the user and the schema exist?"
 
-    def __init__(self, url: URL, durability: Durability, busy_timeout: float) -> None:
-        super().__init__(url, durability, busy_timeout)
-        # By SQLAlchemy's connection: its own notes (info) are gone once it takes a connection for broken.
-        self._pipelines: WeakKeyDictionary[Connection, tuple[ExitStack, psycopg.Pipeline]] = WeakKeyDictionary()
-        # Not 0 ms, which would be no limit.
+    def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
+        super().__init__(url, durability, busy_timeout, trace)
+        # 0 ms would mean no limit, so the least is 1 ms.
         self._settings = ("on" if durability == "power" else "off", f"{max(int(busy_timeout * 1000), 1)}ms")
 
     def create_engine(self) -> Engine:
         engine = create_engine(
             self.url,
-            connect_args={"prepare_threshold": None, "fallback_application_name": alone.APPLICATION},
-            isolation_level="AUTOCOMMIT",  # the begin event writes BEGIN; the driver's own would be a round trip
-            poolclass=RestingPool,
+            connect_args={"prepare_threshold": None, "fallback_application_name": APPLICATION},
+            isolation_level="AUTOCOMMIT",  # the begin event sends BEGIN; the driver's own would cost a round trip
+            poolclass=NullPool,
             pool_reset_on_return=None,
             use_native_hstore=False,
         )
-        event.listen(engine, "do_connect", connect_pipelined)
-        event.listen(engine, "begin", self._begin)
+
+        def connect(_dialect: Any, _record: Any, arguments: Any, options: dict[str, Any]) -> PipelinedConnection:
+            return connect_pipelined(self.statements, arguments, options)
+
+        event.listen(engine, "do_connect", connect)
         event.listen(engine, "after_cursor_execute", self._arrived)
         return engine
 
-    def _begin(self, conn: Connection) -> None:
-        if conn.get_execution_options().get("memstore_write", False):
-            _send(conn, _WRITE)
-            _send(conn, _SETTINGS, self._settings)
-        else:
-            _send(conn, _READ)
+    def prepare(self, conn: Connection) -> None:
+        info = self.driver(conn).info
+        if info.server_version < MINIMUM_VERSION:
+            raise StoreUnavailable(f"memstore needs PostgreSQL {MINIMUM_VERSION // 10000} or newer")
+        if info.parameter_status("server_encoding") != "UTF8":
+            raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create a database with that")
 
-    def prepare(self, engine: Engine) -> None:
-        with engine.connect() as conn:
-            info = _driver(conn).info
-            if info.server_version < MINIMUM_VERSION:
-                raise StoreUnavailable(f"memstore needs PostgreSQL {MINIMUM_VERSION // 10000} or newer")
-            if info.parameter_status("server_encoding") != "UTF8":
-                raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create it with that")
-
-    def begin(self, conn: Connection) -> None:
-        stack = ExitStack()
-        self._pipelines[conn] = stack, stack.enter_context(_driver(conn).pipeline())
-        conn.begin()
+    def begin(self, conn: Connection, *, write: bool) -> None:
+        self.driver(conn).enter_pipeline()
+        self.execute(conn, _WRITE if write else _READ)
+        if write:
+            self.execute(conn, _SETTINGS, self._settings)
 
     def commit(self, conn: Connection) -> None:
-        conn.commit()
-        self._leave_pipeline(conn)
-        if conn.info.get(_SWOLLEN):
+        super().commit(conn)
+        driver: PipelinedConnection = self.driver(conn)
+        driver.leave_pipeline()
+        if driver.swollen:
             conn.invalidate()
 
     def rollback(self, conn: Connection) -> None:
-        with suppress(psycopg.Error):  # of statements that are given up
-            self._leave_pipeline(conn)
-        if _driver(conn).closed:
-            conn.invalidate()  # before the pool tries to reset it, and says so on standard error
-            return
-        conn.rollback()
-        # SQLAlchemy takes a commit that failed for done, and would not roll back.
-        if _driver(conn).info.transaction_status is not TransactionStatus.IDLE:
-            _driver(conn).rollback()
+        driver: PipelinedConnection = self.driver(conn)
+        with suppress(psycopg.Error):  # the statements are given up, and their errors do not matter
+            driver.leave_pipeline()
+        if driver.closed:
+            conn.invalidate()
+        else:
+            super().rollback(conn)
 
     def settle(self, conn: Connection) -> None:
-        _flush(_driver(conn))
-        self._pipelines[conn][1].sync()
-
-    def _leave_pipeline(self, conn: Connection) -> None:
-        stack, _ = self._pipelines.pop(conn, (ExitStack(), None))
-        stack.close()
+        self.driver(conn).settle()
 
     def _arrived(self, conn: Connection, _cursor: Any, _sql: str, _values: Any, context: Any, _many: bool) -> None:
-        """Make the result of a statement sent by SQLAlchemy arrive, which it takes for granted."""
-        if conn in self._pipelines:
-            _flush(_driver(conn))
-            if not context.execution_options.get(UNAWAITED, False):
-                self._pipelines[conn][1].sync()
+        """Wait for the result of a statement that SQLAlchemy sent: it expects the result to be there."""
+        driver: PipelinedConnection = self.driver(conn)
+        driver.flush()
+        if not context.execution_options.get(UNAWAITED, False):
+            driver.settle()
 
-    def driver(self, conn: Connection) -> psycopg.Connection[Any]:
-        return _driver(conn)
-
-    def is_closed(self, driver: psycopg.Connection[Any]) -> bool:
-        return driver.closed
-
-    def discard(self, conn: Connection, driver: psycopg.Connection[Any]) -> None:
-        with suppress(psycopg.Error):  # the server works on, and notices only at the end that nobody listens any more
+    def discard(self, conn: Connection, driver: PipelinedConnection) -> None:
+        with suppress(psycopg.Error):  # the server would work on, and notice only at the end that the client is gone
             if driver.info.transaction_status is TransactionStatus.ACTIVE:
                 driver.cancel_safe(timeout=CANCELLATION)
         driver.close()
-        with suppress(psycopg.Error):  # it is closed: but left alone, its pipeline would say so in the log
-            self._leave_pipeline(conn)
+        with suppress(psycopg.Error):  # the connection is closed, but an open pipeline would log a message about it
+            driver.leave_pipeline()
 
-    def send(self, conn: Connection, statement: str) -> None:
-        _send(conn, statement)
+    def execute(self, conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
+        driver = self.driver(conn)
+        if any(isinstance(value, Array) and len(value.data) > LARGE for value in values):
+            self.driver(conn).swollen = True
+        cursor: psycopg.Cursor[Any] = driver.kind_of_cursor()(driver).execute(sql, values or None, binary=True)
+        driver.flush()
+        return cursor
 
     def lock_schema(self, conn: Connection) -> None:
-        # Tables and buffers are made durably in any case: with one that is forgotten open handles could do nothing.
-        _send(conn, "SELECT set_config('synchronous_commit', 'on', true)")
-        _send(conn, f"SELECT pg_advisory_xact_lock(hashtextextended('{VERSION_TABLE} ' || current_schema(), 0))")
+        # Tables and buffers are created durably under either durability, because a handle could not work on a table
+        # that the server has lost.
+        self.execute(conn, "SELECT set_config('synchronous_commit', 'on', true)")
+        self.execute(conn, f"SELECT pg_advisory_xact_lock(hashtextextended('{VERSION_TABLE} ' || current_schema(), 0))")
 
     def lock_buffer(self, conn: Connection, buffer_id: int) -> None:
-        _send(conn, f"SELECT FROM {buffer.name} WHERE id = %s FOR NO KEY UPDATE", (buffer_id,))
+        self.execute(conn, f"SELECT FROM {buffer.name} WHERE id = %s FOR NO KEY UPDATE", (buffer_id,))
 
     def transaction_state(self, conn: Connection) -> TransactionState:
         if conn.invalidated:
             return TransactionState.GONE
-        match _driver(conn).info.transaction_status:
+        match self.driver(conn).info.transaction_status:
             case TransactionStatus.INTRANS | TransactionStatus.ACTIVE:
                 return TransactionState.OPEN
             case TransactionStatus.INERROR:
@@ -193,173 +197,134 @@ class PostgresBackend(PostgresExpressions, Backend):
     def read_buffer(
         self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
     ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
-        found = _send(conn, _select_sql(buffer.name, tuple(row), "id", INT8.sql), (encode(INT8, [buffer_id]),))
-        changed = _send(conn, _changed_sql(tuple(strata)), (buffer_id, since))
+        found = self.execute(conn, select_buffer(self.mark, tuple(row)), (buffer_id,))
+        changed = self.execute(conn, select_changed(self.mark, tuple(strata)), (buffer_id, since))
         return found.fetchone(), changed.fetchall()
 
-    def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
-        present = {name: values for name, values in columns.items() if values.count(None) < len(values)}
-        if not present:  # no row at all: some column is never NULL
-            return
-        kinds = tuple(kind_of(table, name).sql for name in present)
-        for part in _parts(table, present):
-            arrays = [encode(kind_of(table, name), values[part]) for name, values in present.items()]
-            _send(conn, _insert_sql(table.name, tuple(present), kinds), arrays)
+    def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:
+        for rows in _parts(table, columns):
+            kinds, arrays = _encode_columns(table, columns, rows)
+            self.execute(conn, _insert_sql(table.name, tuple(columns), kinds) + conflict, arrays)
 
     def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
-        kinds = tuple(kind_of(table, name).sql for name in columns)
-        arrays = [encode(kind_of(table, name), values) for name, values in columns.items()]
-        _send(conn, _update_sql(table.name, key, tuple(columns), kinds, least), arrays)
+        kinds, arrays = _encode_columns(table, columns)
+        self.execute(conn, _update_sql(table.name, key, tuple(columns), kinds, least), arrays)
 
-    def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:
-        kinds = tuple(kind_of(table, name).sql for name in columns)
-        arrays = [encode(kind_of(table, name), values) for name, values in columns.items()]
-        sql = _insert_sql(table.name, tuple(columns), kinds) + accumulation(table, tuple(added), tuple(columns))
-        _send(conn, sql, arrays)
+    @staticmethod
+    def join(table: Table, key: str) -> str:
+        # "= ANY" is not used: the planner copies the array's constants into the index condition, up to 0.5 ms for 256.
+        return f"unnest(%s::{kind_of(table, key).sql}[]) AS c(value) JOIN"
 
-    def delete(self, conn: Connection, table: Table, key: str, values: Sequence[int]) -> None:
-        _send(conn, _delete_sql(table.name, key), (encode(INT8, values),))
-
-    def select(
-        self, conn: Connection, table: Table, columns: Sequence[str], key: str, values: Sequence[int]
-    ) -> list[tuple[Any, ...]]:
-        return _send(conn, _select_sql(table.name, tuple(columns), key, INT8.sql), (encode(INT8, values),)).fetchall()
+    def listed(self, table: Table, key: str, values: Sequence[Any]) -> Array:
+        return encode(kind_of(table, key), values)
 
     def select_texts(
         self, conn: Connection, table: Table, columns: Sequence[str], buffer_id: int, key: str, texts: Sequence[str]
     ) -> list[tuple[Any, ...]]:
-        sql = _select_sql(table.name, tuple(columns), key, TEXT.sql) + " AND t.buffer_id = %s"
-        rows = _send(conn, sql, (encode(TEXT, texts), buffer_id)).fetchall()
+        rows = super().select_texts(conn, table, columns, buffer_id, key, texts)
         if any(isinstance(value, bytes) and len(value) > LARGE for row in rows for value in row):
-            conn.info[_SWOLLEN] = True
+            self.driver(conn).swollen = True
         return rows
 
     def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
         if not len(strata):
             return []
-        rows = _send(conn, _LOCATE, (encode(INT8, strata), encode(INT8, positions))).fetchall()
+        rows = self.execute(conn, _LOCATE, (encode(INT8, strata), encode(INT8, positions))).fetchall()
         return [(ordinal - 1, *rest) for ordinal, *rest in rows]
 
     def clock(self, conn: Connection) -> float:
-        return float(_send(conn, "SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()[0][0])
+        return float(self.execute(conn, "SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()[0][0])
 
     def announce(self, conn: Connection, buffer_id: int) -> None:
-        _send(conn, ANNOUNCE, (str(buffer_id), buffer_id))
+        self.execute(conn, ANNOUNCE, (str(buffer_id), buffer_id))
 
     def watch(self, engine: Engine, buffer_id: int) -> Watch:
-        def connect() -> psycopg.Connection[Any]:
-            conn = engine.connect()
-            driver = _driver(conn)
-            conn.detach()
-            return driver
+        return Listener(engine, buffer_id)
 
-        return Listener(connect, buffer_id)
-
-    def classify(self, error: BaseException) -> Failure | None:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        if not isinstance(cause, psycopg.Error):
+    def _meaning(self, error: BaseException | None) -> Failure | None:
+        if not isinstance(error, psycopg.Error):
             return None
-        code = cause.sqlstate
+        code = error.sqlstate
         if code is None or code.startswith("08"):
-            # Without a code it comes from the driver: the connection is gone, or never was.
-            return Failure.LOST if isinstance(cause, psycopg.OperationalError) or code else Failure.OTHER
+            # An error without a code comes from the driver: the connection is lost, or could not be made.
+            return Failure.LOST if isinstance(error, psycopg.OperationalError) or code else Failure.OTHER
         return _CODES.get(code, Failure.OTHER)
 
     def size(self, conn: Connection) -> dict[str, int]:
         names = [table.name for table in metadata.sorted_tables]
         sql = "SELECT sum(pg_table_size(t::regclass)), sum(pg_indexes_size(t::regclass)) FROM unnest(%s::text[]) t"
-        tables, indexes = _send(conn, sql, (encode(TEXT, names),)).fetchall()[0]
+        tables, indexes = self.execute(conn, sql, (encode(TEXT, names),)).fetchall()[0]
         return {"tables": int(tables), "indexes": int(indexes)}
 
     def last_buffer(self, conn: Connection) -> int:
         sql = "SELECT pg_sequence_last_value(pg_get_serial_sequence(%s, 'id'))"
-        return int(_send(conn, sql, (buffer.name,)).fetchall()[0][0] or 0)
+        return int(self.execute(conn, sql, (buffer.name,)).fetchall()[0][0] or 0)
 
     def set_last_buffer(self, conn: Connection, number: int) -> None:
         if number:
-            _send(conn, "SELECT setval(pg_get_serial_sequence(%s, 'id'), %s)", (buffer.name, number))
+            self.execute(conn, "SELECT setval(pg_get_serial_sequence(%s, 'id'), %s)", (buffer.name, number))
 
     def lock_tables(self, conn: Connection, *, force: bool) -> None:
-        alone.lock_tables(functools.partial(_send, conn), self.describe(), self.busy_timeout, force=force)
+        # A session outside a transaction holds no lock. But it remembers the contents of the tables, and would continue
+        # with them. The lock comes first. A later session has to wait for it, and an earlier session is found below.
+        self.execute(conn, f"LOCK TABLE {', '.join(metadata.tables)} IN ACCESS EXCLUSIVE MODE")
+        deadline = time.monotonic() + self.busy_timeout
+        while not force and (others := self.execute(conn, _OTHERS, (APPLICATION,)).fetchall()):
+            if time.monotonic() > deadline:
+                shown = ", ".join(f"{pid} of {user}" for pid, user in others[:5]) + (" ..." if len(others) > 5 else "")
+                raise StoreBusy(
+                    f"{self.describe()} is open elsewhere: {len(others)} sessions of memstore ({shown}; see "
+                    "pg_stat_activity); nothing was changed. Close them and try again; if they use other schemas of "
+                    "the database, give --force, or force=True"
+                )
+            time.sleep(0.05)  # a session that was closed a moment ago is still listed
 
     def empty(self, conn: Connection) -> None:
-        _send(conn, f"TRUNCATE {', '.join(metadata.tables)}")
+        self.execute(conn, f"TRUNCATE {', '.join(metadata.tables)}")
 
     def vacuum(self, engine: Engine) -> None:
         with engine.connect() as conn:
             for name in metadata.tables:
-                _driver(conn).execute(f"VACUUM (ANALYZE) {name}".encode())
-
-    def integrity(self, conn: Connection) -> Iterable[str]:
-        return ()  # checksums of pages are the server's (pg_amcheck, data_checksums); it reads or refuses a page
+                self.driver(conn).execute(f"VACUUM (ANALYZE) {name}".encode())
 
     def foreign(self, conn: Connection) -> Iterable[str]:
-        return catalog.foreign(_listed(conn, catalog.RELATIONS), _listed(conn, catalog.RULES))
+        return catalog.foreign(self._names(conn, catalog.RELATIONS), self._names(conn, catalog.RULES))
 
     def altered(self, conn: Connection, revision: str) -> Iterable[str]:
-        return catalog.altered(_listed(conn, catalog.COLUMNS)) if revision == layout.REVISION else ()
+        return catalog.altered(self._names(conn, catalog.COLUMNS)) if revision == layout.REVISION else ()
 
     def missing(self, conn: Connection) -> Iterable[str]:
-        return catalog.missing(*(_listed(conn, sql) for sql in (catalog.RELATIONS, catalog.INDEXES, catalog.ACTING)))
+        return catalog.missing(
+            *(self._names(conn, sql) for sql in (catalog.RELATIONS, catalog.INDEXES, catalog.ACTING))
+        )
+
+    def _names(self, conn: Connection, sql: str) -> list[tuple[Any, ...]]:
+        """Run a statement of ``catalog``. Each of its parameters is the list of memstore's names."""
+        return self.execute(conn, sql, [catalog.NAMES] * sql.count("%s")).fetchall()
 
     def unchecked(self) -> Iterable[str]:
-        return ("pages (pg_amcheck and data_checksums are the server's), and what the views are made of",)
+        return ("pages (the server has pg_amcheck and data_checksums for that), and the definitions of views",)
 
     def notes(self, conn: Connection) -> Iterable[str]:
-        risky = _send(
-            conn,
-            "SELECT name FROM pg_settings WHERE name = ANY(%s) AND setting = 'off' ORDER BY name",
-            (["fsync", "full_page_writes"],),
-        ).fetchall()
-        for (name,) in risky:
+        sql = "SELECT name FROM pg_settings WHERE name = ANY(%s) AND setting = 'off' ORDER BY name"
+        for (name,) in self.execute(conn, sql, (["fsync", "full_page_writes"],)).fetchall():
             yield f"the server runs with {name}=off: a crash of its machine can damage the database"
         yield from self.old_readers(conn)
 
     def old_readers(self, conn: Connection) -> Iterable[str]:
-        rows = _send(conn, old_readers.ON_SERVER, (old_readers.LONG_SNAPSHOT,)).fetchall()
+        rows = self.execute(conn, old_readers.ON_SERVER, (old_readers.LONG_SNAPSHOT,)).fetchall()
         return old_readers.of_server(rows)
 
 
-_SWOLLEN = "memstore_swollen"
-"""A connection that is closed after its transaction: libpq's buffers grow with what passes, and never shrink."""
-
-
-def _driver(conn: Connection) -> psycopg.Connection[Any]:
-    return cast("psycopg.Connection[Any]", conn.connection.driver_connection)
-
-
-def _send(conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
-    """Send a statement; after ``begin`` its result is awaited where it is fetched, by ``settle`` or by the commit."""
-    driver = _driver(conn)
-    if any(isinstance(value, Array) and len(value.data) > LARGE for value in values):
-        conn.info[_SWOLLEN] = True
-    cursor = psycopg.Cursor(driver).execute(sql, values or None, binary=True)
-    _flush(driver)
-    return cursor
-
-
-def _listed(conn: Connection, sql: str) -> list[tuple[Any, ...]]:
-    """Rows about relations of memstore's names; a statement may name them several times."""
-    return _send(conn, sql, [catalog.NAMES] * sql.count("%s")).fetchall()
-
-
-def _flush(driver: psycopg.Connection[Any]) -> None:
-    """Send all of a pipelined statement.
-
-    psycopg 3.3 tries once and from then on only reads: more than fits the socket's buffer, such as a checkpoint of
-    10 MB, would wait for ever, and so would the server.
-    """
-    if not driver.pgconn.flush():
-        return
-    with selectors.DefaultSelector() as selector:
-        selector.register(driver.pgconn.socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        while driver.pgconn.flush():
-            if any(events & selectors.EVENT_READ for _, events in selector.select()):
-                driver.pgconn.consume_input()
+def _encode_columns(table: Table, columns: Columns, rows: slice = slice(None)) -> tuple[tuple[str, ...], list[Array]]:
+    """Return the types of the columns, and an array of each column's values in these rows."""
+    kinds = [kind_of(table, name) for name in columns]
+    arrays = [encode(kind, values[rows]) for kind, values in zip(kinds, columns.values(), strict=True)]
+    return tuple(kind.sql for kind in kinds), arrays
 
 
 def _parts(table: Table, columns: Columns) -> Iterator[slice]:
-    """Rows by the statement: all at once, unless the blobs are many."""
+    """Divide the rows among statements of at most ``STATEMENT_BYTES`` of blobs each."""
     count = len(next(iter(columns.values())))
     blobs = [values for name, values in columns.items() if kind_of(table, name) is BYTEA]
     start = size = 0
@@ -372,24 +337,16 @@ def _parts(table: Table, columns: Columns) -> Iterator[slice]:
     yield slice(start, count)
 
 
-def _cached(build: Callable[..., str]) -> Callable[..., str]:
-    return functools.lru_cache(maxsize=None)(build)
-
-
-def _quoted(names: Iterable[str], prefix: str = "") -> str:
-    return ", ".join(f'{prefix}"{name}"' for name in names)
-
-
 def _arrays(kinds: tuple[str, ...]) -> str:
     return ", ".join(f"%s::{kind}[]" for kind in kinds)
 
 
-@_cached
+@functools.cache
 def _insert_sql(table: str, columns: tuple[str, ...], kinds: tuple[str, ...]) -> str:
-    return f"INSERT INTO {table} ({_quoted(columns)}) SELECT * FROM unnest({_arrays(kinds)})"
+    return f"INSERT INTO {table} ({quoted(columns)}) SELECT * FROM unnest({_arrays(kinds)})"
 
 
-@_cached
+@functools.cache
 def _update_sql(table: str, key: str, columns: tuple[str, ...], kinds: tuple[str, ...], least: str | None) -> str:
     changes = ", ".join(
         f'"{name}" = CASE WHEN t."{name}" <= c."{name}" THEN t."{name}" ELSE c."{name}" END'
@@ -399,24 +356,6 @@ def _update_sql(table: str, key: str, columns: tuple[str, ...], kinds: tuple[str
         if name != key
     )
     return (
-        f"UPDATE {table} t SET {changes} FROM unnest({_arrays(kinds)}) AS c({_quoted(columns)}) "
+        f"UPDATE {table} t SET {changes} FROM unnest({_arrays(kinds)}) AS c({quoted(columns)}) "
         f'WHERE t."{key}" = c."{key}"'
     )
-
-
-@_cached
-def _delete_sql(table: str, key: str) -> str:
-    return f'DELETE FROM {table} WHERE "{key}" = ANY(%s::int8[])'
-
-
-@_cached
-def _select_sql(table: str, columns: tuple[str, ...], key: str, kind: str) -> str:
-    # Not "= ANY": planning copies the array's constants into the index condition, and takes up to 0.5 ms for 256.
-    return (
-        f'SELECT {_quoted(columns, "t.")} FROM unnest(%s::{kind}[]) AS c(wanted) JOIN {table} t ON t."{key}" = c.wanted'
-    )
-
-
-@_cached
-def _changed_sql(columns: tuple[str, ...]) -> str:
-    return f"SELECT {_quoted(columns)} FROM {stratum.name} WHERE buffer_id = %s AND revision > %s ORDER BY id"

@@ -1,91 +1,100 @@
-"""Another file in the place of a SQLite database that nobody has open.
+"""Puts another file in the place of a SQLite database that nobody has open.
 
-The order of the steps makes it whole under ``kill -9``, and the same call ends what a killed one began:
+The order of the steps keeps the database whole under ``kill -9``. If a call was killed, the same call finishes it.
 
-1. SQLite grants an exclusive lock, which it refuses while any connection, of a reader too, is open on the file. Its log
-   is folded into the file and removed: the old database is then one file.
-2. The lock is held on by this module's own hand, for SQLite's connection would remove the log that a newcomer makes.
+1. SQLite gives this process an exclusive lock. It refuses the lock while any connection is open on the file, even one
+   that only reads. The log is folded into the file and removed, so the old database is now one file.
+2. This module then takes the lock itself, without SQLite: a connection of SQLite would remove the log that a newcomer
+   makes.
 3. The old file gets a second name, ``run.db.replaced-20261128-114500``.
-4. The new file takes the first name: the one step that counts.
+4. The new file takes the first name. Only with this step the database is replaced.
 
-Killed after step 3, the old file has two names until the same call is made again; whoever opens it is warned.
+If the process is killed after step 3, the old file has two names until the same call is made again. Opening it warns.
 
-A file that SQLite cannot open cannot be folded. Its log then gets a second name too, before it is removed.
+If SQLite cannot open the old file, its log cannot be folded. The log then gets a second name too, before it is removed.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import sqlite3
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from memstore.errors import NotAMemstore, StoreBusy
-from memstore.storage.newfile import SIDE_FILES, Partial, settle_folder, take_free_name
+from memstore.storage.files import SIDE_FILES, Look, has_log, look_of, remove, size_of, unused
+from memstore.storage.newfile import Partial, settle_folder, take_free_name
 from memstore.storage.refusals import telling
 from memstore.storage.schema import VERSION_TABLE
 
-if sys.platform != "win32":  # which refuses by itself to rename over a file that somebody has open
+if sys.platform != "win32":  # Windows itself refuses to rename a file over one that somebody has open
     import fcntl
 
 PENDING_BYTE, LOCK_BYTES = 0x40000000, 512
-"""Where in a file SQLite's locks are; a lock on all of them is an exclusive one (https://sqlite.org/src, os.h)."""
+"""SQLite locks bytes from the first number on, as many as the second one. A lock on all of them is exclusive.
+
+See os.h in https://sqlite.org/src.
+"""
 
 ATTEMPTS = 5
-"""Tries to hold the lock on before others come between."""
+"""Steps 1 and 2 are tried this many times. Others may open the file between them, and then both are done again."""
 
 _BEYOND_OPENING = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}
-
-
-@dataclass(frozen=True, slots=True)
-class _Old:
-    """The file to be replaced, as it was under the exclusive lock; ``sound`` if it is whole without its log."""
-
-    sound: bool
-    empty: bool
-    seen: tuple[int, int, int]
+"""With these codes of errors SQLite has refused to open a file at all."""
 
 
 def put_in_place(new: Partial, file: Path, *, patience: float, force: bool) -> Path | None:
-    """Give the new file, settled, the name of the database.
+    """Make the new file durable, and give it the name of the database.
+
+    Parameters
+    ----------
+    new : Partial
+        The new file, under a temporary name.
+    file : Path
+        The name that it is to get.
+    patience : float
+        Seconds to wait for others to close the old file.
+    force : bool
+        True to replace a file that is not known to be a memstore database.
 
     Returns
     -------
     Path or None
-        The name under which the old file is kept, None where none was or it held nothing.
+        The name under which the old file is kept. None if there was no old file, or if it was empty.
 
     Raises
     ------
     StoreBusy
-        Somebody has it open, and had for ``patience`` seconds.
+        If somebody still has the old file open after ``patience`` seconds.
     NotAMemstore
-        It holds something else, or may, and ``force`` is not given.
+        If the old file holds something else, or may do so, and ``force`` is not given.
     """
     file = file.resolve()
     for _ in range(ATTEMPTS):
         with telling(file):
             if not file.exists():
-                if _arrives(new, file):
+                if _take_free_place(new, file):
                     return None
                 continue
-            old = _examined(file, patience, force)
-            with _held(file):
-                if _seen(file.stat()) == old.seen and not (old.sound and _log(file)):
-                    return _replaced(new, file, old)
-    raise _busy(file)
+            sound, look = _fold_log(file, patience, force)
+            with _exclusive_lock(file):
+                if look_of(file) == look and not (sound and has_log(file)):
+                    return _replace(new, file, sound=sound)
+    raise _busy_error(file)
 
 
-def _arrives(new: Partial, file: Path) -> bool:
-    """True if the new file is now where none was; a log that was left there is kept under another name."""
-    if _log(file):
-        _keep(file, ("-wal", "-journal"), _kept_name(file))
-    _clear(file)
+def _take_free_place(new: Partial, file: Path) -> bool:
+    """Put the new file at a free name. Return False if another process has just made a file with this name.
+
+    A log that was left with this name is kept under another name.
+    """
+    if has_log(file):
+        _add_name(file, ("-wal", "-journal"), _free_name(file))
+    remove(file, SIDE_FILES)
     new.settle()
     settle_folder(file)
     if not take_free_name(new.path, file):
@@ -94,8 +103,16 @@ def _arrives(new: Partial, file: Path) -> bool:
     return True
 
 
-def _examined(file: Path, patience: float, force: bool) -> _Old:
-    """Fold the log of a file that nobody has open into it."""
+def _fold_log(file: Path, patience: float, force: bool) -> tuple[bool, Look]:
+    """Fold the log into a file that nobody has open.
+
+    Returns
+    -------
+    bool
+        True if the file is whole without its log.
+    Look
+        The look of the file under the exclusive lock.
+    """
     address = f"{file.as_uri()}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=patience, isolation_level=None)) as alone:
         try:
@@ -105,28 +122,27 @@ def _examined(file: Path, patience: float, force: bool) -> _Old:
             tables = [name for (name,) in alone.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             alone.execute("COMMIT")
             if tables and VERSION_TABLE not in tables and not force:
-                raise NotAMemstore(f"{file} holds other tables and no memstore; nothing was changed. {_INSIST}")
+                raise NotAMemstore(f"{file} holds tables, but none of memstore's; nothing was changed. {_INSIST}")
             if alone.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise _busy(file)
-            found = file.stat()
-            return _Old(sound=True, empty=not found.st_size, seen=_seen(found))
+                raise _busy_error(file)
+            return True, look_of(file)
         except sqlite3.Error as exc:
             code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
             if code == sqlite3.SQLITE_BUSY:
-                raise _busy(file) from exc
+                raise _busy_error(file) from exc
             if code not in _BEYOND_OPENING:
                 raise
             if code == sqlite3.SQLITE_NOTADB and not force:
                 raise NotAMemstore(
-                    f"{file} is no database that SQLite can open: either it is damaged from its first bytes on, or "
-                    f"another kind of file; nothing was changed. {_INSIST}"
+                    f"SQLite cannot open {file} as a database: it is another kind of file, or its first bytes are "
+                    f"damaged; nothing was changed. {_INSIST}"
                 ) from exc
-            return _Old(sound=False, empty=False, seen=_seen(file.stat()))
+            return False, look_of(file)
 
 
 @contextmanager
-def _held(file: Path) -> Iterator[None]:
-    """SQLite's exclusive lock on the file, without SQLite."""
+def _exclusive_lock(file: Path) -> Iterator[None]:
+    """Hold the exclusive lock that SQLite would take, without SQLite."""
     if sys.platform == "win32":
         yield
         return
@@ -135,36 +151,35 @@ def _held(file: Path) -> Iterator[None]:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, LOCK_BYTES, PENDING_BYTE)
         except (BlockingIOError, PermissionError) as exc:
-            raise _busy(file) from exc
+            raise _busy_error(file) from exc
         yield
     finally:
         os.close(handle)
 
 
-def _replaced(new: Partial, file: Path, old: _Old) -> Path | None:
+def _replace(new: Partial, file: Path, *, sound: bool) -> Path | None:
     new.settle()
     kept: Path | None = None
     try:
-        if not old.empty:
-            earlier = _earlier(file)  # of a call that was killed between its last two steps
-            if old.sound:  # it has all that was committed, whoever wrote since
+        if size_of(file):
+            earlier = _added_names(file)  # second names from a call that was killed between its last two steps
+            if sound:  # the file has all commits, so the earlier names are not needed
                 for name in earlier:
-                    _clear(name)
-                    name.unlink()
-            kept = earlier[0] if earlier and not old.sound else _kept_name(file)
-            _keep(file, ("",) if old.sound else ("", "-wal", "-journal"), kept)
-        _clear(file)
+                    remove(name)
+            kept = earlier[0] if earlier and not sound else _free_name(file)
+            _add_name(file, ("",) if sound else ("", "-wal", "-journal"), kept)
+        remove(file, SIDE_FILES)
         settle_folder(file)
         new.path.replace(file)
     except BaseException:
-        if kept is not None and old.sound and new.path.exists():
+        if kept is not None and sound and new.path.exists():
             kept.unlink(missing_ok=True)
         raise
     settle_folder(file)
     return kept
 
 
-def _keep(file: Path, suffixes: tuple[str, ...], kept: Path) -> None:
+def _add_name(file: Path, suffixes: tuple[str, ...], kept: Path) -> None:
     """Give these files of the database a second name each."""
     for suffix in suffixes:
         name, second = Path(f"{file}{suffix}"), Path(f"{kept}{suffix}")
@@ -181,40 +196,20 @@ def _keep(file: Path, suffixes: tuple[str, ...], kept: Path) -> None:
     settle_folder(file)
 
 
-def _kept_name(file: Path) -> Path:
-    stem = f"{file.name}.replaced-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (file.with_name(f"{stem}{again}") for again in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
-    return next(name for name in names if not any(os.path.lexists(f"{name}{suffix}") for suffix in ("", *SIDE_FILES)))
+def _free_name(file: Path) -> Path:
+    return unused(Path(f"{file}.replaced-{time.strftime('%Y%m%d-%H%M%S')}"))
 
 
-def _earlier(file: Path) -> list[Path]:
+def _added_names(file: Path) -> list[Path]:
     found = (name for name in file.parent.iterdir() if name.name.startswith(f"{file.name}.replaced-"))
     return [name for name in found if not name.name.endswith(SIDE_FILES) and name.exists() and name.samefile(file)]
 
 
-def _clear(file: Path) -> None:
-    for suffix in SIDE_FILES:
-        Path(f"{file}{suffix}").unlink(missing_ok=True)
-
-
-def _log(file: Path) -> bool:
-    """True if something beside the file has not been folded into it."""
-    for suffix in ("-wal", "-journal"):
-        with suppress(FileNotFoundError):
-            if Path(f"{file}{suffix}").stat().st_size:
-                return True
-    return False
-
-
-def _seen(found: os.stat_result) -> tuple[int, int, int]:
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _busy(file: Path) -> StoreBusy:
+def _busy_error(file: Path) -> StoreBusy:
     return StoreBusy(
         f"{file} is open elsewhere, in this process or another; nothing was changed. Close every memory on it, end the "
-        "processes that use it (fuser names them), and run it again"
+        "processes that use it (fuser names them), and try again"
     )
 
 
-_INSIST = "If it is what is to be replaced (it is kept beside the new one), give --force, or force=True"
+_INSIST = "To replace it anyway, give --force, or force=True: the old file is kept beside the new one"

@@ -1,0 +1,71 @@
+"""Reading of stored payloads. They are compared with their checksums and kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from memstore.buffer.snapshot import Snapshot
+from memstore.errors import StoreCorrupt
+from memstore.payload.cache import PayloadCache
+from memstore.payload.signature import checksum
+from memstore.storage import stored
+from memstore.storage.address import restoring
+from memstore.storage.schema import payload
+
+CHUNK = 4096
+"""A pass over the buffer reads this many rows at a time: a few MB of payloads."""
+
+
+def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep: bool) -> list[bytes]:
+    """Return encoded payloads in the order of the ids. They come from the cache, or verified from the table.
+
+    ``keep`` puts the payloads that were read into the cache. It must be false inside ``transaction()``, because
+    payloads of the transaction may never be committed.
+
+    Raises
+    ------
+    StoreCorrupt
+        One of these live episodes has no payload, or a payload that does not match its checksum.
+    """
+    found = cache.get(ids)
+    missing = [i for i in dict.fromkeys(ids) if i not in found]
+    if missing:
+        columns = ("episode_id", "crc32", "data")
+        rows = snapshot.backend.select(snapshot.conn, payload, columns, "episode_id", sorted(missing))
+        for episode_id, crc, data in rows:
+            if checksum(data, episode_id) != crc:
+                raise _damaged(snapshot, episode_id)
+        read = {episode_id: data for episode_id, _, data in rows}
+        if keep:
+            cache.put(read)
+        found |= read
+    try:
+        return [found[i] for i in ids]
+    except KeyError as exc:
+        number = exc.args[0]
+        raise stored.damaged(f"episode {number}", "has no payload, though it is live", episode_id=number) from None
+
+
+def _damaged(snapshot: Snapshot, episode_id: int) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"the payload of episode {episode_id} does not match its checksum; run 'memstore check', delete({episode_id}), "
+        f"{restoring(snapshot.backend.describe())}",
+        episode_id=episode_id,
+    )
+
+
+def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Yield ids and verified payloads of the whole buffer, in id order, in chunks.
+
+    The ids of payloads that do not match their checksums are appended to ``damaged``. Without ``damaged``, the first
+    such payload raises ``StoreCorrupt``.
+    """
+    for rows in snapshot.pages(payload, ("episode_id", "crc32", "data"), CHUNK):
+        bad = [episode_id for episode_id, crc, data in rows if checksum(data, episode_id) != crc]
+        if bad and damaged is None:
+            raise _damaged(snapshot, bad[0])
+        if bad and damaged is not None:
+            damaged += bad
+            rows = [row for row in rows if row[0] not in bad]
+        if rows:
+            yield [row[0] for row in rows], [row[2] for row in rows]
