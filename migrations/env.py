@@ -6,11 +6,13 @@ from alembic import context
 from sqlalchemy import Connection
 
 from memstore.storage.address import parse_url
+from memstore.storage.backends import Backend
 from memstore.storage.database import Database
 from memstore.storage.schema import VERSION_TABLE, metadata
 
 
-def run(connection: Connection) -> None:
+def run(connection: Connection, backend: Backend) -> None:
+    context.config.attributes["backend"] = backend
     # fileConfig is not called, because it would change the logging of the host program. No transaction is begun here,
     # because the caller's transaction includes all migrations.
     context.configure(
@@ -29,7 +31,7 @@ def run_as_developer() -> None:
         raise SystemExit("give a database: alembic -x url=sqlite:///dev.db COMMAND (there is no offline mode)")
     database = Database(parse_url(url))
     try:
-        database.in_write(run)
+        database.in_write(lambda connection: run(connection, database.backend))
     finally:
         database.close()
 
@@ -38,4 +40,4 @@ _handed_over = context.config.attributes.get("connection")
 if _handed_over is None:
     run_as_developer()
 else:
-    run(_handed_over)
+    run(_handed_over, context.config.attributes["backend"])

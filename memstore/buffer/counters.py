@@ -12,11 +12,10 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from memstore.buffer.settings import COLUMNS as SETTINGS
 from memstore.buffer.settings import ReadStrategy, Settings, read_settings
-from memstore.buffer.strata import REFRESHED
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
-from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer, metadata, of_buffer
+from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer, fold, metadata, of_buffer
 
 
 @dataclass(slots=True)
@@ -31,8 +30,8 @@ class Counters:
         Number of episodes ever offered. It is also the sequence number of the last id.
     events : int
         Number of replays ever. The column has an old name: these are not the events of the history.
-    domains, strata : int
-        Number of the buffer's rows in these tables.
+    domains : int
+        Number of the buffer's domains.
     live_replays : int
         Number of replays of the live episodes.
     high_water : float or None
@@ -41,22 +40,42 @@ class Counters:
         Largest random key of an episode that a reservoir ever removed. None before any.
     recorded : int
         Number of events ever recorded in the history. It is also the sequence number of the last event.
+    departed : int
+        Number of episodes that ever left, those included that a reservoir turned away.
+    token : int
+        Random number of the last write. With the revision it tells if a copy of the blocks is current.
+    block_sum : int
+        The ``fingerprint`` of all blocks.
+    fold_at : int
+        Blocks are merged by the write with which ``log_length`` reaches this.
+    logged, history_from : int
+        Sequence numbers for the complete log, which is not written yet.
     """
 
     revision: int = 0
     inserted: int = 0
     events: int = 0
     domains: int = 0
-    strata: int = 0
     live_replays: int = 0
     high_water: float | None = None
     reservoir_floor: int | None = None
     recorded: int = 0
+    departed: int = 0
+    token: int = 0
+    block_sum: int = 0
+    fold_at: int = 0
+    logged: int = 0
+    history_from: int = 0
 
     @property
     def top_priority(self) -> float:
         """Priority of a never-measured episode: the largest priority ever measured, 1.0 before any."""
         return 1.0 if self.high_water is None else self.high_water
+
+    @property
+    def log_length(self) -> int:
+        """Number of adds, replays and departures ever."""
+        return self.inserted + self.events + self.departed
 
     def measured(self, loss: NDArray[np.float64], epsilon: float) -> None:
         """Raise the largest priority ever measured to that of these losses. A loss of NaN does not count."""
@@ -94,6 +113,7 @@ def create_buffer(conn: Connection, name: str, settings: Settings, now: float, v
     number = int(conn.execute(statement.returning(buffer.c.id)).scalar_one())
     if number > MAX_BUFFERS:
         raise ConfigError(f"a database holds at most {MAX_BUFFERS} buffers over its life; use another file")
+    conn.execute(insert(fold).values(buffer_id=number, number=0, table_inserted=0, table_logged=0))
     write_settings(conn, number, settings)
     return number
 
@@ -120,24 +140,26 @@ def counters_checksum(counters: Counters) -> int:
 
 
 def read_buffer(
-    conn: Connection, backend: Backend, number: int, since: int, read_strategy: ReadStrategy
-) -> tuple[Settings, Counters, list[tuple[Any, ...]]]:
-    """Return settings, counters, and the strata changed after revision ``since`` (``REFRESHED``), in one exchange."""
-    found, changed = backend.read_buffer(conn, number, _ROW, REFRESHED, since)
+    conn: Connection, backend: Backend, number: int, read_strategy: ReadStrategy
+) -> tuple[Settings, Counters]:
+    """Return settings and counters."""
+    found = backend.read_buffer(conn, number, _ROW)
     if found is None:
         raise StoreCorrupt(f"buffer {number} has vanished from the database; was it dropped, or the file replaced?")
     signature, *rest = found
     split = len(SETTINGS)
     settings = read_settings(number, read_strategy, signature, *rest[:split])
-    return settings, _counters(number, rest[split:]), changed
+    return settings, _counters(number, rest[split:])
 
 
 def _counters(number: int, values: Sequence[Any]) -> Counters:
     counters = Counters(*values)
-    for name in ("inserted", "domains", "strata", "recorded"):
+    for name in ("inserted", "domains", "recorded", "departed", "logged", "history_from"):
         stored.whole(getattr(counters, name), f"buffer {number}: its counter {name}", 0, 2**SEQUENCE_BITS)
-    for name in ("revision", "events", "live_replays"):
+    for name in ("revision", "events", "live_replays", "fold_at"):
         stored.whole(getattr(counters, name), f"buffer {number}: its counter {name}")
+    for name in ("token", "block_sum"):
+        stored.whole(getattr(counters, name), f"buffer {number}: its {name}", -(2**63))
     if counters.high_water is not None:
         stored.real(counters.high_water, f"buffer {number}: its high_water", 0.0)
     if counters.reservoir_floor is not None:

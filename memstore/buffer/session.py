@@ -187,13 +187,14 @@ class Session(Forking):
         if self._broken != broken:
             for cache in self._caches:
                 cache.clear()
-            self.committed = self.committed.reload(conn, self.database.backend)
+            self.committed = self.committed.reload(conn, self.database.backend).detached()
             self._broken = broken
         return self.committed
 
     def _publish(self, state: State) -> None:
-        if state.counters.revision > self.committed.counters.revision:
-            self.committed = state
+        then, now = self.committed.counters, state.counters
+        if now.revision >= then.revision and (now.revision, now.token) != (then.revision, then.token):
+            self.committed = state.detached()
 
     def before_fork(self) -> None:
         """Choose the seeds of the child."""
@@ -204,6 +205,9 @@ class Session(Forking):
         for cache in self._caches:
             cache.after_fork()
         self._start(self._fork_seeds)
+        # Another thread of the parent may have been in the middle of a change of the pages. The child reads the heads
+        # anew at its first call.
+        self._broken = -1
 
 
 class _Work(Attempts[*Given]):

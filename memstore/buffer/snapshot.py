@@ -1,50 +1,47 @@
-"""One consistent view of a buffer: its counters, domains and strata, and the rows of its episodes."""
+"""One consistent view of a buffer: its counters, domains and blocks, and the rows of its episodes."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, select
 
+from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.heads import KeyOf, fingerprint
+from memstore.buffer.blocks.lottery import keys_of_ids
+from memstore.buffer.blocks.pages import Opened
+from memstore.buffer.blocks.rows import Write, domains_of, fetching, read_heads, write_changes
+from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.weights import Law
 from memstore.buffer.counters import Counters, read_buffer, write_counters, write_settings
 from memstore.buffer.settings import ReadStrategy, Settings
-from memstore.buffer.strata import Floats, Ints, Strata
-from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
-from memstore.storage.prepared import Prepared
 from memstore.storage.schema import domain, first_id, id_range, of_buffer, replay_metadata
+from memstore.types import EvictionPolicy
 
-COLUMNS = ("episode_id", "loss", "replay_count", "stratum_id", "position", "last_event_id")
-"""These columns of ``replay_metadata`` make ``Rows``, in the order of its fields."""
-
-_m = replay_metadata.c
-
-_own = _m.episode_id.between(bindparam("low"), bindparam("high"))
-_OLDEST = Prepared(select(func.min(_m.episode_id)).where(_own))
-_NEWEST = Prepared(select(func.max(_m.episode_id)).where(_own))
-# This query does not use min(), because NULLs come first in the index, and min() would walk over all of them.
-_SMALLEST_LOSS = Prepared(
-    select(_m.loss).where(_m.buffer_id == bindparam("buffer"), _m.loss.is_not(None)).order_by(_m.loss).limit(1)
-)
+FOLD_EVERY = 32768
+"""Blocks are merged after so many adds, replays and departures."""
 
 
 @dataclass(slots=True)
-class Located:
-    """The columns that a draw reads of some episodes: replay metadata, and the place in the sampling index.
+class Rows:
+    """What the blocks hold of some live episodes.
 
-    A ``loss`` that was never measured is NaN. ``stratum`` is an index into the arrays of ``Strata``.
+    A ``loss`` that was never measured is NaN. ``last_event`` is 0 if no event of the episode was recorded.
     """
 
     ids: Ints
     loss: Floats
     replay_count: Ints
-    stratum: Ints
-    position: Ints
+    domain: Ints
+    last_event: Ints
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,9 +53,6 @@ class Located:
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """Return the rows of one part after the other."""
-        parts = [part for part in parts if len(part)]
-        if len(parts) == 1:
-            return parts[0]
         names = cls.__match_args__
         empty = (np.empty(0, np.float64 if name == "loss" else np.int64) for name in names)
         return cls(
@@ -70,40 +64,30 @@ class Located:
         """Return no rows."""
         return cls.join([])
 
-    def impossible(self, strata: Strata) -> NDArray[np.bool_]:
-        """Flag the rows with an impossible loss, an impossible count, or an impossible place."""
-        bad = (self.stratum < 0) | (self.stratum >= len(strata)) | (self.position < 0) | (self.replay_count < 0)
-        bad |= (self.loss < 0) | np.isinf(self.loss)
-        if not bad.any():
-            bad = self.position >= strata.count[self.stratum]
-        return bad
-
-
-@dataclass(slots=True)
-class Rows(Located):
-    """The whole replay metadata of some episodes. A change of episodes needs it.
-
-    ``last_event`` is 0 if no event of the episode was recorded.
-    """
-
-    last_event: Ints
-
-    def impossible(self, strata: Strata) -> NDArray[np.bool_]:
-        """Flag the impossible rows, including those with a negative event number."""
-        return Located.impossible(self, strata) | (self.last_event < 0)
-
-
-L = TypeVar("L", bound=Located)
+    @classmethod
+    def of(cls, opened: Opened, domains: Ints) -> Self:
+        """Return all rows of these blocks, block after block. ``domains`` are those of all blocks of the copy."""
+        slots = opened.slots
+        return cls(slots.ids, slots.loss, slots.count, domains[opened.blocks][opened.ordinal], slots.event)
 
 
 @dataclass(slots=True)
 class State:
-    """The copy that a process has of a buffer's settings, counters, domain names and strata, at one revision."""
+    """The copy that a process has of a buffer's settings, counters, domain names and blocks, at one revision.
+
+    Attributes
+    ----------
+    blocks : Copy
+        The blocks as they are.
+    stored : Copy
+        The blocks as their rows in the database are. A write makes other ``blocks``, and stores them when it ends.
+    """
 
     buffer_id: int
     settings: Settings
     counters: Counters
-    strata: Strata
+    blocks: Copy
+    stored: Copy
     read_strategy: ReadStrategy
     domain_names: list[str] = field(default_factory=list)
     _codes: dict[str, int] = field(default_factory=dict)
@@ -111,38 +95,61 @@ class State:
     @classmethod
     def load(cls, conn: Connection, backend: Backend, buffer_id: int, read_strategy: ReadStrategy) -> State:
         """Read everything. ``read_strategy`` parses the stored strategy; the strategies are in a room above."""
-        settings, counters, changed = read_buffer(conn, backend, buffer_id, -1, read_strategy)
-        return cls(buffer_id, settings, counters, Strata(buffer_id), read_strategy)._updated(conn, changed)
+        settings, counters = read_buffer(conn, backend, buffer_id, read_strategy)
+        heads = read_heads(conn, backend, buffer_id)
+        blocks = Copy.of(law_of(settings), heads, key_of=key_of(buffer_id, settings))
+        state = cls(buffer_id, settings, counters, blocks, blocks, read_strategy)
+        return state._following(conn, backend, blocks)
 
     def reload(self, conn: Connection, backend: Backend) -> State:
         """Read everything again."""
         return State.load(conn, backend, self.buffer_id, self.read_strategy)
 
     def copy(self) -> State:
-        """Return an independent copy. Both share the domain names until one is added."""
-        return replace(self, counters=self.counters.copy(), strata=self.strata.copy())
+        """Return an independent copy. Both share the domain names until one is added, and the blocks are a value."""
+        return replace(self, counters=self.counters.copy())
+
+    def detached(self) -> State:
+        """Return the same state without a connection, to be kept for later snapshots."""
+        blocks = self.stored.detached()
+        return replace(self, blocks=blocks, stored=blocks)
 
     def at(self, conn: Connection, backend: Backend) -> State:
-        """Return this state if the snapshot has the same revision, else a copy at the revision of the snapshot.
+        """Return this state if the snapshot has the same revision, else a state at the revision of the snapshot.
 
-        Only the changed strata are read. So with 10,000 domains a draw does not read 100,000 strata.
+        Only the changed heads are read. Contents of blocks are read when they are needed, in this snapshot.
         """
-        known = self.counters.revision
-        settings, counters, changed = read_buffer(conn, backend, self.buffer_id, known, self.read_strategy)
-        if counters.revision == known:
-            return self
-        if counters.revision < known:
-            # The snapshot is older than the copy, because another thread has committed since.
+        then = self.counters
+        settings, counters = read_buffer(conn, backend, self.buffer_id, self.read_strategy)
+        now = replace(self, settings=settings, counters=counters)
+        if (counters.revision, counters.token) == (then.revision, then.token):
+            now.blocks = now.stored = self.stored.reading(fetching(conn, backend))
+            return now
+        same_law = law_of(settings) == law_of(self.settings) and settings.eviction == self.settings.eviction
+        if counters.revision <= then.revision or not same_law:
+            # The snapshot is older than the copy, because another thread has committed since; or a server forgot
+            # commits; or all sums are others.
             return self.reload(conn, backend)
-        return replace(self, settings=settings, counters=counters, strata=self.strata.copy())._updated(conn, changed)
+        if counters.fold_at == then.fold_at:
+            blocks = self.stored.followed(read_heads(conn, backend, self.buffer_id, after=then.revision))
+            if fingerprint(blocks.heads) == counters.block_sum:
+                return now._following(conn, backend, blocks)
+        # Blocks were merged, or the server forgot commits that this process knew.
+        return now._following(conn, backend, self.stored.replaced(read_heads(conn, backend, self.buffer_id)))
 
-    def _updated(self, conn: Connection, changed: list[tuple[Any, ...]]) -> State:
-        self.strata.refresh(changed)
-        domains = max(self.counters.domains, int(self.strata.domain.max(initial=0)))
+    def _following(self, conn: Connection, backend: Backend, blocks: Copy) -> State:
+        """Take over these blocks, which must be those that the counters tell of, and read new names of domains."""
+        what, counters = f"buffer {self.buffer_id}", self.counters
+        if fingerprint(blocks.heads) != counters.block_sum:
+            raise stored.damaged(what, "has other blocks than its row says")
+        if blocks.live != counters.inserted - counters.departed:
+            raise stored.damaged(what, f"has {blocks.live} episodes in its blocks, and another number by its counters")
+        self.blocks = self.stored = blocks.reading(fetching(conn, backend))
+        domains = max(counters.domains, int(blocks.domains.max(initial=0)))
         if domains > len(self.domain_names):
             self._load_domains(conn)
         if domains > len(self.domain_names):
-            raise stored.damaged(f"buffer {self.buffer_id}", f"has names of {len(self.domain_names)} domains only")
+            raise stored.damaged(what, f"has names of {len(self.domain_names)} domains only")
         return self
 
     def _load_domains(self, conn: Connection) -> None:
@@ -174,20 +181,6 @@ class State:
             self._extend_domains(new)
         return np.array([self._codes[name] for name in names], np.int64)
 
-    def verified(self, rows: L) -> L:
-        """Return the same rows after a check that none is impossible.
-
-        Raises
-        ------
-        StoreCorrupt
-            A row is impossible. The message names the episode.
-        """
-        bad = rows.impossible(self.strata)
-        if bad.any():
-            number = int(rows.ids[bad][0])
-            raise stored.damaged(f"episode {number}: its replay metadata", "has impossible values", episode_id=number)
-        return rows
-
     def domain_name(self, domain_id: int, what: str) -> str:
         """Return the name of the domain with this id. ``what`` names the owner of the domain in an error."""
         return stored.named(self.domain_names, stored.whole(domain_id, what) - first_id(self.buffer_id), what)
@@ -197,17 +190,37 @@ class State:
         return self._codes.get(name)
 
     def store_settings(self, conn: Connection, settings: Settings) -> None:
-        """Give the buffer these settings. The caller holds its lock."""
+        """Give the buffer these settings, and the blocks their sums and keys. The caller holds its lock."""
         write_settings(conn, self.buffer_id, settings)
+        if law_of(settings) != law_of(self.settings) or settings.eviction != self.settings.eviction:
+            self.blocks = self.blocks.configured(law_of(settings), key_of(self.buffer_id, settings))
         self.settings = settings
 
     def flush(self, conn: Connection, backend: Backend) -> None:
         """Write all changes, under a new revision. The caller holds the buffer's lock."""
-        self.counters.revision += 1
-        self.strata.flush(conn, backend, self.counters.strata, self.counters.revision)
-        self.counters.strata = len(self.strata)
-        self.counters.domains = len(self.domain_names)
-        write_counters(conn, backend, self.buffer_id, self.counters)
+        counters = self.counters
+        counters.revision += 1
+        counters.token = secrets.randbits(64) - 2**63 or 1
+        if counters.log_length >= counters.fold_at:
+            self.blocks = self.blocks.merged()
+            counters.fold_at = counters.log_length + FOLD_EVERY
+        write = Write(counters.revision, counters.token, counters.inserted, counters.recorded)
+        self.blocks = self.stored = write_changes(conn, backend, self.buffer_id, self.stored, self.blocks, write)
+        counters.block_sum = fingerprint(self.blocks.heads)
+        counters.domains = len(self.domain_names)
+        write_counters(conn, backend, self.buffer_id, counters)
+
+
+def law_of(settings: Settings) -> Law:
+    """Return the law by which the blocks of a buffer with these settings have their sums."""
+    return Law(settings.alpha, settings.epsilon)
+
+
+def key_of(buffer_id: int, settings: Settings) -> KeyOf | None:
+    """Return the eviction keys of a buffer with these settings. None if its policy has none."""
+    if settings.eviction != EvictionPolicy.RESERVOIR:
+        return None
+    return partial(keys_of_ids, settings.seed, buffer_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,27 +244,7 @@ class Snapshot:
     @property
     def live(self) -> int:
         """Number of live episodes."""
-        return self.state.strata.live
-
-    def locate(self, strata: Ints, positions: Ints) -> Located:
-        """Return the rows at these places, in the order given.
-
-        Raises
-        ------
-        StoreCorrupt
-            A place is empty or holds two rows. Positions within a stratum are dense.
-        """
-        found = self.backend.locate(self.conn, self.state.strata.ids(strata), positions)
-        if len(found) != len(strata):
-            raise StoreCorrupt(
-                f"{len(strata)} positions of the sampling index hold {len(found)} rows; run 'memstore check'"
-            )
-        # A join returns rows in any order, but the law of the draw depends on the order of the proposals.
-        found = sorted(found)
-        if [row[0] for row in found] != list(range(len(strata))):
-            raise StoreCorrupt("a position of the sampling index holds two rows; run 'memstore check'")
-        ids, loss, count = stored.arrays(replay_metadata, COLUMNS[:3], [row[1:] for row in found])
-        return self.state.verified(Located(ids, loss, count, strata, positions))
+        return self.state.blocks.live
 
     def find(self, ids: Ints) -> Rows:
         """Return the rows of the live episodes of the buffer among these ids, in id order, each once."""
@@ -259,8 +252,14 @@ class Snapshot:
         own = np.unique(ids[(ids >= low) & (ids <= high)])
         if not len(own):
             return Rows.none()
-        rows = self.backend.select(self.conn, replay_metadata, COLUMNS, "episode_id", own.tolist())
-        return self.state.verified(rows_from(self.state, sorted(rows)))
+        domains = self.domains_of(own)
+        found = self.state.blocks.locate(own, domains)
+        slots = found.slots
+        return Rows(slots.ids, slots.loss, slots.count, domains[found.live], slots.event)
+
+    def domains_of(self, ids: Ints) -> Ints:
+        """Return the domains of these episodes; 0 for one that has no row."""
+        return domains_of(self.conn, self.backend, self.state.buffer_id, ids)
 
     def rows_of(self, ids: Ints) -> Rows:
         """Return the rows of these live episodes, in this order."""
@@ -269,11 +268,10 @@ class Snapshot:
 
     def scan(self) -> Rows:
         """Return every live row, in id order. The time is proportional to the size of the buffer."""
-        return self.state.verified(self.unverified())
-
-    def unverified(self) -> Rows:
-        """Return every row of the buffer, in id order, even impossible rows."""
-        return rows_from(self.state, self.rows(replay_metadata, COLUMNS))
+        blocks = self.state.blocks
+        parts = [Rows.of(opened, blocks.domains) for opened in blocks.chunks(np.arange(len(blocks)))]
+        rows = Rows.join(parts)
+        return rows.take(np.argsort(rows.ids))
 
     def rows(self, table: Table, names: Sequence[str]) -> list[Any]:
         """Return these columns of the buffer's rows of a table. The first column is the id, and sorts the rows."""
@@ -288,19 +286,6 @@ class Snapshot:
         own = of_buffer(self.state.buffer_id, table.c[names[0]])
         return select(*(table.c[name] for name in names)).where(own)
 
-    def oldest_id(self) -> int:
-        """Return the smallest live id."""
-        return int(_OLDEST.scalar(self.conn, self.backend, **self._range))
-
-    def newest_id(self) -> int:
-        """Return the largest live id."""
-        return int(_NEWEST.scalar(self.conn, self.backend, **self._range))
-
-    def smallest_loss(self) -> float | None:
-        """Return the smallest measured loss. None if no loss was measured."""
-        found: float | None = _SMALLEST_LOSS.scalar(self.conn, self.backend, buffer=self.state.buffer_id)
-        return found
-
     def newest_possible(self) -> int:
         """Return the id that was given out last. Its episode may have left."""
         return self.first_id + self.state.counters.inserted
@@ -310,16 +295,6 @@ class Snapshot:
         return self.newest_possible() + 1 - ids
 
     @property
-    def _range(self) -> dict[str, int]:
-        return dict(zip(("low", "high"), id_range(self.state.buffer_id), strict=True))
-
-    @property
     def own(self) -> ColumnElement[bool]:
         """Condition on ``replay_metadata`` that selects the rows of this buffer, by their ids."""
-        return of_buffer(self.state.buffer_id, _m.episode_id)
-
-
-def rows_from(state: State, rows: Sequence[tuple[Any, ...]]) -> Rows:
-    """Return the rows that a query for ``COLUMNS`` found."""
-    ids, loss, count, strata, position, last = stored.arrays(replay_metadata, COLUMNS, rows)
-    return Rows(ids, loss, count, state.strata.indices(strata), position, last)
+        return of_buffer(self.state.buffer_id, replay_metadata.c.episode_id)

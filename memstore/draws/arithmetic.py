@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.buffer.strata import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints
 
 
 def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -> Ints:

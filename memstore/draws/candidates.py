@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from memstore.buffer.snapshot import Located, Snapshot
-from memstore.buffer.strata import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.draws.arithmetic import is_in, log2_sum
 from memstore.draws.laws import AgeLaw, Law, LossLaw
 from memstore.draws.pool import Pool

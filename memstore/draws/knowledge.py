@@ -14,7 +14,7 @@ import numpy as np
 
 from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Ints
+from memstore.buffer.blocks.slots import Ints
 from memstore.draws.population import Demand, Population
 
 V = TypeVar("V")

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from memstore.buffer.snapshot import Located, Snapshot
-from memstore.buffer.strata import Ints
+from memstore.buffer.blocks.slots import Ints
 from memstore.draws.conditions import Episodes, Flags
 from memstore.draws.laws import Law
 from memstore.draws.population import Demand, Population

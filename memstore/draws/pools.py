@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from memstore.buffer.snapshot import Located, Snapshot
-from memstore.buffer.strata import Ints
+from memstore.buffer.blocks.slots import Ints
 from memstore.draws.arithmetic import is_in, power_sum, where_in
 from memstore.draws.candidates import AgeCandidates, LossCandidates, stored_total
 from memstore.draws.conditions import Episodes, Flags, chosen_strata, is_kept, is_settled, is_told, parted

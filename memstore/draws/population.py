@@ -17,7 +17,7 @@ from sqlalchemy import bindparam, select
 
 from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.draws.arithmetic import TINY, is_in, log2_sum, where_in
 from memstore.draws.conditions import Episodes
 from memstore.draws.laws import Law

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.buffer.snapshot import Located
-from memstore.buffer.strata import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.draws.arithmetic import TINY, where_in
 from memstore.draws.conditions import Flags
 from memstore.draws.pool import Request

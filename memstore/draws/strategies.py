@@ -12,7 +12,7 @@ import numpy as np
 
 from memstore.buffer.settings import StoredStrategy
 from memstore.buffer.snapshot import Located, Snapshot
-from memstore.buffer.strata import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.config import check_float, check_name
 from memstore.draws.arithmetic import spread
 from memstore.draws.conditions import Episodes

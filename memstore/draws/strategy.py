@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from memstore.buffer.snapshot import Located
-from memstore.buffer.strata import Floats
+from memstore.buffer.blocks.slots import Floats
 from memstore.draws.conditions import Episodes
 from memstore.draws.pool import Pool, Request
 from memstore.errors import ConfigError

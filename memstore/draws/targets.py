@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Floats
+from memstore.buffer.blocks.slots import Floats
 from memstore.draws.candidates import stored_total
 from memstore.draws.laws import LossLaw
 from memstore.draws.strategies import DomainBalanced, Mixed, PrioritizedLoss, Strategy, Uniform

@@ -9,21 +9,18 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, and_, func, select
 
-from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.buffer.strata import Floats, Ints
+from memstore.buffer.blocks.lottery import keys_of_ids
+from memstore.buffer.blocks.order import oldest, oldest_unmeasured, smallest_keys, smallest_losses
+from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.snapshot import Snapshot
 from memstore.errors import ConfigError, MemoryFull
-from memstore.storage.schema import replay_metadata
-from memstore.storage.stored import damaged
 from memstore.types import EvictionPolicy
 from memstore.values.shown import shown
-
-_m = replay_metadata.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +37,6 @@ class Newcomers:
     def take(self, which: NDArray[np.bool_]) -> Newcomers:
         """Return the newcomers at these places."""
         return Newcomers(self.ids[which], self.domains[which], self.loss[which])
-
-    @staticmethod
-    def like(snapshot: Snapshot, rows: Rows) -> Newcomers:
-        """Return live episodes as if they were newcomers."""
-        return Newcomers(rows.ids, snapshot.state.strata.domain[rows.stratum], rows.loss)
 
     @staticmethod
     def none() -> Newcomers:
@@ -64,10 +56,6 @@ class Plan:
     reservoir_floor: int | None = None
 
 
-Order = tuple[list[int | None], list[int | None]]
-"""An order holds the values of the columns (eviction_group, eviction_key) of some episodes."""
-
-
 class Eviction(ABC):
     """A rule that decides which episodes leave when the memory is at capacity.
 
@@ -82,10 +70,6 @@ class Eviction(ABC):
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         """Decide which episodes leave so that the newcomers fit. Nothing is written."""
 
-    def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
-        """Return the stored order in which these episodes leave. All values are None if the policy needs no order."""
-        return [None] * len(newcomers), [None] * len(newcomers)
-
 
 @dataclass(frozen=True)
 class Fifo(Eviction):
@@ -95,8 +79,7 @@ class Fifo(Eviction):
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         excess = excess_of(snapshot, newcomers)
-        rows = _first(snapshot, min(excess, snapshot.live), snapshot.own, _m.episode_id)
-        leaving = np.array(rows, np.int64).reshape(-1)
+        leaving = oldest(snapshot.state.blocks, excess).ids
         return Plan(leaving, np.arange(len(newcomers)) >= excess - len(leaving))
 
 
@@ -120,7 +103,8 @@ class LargestDomain(Eviction):
     name: ClassVar[EvictionPolicy] = EvictionPolicy.LARGEST_DOMAIN
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
-        counts = np.concatenate([[0], snapshot.state.strata.sizes(len(snapshot.state.domain_names))])
+        heads = snapshot.state.blocks.heads
+        counts = np.bincount(heads["domain"], heads["live"], len(snapshot.state.domain_names) + 1).astype(np.int64)
         evictions = np.zeros(len(counts), np.int64)
         total = snapshot.live
         for domain in [None] * max(total - snapshot.settings.capacity, 0) + newcomers.domains.tolist():
@@ -137,13 +121,10 @@ class LargestDomain(Eviction):
         staying = np.ones(len(newcomers), np.bool_)
         leaving = [np.empty(0, np.int64)]
         for domain in np.flatnonzero(evictions).tolist():
-            _, oldest = _by_key(snapshot, domain, int(evictions[domain]))
-            leaving.append(oldest)
-            staying[np.flatnonzero(newcomers.domains == domain)[: evictions[domain] - len(oldest)]] = False
+            victims = oldest(snapshot.state.blocks, int(evictions[domain]), domain).ids
+            leaving.append(victims)
+            staying[np.flatnonzero(newcomers.domains == domain)[: evictions[domain] - len(victims)]] = False
         return Plan(np.concatenate(leaving), staying)
-
-    def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
-        return newcomers.domains.tolist(), newcomers.ids.tolist()
 
 
 @dataclass(frozen=True)
@@ -172,16 +153,16 @@ class Reservoir(Eviction):
         excess = snapshot.live + int(staying.sum()) - snapshot.settings.capacity
         if excess <= 0:
             return Plan(np.empty(0, np.int64), staying, floor)
-        old_keys, old_ids = _by_key(snapshot, 0, excess)
+        blocks = snapshot.state.blocks
+        assert blocks.key_of is not None
+        first = smallest_keys(blocks, excess, blocks.key_of)
+        old_keys, old_ids = first.values.astype(np.int64), first.ids
         ids = np.concatenate([old_ids, newcomers.ids[staying]])
         all_keys = np.concatenate([old_keys, keys[staying]])
         out = np.lexsort((ids, all_keys))[:excess]
         floor = int(all_keys[out].max())
         leaving = out[out < len(old_ids)]
         return Plan(old_ids[leaving], staying & ~np.isin(newcomers.ids, ids[out]), floor)
-
-    def order(self, snapshot: Snapshot, newcomers: Newcomers) -> Order:
-        return [0] * len(newcomers), reservoir_keys(snapshot, newcomers.ids).tolist()
 
 
 @dataclass(frozen=True)
@@ -263,30 +244,11 @@ def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
     ------
     MemoryFull
         The newcomers do not all fit, and the policy is ``none``.
-    StoreCorrupt
-        The strata count rows that do not exist.
     """
     policy = _POLICIES[snapshot.settings.eviction]
-    if snapshot.live > snapshot.settings.capacity:
-        _refuse_miscounted(snapshot)
     if excess_of(snapshot, newcomers) <= 0 and not policy.always_plans:
         return Plan(np.empty(0, np.int64), np.ones(len(newcomers), np.bool_))
     return policy.plan(snapshot, newcomers)
-
-
-def _refuse_miscounted(snapshot: Snapshot) -> None:
-    """Raise ``StoreCorrupt`` if the strata count rows that do not exist.
-
-    Only a buffer that shrinks may hold more than its capacity. In any other case that is damage.
-    """
-    found = snapshot.conn.scalars(select(func.count()).select_from(replay_metadata).where(snapshot.own)).one()
-    if found != snapshot.live:
-        raise damaged(f"buffer {snapshot.state.buffer_id}", f"has {found} rows where its strata count {snapshot.live}")
-
-
-def order_keys(snapshot: Snapshot, newcomers: Newcomers) -> Order:
-    """Return the order that the buffer's eviction policy gives these episodes."""
-    return _POLICIES[snapshot.settings.eviction].order(snapshot, newcomers)
 
 
 def excess_of(snapshot: Snapshot, newcomers: Newcomers) -> int:
@@ -300,13 +262,7 @@ def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:
     Philox is a counter-based generator (Salmon et al. 2011). Block n of its stream belongs to insertion n. So the keys
     are the same for any number of writers, batches and restarts.
     """
-    sequence = ids - snapshot.first_id
-    if not len(sequence):
-        return np.empty(0, np.int64)
-    first, last = int(sequence.min()), int(sequence.max())
-    stream = np.random.Philox(key=snapshot.settings.seed, counter=first)
-    blocks = stream.random_raw(4 * (last - first + 1))[::4]
-    return (blocks[sequence - first] >> np.uint64(1)).astype(np.int64)
+    return keys_of_ids(snapshot.settings.seed, snapshot.state.buffer_id, ids)
 
 
 def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[np.bool_]) -> Plan:
@@ -316,12 +272,11 @@ def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[n
     """
     room = snapshot.settings.capacity - snapshot.live
     evictions = int(entering.sum()) - room
-    own = _m.buffer_id == snapshot.state.buffer_id
-    measured = _first(snapshot, evictions, own & _m.loss.is_not(None), _m.loss, _m.episode_id)
-    # The index on loss finds never-measured episodes too, because its NULLs are together, in id order.
-    unmeasured = _first(snapshot, evictions - len(measured), own & _m.loss.is_(None), _m.episode_id)
+    measured = smallest_losses(snapshot.state.blocks, evictions)
+    unmeasured = oldest_unmeasured(snapshot.state.blocks, evictions - len(measured.ids))
     # A sorted list is a heap. Never-measured episodes come last.
-    heap = [(False, loss, number) for loss, number in measured] + [(True, 0.0, number) for (number,) in unmeasured]
+    heap = [(False, loss, number) for loss, number in zip(measured.values.tolist(), measured.ids.tolist(), strict=True)]
+    heap += [(True, 0.0, number) for number in unmeasured.ids.tolist()]
     gone = [heapq.heappop(heap)[-1] for _ in range(-room)]
     for number, loss in zip(newcomers.ids[entering].tolist(), newcomers.loss[entering].tolist(), strict=True):
         if room > 0:
@@ -331,18 +286,3 @@ def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[n
         heapq.heappush(heap, (True, 0.0, number) if loss != loss else (False, loss, number))
     left = np.array(gone, np.int64)
     return Plan(left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left))
-
-
-def _first(snapshot: Snapshot, count: int, which: ColumnElement[bool], *order: ColumnElement[Any]) -> list[Any]:
-    """Return the columns of ``order`` for the first rows in this order, at most ``count`` rows."""
-    if count <= 0:
-        return []
-    return list(snapshot.conn.execute(select(*order).where(which).order_by(*order).limit(count)))
-
-
-def _by_key(snapshot: Snapshot, group: int, count: int) -> tuple[Ints, Ints]:
-    """Return keys and ids of the first ``count`` rows of a group, in the order of the policy."""
-    which = and_(_m.buffer_id == snapshot.state.buffer_id, _m.eviction_group == group, _m.eviction_key.is_not(None))
-    rows = _first(snapshot, count, which, _m.eviction_key, _m.episode_id)
-    keys, ids = np.array(rows, np.int64).reshape(-1, 2).T
-    return keys, ids

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Table
 
+from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.facts import texts_of
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.buffer.strata import Ints, bucket_of, write_positions
-from memstore.episodes.eviction import Newcomers, order_keys, plan
+from memstore.episodes.eviction import Newcomers, plan
 from memstore.episodes.inputs import Offer, make_offer
 from memstore.episodes.log import Group, depart
 from memstore.payload.signature import Signature, checksum
@@ -137,18 +136,18 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
 
     if not decision.staying.all():
         offer, newcomers = offer.take(np.flatnonzero(decision.staying).tolist()), newcomers.take(decision.staying)
-    positions, strata = _exchange(snapshot, leaving, newcomers.domains, newcomers.loss)
-    _store(snapshot, offer, newcomers, positions, strata)
+    _take_out(snapshot, leaving)
+    state.blocks = state.blocks.appended(newcomers.ids, newcomers.domains, newcomers.loss)
+    _store(snapshot, offer, newcomers)
     return dict(zip(newcomers.ids.tolist(), offer.blobs, strict=True)), leaving.ids
 
 
-def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: Ints, strata: Ints) -> None:
+def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers) -> None:
     ids = newcomers.ids.tolist()
     own = [snapshot.state.buffer_id] * len(ids)
     domains = newcomers.domains + first_id(snapshot.state.buffer_id)
     texts = texts_of(offer.keys, offer.extras, offer.tags)
     losses = [None if loss != loss else loss for loss in newcomers.loss.tolist()]
-    groups, keys = order_keys(snapshot, newcomers)
     described = {
         "id": ids,
         "buffer_id": own,
@@ -158,6 +157,7 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
         "key": offer.keys,
         "extra": offer.extras,
         "checksum": checksums.of_facts(newcomers.ids, domains, offer.timestamps, offer.levels, texts).tolist(),
+        "loss_at_add": losses,
     }
     replayed = {
         "episode_id": ids,
@@ -165,10 +165,6 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
         "loss": losses,
         "lowest_loss": losses,
         "replay_count": [0] * len(ids),
-        "stratum_id": strata.tolist(),
-        "position": positions.tolist(),
-        "eviction_group": groups,
-        "eviction_key": keys,
     }
     packed = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
     for table, columns in ((episode, described), (payload_table, packed), (replay_metadata, replayed)):
@@ -176,27 +172,21 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers, positions: In
     _store_tags(snapshot, offer.tags, ids)
 
 
-def _exchange(snapshot: Snapshot, leaving: Rows, domains: Ints, loss: NDArray[np.float64]) -> tuple[Ints, Ints]:
-    """Take rows out of every table, make places for newcomers, and return their positions and stratum ids."""
-    strata, settings = snapshot.state.strata, snapshot.settings
-    entering = strata.ensure(domains, bucket_of(loss, settings.epsilon))
-    positions, moved, moved_to = strata.rearrange(
-        snapshot.conn, snapshot.backend, (leaving.stratum, leaving.position), entering
-    )
-    strata.account(leaving.stratum, leaving.loss, settings.epsilon, settings.alpha, -1)
-    strata.account(entering, loss, settings.epsilon, settings.alpha, +1)
-    if len(leaving):
-        gone = leaving.ids.tolist()
-        for table, key in (
-            (replay_metadata, "episode_id"),
-            (payload_table, "episode_id"),
-            (episode_tag, "episode_id"),
-            (episode, "id"),
-        ):
-            snapshot.backend.delete(snapshot.conn, table, key, gone)
-        snapshot.state.counters.live_replays -= int(leaving.replay_count.sum())
-    write_positions(snapshot.conn, snapshot.backend, moved, moved_to)
-    return positions, strata.ids(entering)
+def _take_out(snapshot: Snapshot, leaving: Rows) -> None:
+    """Take rows out of the blocks and out of every table."""
+    if not len(leaving):
+        return
+    state = snapshot.state
+    state.blocks = state.blocks.departed(state.blocks.locate(leaving.ids, leaving.domain))
+    state.counters.live_replays -= int(leaving.replay_count.sum())
+    gone = leaving.ids.tolist()
+    for table, key in (
+        (replay_metadata, "episode_id"),
+        (payload_table, "episode_id"),
+        (episode_tag, "episode_id"),
+        (episode, "id"),
+    ):
+        snapshot.backend.delete(snapshot.conn, table, key, gone)
 
 
 def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
@@ -206,7 +196,7 @@ def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
     """
     for rows, group in parts:
         depart(snapshot, group, rows)
-    _exchange(snapshot, Rows.join([rows for rows, _ in parts]), np.empty(0, np.int64), np.empty(0))
+    _take_out(snapshot, Rows.join([rows for rows, _ in parts]))
 
 
 def _store_keys(snapshot: Snapshot, keys: list[str | None], ids: Ints) -> None:

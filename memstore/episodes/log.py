@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, delete, select, union_all
 
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.buffer.strata import Floats, Ints
 from memstore.config import History
 from memstore.episodes.eviction import Newcomers
 from memstore.storage import checksums, stored
@@ -68,11 +68,12 @@ def depart(snapshot: Snapshot, group: Group, rows: Rows, turned_away: Newcomers 
     """Record that episodes leave. Newcomers that were turned away leave too."""
     strangers = Newcomers.none() if turned_away is None else turned_away
     columns = {
-        "domain": np.concatenate([snapshot.state.strata.domain[rows.stratum], strangers.domains]),
+        "domain": np.concatenate([rows.domain, strangers.domains]),
         "loss_before": np.concatenate([rows.loss, strangers.loss]),
         "previous_id": np.concatenate([rows.last_event, np.zeros(len(strangers), np.int64)]),
         "ends": np.ones(len(rows) + len(strangers), np.int64),
     }
+    snapshot.state.counters.departed += len(rows) + len(strangers)
     numbers = record(snapshot, group, np.concatenate([rows.ids, strangers.ids]), columns)
     last = columns["previous_id"][(numbers == 0) & (columns["previous_id"] > 0)]
     if len(last):

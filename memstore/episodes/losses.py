@@ -1,4 +1,4 @@
-"""New losses. Replays are appended to the log, then applied to the replay metadata and the strata.
+"""New losses. Replays are appended to the log, then applied to the replay metadata and the blocks.
 
 ``update`` calls ``append`` and ``fold`` in one transaction. Code outside of this module must not rely on that.
 """
@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.buffer.strata import FALL_BEFORE_MOVE, Floats, Ints, bucket_of, write_positions
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group, record, repeats, tally
 from memstore.storage.schema import replay_metadata
@@ -68,7 +69,7 @@ def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: 
 
     ``place`` is the row of each replay. ``before`` is the loss before the replay, NaN if never measured.
     """
-    domains = snapshot.state.strata.domain[rows.stratum][place]
+    domains = rows.domain[place]
     tally(snapshot, group, domains, replay.loss)
     columns = {
         "domain": domains,
@@ -103,43 +104,15 @@ def fold(snapshot: Snapshot, rows: Rows, place: Ints, loss: Floats, numbers: Int
     last[place] = loss
     np.minimum.at(lowest, place, loss)
     np.maximum.at(last_event, place, numbers)
-    moving, places = _move(snapshot, rows, last)
-    columns = {
-        "episode_id": rows.ids,
-        "loss": last,
-        "lowest_loss": lowest,
-        "replay_count": rows.replay_count + np.bincount(place, minlength=len(rows)),
-        "last_replayed_at": np.full(len(rows), at),
-        "last_event_id": last_event,
+    count = rows.replay_count + np.bincount(place, minlength=len(rows))
+    blocks = snapshot.state.blocks
+    snapshot.state.blocks = blocks.patched(blocks.locate(rows.ids, rows.domain), last, count, last_event)
+    columns: dict[str, list[Any]] = {
+        "episode_id": rows.ids.tolist(),
+        "loss": last.tolist(),
+        "lowest_loss": lowest.tolist(),
+        "replay_count": count.tolist(),
+        "last_replayed_at": [at] * len(rows),
+        "last_event_id": [number or None for number in last_event.tolist()],
     }
-    for which, written in ((~moving, columns), (moving, columns | places)):
-        if which.any():
-            chosen = {name: values[which].tolist() for name, values in written.items()}
-            chosen["last_event_id"] = [number or None for number in chosen["last_event_id"]]
-            snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", chosen, least="lowest_loss")
-
-
-def _move(snapshot: Snapshot, rows: Rows, loss: Floats) -> tuple[NDArray[np.bool_], dict[str, Ints]]:
-    """Account for the new losses in the strata, and move the rows that no longer fit theirs.
-
-    A row with a priority above the bound of its stratum must move. A row with a lower priority moves only if it fell by
-    ``FALL_BEFORE_MOVE`` buckets. So most updates touch no entry of the sampling index.
-
-    Returns
-    -------
-    tuple
-        A flag for each row (True if it moves), and the columns with the new place of each row.
-    """
-    strata, settings = snapshot.state.strata, snapshot.settings
-    wanted, standing = bucket_of(loss, settings.epsilon), strata.bucket[rows.stratum]
-    # The stratum of never-measured episodes lies below every bucket, so a row that leaves it rises.
-    moving = (wanted > standing) | (wanted <= standing - FALL_BEFORE_MOVE)
-    target, position = rows.stratum.copy(), rows.position.copy()
-    target[moving] = strata.ensure(strata.domain[rows.stratum[moving]], wanted[moving])
-    position[moving], displaced, displaced_to = strata.rearrange(
-        snapshot.conn, snapshot.backend, (rows.stratum[moving], rows.position[moving]), target[moving]
-    )
-    strata.account(rows.stratum, rows.loss, settings.epsilon, settings.alpha, -1)
-    strata.account(target, loss, settings.epsilon, settings.alpha, +1)
-    write_positions(snapshot.conn, snapshot.backend, displaced, displaced_to)
-    return moving, {"stratum_id": strata.ids(target), "position": position}
+    snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", columns, least="lowest_loss")

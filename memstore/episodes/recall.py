@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from sqlalchemy import func, select
 
+from memstore.buffer.blocks.slots import Floats
 from memstore.buffer.facts import COLUMNS as FACTS
 from memstore.buffer.facts import verify
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Floats
 from memstore.config import check_name
 from memstore.episodes.inputs import check_count, check_ids, check_option, check_texts
 from memstore.episodes.insert import known_keys

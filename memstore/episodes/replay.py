@@ -7,9 +7,9 @@ from typing import Literal, SupportsIndex
 
 import numpy as np
 
+from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Ints
 from memstore.config import check_int
 from memstore.episodes.inputs import as_losses, check_ids, check_option, invalid_losses, refuse_invalid
 from memstore.episodes.log import Group

@@ -21,7 +21,7 @@ NO_LEVEL = -(2**63)
 
 # The factors are odd, so that every bit of a column counts. They are multiples of the constant of SplitMix64, which has
 # the digits of the golden ratio.
-_FACTORS = np.array([0x9E3779B97F4A7C15 * n % 2**64 | 1 for n in range(1, 17)], np.uint64)
+_FACTORS = np.array([0x9E3779B97F4A7C15 * n % 2**64 | 1 for n in range(1, 33)], np.uint64)
 
 
 def of_row(*values: Any) -> int:

@@ -23,7 +23,7 @@ from memstore.storage.database import Database
 from memstore.storage.schema import VERSION_TABLE, metadata
 from memstore.version import __version__
 
-REVISIONS: tuple[str, ...] = ("0001", "0002", "0003", "0004")
+REVISIONS: tuple[str, ...] = ("0001", "0002", "0003", "0004", "0005")
 HEAD = REVISIONS[-1]
 """This version works with this revision."""
 
@@ -160,7 +160,7 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
         if version == HEAD:  # another process was first
             return Upgraded(HEAD, HEAD)
         copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
-        _run_migrations(conn)
+        _run_migrations(conn, backend)
         if schema_version(conn, shared=backend.shared) != HEAD:
             raise errors.SchemaError(f"the migrations in {_migrations()} do not lead to {HEAD!r}; reinstall memstore")
         _refuse_altered(conn, backend, HEAD)
@@ -207,7 +207,7 @@ def _refuse_altered(conn: Connection, backend: Backend, revision: str) -> None:
         raise errors.StoreCorrupt(f"{backend.describe()}: {', '.join(found)}; {restoring(backend.describe())}")
 
 
-def _run_migrations(conn: Connection) -> None:
+def _run_migrations(conn: Connection, backend: Backend) -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -216,6 +216,7 @@ def _run_migrations(conn: Connection) -> None:
     config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = conn  # a URL is not used, because it may hold a password
+    config.attributes["backend"] = backend
     try:
         with _alembic_lock:
             command.upgrade(config, HEAD)

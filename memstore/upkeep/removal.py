@@ -9,7 +9,7 @@ import numpy as np
 
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Ints
+from memstore.buffer.blocks.slots import Ints
 from memstore.episodes.inputs import check_ids
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group

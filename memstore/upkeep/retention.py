@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.buffer.strata import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.config import check_float, check_int, check_seconds
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group

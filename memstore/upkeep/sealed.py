@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from memstore.buffer.counters import COUNTERS, SEALED, Counters, counters_checksum
 from memstore.buffer.facts import COLUMNS, unlike
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Ints
+from memstore.buffer.blocks.slots import Ints
 from memstore.episodes.checkpoint import examine
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored

@@ -11,7 +11,7 @@ import numpy as np
 
 from memstore.buffer.settings import Settings, StoredStrategy
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Ints
+from memstore.buffer.blocks.slots import Ints
 from memstore.config import (
     DEFAULT_CAPACITY,
     DEFAULT_EPSILON,

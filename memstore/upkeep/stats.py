@@ -6,7 +6,7 @@ import numpy as np
 from sqlalchemy import text
 
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.draws.strategies import Strategy
 from memstore.sharing import leases, limiter
 from memstore.storage.schema import VERSION_TABLE

@@ -6,7 +6,7 @@ import numpy as np
 from sqlalchemy import func, select
 
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.draws.strategy import Strategy
 from memstore.draws.targets import domain_targets
 from memstore.queries.columns import col

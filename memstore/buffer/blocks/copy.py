@@ -135,6 +135,10 @@ class Copy:
         """Return this copy, with what is not in memory read in another way."""
         return replace(self, fetch=fetch)
 
+    def detached(self) -> Copy:
+        """Return this copy without a way to read what is not in memory."""
+        return replace(self, fetch=nothing_stored)
+
     def followed(self, changed: Heads) -> Copy:
         """Return the copy of a later snapshot in which these heads are others, or new, and no block has vanished."""
         known, at = among(changed["name"], self.heads["name"])
@@ -229,7 +233,8 @@ class Copy:
         """Give each live episode that was found its loss, count and last event.
 
         All are absolute. The largest event of an episode stays, whatever the order; what is older than the slot says is
-        passed over. So a patch may come twice, and patches of different moments may come in any order.
+        passed over. So a patch may come twice, and patches of different moments may come in any order. A replay that
+        the history does not record has the event that the slot has already.
         """
         assert found.copy is self, "episodes were found in another copy"
         live = np.flatnonzero(found.live)
@@ -237,7 +242,7 @@ class Copy:
         blocks, ordinal = np.unique(found.places[live] >> PLACE_BITS, return_inverse=True)
         slot = found.places[live] & ((1 << PLACE_BITS) - 1)
         changed = self.open(blocks)
-        newer = event[live] > changed.columns[ordinal, EVENT, slot]
+        newer = event[live] >= changed.columns[ordinal, EVENT, slot]
         live, ordinal, slot = live[newer], ordinal[newer], slot[newer]
         changed.columns[ordinal, LOSS, slot] = canonical(loss[live])
         changed.columns[ordinal, COUNT, slot] = count[live]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.buffer.blocks.slots import Ints
+from memstore.storage.schema import first_id
 
 Words = NDArray[np.uint64]
 
@@ -36,6 +37,11 @@ def reservoir_keys(seed: int, sequence: Ints) -> Ints:
         key = [(part + weyl) & 0xFFFFFFFFFFFFFFFF for part, weyl in zip(key, _WEYL, strict=True)]
     keys: Ints = (counter[0] >> np.uint64(1)).astype(np.int64)
     return keys
+
+
+def keys_of_ids(seed: int, buffer_id: int, ids: Ints) -> Ints:
+    """Return the reservoir's keys of episodes of this buffer."""
+    return reservoir_keys(seed, ids - first_id(buffer_id))
 
 
 def _product(a: np.uint64, b: Words) -> tuple[Words, Words]:

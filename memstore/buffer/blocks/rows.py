@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sqlalchemy import Connection, select
@@ -20,8 +20,7 @@ from memstore.buffer.blocks.weights import UNIT, Law
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
-from memstore.storage.next_schema import block
-from memstore.storage.schema import episode, first_id, id_range, replay_metadata
+from memstore.storage.schema import block, episode, first_id, id_range, replay_metadata
 
 NUMBERS = {
     "id": "name",
@@ -36,16 +35,39 @@ NUMBERS = {
 }
 """Columns of whole numbers, and what a head calls them."""
 
-REALS = {"least_loss": "least", "largest_loss": "largest", "weight_sum": "sum"}
+REALS = {"least_loss": "least", "largest_loss": "largest", "mean_loss": "mean", "weight_sum": "sum"}
 """Columns of other numbers, and what a head calls them."""
 
-COLUMNS = (*NUMBERS, *REALS, "buffer_id", "revision", "token", "checksum")
+COLUMNS = (*NUMBERS, *REALS, "buffer_id", "revision", "token", "inserted", "logged", "checksum")
 
 ABSENT = {"first_id": NO_ID, "last_id": -1, "eviction_key": NO_ID, "least_loss": np.inf, "largest_loss": -np.inf}
 """What a head has where its row has NULL."""
 
+
+class Write(NamedTuple):
+    """The numbers of a write that stores blocks.
+
+    Attributes
+    ----------
+    revision : int
+        The revision of the buffer's row.
+    token : int
+        A random number of 64 bits with a sign, not 0.
+    inserted, logged : int
+        The point of the log that the blocks stand at: sequence numbers of the last episode and of the last event.
+    """
+
+    revision: int
+    token: int
+    inserted: int = 0
+    logged: int = 0
+
+
 ALL_BITS = 2**64 - 1
 """What makes a token without a sign of one with a sign."""
+
+PAGE = 65536
+"""An upgrade reads this many rows of the tables at a time."""
 
 LARGEST_UNIT = 2**17
 """Above every unit: with alpha 50 they reach 51,200 and -53,760."""
@@ -92,12 +114,20 @@ def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, ke
     query = (
         select(m.episode_id, episode.c.domain_id, m.loss, m.replay_count, m.last_event_id)
         .select_from(replay_metadata.outerjoin(episode, episode.c.id == m.episode_id))
-        .where(m.episode_id.between(*id_range(buffer_id)))
         .order_by(m.episode_id)
+        .limit(PAGE)
     )
-    rows = backend.fetch(conn, query)
+    copy, (after, high) = Copy.of(law, key_of=key_of), id_range(buffer_id)
+    while rows := backend.fetch(conn, query.where(m.episode_id.between(after, high))):
+        copy = _appended(copy, buffer_id, rows)
+        after = stored.onward(rows[-1][0], after - 1, f"the rows of {replay_metadata.name}") + 1
+    return copy
+
+
+def _appended(copy: Copy, buffer_id: int, rows: Sequence[Sequence[Any]]) -> Copy:
+    """Return the copy with the episodes of these rows of the tables."""
     where = f"table {replay_metadata.name}"
-    ids, domains, loss, count, event = zip(*rows, strict=True) if rows else ((),) * 5
+    ids, domains, loss, count, event = zip(*rows, strict=True)
     if None in domains:
         number = ids[domains.index(None)]
         raise stored.damaged(f"episode {number}", "has no row in table episode", episode_id=number)
@@ -108,7 +138,7 @@ def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, ke
     if not possible.all():
         number = ids[int(np.flatnonzero(~possible)[0])]
         raise stored.damaged(f"episode {number}: what is known of it", "cannot be as it is stored", episode_id=number)
-    return Copy.of(law, key_of=key_of).appended(stored.wholes(ids, where), of, values, counts, events)
+    return copy.appended(stored.wholes(ids, where), of, values, counts, events)
 
 
 def domains_of(conn: Connection, backend: Backend, buffer_id: int, ids: Ints) -> Ints:
@@ -148,32 +178,30 @@ def _one_by_one(copy: Copy, blocks: Ints) -> Iterator[str]:
             yield str(exc)
 
 
-def write_changes(
-    conn: Connection, backend: Backend, buffer_id: int, before: Copy, after: Copy, revision: int, token: int
-) -> Copy:
+def write_changes(conn: Connection, backend: Backend, buffer_id: int, before: Copy, after: Copy, write: Write) -> Copy:
     """Write what distinguishes a copy from the one that is stored; return it as it is stored then.
 
     Parameters
     ----------
     before, after : Copy
         The copy that the rows are, and the one that they are to be.
-    revision, token : int
-        Of this write: the number of the buffer's row, and a random number of 64 bits with a sign, not 0.
+    write : Write
+        The numbers of this write.
     """
     names = after.heads["name"]
     known, _ = among(names, before.heads["name"])
     changed = after.heads["token"] == 0
-    for which, write in ((changed & known, partial(backend.update, key="id")), (~known, backend.insert)):
+    for which, store in ((changed & known, partial(backend.update, key="id")), (~known, backend.insert)):
         if which.any():
-            columns = _written(buffer_id, after, np.flatnonzero(which), revision, token)
-            write(conn, block, columns=columns)
+            columns = _written(buffer_id, after, np.flatnonzero(which), write)
+            store(conn, block, columns=columns)
     stays, _ = among(before.heads["name"], names)
     if not stays.all():
         backend.delete(conn, block, "id", before.heads["name"][~stays].tolist())
-    return after.as_stored(np.flatnonzero(changed | ~known), token)
+    return after.as_stored(np.flatnonzero(changed | ~known), write.token)
 
 
-def _written(buffer_id: int, copy: Copy, places: Ints, revision: int, token: int) -> dict[str, list[Any]]:
+def _written(buffer_id: int, copy: Copy, places: Ints, write: Write) -> dict[str, list[Any]]:
     """Return the columns of these blocks' rows."""
     rows, count = copy.heads[places], len(places)
     columns: dict[str, list[Any]] = {}
@@ -181,11 +209,11 @@ def _written(buffer_id: int, copy: Copy, places: Ints, revision: int, token: int
         values: Any = rows[field] + first_id(buffer_id) if name == "domain_id" else rows[field]
         none = ABSENT.get(name)
         columns[name] = [None if value == none else value for value in values.tolist()]
-    given = {"buffer_id": buffer_id, "revision": revision, "token": token}
+    given = {"buffer_id": buffer_id, **write._asdict()}
     columns |= {name: [value] * count for name, value in given.items()}
-    columns["checksum"] = _checksums(rows, np.full(count, revision), np.full(count, token)).tolist()
+    columns["checksum"] = _checksums(rows, *(np.full(count, number) for number in write)).tolist()
     parts = zip(copy.open(places).contents(), rows["name"].tolist(), rows["domain"].tolist(), strict=True)
-    columns["data"] = [sealed(*part, token & ALL_BITS) for part in parts]
+    columns["data"] = [sealed(*part, write.token & ALL_BITS) for part in parts]
     return columns
 
 
@@ -208,9 +236,9 @@ def _heads(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Heads:
     heads["stamp"] = new_stamp()
     if (stored.wholes(columns["buffer_id"], where) != buffer_id).any():
         raise stored.damaged(where, f"holds a block of buffer {buffer_id} that is said to be of another one")
-    revision, token, expected = (stored.wholes(columns[name], where) for name in ("revision", "token", "checksum"))
-    heads["token"] = token
-    unlike = _checksums(heads, revision, token) != expected
+    write = [stored.wholes(columns[name], where) for name in Write._fields]
+    heads["token"] = write[Write._fields.index("token")]
+    unlike = _checksums(heads, *write) != stored.wholes(columns["checksum"], where)
     if unlike.any():
         raise stored.damaged(f"block {wholes['id'][unlike][0]}", "has a head that does not match its checksum")
     return heads
@@ -229,13 +257,13 @@ def _refuse(buffer_id: int, wholes: dict[str, Ints], reals: dict[str, Floats]) -
     possible &= (wholes["unit"] % UNIT == 0) & (wholes["unit"] > -LARGEST_UNIT) & (wholes["unit"] < LARGEST_UNIT)
     possible &= np.where(some, (first >= name) & (last >= first) & (last <= high), (first == NO_ID) & (last == -1))
     possible &= np.where(measured, (least >= 0) & (largest >= least) & (largest < np.inf), least > largest)
+    mean = reals["mean_loss"]
+    possible &= np.where(measured, (mean >= 0) & (mean <= largest), mean == 0)
     possible &= np.where(measured, (total > 1 / LARGEST_SUM) & (total < LARGEST_SUM), total == 0)
     if not possible.all():
         raise stored.damaged(f"block {name[~possible][0]}", "has a head that cannot be as it is stored")
 
 
-def _checksums(heads: Heads, revision: Ints, token: Ints) -> Ints:
+def _checksums(heads: Heads, *write: Ints) -> Ints:
     numbers = [heads[field].astype(np.int64) for field in NUMBERS.values()]
-    return checksums.of_columns(
-        *numbers, *(np.ascontiguousarray(heads[field]) for field in REALS.values()), revision, token
-    )
+    return checksums.of_columns(*numbers, *(np.ascontiguousarray(heads[field]) for field in REALS.values()), *write)

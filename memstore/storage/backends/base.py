@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from memstore.config import Durability
 from memstore.errors import MemstoreError
 from memstore.storage.address import shown_url
-from memstore.storage.backends.clauses import accumulation, select_listed
+from memstore.storage.backends.clauses import accumulation, select_buffer, select_listed
 from memstore.storage.backends.expressions import Expressions
 from memstore.storage.newfile import Partial
 from memstore.storage.refusals import Wanted
@@ -35,9 +35,6 @@ Columns = Mapping[str, Sequence[Any]]
 
 Progress = Callable[[int, int], None]
 """This function is called during a copy, with the number of pages done and the number of all pages."""
-
-Located = tuple[int, int, float | None, int]
-"""A located candidate has an index in the request, an episode id, a loss and a replay count."""
 
 
 class Failure(enum.Enum):
@@ -200,28 +197,11 @@ class Backend(Expressions):
         with conn.execute(query) as result:
             return list(result.cursor.fetchall()) if result.cursor is not None else []
 
-    @abstractmethod
-    def read_buffer(
-        self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
-    ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
-        """Read the buffer's row, and the strata that changed since a revision.
-
-        Parameters
-        ----------
-        row : sequence of str
-            Columns of the table ``buffer``.
-        strata : sequence of str
-            Columns of the table ``stratum``.
-        since : int
-            Only strata with a later revision than this are read.
-
-        Returns
-        -------
-        tuple or None
-            The buffer's row; None if there is none.
-        list of tuple
-            The strata, sorted by id.
-        """
+    def read_buffer(self, conn: Connection, buffer_id: int, row: Sequence[str]) -> tuple[Any, ...] | None:
+        """Return these columns of the buffer's row. None if there is none."""
+        sql = select_buffer(self.mark, tuple(row))
+        found: tuple[Any, ...] | None = self.execute(conn, sql, (buffer_id,)).fetchone()
+        return found
 
     def insert(self, conn: Connection, table: Table, columns: Columns) -> None:
         """Insert rows. Row ``i`` has the value ``i`` of each column."""
@@ -288,21 +268,6 @@ class Backend(Expressions):
     @abstractmethod
     def listed(self, table: Table, key: str, values: Sequence[Any]) -> Any:
         """Return the one parameter that holds these values of the column ``key``."""
-
-    @abstractmethod
-    def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
-        """Return the episodes at these positions of these strata.
-
-        Parameters
-        ----------
-        strata, positions : int64 arrays of shape (n,)
-            Candidate ``i`` is position ``positions[i]`` of the stratum with id ``strata[i]``.
-
-        Returns
-        -------
-        list of Located
-            The episodes, in any order. An empty position adds nothing.
-        """
 
     @abstractmethod
     def clock(self, conn: Connection) -> float:

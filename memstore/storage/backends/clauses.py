@@ -7,7 +7,7 @@ from functools import cache
 
 from sqlalchemy import Table
 
-from memstore.storage.schema import buffer, stratum
+from memstore.storage.schema import buffer
 
 
 def quoted(names: Iterable[str], prefix: str = "") -> str:
@@ -25,12 +25,6 @@ def select_listed(join: str, table: str, columns: tuple[str, ...], key: str) -> 
 def select_buffer(mark: str, columns: tuple[str, ...]) -> str:
     """Write the query for the row of a buffer. ``mark`` is the mark of a parameter."""
     return f"SELECT {quoted(columns)} FROM {buffer.name} WHERE id = {mark}"
-
-
-@cache
-def select_changed(mark: str, columns: tuple[str, ...]) -> str:
-    """Write the query for the strata of a buffer that changed since a revision."""
-    return f"SELECT {quoted(columns)} FROM {stratum.name} WHERE buffer_id = {mark} AND revision > {mark} ORDER BY id"
 
 
 @cache

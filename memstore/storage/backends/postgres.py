@@ -20,13 +20,13 @@ from sqlalchemy.pool import NullPool
 from memstore.config import Durability
 from memstore.errors import StoreBusy, StoreUnavailable
 from memstore.storage.backends import catalog, layout, old_readers
-from memstore.storage.backends.arrays import BYTEA, INT8, TEXT, Array, encode, kind_of
-from memstore.storage.backends.base import UNAWAITED, Backend, Columns, Failure, Ints, Located, TransactionState, Watch
-from memstore.storage.backends.clauses import quoted, select_buffer, select_changed
+from memstore.storage.backends.arrays import BYTEA, TEXT, Array, encode, kind_of
+from memstore.storage.backends.base import UNAWAITED, Backend, Columns, Failure, TransactionState, Watch
+from memstore.storage.backends.clauses import quoted
 from memstore.storage.backends.expressions import PostgresExpressions
 from memstore.storage.backends.listener import ANNOUNCE, Listener
 from memstore.storage.backends.pipelined import PipelinedConnection, connect_pipelined
-from memstore.storage.schema import VERSION_TABLE, buffer, metadata, replay_metadata
+from memstore.storage.schema import VERSION_TABLE, buffer, metadata
 from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = 130000
@@ -80,13 +80,6 @@ _CODES = {
     "57P05": Failure.LOST,
     "25P03": Failure.LOST,
 }
-
-# Without OFFSET 0, the planner makes a hash join over the whole table from 2,500 candidates on.
-_LOCATE = (
-    "SELECT c.n, m.episode_id, m.loss, m.replay_count "
-    "FROM unnest(%s::int8[], %s::int8[]) WITH ORDINALITY AS c(stratum_id, position, n) CROSS JOIN LATERAL "
-    f"(SELECT * FROM {replay_metadata.name} t WHERE t.stratum_id = c.stratum_id AND t.position = c.position OFFSET 0) m"
-)
 
 
 class PostgresBackend(PostgresExpressions, Backend):
@@ -194,13 +187,6 @@ class PostgresBackend(PostgresExpressions, Backend):
             case _:
                 return TransactionState.GONE
 
-    def read_buffer(
-        self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
-    ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
-        found = self.execute(conn, select_buffer(self.mark, tuple(row)), (buffer_id,))
-        changed = self.execute(conn, select_changed(self.mark, tuple(strata)), (buffer_id, since))
-        return found.fetchone(), changed.fetchall()
-
     def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:
         for rows in _parts(table, columns):
             kinds, arrays = _encode_columns(table, columns, rows)
@@ -225,12 +211,6 @@ class PostgresBackend(PostgresExpressions, Backend):
         if any(isinstance(value, bytes) and len(value) > LARGE for row in rows for value in row):
             self.driver(conn).swollen = True
         return rows
-
-    def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
-        if not len(strata):
-            return []
-        rows = self.execute(conn, _LOCATE, (encode(INT8, strata), encode(INT8, positions))).fetchall()
-        return [(ordinal - 1, *rest) for ordinal, *rest in rows]
 
     def clock(self, conn: Connection) -> float:
         return float(self.execute(conn, "SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()[0][0])

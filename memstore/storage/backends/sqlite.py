@@ -23,8 +23,8 @@ from memstore.errors import MemstoreError, StoreBusy, StoreUnavailable, StoreWar
 from memstore.printable import visible
 from memstore.storage.address import sqlite_path
 from memstore.storage.backends import layout, locks, log, old_readers, replacing, still
-from memstore.storage.backends.base import Backend, Columns, Failure, Ints, Located, Progress, TransactionState, Watch
-from memstore.storage.backends.clauses import quoted, select_buffer, select_changed
+from memstore.storage.backends.base import Backend, Columns, Failure, Progress, TransactionState, Watch
+from memstore.storage.backends.clauses import quoted
 from memstore.storage.backends.dataversion import DataVersion
 from memstore.storage.backends.expressions import SQLiteExpressions
 from memstore.storage.backends.filesystem import network_filesystem, network_warning
@@ -33,7 +33,7 @@ from memstore.storage.backends.watched import WatchedConnection
 from memstore.storage.files import size_of, unused
 from memstore.storage.newfile import Partial, written_whole
 from memstore.storage.refusals import Wanted, refused
-from memstore.storage.schema import SEQUENCE_BITS, buffer, replay_metadata
+from memstore.storage.schema import buffer
 from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = (3, 38, 0)
@@ -71,17 +71,6 @@ _CODES = {
     sqlite3.SQLITE_IOERR_SHORT_READ: Failure.CORRUPT,
     sqlite3.SQLITE_IOERR_CORRUPTFS: Failure.CORRUPT,
 }
-
-_POSITION_BITS = 43
-"""A position has this many bits. A candidate is one integer: the stratum's sequence number above these bits.
-
-So one prepared statement takes any number of candidates as one JSON text, within 15 % of the speed of a VALUES list.
-"""
-_LOCATE = (
-    f"SELECT c.key, m.episode_id, m.loss, m.replay_count FROM json_each(?) AS c "
-    f"CROSS JOIN {replay_metadata.name} AS m "
-    f"ON m.stratum_id = ? + (c.value >> {_POSITION_BITS}) AND m.position = (c.value & {(1 << _POSITION_BITS) - 1})"
-)
 
 
 class SQLiteBackend(SQLiteExpressions, Backend):
@@ -202,14 +191,6 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         alive = not conn.invalidated and self.driver(conn).in_transaction
         return TransactionState.OPEN if alive else TransactionState.GONE
 
-    def read_buffer(
-        self, conn: Connection, buffer_id: int, row: Sequence[str], strata: Sequence[str], since: int
-    ) -> tuple[tuple[Any, ...] | None, list[tuple[Any, ...]]]:
-        found = self.execute(conn, select_buffer(self.mark, tuple(row)), (buffer_id,)).fetchone()
-        if found is None or found[row.index("revision")] == since:
-            return found, []
-        return found, self.execute(conn, select_changed(self.mark, tuple(strata)), (buffer_id, since)).fetchall()
-
     def insert_all(self, conn: Connection, table: Table, columns: Columns, conflict: str = "") -> None:
         if not conflict and any(map(_is_large, columns.values())):
             insert_large(self.driver(conn), table.name, columns)
@@ -228,13 +209,6 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def listed(self, table: Table, key: str, values: Sequence[Any]) -> str:
         return json.dumps(list(values))
-
-    def locate(self, conn: Connection, strata: Ints, positions: Ints) -> list[Located]:
-        if not len(strata):
-            return []
-        base = int(strata[0]) >> SEQUENCE_BITS << SEQUENCE_BITS
-        packed = (strata - base) << _POSITION_BITS | positions
-        return self.execute(conn, _LOCATE, (json.dumps(packed.tolist()), base)).fetchall()
 
     def clock(self, conn: Connection) -> float:
         return time.time()  # all users of a file are on one machine
