@@ -78,3 +78,15 @@ def where_in(ids: Ints, wanted: Ints) -> Ints:
     """
     wanted = np.unique(wanted)
     return np.searchsorted(ids, wanted[is_in(ids, wanted)])
+
+
+def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:
+    """Return the places of the ``wanted`` smallest keys Exp(1) / weight, smallest first.
+
+    That is successive sampling in one pass (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir";
+    their key ``u ** (1 / w)`` is ``exp(-key)`` of this one). Keys are compared as logarithms.
+    """
+    # The ziggurat algorithm of numpy may return zero, once in 2**53.
+    clocks = np.maximum(rng.exponential(size=len(log2_weight)), np.finfo(np.float64).tiny)
+    keys = np.log2(clocks) - log2_weight
+    return np.argsort(keys, kind="stable")[:wanted]

@@ -1,21 +1,32 @@
-"""Conditions on a draw, sorted by who can test them: the strata, a drawn row, or only a query.
-
-Conditions on the domain choose strata. Conditions on the loss choose strata by half-octaves of priority.
-"""
+"""Conditions on a draw, sorted by who can test them: the slots, a list of ids, or only a query."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore.buffer.blocks.heads import Heads
+from memstore.buffer.blocks.slots import Floats, Ints, Slots
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import FALL_BEFORE_MOVE, Floats, Ints, bucket_of
-from memstore.queries.columns import OPERATORS, AllOf, AnyOf, Comparison, Condition, HasTag, In, Not, conditions_within
-from memstore.queries.sql import conjuncts
-from memstore.storage.schema import UNMEASURED
+from memstore.draws.arithmetic import is_in
+from memstore.queries.columns import (
+    OPERATORS,
+    AllOf,
+    AnyOf,
+    Comparison,
+    Condition,
+    HasTag,
+    In,
+    Not,
+    Operator,
+    col,
+    conditions_within,
+)
+from memstore.queries.sql import Scope, conjuncts
 
 Flags = NDArray[np.bool_]
 
@@ -93,56 +104,117 @@ def is_settled(condition: Condition) -> bool:
     )
 
 
-def is_kept(condition: Condition) -> bool:
-    """True if the process keeps a list of the episodes that pass.
+def resolved(condition: Condition, newest: int) -> Condition:
+    """Write limits on ages as limits on ids, which do not change with each newcomer. ``newest`` has age 1."""
+    match condition:
+        case AllOf(parts):
+            return AllOf(tuple(resolved(part, newest) for part in parts))
+        case AnyOf(parts):
+            return AnyOf(tuple(resolved(part, newest) for part in parts))
+        case Not(part):
+            return Not(resolved(part, newest))
+        case Comparison(column, op, int() | float() as value) if column.name == "age":
+            return Comparison(col.id, _MIRRORED[op], newest + 1 - value)
+        case In(column, values) if column.name == "age":
+            return In(col.id, tuple(newest + 1 - v if isinstance(v, (int, float)) else v for v in values))
+    return condition
 
-    It keeps no list for limits on ids. Such limits may change in every draw, and the id of a drawn row is known.
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A condition as the test of a view. Equal conditions are equal tests, in any snapshot.
+
+    Each part of the condition is tested in the cheapest way. All that decides if an episode passes is in its slot, or
+    never changes, or changes only together with the slot.
+
+    Attributes
+    ----------
+    key : str
+        The condition as a text.
+    told : Condition
+        The part that slots and domains decide.
+    ids : int64 array or None
+        Ascending ids of all episodes that pass the part about facts. None if there is no such part.
+    asked : callable or None
+        Flags the ids that pass the rest, by a query.
+    newest, names
+        As in ``Episodes.passing``.
     """
-    return is_settled(condition) and (not is_told(condition) or _is_about_domains(condition))
+
+    key: str
+    told: Condition = field(compare=False)
+    ids: Ints | None = field(compare=False)
+    asked: Callable[[Ints], Flags] | None = field(compare=False)
+    newest: int = field(compare=False)
+    names: Sequence[str] = field(compare=False)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, condition: Condition, ids_of: Callable[[Condition], Ints]) -> Passing | None:
+        """Return the test of a condition in a snapshot. None if every episode passes.
+
+        Parameters
+        ----------
+        ids_of : callable
+            Returns the ids of all episodes that pass a condition on facts.
+        """
+        newest = snapshot.newest_possible()
+        parts = conjuncts(resolved(condition, newest))
+        told = [part for part in parts if is_told(part)]
+        settled = [part for part in parts if not is_told(part) and is_settled(part)]
+        rest = [part for part in parts if not is_told(part) and not is_settled(part)]
+        if not parts:
+            return None
+        return cls(
+            str(AllOf(parts)),
+            AllOf(tuple(told)),
+            ids_of(AllOf(tuple(settled))) if settled else None,
+            partial(_asked, snapshot, AllOf(tuple(rest))) if rest else None,
+            newest,
+            snapshot.state.domain_names,
+        )
+
+    def possible(self, heads: Heads) -> Flags:
+        """Flag the blocks that may hold passing episodes, by their domains and bounds."""
+        possible: Flags = heads["live"] > 0
+        none = np.zeros(len(heads), np.int64)
+        one_each = Episodes(none, np.full(len(none), np.nan), none, heads["domain"])
+        for test in conjuncts(self.told):
+            if all(not isinstance(t, HasTag) and t.column.name == "domain" for t in conditions_within(test)):
+                possible &= one_each.passing(test, self.newest, self.names)
+            elif isinstance(test, Comparison) and test.value is not None and test.column.name in ("id", "loss"):
+                low, high = (heads[name] for name in _BOUNDS[test.column.name])
+                possible &= _reached(test, low, high)
+        return possible
+
+    def passing(self, slots: Slots, domains: Ints) -> Flags:
+        """Flag the slots that pass."""
+        passing = Episodes(slots.ids, slots.loss, slots.count, domains).passing(self.told, self.newest, self.names)
+        if self.ids is not None:
+            passing &= is_in(self.ids, slots.ids)
+        if self.asked is not None and passing.any():
+            passing[passing] = self.asked(slots.ids[passing])
+        return passing
 
 
-def parted(condition: Condition, kind: Callable[[Condition], bool]) -> tuple[Condition, Condition]:
-    """Split a condition into the parts of this kind and the other parts. An episode passes if it passes both."""
-    parts = conjuncts(condition)
-    return AllOf(tuple(part for part in parts if kind(part))), AllOf(tuple(part for part in parts if not kind(part)))
+_MIRRORED: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "=="}
+"""An age falls when the id rises."""
+
+_BOUNDS = {"id": ("first", "last"), "loss": ("least", "largest")}
+"""A head holds these bounds of a column."""
 
 
-def chosen_strata(snapshot: Snapshot, condition: Condition) -> tuple[Ints, Condition]:
-    """Return the occupied strata that may hold passing episodes, and the rest of the condition, still to be tested."""
-    strata = snapshot.state.strata
-    occupied = strata.occupied()
-    none = np.zeros(len(occupied), np.int64)
-    one_each = Episodes(none, np.full(len(none), np.nan), none, strata.domain[occupied])
-    chosen = np.ones(len(occupied), np.bool_)
-    rest = []
-    for test in conjuncts(condition):
-        if _is_about_domains(test):
-            chosen &= one_each.passing(test, 0, snapshot.state.domain_names)
-            continue
-        measured = strata.bucket[occupied] != UNMEASURED
-        inner, expected = (test.condition, False) if isinstance(test, Not) else (test, True)
-        if isinstance(inner, Comparison) and inner.column.name == "loss" and inner.value is None:
-            chosen &= measured != expected
-            continue
-        if isinstance(test, Comparison) and test.column.name == "loss":
-            chosen &= measured & _reached(strata.bucket[occupied], test, snapshot.settings.epsilon)
-        rest.append(test)
-    return occupied[chosen], AllOf(tuple(rest))
+def _reached(test: Comparison, low: Ints | Floats, high: Ints | Floats) -> Flags:
+    """Flag the blocks whose bounds allow a passing value."""
+    value = test.value
+    assert isinstance(value, (int, float))
+    if test.operator == "==":
+        return np.asarray((low <= value) & (high >= value), np.bool_)
+    return np.asarray(OPERATORS[test.operator](high if test.operator in (">", ">=") else low, value), np.bool_)
 
 
-def _reached(buckets: Ints, test: Comparison, epsilon: float) -> Flags:
-    """Flag the buckets that may hold passing losses. A row stands in the bucket of its loss, or a little above."""
-    assert isinstance(test.value, (int, float))
-    enough = np.ones(len(buckets), np.bool_)
-    if test.value < 0:
-        return enough
-    limit = int(bucket_of(np.array([float(test.value)]), epsilon)[0])
-    if test.operator in (">", ">=", "=="):
-        enough &= buckets >= limit
-    if test.operator in ("<", "<=", "=="):
-        enough &= buckets < limit + FALL_BEFORE_MOVE
-    return enough
-
-
-def _is_about_domains(condition: Condition) -> bool:
-    return all(not isinstance(test, HasTag) and test.column.name == "domain" for test in conditions_within(condition))
+def _asked(snapshot: Snapshot, condition: Condition, ids: Ints) -> Flags:
+    """Flag the ids that pass, by a query."""
+    scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
+    among = snapshot.backend.one_of(scope.identity(), np.sort(ids).tolist())
+    found = np.array(snapshot.conn.scalars(scope.ids().where(among)).all(), np.int64)
+    return is_in(np.sort(found), ids)

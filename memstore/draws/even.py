@@ -21,12 +21,12 @@ def uniform(copy: Copy, view: View, rng: np.random.Generator, wanted: int, *, re
 
 
 def domain_counts(copy: Copy, view: View) -> tuple[Ints, Ints]:
-    """Return the domains that have blocks, ascending, and how many episodes of each the view allows."""
+    """Return the domains with episodes that the view allows, ascending, and how many each has."""
     order = copy.directory.order
     domains = copy.domains[order]
     first = np.flatnonzero(np.diff(domains, prepend=-1))
     counts = np.add.reduceat(view.live[order], first) if len(first) else view.live[:0]
-    return domains[first], counts
+    return domains[first][counts > 0], counts[counts > 0]
 
 
 def balanced(

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.draws.arithmetic import log2_sum
+from memstore.draws.arithmetic import log2_sum, smallest_keys
 from memstore.draws.pool import Pool, Request
 from memstore.draws.population import Demand
-from memstore.draws.rejection import smallest_keys
 from memstore.draws.strategy import Drawn, Odds, Strategy
 from memstore.errors import InvalidValue
 from memstore.queries.columns import EVERY, Column, Condition, ExtraColumn

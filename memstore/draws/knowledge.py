@@ -12,9 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.blocks.views import Views
 from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.blocks.slots import Ints
+from memstore.draws.conditions import is_settled
 from memstore.draws.population import Demand, Population
 
 V = TypeVar("V")
@@ -24,9 +26,6 @@ KEPT = 8
 
 RENEWED = 2
 """A list of ids is read again after this many newcomers for each live episode. Most of its ids have left by then."""
-
-REMEMBERED = 64
-"""A process remembers that it has seen a condition, for this many conditions: the ones that were seen last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +53,13 @@ class Populations:
 
     _kept: OrderedDict[tuple[str, str], Population] = field(default_factory=OrderedDict)
     _ids: OrderedDict[tuple[str, str], KnownIds] = field(default_factory=OrderedDict)
-    _seen: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
+    views: Views = field(default_factory=Views)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Population:
         """Return the population in this snapshot. ``keep`` it only if the snapshot shows committed data."""
+        if not is_settled(demand.condition):
+            return demand.read(snapshot)
         key = demand.key
         with self._lock:
             old = self._kept.get(key)
@@ -69,23 +70,15 @@ class Populations:
                 _put(self._kept, key, found, KEPT)
         return found
 
-    def ids(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Ints | None:
-        """Return the ids of all live episodes that pass, and of some that have left. None if a query costs less.
-
-        A condition that is used only once must not cost a scan. So the ids are read when a condition is seen for the
-        second time, or are taken from its population if that is known.
-        """
+    def ids(self, snapshot: Snapshot, demand: Demand, *, keep: bool) -> Ints:
+        """Return the ascending ids of all live episodes that pass, and of some that have left."""
         key, counters = demand.key, snapshot.state.counters
         with self._lock:
-            old, population, seen = self._ids.get(key), self._kept.get(key), key in self._seen
-            _put(self._seen, key, None, REMEMBERED)
-        if old is None and population is not None:
-            old = KnownIds.of(population.ids, population.counters)
+            old = self._ids.get(key)
         if old is not None and old.revision > counters.revision:
-            return None  # this snapshot is older than the list: it may hold episodes that left before the list was read
-        if old is None and not (seen and keep):
-            return None
-        if old is None or (keep and counters.inserted - old.read > RENEWED * snapshot.state.strata.live):
+            # This snapshot is older than the list: it may hold episodes that left before the list was read.
+            return demand.ids(snapshot, 0)
+        if old is None or (keep and counters.inserted - old.read > RENEWED * snapshot.live):
             now = KnownIds.of(demand.ids(snapshot, 0), counters)
         elif counters.inserted == old.inserted:
             now = old
@@ -100,11 +93,13 @@ class Populations:
     def clear(self) -> None:
         """Forget everything: commits may have been undone."""
         with self._lock:
-            self._kept, self._ids, self._seen = OrderedDict(), OrderedDict(), OrderedDict()
+            self._kept, self._ids = OrderedDict(), OrderedDict()
+        self.views.clear()
 
     def after_fork(self) -> None:
         """Start empty in a child, with a new lock, because another thread of the parent may have held the old one."""
         self._lock = threading.Lock()
+        self.views.after_fork()
         self.clear()
 
 

@@ -1,7 +1,6 @@
 """The laws of weighted draws. A law gives a weight to every episode of a snapshot.
 
-Weights are base-2 logarithms; ``memstore.buffer.strata`` gives the reason. They are relative to the largest possible
-weight, so a logarithm is never above zero.
+Weights are base-2 logarithms; ``memstore.buffer.blocks.weights`` gives the reason.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from typing import TypeAlias
 
 import numpy as np
 
-from memstore.buffer.counters import Counters
+from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.weights import Law as BlockLaw
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.strata import Floats, Ints, Strata, log2_priority
-from memstore.storage.schema import SEQUENCE_BITS
+from memstore.draws.aged import Ages
 
 
 @dataclass(frozen=True, slots=True)
 class LossLaw:
     """The law ``w_i = p_i ** alpha`` with ``p_i = loss_i + epsilon`` (Schaul et al. 2016, section 3.3, equation 1).
 
-    ``top`` is the largest priority that was ever measured. Its weight is the largest possible weight.
+    ``top`` is the largest priority that was ever measured. An episode that was never measured has this priority.
     """
 
     alpha: float
@@ -33,19 +32,16 @@ class LossLaw:
         """Return the law in this snapshot."""
         return cls(alpha, snapshot.settings.epsilon, snapshot.state.counters.top_priority)
 
+    @property
+    def of_blocks(self) -> BlockLaw:
+        """The law by which blocks have sums."""
+        return BlockLaw(self.alpha, self.epsilon)
+
     def log2_weight(self, ids: Ints, loss: Floats) -> Floats:
         """Return log2 of the weights of episodes with these ids and losses."""
-        weight: Floats = self.alpha * (log2_priority(loss, self.epsilon, self.top) - np.log2(self.top))
+        weight = self.of_blocks.log2(loss)
+        weight[np.isnan(loss)] = self.of_blocks.log2_unmeasured(self.top)
         return weight
-
-    def log2_bound(self, strata: Strata, which: Ints) -> Floats:
-        """Return log2 of the largest weight that is possible in each of these strata."""
-        bound: Floats = self.alpha * (strata.log2_bound(which, self.top) - np.log2(self.top))
-        return bound
-
-    def lasts(self, counters: Counters) -> bool:
-        """True if an episode with an unchanged loss weighs the same in a snapshot with these counters."""
-        return counters.top_priority == self.top
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +56,14 @@ class AgeLaw:
         """Return the law in this snapshot."""
         return cls(alpha, snapshot.newest_possible())
 
+    @property
+    def ages(self) -> Ages:
+        """The ages of a draw."""
+        return Ages(self.alpha, self.newest)
+
     def log2_weight(self, ids: Ints, loss: Floats) -> Floats:
         """Return log2 of the weights of episodes with these ids. The losses do not matter."""
-        return -self.alpha * np.log2(self.newest + 1 - ids)
-
-    def lasts(self, counters: Counters) -> bool:
-        """True if episodes weigh the same in a snapshot with these counters."""
-        return bool(self.newest & (2**SEQUENCE_BITS - 1) == counters.inserted)
+        return self.ages.log2(ids)
 
 
 Law: TypeAlias = LossLaw | AgeLaw

@@ -1,97 +1,160 @@
-"""The two things that a strategy works with: a request, and the pool of episodes that it draws from."""
+"""The two things that a strategy works with: a request, and the pool of episodes that it draws from.
+
+A draw goes by *places*: numbers that say where an episode stands in the copy of the blocks.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
-from memstore.buffer.snapshot import Located, Snapshot
-from memstore.buffer.blocks.slots import Ints
-from memstore.draws.conditions import Episodes, Flags
-from memstore.draws.laws import Law
+from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.views import View
+from memstore.buffer.snapshot import Snapshot
+from memstore.draws.aged import aged, log2_total
+from memstore.draws.conditions import Episodes, Flags, Passing
+from memstore.draws.even import balanced, domain_counts, uniform
+from memstore.draws.knowledge import Populations
+from memstore.draws.laws import AgeLaw, Law, LossLaw
 from memstore.draws.population import Demand, Population
-from memstore.queries.columns import Condition
+from memstore.draws.weighted import Masses, least_log2, weighted
+from memstore.queries.columns import EVERY, Condition
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request for rows.
+    """A request for episodes.
 
     Parameters
     ----------
     count : int
-        Number of rows wanted. Without replacement, a pool with fewer rows left gives them all.
+        Number of episodes wanted. Without replacement, a pool with fewer episodes left gives them all.
     rng : numpy.random.Generator
         Source of all random numbers.
-    taken : Located
-        Rows of the pool that must not be drawn, because they are leased or already drawn.
+    taken : int64 array
+        Places that must not be drawn, because their episodes are leased or already drawn.
     replacement : bool
-        True if a row may be drawn twice.
+        True if an episode may be drawn twice.
     exact : bool
-        True if the draw may scan to compute the probabilities.
+        True if the draw may look at all episodes to compute the probabilities.
     weighted : bool
         True if the caller wants importance weights.
     """
 
     count: int
     rng: np.random.Generator
-    taken: Located = field(default_factory=Located.none)
+    taken: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     replacement: bool = False
     exact: bool = False
     weighted: bool = False
 
-    def of(self, count: int) -> Request:
-        """Return the same request for another count."""
-        return replace(self, count=count)
-
-    def after(self, drawn: Located, count: int) -> Request:
-        """Return the request for ``count`` more rows after these rows were drawn."""
-        taken = self.taken if self.replacement else Located.join([self.taken, drawn])
+    def after(self, drawn: Ints, count: int) -> Request:
+        """Return the request for ``count`` more episodes after these places were drawn."""
+        taken = self.taken if self.replacement else np.concatenate([self.taken, drawn])
         return replace(self, count=count, taken=taken)
 
 
-class Pool(Protocol):
+@dataclass(frozen=True, slots=True)
+class Pool:
     """The episodes of one snapshot that a draw chooses from.
 
-    Strategies use only these members. They do not know how a pool finds its rows.
+    Parameters
+    ----------
+    condition : Condition
+        The condition that episodes must pass. It is ``EVERY`` if the pool is the whole buffer.
+    known : Populations
+        What the process keeps for conditions of earlier draws.
+    keep : bool
+        True if the snapshot shows only committed data. The process may then keep the lists that it reads.
     """
 
     snapshot: Snapshot
     condition: Condition
-    """The condition that episodes must pass. It is ``EVERY`` if the pool is the whole buffer."""
+    known: Populations
+    keep: bool
+    test: Passing | None
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, condition: Condition | None, known: Populations, *, keep: bool) -> Pool:
+        """Return the pool of the episodes that pass a condition."""
+        condition = EVERY if condition is None else condition
+        test = Passing.of(snapshot, condition, lambda settled: known.ids(snapshot, Demand(settled), keep=keep))
+        return cls(snapshot, condition, known, keep, test)
+
+    @property
+    def copy(self) -> Copy:
+        """The blocks of the snapshot."""
+        return self.snapshot.state.blocks
+
+    def view(self, law: LossLaw | None = None, taken: Ints | None = None) -> View:
+        """Return the view of the episodes in the pool, with sums by this law, without the places that are taken."""
+        view = self.known.views.get(self.copy, None if law is None else law.of_blocks, self.test)
+        return view if taken is None or not len(taken) else view.without(self.copy, taken)
 
     @property
     def live(self) -> int:
-        """Number of live episodes that may be candidates. Some of them may fail the condition."""
+        """Number of episodes in the pool."""
+        return int(self.view().live.sum())
 
-    def passing(self, rows: Located) -> Flags:
-        """Flag the rows that are in the pool."""
+    def passing(self, places: Ints) -> Flags:
+        """Flag the places whose episodes are in the pool."""
+        if self.test is None:
+            return np.ones(len(places), np.bool_)
+        slots = self.copy.read(places)
+        return self.test.passing(slots, self.copy.domains[places >> PLACE_BITS])
 
-    def episodes(self, rows: Located) -> Episodes:
-        """Return these rows as columns: id, loss, replay count, domain."""
+    def episodes(self, places: Ints) -> Episodes:
+        """Return the episodes at these places as columns: id, loss, replay count, domain."""
+        slots = self.copy.read(places)
+        return Episodes(slots.ids, slots.loss, slots.count, self.copy.domains[places >> PLACE_BITS])
 
-    def draw(self, law: Law, request: Request) -> Located:
-        """Draw rows in proportion to the weights that the law gives them."""
+    def draw(self, law: Law, request: Request) -> Ints:
+        """Draw places in proportion to the weights that the law gives their episodes."""
+        if law.alpha == 0:
+            return self.draw_evenly(request)
+        copy, rng, count, replacement = self.copy, request.rng, request.count, request.replacement
+        if isinstance(law, LossLaw):
+            view = self.view(law, request.taken)
+            return weighted(copy, view, law.top, rng, count, replacement=replacement)
+        view = self.view(None, request.taken)
+        return aged(copy, view, law.ages, self.snapshot.domains_of, rng, count, replacement=replacement)
 
-    def draw_evenly(self, request: Request) -> Located:
-        """Draw rows that all have the same probability."""
+    def draw_evenly(self, request: Request) -> Ints:
+        """Draw places that all have the same probability."""
+        view = self.view(None, request.taken)
+        return uniform(self.copy, view, request.rng, request.count, replacement=request.replacement)
 
     def domains(self) -> tuple[Ints, Ints]:
         """Return the ascending numbers of the domains with episodes in the pool, and how many episodes each has."""
+        return domain_counts(self.copy, self.view())
 
-    def draw_quotas(self, request: Request, quotas: Ints) -> Located:
-        """Draw ``quotas[i]`` rows of the domain ``domains()[0][i]``, evenly inside it. Return all in random order."""
+    def draw_balanced(self, request: Request, domains: Ints, shares: Floats) -> Ints:
+        """Draw places by shares of these domains, evenly inside a domain, in random order."""
+        view = self.view(None, request.taken)
+        left, _ = domain_counts(self.copy, view)
+        own = shares[np.searchsorted(domains, left)]
+        return balanced(self.copy, view, request.rng, request.count, own, replacement=request.replacement)
 
     def log2_total(self, law: Law, *, exact: bool) -> float | None:
-        """Return log2 of the sum of all weights. None if that needs a scan and ``exact`` is false."""
+        """Return log2 of the sum of all weights. None if that needs all episodes and ``exact`` is false."""
+        view = self.view()
+        if law.alpha == 0:
+            return float(np.log2(view.live.sum()))
+        if isinstance(law, LossLaw):
+            return Masses.of(self.view(law), law.top).log2_total
+        youngest, oldest = law.ages.span(self.copy)
+        if exact or (self.test is None and oldest - youngest + 1 == int(view.live.sum())):
+            return log2_total(self.copy, view, law.ages)
+        return None
 
     def log2_least(self, law: Law) -> float:
         """Return log2 of the smallest weight in the whole buffer. The condition does not matter."""
-
-    def scan(self) -> Population:
-        """Return all episodes of the pool, in id order. A draw makes this list at most once."""
+        if isinstance(law, AgeLaw):
+            return -law.alpha * float(np.log2(law.ages.span(self.copy)[1]))
+        return least_log2(self.copy, law.of_blocks, law.top)
 
     def find_all(self, demand: Demand) -> Population:
         """Return all episodes of the buffer that meet the demand, from the lists of the process where possible."""
+        return self.known.get(self.snapshot, demand, keep=self.keep)

@@ -2,25 +2,23 @@
 
 Three things can happen to such an episode, and the log records each: it comes (its id is new), its loss changes, or it
 leaves. So the log entries between two snapshots bring a list from the earlier to the later one. To look up each episode
-again would take 40 ms a draw for 10,000 episodes in 1M. The weights that were computed for a list are brought to the
-later snapshot in the same way.
+again would take 40 ms a draw for 10,000 episodes in 1M.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import bindparam, select
 
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.blocks.slots import Floats, Ints
-from memstore.draws.arithmetic import TINY, is_in, log2_sum, where_in
+from memstore.draws.arithmetic import is_in, where_in
 from memstore.draws.conditions import Episodes
-from memstore.draws.laws import Law
 from memstore.queries.columns import Column, Condition, col
 from memstore.queries.sql import Scope
 from memstore.storage.schema import replay_event, replay_metadata
@@ -40,9 +38,6 @@ FORGOTTEN_SHARE = 2
 COLUMNS = ("ids", "loss", "replay_count", "domain", "label")
 """A ``Population`` has these columns."""
 
-LAWS = 4
-"""The weights of at most this many laws are brought to a later snapshot. A mixed strategy uses one or two laws."""
-
 
 @dataclass(frozen=True, slots=True)
 class Population(Episodes):
@@ -57,44 +52,10 @@ class Population(Episodes):
     labels: dict[Any, int]
     counters: Counters
     live: int
-    _origin: tuple[Population, NDArray[Any]] | None = None
-    _weights: dict[Law, Floats] = field(default_factory=dict)
-    _domains: list[tuple[Ints, Ints, Ints]] = field(default_factory=list)
 
     def take(self, which: NDArray[Any]) -> Population:
         """Return the episodes at these places, or the flagged ones if ``which`` is a mask."""
-        columns = {name: getattr(self, name)[which] for name in COLUMNS}
-        return replace(self, **columns, _origin=(self, which), _weights={}, _domains=[])
-
-    def weight(self, law: Law) -> Floats:
-        """Return the weights, relative to the largest possible weight. A weight may underflow to zero."""
-        found = self._weights.get(law)
-        if found is None:
-            if self._origin is None:
-                found = np.exp2(law.log2_weight(self.ids, self.loss))
-            else:
-                whole, which = self._origin
-                found = whole.weight(law)[which]
-            self._weights[law] = found
-        return found
-
-    def log2_total(self, law: Law) -> float:
-        """Return log2 of the sum of the weights."""
-        total = float(self.weight(law).sum())
-        return float(np.log2(total)) if total > TINY else log2_sum(law.log2_weight(self.ids, self.loss))
-
-    def by_domain(self) -> tuple[Ints, Ints, Ints]:
-        """Return the domains, the end of each domain in ``order``, and ``order``: places sorted by domain, then id."""
-        if not self._domains:
-            sizes = np.bincount(self.domain)
-            narrow = self.domain.astype(np.int16) if len(sizes) < 2**15 else self.domain  # ten times faster to sort
-            domains = np.flatnonzero(sizes)
-            self._domains.append((domains, np.cumsum(sizes[domains]), np.argsort(narrow, kind="stable")))
-        return self._domains[0]
-
-    def kept_laws(self, counters: Counters) -> list[Law]:
-        """Return the laws with known weights that stay right in a snapshot with these counters."""
-        return [law for law in list(self._weights) if law.lasts(counters)][-LAWS:]
+        return replace(self, **{name: getattr(self, name)[which] for name in COLUMNS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +109,7 @@ class Demand:
         known = old.take(np.delete(np.arange(len(old)), gone)) if len(gone) else old
         mine = is_in(known.ids, ids) & ~left
         at = np.searchsorted(known.ids, ids[mine])
-        return _advanced(known, new, at, loss[mine], old.kept_laws(now))
+        return _advanced(known, new, at, loss[mine])
 
     def _found(self, snapshot: Snapshot, labels: dict[Any, int], among: list[int] | None) -> Population:
         table, values = (np.empty((0, 4)), []) if among == [] else self._rows(snapshot, among)
@@ -183,25 +144,14 @@ def _table(rows: list[tuple[Any, ...]]) -> Floats:
     return np.array(rows, np.float64).reshape(-1, 4)  # None becomes NaN
 
 
-def _advanced(known: Population, new: Population, at: Ints, loss: Floats, laws: list[Law]) -> Population:
-    """Return the known list with its later losses (in the order of events) and the newcomers, weighed by the laws."""
-    changed = _patched(known.loss, at, loss)  # if an episode is there twice, its last loss stays
+def _advanced(known: Population, new: Population, at: Ints, loss: Floats) -> Population:
+    """Return the known list with its later losses (in the order of events) and the newcomers."""
+    changed = known.loss.copy()
+    changed[at] = loss  # if an episode is there twice, its last loss stays
     replays = known.replay_count + np.bincount(at, minlength=len(known)) if len(at) else known.replay_count
     columns = {name: getattr(known, name) for name in COLUMNS} | {"loss": changed, "replay_count": replays}
     joined: dict[str, Any] = {name: _joined(column, getattr(new, name)) for name, column in columns.items()}
-    after = replace(new, **joined, _domains=known._domains if len(new) == 0 else [])
-    for law in laws:
-        weight = _patched(known.weight(law), at, np.exp2(law.log2_weight(known.ids[at], changed[at])))
-        after._weights[law] = _joined(weight, np.exp2(law.log2_weight(new.ids, new.loss)))
-    return after
-
-
-def _patched(column: Floats, at: Ints, values: Floats) -> Floats:
-    if np.array_equal(column[at], values):  # a law with exponent zero comes here and copies nothing
-        return column
-    patched = column.copy()
-    patched[at] = values
-    return patched
+    return replace(new, **joined)
 
 
 def _joined(column: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:

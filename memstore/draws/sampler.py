@@ -9,13 +9,13 @@ from functools import partial
 
 import numpy as np
 
+from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.session import Session
-from memstore.buffer.snapshot import Located, Snapshot
+from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.draws.batch import DrawOptions, make_batch
 from memstore.draws.groups import Grouping
 from memstore.draws.knowledge import Populations
 from memstore.draws.pool import Pool, Request
-from memstore.draws.pools import pool_of
 from memstore.draws.strategies import Strategy, as_strategy
 from memstore.episodes.inputs import check_count
 from memstore.errors import InvalidValue, MemoryEmpty
@@ -75,7 +75,7 @@ class Sampler:
         elif wait is not None:
             self._until(lambda: self._live(options.where) >= options.count, seconds)
         try:
-            return self._session.drawing().run(partial(self._drawn, options, Located.none()))
+            return self._session.drawing().run(partial(self._drawn, options, Rows.none()))
         except MemoryEmpty:
             if limited:
                 self._session.aside(lambda s: limiter.refund(s, options.count))
@@ -128,10 +128,11 @@ class Sampler:
 
         return self._session.drawing().run(work)
 
-    def _drawn(self, options: DrawOptions, taken: Located, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
-        """Draw from one snapshot, outside the ``taken`` rows."""
+    def _drawn(self, options: DrawOptions, leased: Rows, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
+        """Draw from one snapshot, outside the ``leased`` rows."""
         pool = self._pool(snapshot, options.where)
-        taken = taken.take(pool.passing(taken))
+        taken: Ints = pool.copy.locate(leased.ids, leased.domain).places
+        taken = taken[pool.passing(taken)]
         chosen = self.default(snapshot) if options.strategy is None else as_strategy(options.strategy)
         if options.alpha is not None:
             chosen = chosen.with_alpha(options.alpha)
@@ -144,7 +145,7 @@ class Sampler:
 
     def _pool(self, snapshot: Snapshot, where: Condition | None) -> Pool:
         keep = not self._session.database.transaction_open
-        return pool_of(snapshot, where, self._populations, keep=keep)
+        return Pool.of(snapshot, where, self._populations, keep=keep)
 
     def _until(self, ready: Callable[[], bool], seconds: float) -> None:
         with Patience(self._session, seconds, self.standing) as patient:

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from memstore.buffer.settings import StoredStrategy
-from memstore.buffer.snapshot import Located, Snapshot
 from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.settings import StoredStrategy
+from memstore.buffer.snapshot import Snapshot
 from memstore.config import check_float, check_name
 from memstore.draws.arithmetic import spread
 from memstore.draws.conditions import Episodes
@@ -45,12 +45,11 @@ class Uniform(Strategy):
 
     name: ClassVar[str] = ReplayStrategy.UNIFORM.value
 
-    def choose(self, pool: Pool, request: Request) -> Located:
+    def choose(self, pool: Pool, request: Request) -> Ints:
         return pool.draw_evenly(request)
 
     def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
-        total = pool.log2_total(LossLaw.of(pool.snapshot, 0.0), exact=exact)
-        return Odds(np.zeros(len(episodes)), total, 0.0)
+        return Odds(np.zeros(len(episodes)), float(np.log2(pool.live)), 0.0)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class _ByLaw(Strategy):
     def law(self, snapshot: Snapshot) -> Law:
         """Return the law in this snapshot."""
 
-    def choose(self, pool: Pool, request: Request) -> Located:
+    def choose(self, pool: Pool, request: Request) -> Ints:
         return pool.draw(self.law(pool.snapshot), request)
 
     def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
@@ -178,13 +177,9 @@ class DomainBalanced(Strategy):
     def __hash__(self) -> int:
         return hash(self.to_json())
 
-    def choose(self, pool: Pool, request: Request) -> Located:
-        domains, sizes, shares = self._domains(pool)
-        taken = np.searchsorted(domains, pool.episodes(request.taken).domain)
-        free = sizes - np.bincount(taken, minlength=len(domains))
-        limits = np.where(shares > 0, request.count if request.replacement else free, 0)
-        quotas = spread(request.rng, request.count, shares, limits)
-        return pool.draw_quotas(request, quotas) if quotas.any() else Located.none()
+    def choose(self, pool: Pool, request: Request) -> Ints:
+        domains, _, shares = self._domains(pool)
+        return pool.draw_balanced(request, domains, shares)
 
     def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
         domains, sizes, shares = self._domains(pool)
@@ -251,15 +246,15 @@ class Mixed(Strategy):
         """The strategies and their shares, which sum to 1."""
         return {as_strategy(s): share for s, share in self.shares.items()}
 
-    def choose(self, pool: Pool, request: Request) -> Located:
+    def choose(self, pool: Pool, request: Request) -> Ints:
         parts, count = list(self.components), request.count
         slots = spread(request.rng, count, np.array(list(self.components.values())), np.full(len(parts), count))
-        drawn = Located.none()
+        drawn = np.empty(0, np.int64)
         # A second pass over all components, in the same order, fills the slots that some component could not fill.
         for part, slot in [*zip(parts, slots.tolist(), strict=True), *((part, count) for part in parts)]:
             wanted = min(slot, count - len(drawn))
             if wanted > 0:
-                drawn = Located.join([drawn, part.choose(pool, request.after(drawn, wanted))])
+                drawn = np.concatenate([drawn, part.choose(pool, request.after(drawn, wanted))])
         return drawn
 
     def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:

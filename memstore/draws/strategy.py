@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from memstore.buffer.snapshot import Located
-from memstore.buffer.blocks.slots import Floats
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.draws.conditions import Episodes
 from memstore.draws.pool import Pool, Request
 from memstore.errors import ConfigError
@@ -61,27 +60,25 @@ class Drawn:
 class Strategy(ABC):
     """A way to draw episodes. Strategies are immutable, comparable, and stored with the buffer as JSON.
 
-    A *scan* is a query over all episodes of the buffer. No draw makes more than one. The process keeps the result of a
-    scan, and the history keeps it current. So later draws with the same condition need no scan. If the history is not
-    recorded in full, each draw after a change scans again.
-
-    A strategy scans only in three cases: a draw by weights takes a quarter or more of the live episodes; few episodes
-    pass a condition; or ``exact_probability`` asks for a probability that the stored sums do not give.
+    A draw looks at all episodes in three cases. The first: it takes more than a quarter of the episodes that it may
+    draw, by weights. The second: it is the first draw with another ``alpha`` than the buffer's, or with a condition
+    (the process keeps the sums of eight such views, and later draws bring them up to date). The third:
+    ``exact_probability`` asks for the probability of a draw by age, and episodes have left between others.
     """
 
     name: ClassVar[str]
 
     def draw(self, pool: Pool, request: Request) -> Drawn:
         """Draw rows, and return them with their odds."""
-        rows = self.choose(pool, request) if pool.live > len(request.taken) else Located.none()
-        episodes = pool.episodes(rows)
-        if not len(rows):
+        places = self.choose(pool, request)
+        episodes = pool.episodes(places)
+        if not len(places):
             return Drawn(episodes, Odds(np.empty(0), None, np.nan))
         return Drawn(episodes, self.odds(pool, episodes, exact=request.exact, weighted=request.weighted))
 
     @abstractmethod
-    def choose(self, pool: Pool, request: Request) -> Located:
-        """Draw ``request.count`` rows. If fewer are left, draw them all."""
+    def choose(self, pool: Pool, request: Request) -> Ints:
+        """Draw ``request.count`` episodes, and return their places. If fewer are left, draw them all."""
 
     @abstractmethod
     def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sqlalchemy import URL
 
 from memstore.config import check_int
-from memstore.draws.rejection import smallest_keys
+from memstore.draws.arithmetic import smallest_keys
 from memstore.errors import ConfigError, EpisodeNotFound, InvalidValue
 from memstore.learner.config import OnlineLearnerConfig
 from memstore.learner.consolidation import Consolidation, consolidate_model

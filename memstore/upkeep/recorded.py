@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.blocks.slots import Floats
+from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, slot_of
 from memstore.storage import stored
 from memstore.storage.schema import event_group, id_range, replay_event, replay_metadata, replay_tally

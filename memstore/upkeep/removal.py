@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.blocks.slots import Ints
 from memstore.episodes.inputs import check_ids
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group

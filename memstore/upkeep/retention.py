@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
+from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.config import check_float, check_int, check_seconds
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group
@@ -98,7 +98,7 @@ def find_twins(
     rows, value, old, unimportant = _judged(snapshot, policy, now)
     staying = ~(old | unimportant)
     order = np.lexsort((rows.ids[staying], -value[staying]))
-    domains = snapshot.state.strata.domain[rows.stratum[staying]]
+    domains = rows.domain[staying]
     return near_identical(
         snapshot, signature, rows.ids[staying][order], domains[order], float(policy.consolidate_similar)
     )

@@ -9,14 +9,15 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.counters import COUNTERS, SEALED, Counters, counters_checksum
 from memstore.buffer.facts import COLUMNS, unlike
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.blocks.slots import Ints
 from memstore.episodes.checkpoint import examine
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.schema import (
+    block,
     buffer,
     domain,
     episode,
@@ -26,7 +27,6 @@ from memstore.storage.schema import (
     lease,
     limiter,
     of_buffer,
-    stratum,
 )
 
 CHUNK = 4096
@@ -48,7 +48,7 @@ class Seals:
 
     def parts(self) -> tuple[Callable[[], Iterator[str]], ...]:
         """Return the examinations in the order in which they must run."""
-        rows = (self.buffer_row, self.names, self.strata)
+        rows = (self.buffer_row, self.names)
         return (*rows, self.facts, self.known_keys, self.checkpoints, self.others)
 
     def buffer_row(self) -> Iterator[str]:
@@ -70,16 +70,6 @@ class Seals:
             self.unsealed["domains"] += seal is None
             if seal not in (None, checksums.of_row(number, name)):
                 yield f"domain {number} does not match its checksum"
-
-    def strata(self) -> Iterator[str]:
-        """Examine the rows of the sampling index."""
-        names = ("id", "domain_id", "bucket", "count", "weight_sum", "loss_sum", "revision", "checksum")
-        every = self.snapshot.rows(stratum, names)
-        rows = [row for row in every if row[-1] is not None]
-        self.unsealed["strata"] += len(every) - len(rows)
-        ids, domains, *others, seals = stored.arrays(stratum, names, rows)
-        computed = checksums.of_columns(ids, domains - self.snapshot.first_id, *others)
-        yield from tell("{} strata do not match their checksums", ids[computed != seals])
 
     def facts(self) -> Iterator[str]:
         """Examine the facts of the episodes, which never change."""
@@ -137,7 +127,7 @@ class Seals:
     def others(self) -> Iterator[str]:
         """Find rows with an id of another buffer than they name, and examine leases and the limiter's account."""
         conn, number = self.snapshot.conn, self.snapshot.state.buffer_id
-        keyed = ((episode, "id"), (domain, "id"), (stratum, "id"), (event_group, "id"))
+        keyed = ((episode, "id"), (domain, "id"), (block, "id"), (event_group, "id"))
         for table, key in (*keyed, (episode_tag, "episode_id"), (episode_key, "episode_id")):
             strangers = (of_buffer(number, table.c[key]), table.c.buffer_id != number)
             if count := conn.scalars(select(func.count()).select_from(table).where(*strangers)).one():

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.settings import Settings, StoredStrategy
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.blocks.slots import Ints
 from memstore.config import (
     DEFAULT_CAPACITY,
     DEFAULT_EPSILON,
@@ -24,13 +24,12 @@ from memstore.config import (
     check_int,
 )
 from memstore.draws.strategies import Strategy, as_strategy
-from memstore.episodes.eviction import Eviction, Newcomers, Reservoir, as_eviction, default_eviction, order_keys, plan
+from memstore.episodes.eviction import Eviction, Newcomers, Reservoir, as_eviction, default_eviction, plan
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group, prune
 from memstore.errors import ConfigError
 from memstore.payload.signature import Signature
 from memstore.sharing.limiter import set_limiter
-from memstore.storage.schema import replay_metadata
 from memstore.types import EvictionPolicy
 from memstore.values.shown import shown
 
@@ -118,8 +117,8 @@ def new_settings(changes: Changes, seed: int | None) -> Settings:
 def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
     """Change the buffer's settings, and return the ids that left because the capacity shrank.
 
-    ``group`` records their departure in the history. A new alpha recomputes the weight sums, and a new eviction policy
-    writes its order. Each needs one scan.
+    ``group`` records their departure in the history. A new alpha or epsilon gives all blocks new sums, and a
+    reservoir gives them keys. Then all blocks are read and written.
     """
     old, state = snapshot.settings, snapshot.state
     settings = changes.apply_to(old)
@@ -128,11 +127,6 @@ def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
     state.store_settings(snapshot.conn, settings)
     if settings.limiter != old.limiter:
         set_limiter(snapshot.conn, state.buffer_id, settings.limiter, state.counters.inserted)
-    if settings.alpha != old.alpha:
-        rows = snapshot.scan()
-        state.strata.reweigh(rows.stratum, rows.loss, settings.epsilon, settings.alpha)
-    if settings.eviction != old.eviction:
-        _write_order(snapshot)
     if settings.history != old.history:
         prune(snapshot, settings.history, group.at)
     if settings.capacity >= snapshot.live:
@@ -151,10 +145,3 @@ def _check_reservoir(snapshot: Snapshot, settings: Settings) -> None:
             f"{gone} episodes have left under {snapshot.settings.eviction.value!r}, so the live ones are no uniform "
             "sample of everything offered and cannot become one: choose 'reservoir' for a new buffer"
         )
-
-
-def _write_order(snapshot: Snapshot) -> None:
-    rows = snapshot.scan()
-    groups, keys = order_keys(snapshot, Newcomers.like(snapshot, rows))
-    columns = {"episode_id": rows.ids.tolist(), "eviction_group": groups, "eviction_key": keys}
-    snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", columns)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.snapshot import Snapshot
 from memstore.episodes.payloads import all_payloads, read_blobs
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import Signature

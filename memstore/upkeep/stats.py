@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from sqlalchemy import text
 
+from memstore.buffer.blocks.heads import Heads
+from memstore.buffer.blocks.slots import Floats
 from memstore.buffer.snapshot import Snapshot
-from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.draws.strategies import Strategy
+from memstore.draws.targets import domain_sizes
 from memstore.sharing import leases, limiter
 from memstore.storage.schema import VERSION_TABLE
 from memstore.types import ReplayStats
+
+LOOKED_AT = 512
+"""``stats`` reads the losses of at most this many blocks, some 60,000 episodes, unless it must be exact."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """``stats`` reports these quantiles of the losses."""
 
 
 def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, float], *, exact: bool) -> ReplayStats:
-    """Return the numbers of the buffer from its row and its strata. ``exact`` adds one scan of the losses."""
+    """Return the numbers of the buffer from its row and its blocks. ``exact`` reads the losses of all blocks."""
     state, settings = snapshot.state, snapshot.settings
-    strata, counters = state.strata, state.counters
-    sizes = strata.sizes(len(state.domain_names)).tolist()
-    if exact:
-        loss = snapshot.scan().loss
-        values = loss[~np.isnan(loss)]
-        weights = np.ones(len(values), np.int64)
-    else:  # one loss for each stratum, the mean of its rows
-        values, weights = strata.mean_losses(np.arange(len(strata)), len(strata))
-        values, weights = values[weights > 0], weights[weights > 0]
+    counters = state.counters
+    sizes = domain_sizes(snapshot).tolist()
+    heads = state.blocks.heads
+    values, whole = _losses(snapshot, exact=exact)
     return ReplayStats(
         buffer=name,
-        buffer_size=strata.live,
+        buffer_size=snapshot.live,
         capacity=settings.capacity,
         total_inserted=counters.inserted,
-        total_evicted=counters.inserted - strata.live,
+        total_evicted=counters.departed,
         total_replays=counters.live_replays,
         total_events=counters.events,
-        unmeasured=strata.live - int(weights.sum()),
-        avg_loss=_mean(values, weights),
+        unmeasured=int(heads["gaps"].sum()),
+        avg_loss=_mean(heads),
         max_priority=counters.top_priority,
-        loss_quantiles=_quantiles(values, weights),
-        loss_quantiles_exact=exact,
-        loss_histogram=_histogram(values, weights),
+        loss_quantiles=_quantiles(values),
+        loss_quantiles_exact=whole,
+        loss_histogram=_histogram(values, int((heads["live"] - heads["gaps"]).sum())),
         domain_distribution={n: size for n, size in zip(state.domain_names, sizes, strict=True) if size},
         strategy=strategy.name,
         alpha=settings.alpha,
@@ -59,29 +61,41 @@ def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, fl
     )
 
 
-def _mean(values: Floats, weights: Ints) -> float:
-    # Each loss is divided before it is added, for a sum of large losses would overflow.
-    return float((values * (weights / weights.sum())).sum()) if len(values) else 0.0
+def _losses(snapshot: Snapshot, *, exact: bool) -> tuple[Floats, bool]:
+    """Return measured losses, sorted, of all blocks or of evenly spaced ones, and True if they are all."""
+    blocks = snapshot.state.blocks
+    whole = exact or len(blocks) <= LOOKED_AT
+    chosen = np.arange(len(blocks)) if whole else np.linspace(0, len(blocks) - 1, LOOKED_AT).astype(np.int64)
+    parts = [np.empty(0), *(opened.loss[opened.loss >= 0] for opened in blocks.chunks(chosen))]
+    return np.sort(np.concatenate(parts)), whole
 
 
-def _quantiles(values: Floats, weights: Ints) -> dict[str, float]:
-    if not len(values):
+def _mean(heads: Heads) -> float:
+    measured = heads["live"] - heads["gaps"].astype(np.int64)
+    # Each mean gets its share before it is added, so that no sum overflows.
+    return float((heads["mean"] * (measured / max(int(measured.sum()), 1))).sum())
+
+
+def _quantiles(losses: Floats) -> dict[str, float]:
+    if not len(losses):
         return {}
-    order = np.argsort(values)
-    mass = np.cumsum(weights[order])
-    at = [int(np.searchsorted(mass, q * mass[-1])) for q in QUANTILES]
-    return {f"{q:.0%}": float(values[order][min(i, len(values) - 1)]) for q, i in zip(QUANTILES, at, strict=True)}
+    at = [math.ceil(q * len(losses)) - 1 for q in QUANTILES]
+    return {f"{q:.0%}": float(losses[max(i, 0)]) for q, i in zip(QUANTILES, at, strict=True)}
 
 
-def _histogram(values: Floats, weights: Ints, bins: int = 12) -> tuple[tuple[float, float, int], ...]:
-    """Return (low, high, count) for equal steps of the logarithm of loss. Losses of zero are in the first bin."""
+def _histogram(values: Floats, measured: int, bins: int = 12) -> tuple[tuple[float, float, int], ...]:
+    """Return (low, high, count) for equal steps of the logarithm of loss. Losses of zero are in the first bin.
+
+    The counts are those of all ``measured`` episodes, also where ``values`` are only some of their losses.
+    """
     positive = values[values > 0]
     if not len(positive):
-        return ((0.0, 0.0, int(weights.sum())),) if len(values) else ()
+        return ((0.0, 0.0, measured),) if len(values) else ()
     low, high = float(np.log10(positive.min())), float(np.log10(positive.max()))
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
     scaled = np.log10(np.maximum(values, positive.min()))
-    counts, _ = np.histogram(np.clip(scaled, edges[0], edges[-1]), edges, weights=weights)
+    counts, _ = np.histogram(np.clip(scaled, edges[0], edges[-1]), edges)
+    counts = counts * (measured / len(values))
     with np.errstate(over="ignore"):
         bounds = np.minimum(10.0**edges, np.finfo(np.float64).max)
     return tuple(

@@ -1,14 +1,14 @@
-"""The course of losses and replays for each domain, from the tally, the strata and the index on loss."""
+"""The course of losses and replays for each domain, from the tally, the heads of the blocks and the index on loss."""
 
 from __future__ import annotations
 
 import numpy as np
 from sqlalchemy import func, select
 
-from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.snapshot import Snapshot
 from memstore.draws.strategy import Strategy
-from memstore.draws.targets import domain_targets
+from memstore.draws.targets import domain_sizes, domain_targets
 from memstore.queries.columns import col
 from memstore.queries.query import Query
 from memstore.queries.records import LossTrend, ReplayShare
@@ -71,12 +71,12 @@ def loss_trend(snapshot: Snapshot, most: int, *, by_domain: bool) -> list[LossTr
 
 def replay_share(snapshot: Snapshot, strategy: Strategy) -> list[ReplayShare]:
     """Return each domain's share of episodes and replays, and the share that the strategy aims at, largest first."""
-    names, strata = snapshot.state.domain_names, snapshot.state.strata
+    names = snapshot.state.domain_names
     query = select(_t.domain_id, func.sum(_t.replays)).where(_t.buffer_id == snapshot.state.buffer_id)
     counted = {domain: int(count) for domain, count in snapshot.conn.execute(query.group_by(_t.domain_id))}
     replays = [counted.get(number, 0) for number in range(snapshot.first_id + 1, snapshot.first_id + len(names) + 1)]
-    episodes = strata.sizes(len(names)).tolist()
-    losses, measured = (column.tolist() for column in strata.mean_losses(strata.domain - 1, len(names)))
+    episodes = domain_sizes(snapshot).tolist()
+    losses, measured = (column.tolist() for column in mean_losses(snapshot))
     targets = domain_targets(strategy, snapshot)
     shares = [
         ReplayShare(
@@ -92,6 +92,16 @@ def replay_share(snapshot: Snapshot, strategy: Strategy) -> list[ReplayShare]:
         for i, name in enumerate(names)
     ]
     return sorted(shares, key=lambda share: (-share.episodes, share.domain))
+
+
+def mean_losses(snapshot: Snapshot) -> tuple[Floats, Ints]:
+    """Return for each domain the mean of its measured losses (0.0 if there are none), and their number."""
+    heads, domains = snapshot.state.blocks.heads, len(snapshot.state.domain_names)
+    measured, part = heads["live"] - heads["gaps"].astype(np.int64), heads["domain"] - 1
+    totals = np.bincount(part, measured, domains)
+    # Each mean gets its share before it is added, so that no sum overflows.
+    means = np.bincount(part, heads["mean"] * (measured / np.maximum(totals[part], 1)), domains)
+    return means.astype(np.float64), totals.astype(np.int64)
 
 
 def _last(values: Floats, place: Ints, points: int) -> Floats:

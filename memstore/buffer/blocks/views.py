@@ -31,6 +31,9 @@ class Test(Protocol):
     def passing(self, slots: Slots, domains: Ints) -> Flags:
         """Return which pass. It must be a function of each slot alone, and of what never changes of its episode."""
 
+    def possible(self, heads: Heads) -> Flags:
+        """Return which blocks may hold an episode that passes."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
@@ -132,6 +135,11 @@ class View:
             gone = np.bincount(self.excluded >> PLACE_BITS, minlength=len(copy))
             self.live[blocks] = (copy.heads["live"] - gone)[blocks]
             return
+        if self.test is not None:
+            possible = self.test.possible(copy.heads[blocks])
+            for array in (self.live, self.gaps, self.sums, self.unit):
+                array[blocks[~possible]] = 0
+            blocks = blocks[possible]
         for opened in copy.chunks(blocks):
             self._count(copy, opened)
 

@@ -23,17 +23,20 @@ class Definition(NamedTuple):
     sql: str | None
 
 
-REVISION = "0004"
+REVISION = "0005"
 """The fingerprints in ``LAYOUT`` belong to this schema revision."""
 
 LAYOUT: dict[str, str] = {
-    "buffer": "348a98f4aef6e448",
+    "block": "e34c67f8ad8ffbd0",
+    "buffer": "6c2cf3f5602a2257",
     "checkpoint": "0cd6e2a0a4e323c5",
     "domain": "feae5b3e58248558",
-    "episode": "9b14783bbfabb053",
+    "episode": "c05b5daa10dc62b5",
     "episode_key": "eeb479fd1e0b0f59",
     "episode_tag": "1552a6c96b28e98d",
-    "event_group": "532c580c7628541a",
+    "event_group": "272a34702ab91d02",
+    "fold": "3bccbf0ae9bf00e7",
+    "ix_block_buffer_id_revision": "683099f126d9f6e1",
     "ix_episode_buffer_id_timestamp": "eac59a46533dc3b5",
     "ix_episode_domain_id_timestamp": "ac1c9426dc3e45ad",
     "ix_episode_tag_episode_id": "b21f831b29a1ed4e",
@@ -41,17 +44,13 @@ LAYOUT: dict[str, str] = {
     "ix_event_group_buffer_id_step": "17e171e012196592",
     "ix_replay_event_end": "a8cc861f81e95f93",
     "ix_replay_metadata_buffer_id_loss": "a8ad3d8b11e3abbc",
-    "ix_replay_metadata_eviction": "5d611a05e112e25a",
-    "ix_replay_metadata_stratum_id_position": "312afa7be544cff7",
-    "ix_stratum_buffer_id_revision": "124192c5aa601ad3",
     "lease": "fe522cb04cbb73bf",
     "limiter": "fbde75dee5206a96",
     "memstore_version": "02794125572e94e3",
     "payload": "0fdb7929f08e2613",
-    "replay_event": "c6e5435da62bb570",
-    "replay_metadata": "0f535bd6bfa8ab83",
+    "replay_event": "95cd80f827bf051f",
+    "replay_metadata": "74d6dc26743c80a6",
     "replay_tally": "eb85899240f2c7e3",
-    "stratum": "7724994a62b21c86",
     "v_domain": "80d8be887c27f5e5",
     "v_episode": "c5f1b27ea6957d75",
     "v_history": "9becafcbb7ba63df",
