@@ -20,6 +20,7 @@ from memstore.draws.laws import AgeLaw, Law, LossLaw
 from memstore.draws.pool import Pool, Request
 from memstore.draws.strategy import DEFAULT_ALPHA, Odds
 from memstore.draws.strategy import Strategy as Strategy  # for those who import it from here
+from memstore.draws.weighted import SCAN_SHARE
 from memstore.errors import ConfigError
 from memstore.queries.columns import EVERY
 from memstore.storage import stored
@@ -71,6 +72,8 @@ class _ByLaw(Strategy):
     def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
         law = self.law(pool.snapshot)
         least = pool.log2_least(law) if weighted else np.nan
+        # A draw of so many has looked at all episodes anyway.
+        exact = exact or len(episodes) * SCAN_SHARE >= pool.live
         return Odds(law.log2_weight(episodes.ids, episodes.loss), pool.log2_total(law, exact=exact), least)
 
     def with_alpha(self, alpha: float) -> Self:
@@ -94,7 +97,7 @@ class PrioritizedLoss(_ByLaw):
     ----------
     alpha : float
         In [0, 50]. 0 draws uniformly, 1 draws in proportion to ``loss + epsilon``. The sums for the buffer's own alpha
-        are stored. With another alpha than that and 0, ``exact_probability`` needs a scan. The draw itself does not.
+        are stored. The first draw with another alpha looks at all episodes; see ``Strategy``.
 
     Raises
     ------
@@ -122,7 +125,7 @@ class PrioritizedRecency(_ByLaw):
     ----------
     alpha : float
         In [0, 50]. 0 draws uniformly, 1 gives each doubling of age the same share. If an episode has left between two
-        that are live, ``exact_probability`` needs a scan. The draw itself does not.
+        that are live, ``exact_probability`` looks at all episodes. The draw itself does not.
 
     Raises
     ------

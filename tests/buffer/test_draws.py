@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.views import View, Views
 from memstore.buffer.blocks.weights import Law
@@ -21,7 +22,7 @@ from memstore.draws.even import balanced, domain_counts, uniform
 from memstore.draws.weighted import Masses, drawn, least_log2, log2_probability, weighted
 from memstore.testing import Counts, counting
 from tests.buffer.model import OWN, Model, law_of, slots_of, step
-from tests.statistics.laws import (
+from tests.support.laws import (
     LawViolatedError,
     must_follow,
     must_refute,
@@ -52,6 +53,10 @@ class Above:
     def passing(self, slots: Slots, domains: Ints) -> Flags:
         above: Flags = slots.loss > self.limit
         return above
+
+    def possible(self, heads: Heads) -> Flags:
+        reached: Flags = heads["largest"] > self.limit
+        return reached
 
 
 def copy_of(loss: Floats, domains: int = 3) -> Copy:

@@ -15,42 +15,47 @@ from memstore import PrioritizedLoss
 from tests.episodes.test_eviction import assert_same
 from tests.support.models import Model, act, payload
 
-UNMEASURED = -32768
+HEAD = (
+    *("id", "first_id", "last_id", "least_loss", "largest_loss", "mean_loss", "weight_sum", "unit", "put", "live"),
+    *("unmeasured", "data"),
+)
 
 
 def problems(path: str, model: Model, alpha: float) -> list[str]:
     """What is wrong with the index, from the tables alone."""
     found = []
     with closing(sqlite3.connect(Path(path))) as conn:
-        strata = conn.execute(
-            "SELECT s.id, d.name, s.bucket, s.count, s.weight_sum, s.loss_sum "
-            "FROM stratum s JOIN domain d ON d.id = s.domain_id"
+        blocks = conn.execute(
+            f"SELECT d.name, {', '.join('b.' + name for name in HEAD)} FROM block b JOIN domain d ON d.id = b.domain_id"
         ).fetchall()
-        rows = conn.execute("SELECT stratum_id, position, episode_id, loss FROM replay_metadata").fetchall()
-    inside: dict[int, list[tuple[int, int, float | None]]] = {stratum[0]: [] for stratum in strata}
-    for stratum_id, position, episode_id, loss in rows:
-        inside[stratum_id].append((position, episode_id, loss))
-    for stratum_id, name, bucket, count, weight_sum, loss_sum in strata:
-        held = inside[stratum_id]
-        if sorted(p for p, _, _ in held) != list(range(count)):
-            found.append(f"positions of {stratum_id}")
-        losses = [loss for _, _, loss in held if loss is not None]
-        if len(losses) != (0 if bucket == UNMEASURED else count):
-            found.append(f"measured and not in {stratum_id}")
-        if {model.live[i].domain for _, i, _ in held} - {name}:
-            found.append(f"domain of {stratum_id}")
-        bound = 2.0 ** (bucket / 2)
-        ratio = np.array([(loss + model.epsilon) / bound for loss in losses])
-        if (ratio > 1 + 1e-12).any():
-            found.append(f"bound of {stratum_id}")
-        # A row moves when it stands two buckets too high.
-        if (ratio <= 0.5 * (1 - 1e-12)).any():
-            found.append(f"slack of {stratum_id}")
-        expected = float((ratio**alpha).sum()) if bucket != UNMEASURED else float(count)
-        if not np.isclose(weight_sum, expected, rtol=1e-9, atol=1e-12):
-            found.append(f"weights of {stratum_id}: {weight_sum} for {expected}")
-        if bucket != UNMEASURED and not np.isclose(loss_sum, sum(losses) / bound, rtol=1e-9, atol=1e-12):
-            found.append(f"losses of {stratum_id}")
+        rows = conn.execute("SELECT episode_id, loss, replay_count, last_event_id FROM replay_metadata").fetchall()
+    known = {number: (loss, count, event or 0) for number, loss, count, event in rows}
+    seen: list[int] = []
+    for name, *values in blocks:
+        head = dict(zip(HEAD, values, strict=True))
+        which, content = head["id"], head["data"][4:]
+        ids, bits, counts, events = np.frombuffer(content, "<i8").reshape(4, -1)
+        losses = bits.view(np.float64)
+        seen += ids.tolist()
+        slots = zip(ids.tolist(), losses.tolist(), counts.tolist(), events.tolist(), strict=True)
+        if {i: (None if np.isnan(x) else x, n, e) for i, x, n, e in slots} != {i: known.get(i) for i in ids.tolist()}:
+            found.append(f"slots of {which}")
+        if {model.live[i].domain for i in ids.tolist()} - {name} or (np.diff(ids, prepend=which - 1) <= 0).any():
+            found.append(f"domain or order of {which}")
+        measured = losses[~np.isnan(losses)]
+        if (head["live"], head["unmeasured"]) != (len(ids), len(ids) - len(measured)) or head["put"] < len(ids):
+            found.append(f"counts of {which}")
+        bounds = [head["first_id"], head["last_id"], head["least_loss"], head["largest_loss"]]
+        expected = [ids.min(initial=2**62), ids.max(initial=0), measured.min(initial=np.inf), measured.max(initial=0)]
+        if [b for b in bounds if b is not None] != expected[: 4 if len(measured) else 2 if len(ids) else 0]:
+            found.append(f"bounds of {which}")
+        total = float(((measured + model.epsilon) ** alpha).sum())
+        if not np.isclose(np.ldexp(head["weight_sum"], head["unit"]), total, rtol=1e-9, atol=1e-12):
+            found.append(f"weights of {which}")
+        if not np.isclose(head["mean_loss"], measured.mean() if len(measured) else 0.0, rtol=1e-12):
+            found.append(f"losses of {which}")
+    if sorted(seen) != sorted(model.live):
+        found.append("live episodes")
     return found
 
 
@@ -80,7 +85,7 @@ def test_random_histories(path: str, policy: str, alpha: float, tame: bool) -> N
 
 
 def test_two_handles_take_turns(path: str) -> None:
-    """Each refreshes its copy of the strata by what the other changed."""
+    """Each refreshes its copy of the blocks by what the other changed."""
     rng = np.random.default_rng(13)
     model = Model(capacity=60, eviction="lowest_loss", seed=5)
     with (

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from sqlalchemy import Connection, text
 
 from memstore.buffer.blocks import rows as module
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads, own
 from memstore.buffer.blocks.lottery import reservoir_keys
-from memstore.buffer.blocks.rows import domains_of, fetching, problems, read_heads, write_changes
+from memstore.buffer.blocks.rows import Write, domains_of, fetching, problems, read_heads, write_changes
 from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.blocks.views import View, Views
 from memstore.buffer.blocks.weights import Law
@@ -27,35 +21,22 @@ from memstore.draws.weighted import weighted
 from memstore.errors import StoreCorrupt
 from memstore.storage.address import parse_url
 from memstore.storage.database import Database
-from memstore.storage.next_schema import block, next_metadata
-from memstore.storage.schema import episode, first_id
+from memstore.storage.schema import block, episode, first_id
 from memstore.storage.upgrade import ensure_schema
 from tests.buffer.model import OWN, Model, add, in_memory, replay, same_heads, step
 
 BUFFER = 3
-REVISION = Path(__file__).parents[2] / "migrations" / "next" / "0005_blocks.py"
 
 
 def keys(ids: Ints) -> Ints:
     return reservoir_keys(7, ids - first_id(BUFFER))
 
 
-def upgrade(conn: Connection) -> None:
-    """Make the tables as the revision will."""
-    spec = importlib.util.spec_from_file_location("revision", REVISION)
-    assert spec is not None and spec.loader is not None
-    revision = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(revision)
-    with Operations.context(MigrationContext.configure(conn)):
-        revision.upgrade()
-
-
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
-    """A database with today's tables and those of blocks."""
+    """A database with the tables."""
     database = Database(parse_url(url))
     ensure_schema(database)
-    database.in_write(upgrade)
     yield database
     database.close()
 
@@ -76,7 +57,8 @@ class Stored:
         def work(conn: Connection) -> Copy:
             backend = self.database.backend
             before = self.reading(conn)
-            stored = write_changes(conn, backend, self.buffer_id, before, change(before), self.revision + 1, token)
+            write = Write(self.revision + 1, token)
+            stored = write_changes(conn, backend, self.buffer_id, before, change(before), write)
             if fail:
                 raise ZeroDivisionError
             return stored
@@ -117,18 +99,6 @@ def shifted(model: Model, buffer_id: int) -> Model:
     """A model whose ids are those of a buffer."""
     model.inserted = first_id(buffer_id)
     return model
-
-
-def test_the_revision_makes_the_tables(database: Database) -> None:
-    def ours(_object: Any, name: str | None, kind: str, _reflected: bool, _compared: Any) -> bool:
-        return kind != "table" or name in next_metadata.tables
-
-    def work(conn: Connection) -> list[Any]:
-        options = {"compare_type": True, "include_object": ours}
-        differences: list[Any] = compare_metadata(MigrationContext.configure(conn, opts=options), next_metadata)
-        return differences
-
-    assert database.in_read(work) == []
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -13,6 +13,7 @@ import pytest
 
 from memstore.buffer.blocks import copy as copies
 from memstore.buffer.blocks.copy import Copy, Found
+from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.pages import Opened, Pages
 from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.views import KEPT, View, Views
@@ -39,6 +40,10 @@ class LossAbove:
         above: Flags = slots.loss > self.limit
         return above
 
+    def possible(self, heads: Heads) -> Flags:
+        reached: Flags = heads["largest"] > self.limit
+        return reached
+
 
 @dataclass(frozen=True)
 class OfDomain:
@@ -49,6 +54,9 @@ class OfDomain:
     def passing(self, slots: Slots, domains: Ints) -> Flags:
         of_it: Flags = domains == self.domain
         return of_it
+
+    def possible(self, heads: Heads) -> Flags:
+        return np.ones(len(heads), np.bool_)
 
 
 KINDS = [

@@ -85,7 +85,7 @@ def test_with_replacement_each_place_is_a_draw_of_its_component(path: str) -> No
     counts = np.bincount(batch.ids - 1, minlength=6)
     must_follow(counts, (by_loss + uniform) / 2)
     must_refute(counts, 0.7 * by_loss + 0.3 * uniform)
-    assert batch.probability is None
+    assert batch.probability is not None
     exact = memory_probability(path, strategy)
     np.testing.assert_allclose(exact, (by_loss + uniform) / 2, rtol=1e-12)
 

@@ -103,13 +103,13 @@ WITHOUT_SCAN: list[Strategy] = [
     DomainBalanced({"d0": 3, "d1": 1, "d2": 0.5, "d3": 0.1}),
     Mixed({PrioritizedLoss(STORED): 0.4, Uniform(): 0.6}),
     Mixed({DomainBalanced(): 1, PrioritizedLoss(STORED): 2, Uniform(): 3}),
-]
-WITH_SCAN: list[Strategy] = [
     PrioritizedLoss(1.0),
     PrioritizedLoss(2.0),
+    Mixed({PrioritizedLoss(1.0): 0.5, Uniform(): 0.5}),
+]
+WITH_SCAN: list[Strategy] = [
     PrioritizedRecency(1.0),
     PrioritizedRecency(0.5),
-    Mixed({PrioritizedLoss(1.0): 0.5, Uniform(): 0.5}),
     Mixed({PrioritizedRecency(2.0): 0.5, PrioritizedLoss(STORED): 0.5}),
 ]
 

@@ -96,7 +96,7 @@ def test_a_few_survivors_of_many(path: str, alpha: float) -> None:
         kept = np.sort(rng.choice(np.concatenate([ids[:3000], ids[-40:]]), 60, replace=False))
         memory.delete(np.setdiff1d(ids, kept))
         live = 6001 - kept
-        counts = counted(ages(memory, 20_000, alpha), live)
+        counts = counted(ages(memory, 60_000, alpha), live)
         must_follow(counts, law(live, alpha))
         must_refute(counts, law(live, alpha + 0.3))
         first = [memory.sample(10, strategy=PrioritizedRecency(alpha)).age[0] for _ in range(150)]

@@ -497,8 +497,8 @@ def test_shares_add_up(open_memory: OpenMemory) -> None:
     [
         ("UPDATE replay_metadata SET lowest_loss = loss + 1 WHERE episode_id = 2", "smallest loss"),
         ("UPDATE replay_metadata SET lowest_loss = NULL WHERE episode_id = 2", "smallest loss"),
-        ("UPDATE replay_metadata SET last_event_id = 3 WHERE episode_id = 2", "last event"),
-        ("UPDATE replay_metadata SET last_event_id = 9 WHERE episode_id = 5", "last event"),
+        ("UPDATE replay_metadata SET last_event_id = 3 WHERE episode_id = 2", "other values"),
+        ("UPDATE replay_metadata SET last_event_id = 9 WHERE episode_id = 5", "other values"),
         ("DELETE FROM replay_event WHERE id = 2", "groups of events"),
         ("UPDATE event_group SET count = 3", "groups of events"),
         ("DELETE FROM event_group", "groups of events"),
