@@ -1,22 +1,24 @@
 """Draws without replacement follow Plackett and Luce: compared, sequence by sequence, with exact enumeration.
 
-``memstore.draws.rejection.draw`` has three ways to finish (rounds of candidates, more rounds without the chosen, one
-scan); each is forced in turn, and all must give the same law.
+``memstore.draws.weighted.weighted`` has three ways to finish (one round of proposals, more rounds without the chosen,
+keys); each is forced in turn, and all must give the same law.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 import memstore
 from memstore import PrioritizedLoss
-from memstore.buffer.snapshot import Located
-from memstore.draws import rejection as draws
-from memstore.draws.pool import Request
+from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.views import View
+from memstore.buffer.blocks.weights import Law
+from memstore.draws import weighted as draws
+from memstore.testing import counting
 from tests.support.laws import (
     Draw,
     Floats,
@@ -37,82 +39,51 @@ from tests.support.models import payload
 NEVER, AT_ONCE = 0, 10**9
 """Values of SCAN_SHARE."""
 
+LAW = Law(1.0, 1e-9)
+
 
 @dataclass
 class Table:
-    """Candidates in memory: row i weighs ``weight[i]``, stands in bin ``group[i]``, and ``bound`` bounds each bin."""
+    """Episodes in blocks: row i weighs ``weight[i]``, and stands in block ``group[i]``."""
 
     weight: Floats
     group: Ints
-    bound: Floats
-    acceptance: float = 0.5
-    filter: draws.Filter | None = None
-    bins: draws.Bins = field(init=False)
-    live: int = field(init=False)
     rounds: int = 0
     scans: int = 0
 
-    def __post_init__(self) -> None:
-        self.bins = draws.Bins(np.bincount(self.group), np.log2(self.bound))
-        self.live = len(self.weight)
-        order = np.argsort(self.group, kind="stable")
-        self._start = np.concatenate([[0], np.cumsum(self.bins.count)])
-        self._row = order
-        self._position = np.empty(len(order), np.int64)
-        self._position[order] = np.arange(len(order)) - self._start[self.group[order]]
-
-    def rows_of(self, ids: Ints) -> Located:
-        return Located(ids, self.weight[ids], np.zeros(len(ids), np.int64), self.group[ids], self._position[ids])
-
-    def fetch(self, bins: Ints, positions: Ints) -> tuple[Located, Ints, Floats]:
-        self.rounds += 1
-        which = self._row[self._start[bins] + positions]
-        return self.rows_of(which), np.arange(len(which)), np.log2(self.weight[which])
-
-    def places(self, rows: Located) -> tuple[Ints, Ints]:
-        return self.group[rows.ids], self._position[rows.ids]
-
-    def listing(self) -> draws.Listing:
-        self.scans += 1
-        weight = self.weight
-        return draws.Listing(np.arange(len(weight)), weight / weight.max(), lambda: np.log2(weight))
+    def copy(self) -> Copy:
+        """The blocks; row i is episode i + 1."""
+        ids = np.arange(1, len(self.weight) + 1)
+        return Copy.of(LAW).appended(ids, self.group + 1, self.weight - LAW.epsilon)
 
 
 TABLES: dict[str, Table] = {
-    # Bounds up to four times too high; a group of one; weights equal inside the last group.
-    "mixed": Table(
-        np.array([1.0, 0.6, 2.0, 3.5, 0.2, 0.2, 0.2]),
-        np.array([0, 0, 1, 1, 2, 2, 2]),
-        np.array([1.5, 4.0, 0.8]),
-    ),
-    "dominated": Table(
-        np.array([40.0, *np.linspace(0.5, 1.5, 12)]), np.array([0, *[1] * 6, *[2] * 6]), np.array([40.0, 1.5, 2.0])
-    ),
-    "one group": Table(np.array([5.0, 1.0, 1.0, 2.0, 0.1]), np.zeros(5, np.int64), np.array([5.0])),
+    # A group of one; weights equal inside the last group.
+    "mixed": Table(np.array([1.0, 0.6, 2.0, 3.5, 0.2, 0.2, 0.2]), np.array([0, 0, 1, 1, 2, 2, 2])),
+    "dominated": Table(np.array([40.0, *np.linspace(0.5, 1.5, 12)]), np.array([0, *[1] * 6, *[2] * 6])),
+    "one group": Table(np.array([5.0, 1.0, 1.0, 2.0, 0.1]), np.zeros(5, np.int64)),
 }
 
 
 @dataclass(frozen=True)
 class Path:
-    """Constants of ``memstore.draws`` that lead a draw one way."""
+    """Constants of ``memstore.draws.weighted`` that lead a draw one way."""
 
     scan_share: int
-    proposals: Callable[[int, float], int] = draws.proposals
-    poor: bool = False
-    """Whether the first round that ends without all that was wanted is followed by a scan."""
+    proposals: Callable[[int, int], int] = draws.proposals
+    rounds: int = 10**9
 
     def force(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(draws, "SCAN_SHARE", self.scan_share)
         monkeypatch.setattr(draws, "proposals", self.proposals)
-        monkeypatch.setattr(draws, "POOR_YIELD", 1)  # a round is poor unless all its candidates are accepted
-        monkeypatch.setattr(draws, "POOR_ROUNDS", 1 if self.poor else 10**9)
+        monkeypatch.setattr(draws, "ROUNDS", self.rounds)
 
 
 PATHS = {
-    "one long round": Path(NEVER, lambda wanted, acceptance: 60 * wanted),
-    "short rounds": Path(NEVER, lambda wanted, acceptance: 2 * wanted),
-    "one candidate a round": Path(NEVER, lambda wanted, acceptance: 1),
-    "short round, then scan": Path(NEVER, lambda wanted, acceptance: wanted + 1, poor=True),
+    "one long round": Path(NEVER, lambda wanted, number: 100 * wanted),
+    "short rounds": Path(NEVER, lambda wanted, number: wanted),
+    "one candidate a round": Path(NEVER, lambda wanted, number: 1),
+    "short round, then scan": Path(NEVER, lambda wanted, number: wanted + 1, 1),
     "scan at once": Path(AT_ONCE),
 }
 
@@ -120,16 +91,21 @@ PATHS = {
 def sequences(
     source: Table, count: int, times: int, *, taken: Ints | None = None, replacement: bool = False
 ) -> list[Draw]:
-    avoid = source.rows_of(np.array([], np.int64) if taken is None else taken)
-    request = Request(count, np.random.default_rng(11), avoid, replacement)
-    return [tuple(draws.draw(source, request).ids.tolist()) for _ in range(times)]
+    rng, copy = np.random.default_rng(11), source.copy()
+    view = View.of(copy, LAW)
+    if taken is not None:
+        view = view.without(copy, copy.locate(taken + 1, source.group[taken] + 1).places)
+    with counting() as counts:
+        drawn = [draws.weighted(copy, view, 1.0, rng, count, replacement=replacement) for _ in range(times)]
+    source.rounds, source.scans = counts.rounds, counts.listed
+    return [tuple((copy.read(places).ids - 1).tolist()) for places in drawn]
 
 
 @pytest.mark.parametrize("way", PATHS)
 @pytest.mark.parametrize(("table", "count"), [("mixed", 4), ("dominated", 3)])
 def test_every_path_gives_the_same_law(monkeypatch: pytest.MonkeyPatch, way: str, table: str, count: int) -> None:
     PATHS[way].force(monkeypatch)
-    source = Table(TABLES[table].weight, TABLES[table].group, TABLES[table].bound)
+    source = Table(TABLES[table].weight, TABLES[table].group)
     # Scans are the fastest and have no other test of such power.
     times = 6000 if way == "scan at once" else 1000
     drawn = sequences(source, count, times)
@@ -152,7 +128,7 @@ def test_every_path_gives_the_same_law(monkeypatch: pytest.MonkeyPatch, way: str
 def test_the_tempting_shortcuts_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     PATHS["short rounds"].force(monkeypatch)
     for table in ("mixed", "one group"):
-        source = Table(TABLES[table].weight, TABLES[table].group, TABLES[table].bound)
+        source = Table(TABLES[table].weight, TABLES[table].group)
         drawn = sequences(source, 3, 3500)
         must_follow(*tally(drawn, plackett_luce(source.weight, 3)))
         must_refute(*tally(drawn, whole_batch_redrawn(source.weight, 3)))
@@ -168,7 +144,7 @@ def test_the_tempting_shortcuts_are_told_apart(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("way", PATHS)
 def test_what_was_taken_before_is_left_out(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     PATHS[way].force(monkeypatch)
-    source = Table(TABLES["mixed"].weight, TABLES["mixed"].group, TABLES["mixed"].bound)
+    source = Table(TABLES["mixed"].weight, TABLES["mixed"].group)
     taken = np.array([3, 5])
     drawn = sequences(source, 2, 1200, taken=taken)
     left = source.weight.copy()
@@ -183,7 +159,7 @@ def test_what_was_taken_before_is_left_out(monkeypatch: pytest.MonkeyPatch, way:
 @pytest.mark.parametrize("way", ["one long round", "short rounds", "short round, then scan"])
 def test_with_replacement_every_path_draws_independently(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     PATHS[way].force(monkeypatch)
-    source = Table(TABLES["mixed"].weight, TABLES["mixed"].group, TABLES["mixed"].bound)
+    source = Table(TABLES["mixed"].weight, TABLES["mixed"].group)
     drawn = sequences(source, 3, 1200, replacement=True)
     must_follow(*tally(drawn, independent(source.weight, 3)))
     must_refute(*tally(drawn, independent(source.weight**0.7, 3)))
@@ -192,7 +168,7 @@ def test_with_replacement_every_path_draws_independently(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("way", PATHS)
 def test_all_that_is_left_is_drawn_and_nothing_twice(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     PATHS[way].force(monkeypatch)
-    source = Table(TABLES["dominated"].weight, TABLES["dominated"].group, TABLES["dominated"].bound)
+    source = Table(TABLES["dominated"].weight, TABLES["dominated"].group)
     for count in (12, 13, 14, 100):
         for drawn in sequences(source, count, 20):
             assert len(set(drawn)) == len(drawn) == min(count, 13)

@@ -19,8 +19,7 @@ from tests.migrations.helpers import Another, create, opened, structure, tables,
 CHECKOUT = Path(__file__).parents[2]
 REQUIRED_INDEXES = {
     "ix_replay_metadata_buffer_id_loss",
-    "ix_replay_metadata_stratum_id_position",
-    "ix_replay_metadata_eviction",
+    "ix_block_buffer_id_revision",
     "ix_episode_buffer_id_timestamp",
     "ix_episode_domain_id_timestamp",
 }

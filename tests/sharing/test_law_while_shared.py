@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,15 +21,15 @@ import pytest
 from sqlalchemy import text
 
 from memstore import DomainBalanced, EpisodicMemory, Mixed, PrioritizedLoss, PrioritizedRecency, Uniform
-from memstore.buffer import snapshot
+from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.views import View
 from memstore.buffer.snapshot import Snapshot
-from memstore.draws.candidates import LossCandidates
 from memstore.draws.conditions import Episodes
 from memstore.draws.knowledge import Populations
 from memstore.draws.laws import AgeLaw
 from memstore.draws.pool import Pool, Request
-from memstore.draws.pools import pool_of
 from memstore.draws.strategies import Strategy
+from memstore.draws.weighted import Masses
 from tests.sharing.records import offer
 from tests.sharing.workers import churn, varied
 from tests.support.helpers import FRESH, Child, OpenMemory
@@ -54,7 +54,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 def pool(snapshot: Snapshot) -> Pool:
     """The snapshot as strategies take it, without a condition."""
-    return pool_of(snapshot, None, Populations(), keep=False)
+    return Pool.of(snapshot, None, Populations(), keep=False)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,6 @@ class Scan:
     ids: Ints
     loss: Floats
     domain: Ints
-    bucket: Ints
     top: float
     inserted: int
 
@@ -121,12 +120,10 @@ class Scan:
     @cached_property
     def orders(self) -> dict[str, Ints]:
         """Orders of the rows, each of which would show another mistake."""
-        stale = np.nan_to_num(np.log2(self.loss + EPSILON) - self.bucket / 2, nan=1.0)
         return {
             "by id": np.arange(len(self.ids)),
             "by loss": np.argsort(np.nan_to_num(self.loss, nan=1e300), kind="stable"),
             "by domain": np.argsort(self.domain, kind="stable"),
-            "by distance from the bound": np.argsort(stale, kind="stable"),
         }
 
 
@@ -134,14 +131,14 @@ def scan(s: Snapshot) -> Scan:
     """What the snapshot holds, past the library's own copy of it."""
     rows = s.conn.execute(
         text(
-            "SELECT m.episode_id, m.loss, s.domain_id, s.bucket FROM replay_metadata m "
-            "JOIN stratum s ON s.id = m.stratum_id ORDER BY m.episode_id"
+            "SELECT m.episode_id, m.loss, e.domain_id FROM replay_metadata m "
+            "JOIN episode e ON e.id = m.episode_id ORDER BY m.episode_id"
         )
     ).all()
-    ids, loss, domain, bucket = zip(*rows, strict=True)
+    ids, loss, domain = zip(*rows, strict=True)
     top, inserted = s.conn.execute(text("SELECT high_water, inserted FROM buffer")).one()
     measured = np.array([np.nan if x is None else x for x in loss])
-    return Scan(np.array(ids), measured, np.array(domain), np.array(bucket), top, inserted)
+    return Scan(np.array(ids), measured, np.array(domain), top, inserted)
 
 
 def transformed(law: Floats, order: Ints, rows: Ints, part: Floats) -> Floats:
@@ -226,7 +223,7 @@ def test_one_snapshot_held_open(memory: EpisodicMemory, others: Others) -> None:
                 drawn = strategy.draw(pool(snapshot), Request(2500, rng, replacement=True)).episodes
                 counts[name] += np.bincount(places(before, drawn), minlength=len(before.ids))
         after = scan(snapshot)
-        for column in ("ids", "loss", "domain", "bucket", "top", "inserted"):
+        for column in ("ids", "loss", "domain", "top", "inserted"):
             np.testing.assert_array_equal(getattr(before, column), getattr(after, column))
         return before
 
@@ -301,46 +298,35 @@ def test_a_moving_buffer(memory: EpisodicMemory, others: Others) -> None:
     assert len(right.names()) == 2 * len(STRATEGIES) + len(parts) + 1
 
 
-def old_strata(patch: pytest.MonkeyPatch) -> None:
-    """Counts and bounds as they were at the last refresh but one; rows come from the snapshot."""
-    refreshed = snapshot.State.at
-    last: dict[int, Any] = {}
+def old_counts(patch: pytest.MonkeyPatch) -> None:
+    """Every second block seems nearly empty."""
+    of = View.of
 
-    def at(self: Any, *arguments: Any) -> Any:
-        state = refreshed(self, *arguments)
-        old = last.get(self.buffer_id)
-        last[self.buffer_id] = state.strata
-        if old is None or len(old) != len(state.strata):
-            return state
-        mixed = state.copy()
-        # Never more than there are, so that every candidate is found and nothing but the law is wrong.
-        mixed.strata.count = np.minimum(old.count, state.strata.count)
-        return mixed
+    def doubled(copy: Copy, law: Any, test: Any = None) -> View:
+        view = of(copy, law, test)
+        return replace(view, live=np.where(np.arange(len(view.live)) % 2, view.live, np.minimum(view.live, 3)))
 
-    patch.setattr(snapshot.State, "at", at)
+    patch.setattr(View, "of", doubled)
 
 
-def no_rejection(patch: pytest.MonkeyPatch) -> None:
-    """Whatever is proposed is accepted: the bound instead of the priority."""
-    fetch = LossCandidates.fetch
+def old_sums(patch: pytest.MonkeyPatch) -> None:
+    """Every block weighs as much as any other."""
+    of = Masses.of
 
-    def generous(self: Any, bins: Ints, positions: Ints) -> Any:
-        rows, ordinal, _ = fetch(self, bins, positions)
-        return rows, ordinal, self.bins.log2_bound[bins[ordinal]]
+    def level(view: View, top: float) -> Masses:
+        masses = of(view, top)
+        return replace(masses, ends=np.cumsum(np.full(len(masses.ends), masses.measured / len(masses.ends))))
 
-    patch.setattr(LossCandidates, "fetch", generous)
+    patch.setattr(Masses, "of", level)
 
 
 def old_ages(patch: pytest.MonkeyPatch) -> None:
     """Ages counted from where the buffer stood forty insertions ago."""
-
-    def log2_weight(self: AgeLaw, ids: Ints, loss: Floats) -> Floats:
-        return -self.alpha * np.log2(np.maximum(self.newest - 40 + 1 - ids, 1))
-
-    patch.setattr(AgeLaw, "log2_weight", log2_weight)
+    of = AgeLaw.of
+    patch.setattr(AgeLaw, "of", lambda s, alpha: replace(of(s, alpha), newest=of(s, alpha).newest + 40))
 
 
-MISTAKES = {old_strata: "uniform", no_rejection: "loss, another alpha", old_ages: "recency"}
+MISTAKES = {old_counts: "uniform", old_sums: "loss, another alpha", old_ages: "recency"}
 
 
 def test_the_checks_can_fail(memory: EpisodicMemory, others: Others) -> None:
