@@ -63,19 +63,16 @@ def scans(memory: EpisodicMemory, strategy: Strategy, changed: bool = True, **op
 
 
 def test_which_strategies_scan(open_memory: OpenMemory) -> None:
-    """As their docstrings say: by themselves none does; a mix does once for its weights, a count of domains once."""
+    """By themselves none does. A condition on facts is read once, in its first draw."""
     memory = open_memory(strategy=PrioritizedLoss(STORED))
     fill(memory)
     for name, strategy in STRATEGIES.items():
         for beta in (0.0, 0.4):
             memory._sampler._populations.clear()
-            needs = beta > 0 and name in MIXED - {"mixed"}
-            assert scans(memory, strategy, beta=beta) == [int(needs), 0, 0], (name, beta)
-            # Where most pass: the list of ids is read the second time.
+            assert scans(memory, strategy, beta=beta) == [0, 0, 0], (name, beta)
+            assert scans(memory, strategy, beta=beta, where=col.loss > 0.5) == [0, 0, 0], (name, beta)
             memory._sampler._populations.clear()
-            first = name == "balanced" or (beta > 0 and name in MIXED)
-            found = scans(memory, strategy, beta=beta, where=col.level >= 1)
-            assert found == ([1, 0, 0] if first else [0, 1, 0]), (name, beta)
+            assert scans(memory, strategy, beta=beta, where=col.level >= 1) == [1, 0, 0], (name, beta)
             memory._sampler._populations.clear()
             assert scans(memory, strategy, beta=beta, where=col.level == 3) == [1, 0, 0], (name, beta)
         for where in (None, col.level >= 1, col.level == 3, col.loss > 0.5, col.replay_count >= 1, col.age <= 60):
@@ -85,18 +82,18 @@ def test_which_strategies_scan(open_memory: OpenMemory) -> None:
             assert max(found) <= 1 and found[1:] == [0, 0], (name, str(where), found)
 
 
-def test_without_history_a_change_is_a_scan(open_memory: OpenMemory) -> None:
-    """One, for all components; none as long as nothing changes."""
+def test_without_history_nothing_else_is_scanned(open_memory: OpenMemory) -> None:
+    """Lists of ids follow the newcomers, and blocks tell what has left."""
     memory = open_memory(strategy=PrioritizedLoss(STORED))
     fill(memory)
     memory.configure(history=None)
     for name in sorted(MIXED - {"mixed"}):
         memory._sampler._populations.clear()
-        assert scans(memory, STRATEGIES[name], beta=0.4) == [1, 1, 1]
-        assert scans(memory, STRATEGIES[name], beta=0.4, changed=False) == [0, 0, 0]
+        assert scans(memory, STRATEGIES[name], beta=0.4) == [0, 0, 0]
+        assert scans(memory, STRATEGIES[name], beta=0.4, where=col.level >= 1) == [1, 0, 0]
         memory._sampler._populations.clear()
         with memory.transaction():  # keeps nothing for the next draw
-            assert scans(memory, STRATEGIES[name], beta=0.4, exact_probability=True) == [1, 1, 1]
+            assert scans(memory, STRATEGIES[name], beta=0.4, where=col.level >= 1) == [1, 1, 1]
 
 
 def test_what_rows_tell_is_asked_of_no_table(open_memory: OpenMemory) -> None:
