@@ -26,7 +26,7 @@ MAX_EPSILON = 1e100
 """This is the largest ``epsilon`` that a buffer accepts."""
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-"""A handle caches at most this many bytes of payloads unless ``cache_bytes`` is given."""
+"""A handle caches at most this many bytes of payloads, and as many of blocks, unless ``cache_bytes`` is given."""
 
 DEFAULT_BUSY_TIMEOUT = 30.0
 """A call waits this many seconds for the locks of others unless ``busy_timeout`` is given."""

@@ -1045,7 +1045,8 @@ def open(
         Seed of this handle's draws. When a buffer is created, it is also the seed of its reservoir. The default is
         drawn from the entropy of the system.
     cache_bytes : int
-        Largest size of the cache for payloads, 256 MiB by default. 0 turns the cache off.
+        Largest size of the cache for payloads, 256 MiB by default. Blocks of the sampling index take up to as much again.
+        0 turns both off: what is drawn stays the same.
     durability : "process" or "power"
         Event that a commit survives: the death of the process (kill -9), or also the loss of power and, on PostgreSQL,
         a crash of the server. It sets ``synchronous`` of SQLite and ``synchronous_commit`` of PostgreSQL. Neither value

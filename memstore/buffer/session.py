@@ -33,6 +33,10 @@ BESIDE = 2**32 - 1
 """This is the key of the second stream of random numbers. ``spawn`` counts from 0 and never reaches it."""
 
 
+CONTENT_BYTES = 4800
+"""A content of a block, with the cumulative weights of its slots, takes so many bytes in memory."""
+
+
 class Known(Protocol):
     """Knowledge about committed data that a process keeps from one call to the next."""
 
@@ -61,6 +65,7 @@ class Session(Forking):
         self.cache = cache
         self._caches: tuple[Known, ...] = (cache, *known)
         self.committed = state
+        self._contents = cache.max_bytes // CONTENT_BYTES
         self._broken = database.connections.broken
         self._start(seeds)
         super().__init__()
@@ -187,14 +192,16 @@ class Session(Forking):
         if self._broken != broken:
             for cache in self._caches:
                 cache.clear()
-            self.committed = self.committed.reload(conn, self.database.backend).detached()
+            self.committed = self.committed.reload(conn, self.database.backend)
             self._broken = broken
         return self.committed
 
     def _publish(self, state: State) -> None:
         then, now = self.committed.counters, state.counters
         if now.revision >= then.revision and (now.revision, now.token) != (then.revision, then.token):
-            self.committed = state.detached()
+            self.committed = state.detached(self._contents)
+        elif self.committed.stored.forgotten(self._contents) is not self.committed.stored:
+            self.committed = self.committed.detached(self._contents)  # readers have read more of them
 
     def before_fork(self) -> None:
         """Choose the seeds of the child."""

@@ -109,9 +109,9 @@ class State:
         """Return an independent copy. Both share the domain names until one is added, and the blocks are a value."""
         return replace(self, counters=self.counters.copy())
 
-    def detached(self) -> State:
-        """Return the same state without a connection, to be kept for later snapshots."""
-        blocks = self.stored.detached()
+    def detached(self, contents: int) -> State:
+        """Return the same state without a connection, to be kept for later snapshots, with at most so many contents."""
+        blocks = self.stored.detached().forgotten(contents)
         return replace(self, blocks=blocks, stored=blocks)
 
     def at(self, conn: Connection, backend: Backend) -> State:

@@ -90,7 +90,7 @@ def write_old(url: str, source: Connection, events: list[dict[str, Any]]) -> Non
             if name != "replay_event":
                 kept = {column["name"] for column in inspect(source).get_columns(name)} if name != "stratum" else set()
                 columns = ", ".join(f'"{column.name}"' for column in table.columns if column.name in kept)
-                found = source.execute(text(f"SELECT {columns} FROM {name}")).mappings() if kept else []
+                found: Any = source.execute(text(f"SELECT {columns} FROM {name}")).mappings() if kept else []
                 rows = [dict(row) | GONE.get(name, {}) for row in found]
             if name == "replay_metadata":
                 rows = [row | {"last_replayed_at": last.get(row["episode_id"])} for row in rows]

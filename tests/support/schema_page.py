@@ -29,10 +29,10 @@ This page is for programs that read the database without the library. It describ
 
 **What you can rely on.** The views `v_episode`, `v_domain` and `v_history` keep their names, and the names, order and
 meaning of their columns. A later schema only adds columns at the end. Tables may change with any schema revision
-(`SELECT version_num FROM {schema.VERSION_TABLE}`). Read what you like, but write nothing: counters, sums and positions
+(`SELECT version_num FROM {schema.VERSION_TABLE}`). Read what you like, but write nothing: counters, sums and blocks
 depend on each other.
 
-**Ids.** Episodes, domains, strata and events have 64-bit ids. Buffer `b` gives them the numbers
+**Ids.** Episodes, domains, blocks and events have 64-bit ids. Buffer `b` gives them the numbers
 `(b - 1) * 2^{schema.SEQUENCE_BITS} + 1` and so on, in the order of commits, without gaps, and no number twice. All ids
 are below 2^53, so JSON and float64 columns hold them exactly.
 
@@ -127,7 +127,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "name": "as given to `open`",
             "capacity": "largest number of live episodes",
             "epsilon": "added to a loss to make a priority",
-            "alpha": "exponent of the stored weight sums",
+            "alpha": "exponent of the weights that blocks have sums of",
             "strategy": "default strategy, JSON",
             "eviction": "name of the eviction policy",
             "max_replays": "loss updates after which an episode leaves; NULL: no limit",
@@ -141,13 +141,18 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "inserted": "number of episodes ever offered; also the sequence of the newest id",
             "events": "number of all loss updates",
             "domains": "number of all domains; also the sequence of the newest id",
-            "strata": "number of all strata; also the sequence of the newest id",
             "live_replays": "sum of the live episodes' `replay_count`",
             "high_water": "largest priority ever measured; NULL before the first",
             "reservoir_floor": "largest key that left the reservoir; NULL before the first, and under other policies",
             "recorded": "number of all recorded events; also the sequence of the newest id",
+            "departed": "number of episodes that ever left, those included that a reservoir turned away",
+            "token": "random number of the last commit",
+            "block_sum": "a number made of the names and tokens of all blocks",
+            "fold_at": "blocks are merged when `inserted + events + departed` reaches this",
+            "logged": "for later versions; 0, or a number of events",
+            "history_from": "for later versions; 0",
             "checksum": "checksum of settings, name, signature and creation; NULL if older than schema 0004",
-            "counters_checksum": "checksum of the counters `revision` to `recorded`; NULL if older than schema 0004",
+            "counters_checksum": "checksum of the counters; NULL only if no write came since schema 0003",
         },
     ),
     "domain": (
@@ -169,7 +174,8 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "level": "as given to `add`",
             "key": "idempotency key, as given to `add`",
             "extra": "JSON, as given to `add`",
-            "checksum": "checksum of the row's other columns and of the tags; NULL if older than schema 0004",
+            "checksum": "checksum of the columns before it and of the tags; NULL if older than schema 0004",
+            "loss_at_add": "the loss given to `add`; NULL: none, or older than schema 0005",
         },
     ),
     "episode_key": (
@@ -207,25 +213,46 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "lowest_loss": "smallest loss ever measured",
             "replay_count": "number of loss updates",
             "last_replayed_at": "time of the last loss update",
-            "stratum_id": "the stratum of the episode",
-            "position": "its position in the stratum, 0 to `count - 1` without gaps",
             "last_event_id": "its last recorded event, where its chain begins; NULL or 0: no event",
-            "eviction_group": "the domain's sequence under `largest_domain`, 0 under `reservoir`; else NULL",
-            "eviction_key": "order of leaving within the group: the id, or the reservoir's random key",
         },
     ),
-    "stratum": (
-        "The sampling index. A stratum is episodes of one domain with priorities in one half-octave or a little below.",
+    "block": (
+        "The sampling index. A block is up to 120 episodes of one domain, in the order of their ids.",
         {
-            "id": "the stratum's id",
+            "id": "name of the block: the first episode that was ever put into it",
             "buffer_id": "its buffer",
             "domain_id": "its domain",
-            "bucket": f"no priority in it is above 2^(bucket / 2); {schema.UNMEASURED}: never measured",
-            "count": "live episodes in it",
-            "weight_sum": "sum of (priority / 2^(bucket / 2))^alpha",
-            "loss_sum": "sum of loss / 2^(bucket / 2)",
+            "first_id": "smallest live id; NULL: the block is empty",
+            "last_id": "largest live id; NULL: the block is empty",
+            "least_loss": "smallest measured loss; NULL: none is measured",
+            "largest_loss": "largest measured loss; NULL: none is measured",
+            "mean_loss": "mean of the measured losses; 0: none is measured",
+            "weight_sum": "sum of (loss + epsilon)^alpha over the measured ones, in units of 2^`unit`",
+            "unit": "a multiple of 512; 0 as long as weights are between 2^-256 and 2^256",
+            "eviction_key": "smallest random key of its episodes under `reservoir`; else NULL",
+            "put": "episodes that were put into it since it was made; 120: it takes no more",
+            "live": "live episodes in it",
+            "unmeasured": "how many of these were never measured",
             "revision": "revision of the buffer at its last change",
-            "checksum": "checksum of the row's other columns; NULL if older than schema 0004",
+            "token": "the buffer's `token` at its last change",
+            "inserted": "the buffer's `inserted` at its last change",
+            "logged": "the buffer's `recorded` at its last change",
+            "checksum": "checksum of the row's other columns without `buffer_id` and `data`",
+            "data": "CRC-32; ids, losses (NaN: never measured), replay counts, last events (0: none), 8 bytes each",
+        },
+    ),
+    "fold": (
+        "One row for each buffer. It is for later versions, in which the tables follow the events with a delay.",
+        {
+            "buffer_id": "the buffer",
+            "number": "number of folds ever",
+            "table_inserted": "the tables hold the episodes up to this sequence number",
+            "table_logged": "the tables hold the events up to this sequence number",
+            "target_inserted": "where a fold that is under way ends",
+            "target_logged": "where a fold that is under way ends",
+            "phase": "the table that a fold is at work on; NULL: none is under way",
+            "cursor": "the last row that it has brought up to date",
+            "checksum": "checksum of the row's other columns; NULL as long as no fold was made",
         },
     ),
     "limiter": (
@@ -255,6 +282,9 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "strategy": "the strategy that drew the batch",
             "count": "number of the events; their numbers have no gaps",
             "checksum": "checksum of the row, and of the events without `ends`; NULL if older than schema 0004",
+            "departed": "for later versions",
+            "watermark": "for later versions",
+            "recorded": "for later versions",
         },
     ),
     "replay_event": (
@@ -270,6 +300,8 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "weight": "importance weight, as in the batch",
             "previous_id": "the episode's event before this one, which may have been pruned; NULL: no event",
             "ends": "1 for the last event of an episode that has left, otherwise NULL",
+            "nth": "for later versions",
+            "recorded": "for later versions",
         },
     ),
     "replay_tally": (
