@@ -90,7 +90,7 @@ def _updates(bench: Bench, place: PostgresPlace, label: str, variant: str, stays
     bench.fact("bloat", f"{variant}: updates", steps * bench.batch / taken, "rows/s")
     for name in _NAMES[:2]:
         bench.fact("bloat", f"{variant}: replay_metadata, {name} before", before[name], "")
-    for table in ("replay_metadata", "stratum", "buffer"):
+    for table in ("replay_metadata", "block", "buffer"):
         for name, value in _standing(place, address, table).items():
             bench.fact("bloat", f"{variant}: {table}, {name}", value, "")
 

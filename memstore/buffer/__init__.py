@@ -1,1 +1,1 @@
-"""One buffer in one snapshot: counters, settings, strata, and the rows of its episodes."""
+"""One buffer in one snapshot: counters, settings, blocks, and the rows of its episodes."""

@@ -47,7 +47,7 @@ class Settings:
     epsilon : float
         Number that is added to a loss to make a priority.
     alpha : float
-        Exponent of the weight sums that the strata store.
+        Exponent of the weights that blocks have sums of.
     strategy : StoredStrategy
         Strategy that ``sample`` draws by.
     eviction : EvictionPolicy

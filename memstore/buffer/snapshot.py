@@ -238,7 +238,7 @@ class Snapshot:
 
     @property
     def first_id(self) -> int:
-        """Id just below all ids of the buffer. Episodes, events, domains and strata are numbered from here."""
+        """Id just below all ids of the buffer. Episodes, events, domains and blocks are numbered from here."""
         return first_id(self.state.buffer_id)
 
     @property

@@ -3,8 +3,7 @@
 Read the modules in this order:
 
 - ``strategy``: the answer that a strategy gives. ``strategies``: the five strategies.
-- ``pool``: the questions that a strategy may ask about the episodes that it draws from. ``pools``: the answers of the
-  whole buffer, of chosen strata, and of the episodes that pass another condition.
-- ``candidates``: the proposals of strata and of ages. ``rejection``: the way from candidates to an exact draw.
+- ``pool``: the episodes that a strategy draws from. ``conditions``: who of them passes.
+- ``weighted``, ``even`` and ``aged``: draws by weight, without weights, and by age, from the blocks.
 - ``population`` and ``knowledge``: lists of the episodes that pass a condition, and the way that they stay current.
 """
