@@ -142,8 +142,6 @@ class State:
         what, counters = f"buffer {self.buffer_id}", self.counters
         if fingerprint(blocks.heads) != counters.block_sum:
             raise stored.damaged(what, "has other blocks than its row says")
-        if blocks.live != counters.inserted - counters.departed:
-            raise stored.damaged(what, f"has {blocks.live} episodes in its blocks, and another number by its counters")
         self.blocks = self.stored = blocks.reading(fetching(conn, backend))
         domains = max(counters.domains, int(blocks.domains.max(initial=0)))
         if domains > len(self.domain_names):

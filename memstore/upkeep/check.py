@@ -114,6 +114,8 @@ class _Examination:
             yield f"the buffer counts {state.counters.live_replays} replays of live episodes, they have {replays}"
         if len(rows) and rows.ids[-1] > self.snapshot.newest_possible():
             yield f"episode {rows.ids[-1]} is newer than the buffer's insertion counter, {state.counters.inserted}"
+        if len(rows) != state.counters.inserted - state.counters.departed:
+            yield f"{len(rows)} episodes are live, by the counters of adds and departures it is another number"
         if len(rows) > state.settings.capacity:
             yield f"{len(rows)} live episodes exceed the capacity of {state.settings.capacity}"
         if len(state.domain_names) != state.counters.domains:

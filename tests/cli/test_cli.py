@@ -56,34 +56,32 @@ def test_check_of_a_sound_file(filled: str) -> None:
 
 def test_check_finds_what_was_done_by_hand(filled: str) -> None:
     with sqlite3.connect(filled) as connection:
-        connection.execute("UPDATE replay_metadata SET position = 77 WHERE episode_id = 3")
+        connection.execute("UPDATE replay_metadata SET loss = 77 WHERE episode_id = 3")
         connection.execute("UPDATE payload SET data = zeroblob(8) WHERE episode_id = 4")
         connection.execute("DELETE FROM episode WHERE id = 5")
     connection.close()
     result = _run("check", filled, "--json")
     assert result.exit_code == 1
     problems = " ".join(json.loads(result.output)[0]["problems"])
-    assert "positions are not" in problems
+    assert "other values than in the replay metadata" in problems
     assert "checksum" in problems and "(4)" in problems
     assert "no row in table episode" in problems
     assert _run("check", filled).exit_code == 1
 
 
 SPOILT = {
-    "count": "UPDATE stratum SET count = count + 1 WHERE count > 0",
-    "weight sum": "UPDATE stratum SET weight_sum = weight_sum + 1 WHERE count > 0",
-    "loss sum": "UPDATE stratum SET loss_sum = loss_sum + 1 WHERE count > 0",
-    "bound": "UPDATE replay_metadata SET loss = 1e9 WHERE episode_id = 7",
-    "never-measured": "UPDATE replay_metadata SET loss = NULL WHERE episode_id = 7",
+    "no number of slots": "UPDATE block SET data = zeroblob(99)",
+    "does not match its checksum": "UPDATE block SET data = zeroblob(length(data))",
+    "in their blocks with other values": "UPDATE replay_metadata SET loss = 1e9 WHERE episode_id = 7",
+    "other values than in the replay metadata": "UPDATE replay_metadata SET loss = NULL WHERE episode_id = 7",
     "infinite": "UPDATE replay_metadata SET loss = 9e999 WHERE episode_id = 7",
-    "orphans in table payload": "DELETE FROM replay_metadata WHERE episode_id = 7",
+    "no replay metadata": "DELETE FROM replay_metadata WHERE episode_id = 7",
     "no row in table payload": "DELETE FROM payload WHERE episode_id = 7",
     "replays": "UPDATE buffer SET live_replays = 5",
     "insertion counter": "UPDATE buffer SET inserted = 1",
     "capacity": "UPDATE buffer SET capacity = 10",
     "another domain": "UPDATE episode SET domain_id = 3 - domain_id WHERE id = 7",
-    "order of eviction": "UPDATE replay_metadata SET eviction_key = 1 WHERE episode_id = 7",
-    "do not exist": "UPDATE replay_metadata SET stratum_id = 999 WHERE episode_id = 7",
+    "adds and departures": "UPDATE buffer SET departed = 1",
     "orphans in table episode_tag": "INSERT INTO episode_tag VALUES (1, 'lost', 999, 0)",
     "largest priority": "UPDATE buffer SET high_water = 0.5",
     "signature": "UPDATE buffer SET signature = replace(signature, '\"<f8\"', '\"<f4\"')",

@@ -112,7 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             memory.extend({"x": np.zeros(5000)})
         for name in ("damaged.db", "broken.db"):
             (folder / name).write_bytes((folder / "hostile.db").read_bytes())
-        _damage(folder / "damaged.db", "UPDATE replay_metadata SET position = 77 WHERE episode_id = 3")
+        _damage(folder / "damaged.db", "UPDATE replay_metadata SET loss = 77 WHERE episode_id = 3")
         planted = (
             f"INSERT INTO sqlite_schema VALUES ('table', '{TERMINAL['title']}', 'x', 0, 'CREATE {TERMINAL['colour']}')"
         )

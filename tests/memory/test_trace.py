@@ -45,7 +45,7 @@ def test_it_tells_as_many_statements_as_are_counted(open_memory: OpenMemory) -> 
         lines.clear()
         with counting() as counts:
             call()
-        assert counts.statements == len(lines) > 3
+        assert counts.statements == len(lines) >= 3
         assert 0 < counts.exchanges <= counts.statements
 
 

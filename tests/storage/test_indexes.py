@@ -112,15 +112,6 @@ def _extend(memory: EpisodicMemory) -> None:
 
 
 USES: dict[str, tuple[str, Callable[[EpisodicMemory], Any]]] = {
-    "sampling index": (
-        "ix_replay_metadata_stratum_id_position",
-        lambda m: m.sample(64),
-    ),
-    "loss, by the smallest priority": (
-        "ix_replay_metadata_buffer_id_loss",
-        lambda m: m.sample(64, beta=0.5),
-    ),
-    "loss, by eviction": ("ix_replay_metadata_buffer_id_loss", _extend),
     "timestamp": ("ix_episode_buffer_id_timestamp", lambda m: m.recall_temporal(100, 120)),
     "domain and timestamp": (
         "ix_episode_domain_id_timestamp",
@@ -144,14 +135,6 @@ def test_each_index_is_used(url: str, past: EpisodicMemory) -> None:
     for use, (index, work) in USES.items():
         plans = _plans(url, partial(work, past), past)
         assert any(re.search(index, plan) for _, plan in plans), use + "\n".join(plan for _, plan in plans)
-
-
-@pytest.mark.parametrize("policy", ["largest_domain", "reservoir"])
-def test_eviction_order_is_read_from_its_partial_index(url: str, policy: str) -> None:
-    with memstore.open(url, capacity=ROWS, eviction=policy, seed=1) as memory:
-        _fill(memory)
-        plans = _plans(url, lambda: _extend(memory), memory)
-    assert any("ix_replay_metadata_eviction" in plan for _, plan in plans)
 
 
 HOT: dict[str, Callable[[EpisodicMemory], Any]] = {
@@ -230,13 +213,12 @@ def test_history_reads_a_range_of_events(url: str, memory: EpisodicMemory, where
 
 
 def test_a_draw_follows_the_log_instead_of_looking_everybody_up(url: str, past: EpisodicMemory) -> None:
-    """Behind a sparse condition, from the second time on: the events since, and the rows that are drawn."""
+    """Behind a sparse condition, from the second time on: the newcomers since, and the blocks that changed."""
     sparse = col.level == 3
     past.extend({"x": np.zeros((40, 3))}, domain="d1", loss=1.0, level=3)
     past.sample(8, where=sparse)
     past.update(past.sample(64), loss=1.0)
     plans = _plans(url, lambda: past.sample(8, where=sparse), past)
-    assert any("FROM replay_event" in statement for statement, _ in plans)
     for statement, plan in plans:
         assert not _scanned(plan), f"{statement}\n{plan}"
         assert "PRIMARY KEY (rowid>? AND rowid<?)" not in plan or "replay_event" in plan, statement

@@ -182,9 +182,8 @@ def known(memory: EpisodicMemory) -> tuple[Any, ...]:
 
     def look(snapshot: Any) -> tuple[Any, ...]:
         state = snapshot.state
-        order = np.lexsort((state.strata.bucket, state.strata.domain))
-        columns = (state.strata.domain, state.strata.bucket, state.strata.count, state.strata.weight_sum)
-        return state.counters, state.domain_names, [column[order].tolist() for column in columns]
+        names = [name for name in state.blocks.heads.dtype.names if name != "stamp"]
+        return state.counters, state.domain_names, [state.blocks.heads[name].tolist() for name in names]
 
     return memory._session.read(look)
 
