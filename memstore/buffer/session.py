@@ -212,8 +212,8 @@ class Session(Forking):
         for cache in self._caches:
             cache.after_fork()
         self._start(self._fork_seeds)
-        # Another thread of the parent may have been in the middle of a change of the pages. The child reads the heads
-        # anew at its first call.
+        # Another thread of the parent may have been in the middle of a change of the pages. So the child reads all
+        # heads at its first call.
         self._broken = -1
 
 

@@ -27,12 +27,12 @@ from memstore.storage.schema import domain, first_id, id_range, of_buffer, repla
 from memstore.types import EvictionPolicy
 
 FOLD_EVERY = 32768
-"""Blocks are merged after so many adds, replays and departures."""
+"""Blocks are merged after this number of adds, replays and departures."""
 
 
 @dataclass(slots=True)
 class Rows:
-    """What the blocks hold of some live episodes.
+    """The slots of some live episodes, with their domains.
 
     A ``loss`` that was never measured is NaN. ``last_event`` is 0 if no event of the episode was recorded.
     """
@@ -110,7 +110,7 @@ class State:
         return replace(self, counters=self.counters.copy())
 
     def detached(self, contents: int) -> State:
-        """Return the same state without a connection, to be kept for later snapshots, with at most so many contents."""
+        """Return the same state without a connection, for later snapshots, with at most ``contents`` in memory."""
         blocks = self.stored.detached().forgotten(contents)
         return replace(self, blocks=blocks, stored=blocks)
 
@@ -138,7 +138,7 @@ class State:
         return now._following(conn, backend, self.stored.replaced(read_heads(conn, backend, self.buffer_id)))
 
     def _following(self, conn: Connection, backend: Backend, blocks: Copy) -> State:
-        """Take over these blocks, which must be those that the counters tell of, and read new names of domains."""
+        """Take over these blocks, which must agree with the counters, and read new names of domains."""
         what, counters = f"buffer {self.buffer_id}", self.counters
         if fingerprint(blocks.heads) != counters.block_sum:
             raise stored.damaged(what, "has other blocks than its row says")

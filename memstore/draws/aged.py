@@ -1,4 +1,4 @@
-"""Draws by age, the newer the likelier: ages are proposed, and those whose episode is gone are no candidates.
+"""Draws by age, the newer the likelier: ages are proposed, and an age without a live episode is no candidate.
 
 Ages change with every newcomer, so blocks have no sums of them. An octave of ages is chosen by its size and by the
 weight of its youngest age, an age in it evenly, and accepted by its weight over that one: more than half are, for
@@ -21,7 +21,7 @@ from memstore.draws.weighted import ROUNDS, SCAN_SHARE, by_keys, choose
 from memstore.testing import count
 
 MOST_PROPOSED = 16
-"""Ages that a round proposes for each episode wanted, at most."""
+"""This is the largest number of ages that a round proposes for each episode wanted."""
 
 DomainsOf = Callable[[Ints], Ints]
 """Domains of episodes, live or not; any number where it is not known."""

@@ -197,7 +197,7 @@ class Passing:
 
 
 _MIRRORED: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "=="}
-"""An age falls when the id rises."""
+"""A limit on ages becomes a limit on ids with this operator, because an age falls when the id rises."""
 
 _BOUNDS = {"id": ("first", "last"), "loss": ("least", "largest")}
 """A head holds these bounds of a column."""

@@ -34,7 +34,7 @@ class Request:
     rng : numpy.random.Generator
         Source of all random numbers.
     taken : int64 array
-        Places that must not be drawn, because their episodes are leased or already drawn.
+        Places that must not be drawn: their episodes are leased, or were drawn before.
     replacement : bool
         True if an episode may be drawn twice.
     exact : bool
@@ -99,7 +99,7 @@ class Pool:
         return int(self.view().live.sum())
 
     def passing(self, places: Ints) -> Flags:
-        """Flag the places whose episodes are in the pool."""
+        """Flag the places with episodes in the pool."""
         if self.test is None:
             return np.ones(len(places), np.bool_)
         slots = self.copy.read(places)

@@ -72,7 +72,7 @@ class _ByLaw(Strategy):
     def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
         law = self.law(pool.snapshot)
         least = pool.log2_least(law) if weighted else np.nan
-        # A draw of so many has looked at all episodes anyway.
+        # A draw of this share has looked at all episodes anyway.
         exact = exact or len(episodes) * SCAN_SHARE >= pool.live
         return Odds(law.log2_weight(episodes.ids, episodes.loss), pool.log2_total(law, exact=exact), least)
 

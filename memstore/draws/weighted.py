@@ -32,7 +32,7 @@ Weigh = Callable[[Opened], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What was drawn, in the order of the draw: places in the copy, the slots as they are, and their domains."""
+    """Drawn episodes, in the order of the draw: places in the copy, the slots as they are, and their domains."""
 
     places: Ints
     slots: Slots
@@ -41,14 +41,14 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Masses:
-    """What is to be drawn from: cumulative sums of blocks, and of counts of never measured episodes, in one unit.
+    """The masses that a draw chooses from: cumulative sums of weights and of counts, in one unit.
 
     Attributes
     ----------
     ends : array
         Cumulative sums of the weights of measured episodes, block after block.
     gaps : array
-        Cumulative counts of the never measured ones, each of which weighs ``gap_weight``; empty if there is none.
+        Cumulative counts of the never measured ones, all of the weight ``gap_weight``; empty if there is none.
     unit : int
         Base-2 logarithm of the unit of ``ends`` and ``gap_weight``.
     """
@@ -86,7 +86,7 @@ class Masses:
 
 
 def drawn(copy: Copy, places: Ints) -> Drawn:
-    """Read what stands at these places."""
+    """Read the slots at these places."""
     return Drawn(places, copy.read(places), copy.domains[places >> PLACE_BITS])
 
 
@@ -162,7 +162,7 @@ def _slots(copy: Copy, view: View, block: Ints, inside: Floats) -> Ints:
     """Choose a slot of each block in proportion to weight."""
     steps, start, number = view.steps_in(copy, block)
     total = steps[start + number - 1]
-    # Below the total: the slot is one whose step is above the target, so it has a weight.
+    # Below the total: the slot has a step above the target, so it has a weight.
     target = np.minimum(inside * total, np.nextafter(total, 0.0))
     return reached(steps, start, number, target)
 

@@ -48,10 +48,10 @@ PLACE_BITS = 7
 """The place of an episode is that of its block in the copy, shifted by this, plus its slot."""
 
 CHUNK = 512
-"""Blocks that are opened at once where all are: 2 MB, and 5 MB of what is computed from them."""
+"""A pass over all blocks opens this many at a time: 2 MB, and 5 MB for the arrays computed from them."""
 
 ROUNDING = 1e-9
-"""Sums that another machine stored may differ by so much from those that this one computes."""
+"""Sums that another machine stored may have this relative distance from those that this one computes."""
 
 Fetch = Callable[[Heads], list[bytes]]
 """Reads the contents of these blocks, as of the same moment, from where they are stored."""
@@ -67,7 +67,7 @@ class Found:
     """Places of episodes looked for in a copy, -1 for those that are not live.
 
     One that is looked for twice is there twice. A change to these episodes is a change of this copy only: what was
-    found in an older one would undo what happened since.
+    found in an older one would undo later changes.
     """
 
     copy: Copy
@@ -75,7 +75,7 @@ class Found:
 
     @property
     def live(self) -> Flags:
-        """Which are live."""
+        """Flags: True for an episode that is live."""
         return self.places >= 0
 
     @property
@@ -147,7 +147,7 @@ class Copy:
         return self.replaced(heads if (np.diff(heads["name"]) > 0).all() else heads[np.argsort(heads["name"])])
 
     def replaced(self, heads: Heads) -> Copy:
-        """Return the copy of a later snapshot whose heads are these; contents that are the same stay in memory.
+        """Return the copy of a later snapshot with these heads. Contents that are the same stay in memory.
 
         They are the same where the token is: it is another one in each write, also where a server forgot some.
         """
@@ -215,7 +215,7 @@ class Copy:
         return Slots.of(np.ascontiguousarray(self.pages.columns[pages, :, places & ((1 << PLACE_BITS) - 1)].T))
 
     def locate(self, ids: Ints, domains: Ints) -> Found:
-        """Find episodes, each in its domain. One whose domain is not as given is not found."""
+        """Find episodes, each in its domain. An episode of another domain is not found."""
         block = self.directory.find(domains, ids)
         places = np.full(len(ids), -1)
         known = np.flatnonzero(block >= 0)
@@ -309,7 +309,7 @@ class Copy:
     def merged(self) -> Copy:
         """Drop empty blocks, and let neighbours of a domain that are together at most half full become one.
 
-        The result depends on heads alone. Contents stay as they are, and so does what is drawn, but for rounding.
+        The result depends on heads alone. Contents stay as they are, and draws stay the same, except for rounding.
         """
         groups = merged_groups(self.heads, self.directory.order)
         if len(groups) == len(self):
@@ -334,7 +334,7 @@ class Copy:
         return replace(self, heads=heads, page=page, directory=self.directory.extended(heads, len(self)))
 
     def _set(self, blocks: Opened, *, same_ids: bool = False) -> Copy:
-        """Let these blocks hold this, in a copy whose tables nobody else has."""
+        """Let these blocks hold this, in a copy with tables of its own."""
         if not len(blocks):
             return self
         heads = self.heads[blocks.blocks]

@@ -38,17 +38,20 @@ HEAD = np.dtype(
     ],
     align=True,
 )
-"""Name and domain; first and last live id (``NO_ID`` and -1 of an empty block); least and largest measured loss (inf
-and -inf where there is none); mean of the measured losses (0 where there is none); sum of the weights of the measured
-ones, in units of ``2 ** unit``; least eviction key (``NO_ID`` where there is none); stamp; token of the write that
-stored the block as it is (0: it is not stored so); how many episodes were put in since the block was made, how many are
-live, how many of these were never measured."""
+"""A head has these fields.
+
+Name and domain; first and last live id (``NO_ID`` and -1 of an empty block); least and largest measured loss (inf and
+-inf where there is none); mean of the measured losses (0 where there is none); sum of the weights of the measured ones,
+in units of ``2 ** unit``; least eviction key (``NO_ID`` where there is none); stamp; token of the write that stored the
+block as it is (0: it is not stored so); how many episodes were put in since the block was made, how many are live, how
+many of these were never measured.
+"""
 
 MAX_DOMAIN = 2**23 - 1
 """A domain and a sequence of 40 bits fit one number of 64, by which blocks are found."""
 
 KeyOf = Callable[[Ints], Ints]
-"""The eviction keys of episodes, a function of their ids alone."""
+"""Such a function returns the eviction keys of episodes. A key depends on the id alone."""
 
 _stamps = itertools.count(1)
 
@@ -99,7 +102,7 @@ def head_rows(names: Ints, domains: Ints) -> Heads:
 
 
 def describe(heads: Heads, blocks: Opened, pages: Pages) -> Floats:
-    """Set in ``heads``, which are of these blocks, whatever follows from the content, but for the eviction key.
+    """Compute all fields of these heads that follow from the content, except the eviction key.
 
     Returns
     -------
@@ -137,7 +140,7 @@ def least_keys(blocks: Opened, key_of: KeyOf) -> Ints:
 class Directory:
     """Blocks by domain, and those of a domain by name: which block an episode stands in, if it is live.
 
-    Names of a domain ascend, so an episode can only be in the last block of its domain whose name is not above its id.
+    Names of a domain ascend. So an episode can only be in the last block of its domain with a name up to its id.
     """
 
     keys: Ints
@@ -145,7 +148,7 @@ class Directory:
 
     @classmethod
     def of(cls, heads: Heads) -> Directory:
-        """Make it anew."""
+        """Make a directory of these heads."""
         keys = _keys(heads["domain"], heads["name"])
         order = np.argsort(keys, kind="stable")
         return cls(keys[order], order)

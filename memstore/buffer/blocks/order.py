@@ -1,7 +1,7 @@
-"""Who is first in an order: the oldest, the smallest losses, the smallest keys; found by heads.
+"""Find the first episodes in an order by heads: the oldest, the smallest losses, the smallest keys.
 
-A head bounds what its block holds, so the k first of a buffer stand in the k blocks with the least bounds, and in those
-whose bound is not beyond the k-th of them.
+A head bounds what its block holds, so the k first of a buffer stand in the k blocks with the least bounds, and in the
+blocks with a bound that is not beyond the k-th of them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _first(
     best = np.lexsort((ids, values))[:count]
     if len(chosen) < len(blocks):
         # An equal value of an older episode may be in a block that was not opened; so may be more, if bounds are not
-        # those of what is counted here (the oldest episode of a block may be measured).
+        # bounds of the counted episodes (the oldest episode of a block may be measured).
         rest = np.ones(len(blocks), np.bool_)
         rest[chosen] = False
         if len(best) == count:

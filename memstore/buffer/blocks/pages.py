@@ -76,7 +76,7 @@ class Opened:
 
     @property
     def used(self) -> Flags:
-        """Which cells are slots."""
+        """Flags: True for a cell that is a slot."""
         return np.arange(self.columns.shape[2]) < self.count[:, None]
 
     @property
@@ -86,7 +86,7 @@ class Opened:
 
     @property
     def ordinal(self) -> Ints:
-        """Which of these blocks each of ``slots`` is of."""
+        """For each of ``slots``, the place of its block among these blocks."""
         return np.repeat(np.arange(len(self.blocks)), self.count)
 
     def contents(self) -> list[bytes]:
@@ -144,13 +144,13 @@ class _Arrays:
 class Pages:
     """The pages, and for each the cumulative weights of its slots by one law, the buffer's own.
 
-    Safe for threads, and wherever an interrupt strikes: a page that was taken in vain is found among the free again.
+    Safe for threads, and for interrupts at any moment: a page that was taken and not used is found to be free later.
     The tables of a copy are not safe, but no two threads change the same copy.
     """
 
     def __init__(self, law: Law) -> None:
         self.law = law
-        self._arrays = _Arrays.of(1)  # one reference: whoever reads it has arrays of the same length
+        self._arrays = _Arrays.of(1)  # one reference, so a reader has arrays of the same length
         self._clock = 0
         self._free = np.zeros(0, np.int64)
         self._users: WeakSet[User] = WeakSet()
@@ -185,7 +185,7 @@ class Pages:
         self._arrays.used_at[pages] = self._clock
 
     def used_first(self, pages: Ints, most: int) -> Ints:
-        """Return which ones of these are the ``most`` whose last use is longest ago."""
+        """Return the places of the ``most`` pages that were not used for the longest time."""
         return np.argsort(self._arrays.used_at[pages], kind="stable")[:most]
 
     def weigh(self, loss: Floats) -> tuple[Floats, Ints]:
@@ -220,7 +220,7 @@ class Pages:
             self._free = self._unused()
             wanted = count + SPARE + (len(self) - len(self._free)) // 8
             if len(self._free) < max(count, wanted // 2):
-                # Whoever reads the old arrays at this moment finds there what its pages hold.
+                # A reader of the old arrays finds the contents of its pages there.
                 self._arrays = self._arrays.extended(wanted - len(self._free))
                 self._free = self._unused()
         taken, self._free = np.split(self._free, [count])

@@ -41,7 +41,7 @@ REALS = {"least_loss": "least", "largest_loss": "largest", "mean_loss": "mean", 
 COLUMNS = (*NUMBERS, *REALS, "buffer_id", "revision", "token", "inserted", "logged", "checksum")
 
 ABSENT = {"first_id": NO_ID, "last_id": -1, "eviction_key": NO_ID, "least_loss": np.inf, "largest_loss": -np.inf}
-"""What a head has where its row has NULL."""
+"""A head has these values if its row has NULL."""
 
 
 class Write(NamedTuple):
@@ -64,13 +64,13 @@ class Write(NamedTuple):
 
 
 ALL_BITS = 2**64 - 1
-"""What makes a token without a sign of one with a sign."""
+"""This mask gives a token with a sign the same bits without a sign."""
 
 PAGE = 65536
 """An upgrade reads this many rows of the tables at a time."""
 
 LARGEST_UNIT = 2**17
-"""Above every unit: with alpha 50 they reach 51,200 and -53,760."""
+"""Every unit is below this. With alpha 50 units reach 51,200 and -53,760."""
 
 LARGEST_SUM = 2.0**264
 """Above every sum, which is of 120 weights below ``2 ** 256``; the least one above zero is ``2 ** -256``."""
@@ -142,7 +142,7 @@ def _appended(copy: Copy, buffer_id: int, rows: Sequence[Sequence[Any]]) -> Copy
 
 
 def domains_of(conn: Connection, backend: Backend, buffer_id: int, ids: Ints) -> Ints:
-    """Return the domains of these episodes, by look-ups; 0 for one that was never added, or whose row is deleted."""
+    """Return the domains of these episodes, by look-ups; 0 for one that was never added or has no row any more."""
     found = backend.select(conn, episode, ("id", "domain_id"), "id", distinct(ids).tolist())
     numbers, domains = zip(*sorted(found), strict=True) if found else ((), ())
     where = f"table {episode.name}"
@@ -179,7 +179,7 @@ def _one_by_one(copy: Copy, blocks: Ints) -> Iterator[str]:
 
 
 def write_changes(conn: Connection, backend: Backend, buffer_id: int, before: Copy, after: Copy, write: Write) -> Copy:
-    """Write what distinguishes a copy from the one that is stored; return it as it is stored then.
+    """Write the blocks that distinguish a copy from the stored one, and return the copy as it is stored then.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a block holds: a slot for each live episode, in id order; and its bytes as they are stored.
+"""The content of a block: a slot for each live episode, in id order; and its bytes as they are stored.
 
 The content of a block is its ids, then its losses, counts and last events, with no hole and nothing behind them. So the
 same episodes are the same bytes, on whatever way they came there. What is stored is a checksum and the content.
@@ -27,8 +27,11 @@ SLOTS = 120
 
 ID, LOSS, COUNT, EVENT = range(4)
 COLUMNS = 4
-"""Columns of a slot: the episode, its loss (NaN where never measured; as the bits of a float), how often it was
-replayed, the number of its last event (0 for none)."""
+"""A slot has these columns.
+
+The episode; its loss (NaN where never measured; as the bits of a float); how often it was replayed; the number of its
+last event (0 for none).
+"""
 
 SLOT_BYTES = 8 * COLUMNS
 

@@ -1,7 +1,7 @@
 """Views: for a law and a test, one sum a block, computed from contents and kept current with them.
 
 The sums of the buffer's own law stand in the heads. For another alpha, and for a condition, a view has some of its own.
-It notices by stamps which blocks have changed, computes the sums of those anew from their whole content, and never adds
+It notices by stamps which blocks have changed, computes their sums again from their whole content, and never adds
 to a sum or subtracts from it. So its numbers are a function of the contents, whatever happened in between, and whether
 the view was there or not.
 """
@@ -29,15 +29,15 @@ class Test(Protocol):
     """A condition on episodes; equal ones let the same episodes pass, so it is hashable."""
 
     def passing(self, slots: Slots, domains: Ints) -> Flags:
-        """Return which pass. It must be a function of each slot alone, and of what never changes of its episode."""
+        """Flag the slots that pass, by each slot alone, and by facts of its episode that never change."""
 
     def possible(self, heads: Heads) -> Flags:
-        """Return which blocks may hold an episode that passes."""
+        """Flag the blocks that may hold an episode that passes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What may be drawn of each block of a copy: how many, how many of them never measured, and the sum of the rest.
+    """The part of each block that may be drawn: how many episodes, how many never measured, and the sum of the others.
 
     ``live`` counts what passes the test and is not excluded, ``gaps`` the never measured ones of these. Without a law
     there are no sums.
@@ -160,7 +160,7 @@ class View:
 class Views:
     """The views of a process of one buffer that heads do not tell, those used last.
 
-    Which ones are there changes how long a draw takes, and nothing of what is drawn. A view that was computed in a
+    The kept views decide how long a draw takes, and never its result. A view that was computed in a
     transaction that is rolled back does no harm: no block of another content has its stamps.
     """
 
@@ -190,6 +190,6 @@ class Views:
             self._kept.clear()
 
     def after_fork(self) -> None:
-        """Start anew in a child: another thread of the parent may have held the lock."""
+        """Start empty in a child: another thread of the parent may have held the lock."""
         self._lock = threading.Lock()
         self._kept = OrderedDict()

@@ -3,7 +3,7 @@
 A weight is ``priority ** alpha``. With alpha up to 50 and losses from 0 to 1e308 its logarithm lies between -54,000 and
 52,000, so each block has a unit ``2 ** u`` of its own, found from its largest weight. Units are multiples of ``UNIT``:
 most blocks of most buffers have the unit 1. Sums are compared after they are brought to the largest unit, which is
-exact: what becomes zero by that is less than ``2 ** -700`` of the total.
+exact: the terms that become zero by that are less than ``2 ** -700`` of the total.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 from memstore.buffer.blocks.slots import Floats, Ints
 
 UNIT = 512
-"""Distance of units, as base-2 logarithms. The largest weight of a block is from ``2 ** -256`` to ``2 ** 256`` units: a
-sum of 2**40 of them is far from the largest float, and a weight too small to be a normal number is below ``2 ** -760``
-of the largest."""
+"""Units have this distance, as base-2 logarithms.
+
+The largest weight of a block is from ``2 ** -256`` to ``2 ** 256`` units. A sum of 2**40 of them is far from the largest
+float, and a weight too small to be a normal number is below ``2 ** -760`` of the largest.
+"""
 
 FAR = -4096
 """A unit so far below the largest one makes zero of every sum."""
@@ -38,7 +40,7 @@ class Law:
         return log2
 
     def log2_unmeasured(self, top: float) -> float:
-        """Return the same for the never measured, whose priority is the largest ever measured."""
+        """Return the same for the never measured. Their priority is the largest ever measured."""
         return self.alpha * float(np.log2(top))
 
 
