@@ -244,14 +244,25 @@ class Snapshot:
         """Number of live episodes."""
         return self.state.blocks.live
 
-    def find(self, ids: Ints) -> Rows:
-        """Return the rows of the live episodes of the buffer among these ids, in id order, each once."""
+    def find(self, ids: Ints, names: NDArray[np.str_] | None = None) -> Rows:
+        """Return the rows of the live episodes of the buffer among these ids, in id order, each once.
+
+        ``names`` are their domains, if the caller knows them, and save a look-up. A wrong name does no harm.
+        """
         low, high = id_range(self.state.buffer_id)
-        own = np.unique(ids[(ids >= low) & (ids <= high)])
+        inside = (ids >= low) & (ids <= high)
+        own, first = np.unique(ids[inside], return_index=True)
         if not len(own):
             return Rows.none()
-        domains = self.domains_of(own)
-        found = self.state.blocks.locate(own, domains)
+        blocks = self.state.blocks
+        if names is None or names.shape != ids.shape:
+            domains = self.domains_of(own)
+        else:
+            domains = np.array([self.state.domain_code(name) or 0 for name in names[inside][first].tolist()], np.int64)
+            missing = ~blocks.locate(own, domains).live
+            if missing.any():
+                domains[missing] = self.domains_of(own[missing])
+        found = blocks.locate(own, domains)
         slots = found.slots
         return Rows(slots.ids, slots.loss, slots.count, domains[found.live], slots.event)
 

@@ -22,18 +22,20 @@ from memstore.storage.schema import replay_metadata
 class Replay:
     """The losses that were measured in one step, one for each id.
 
-    ``probability`` and ``weight`` are those of the draw. They are None if the ids do not come from a draw.
+    ``probability``, ``weight`` and ``domain`` are those of the draw. They are None if the ids do not come from a draw.
     """
 
     ids: Ints
     loss: Floats
     probability: Floats | None = None
     weight: Floats | None = None
+    domain: NDArray[np.str_] | None = None
 
     def take(self, which: NDArray[np.bool_]) -> Replay:
         """Return the replays at these places."""
-        drawn = (None if values is None else values[which] for values in (self.probability, self.weight))
-        return Replay(self.ids[which], self.loss[which], *drawn)
+        probability, weight = (None if v is None else v[which] for v in (self.probability, self.weight))
+        domain = None if self.domain is None else self.domain[which]
+        return Replay(self.ids[which], self.loss[which], probability, weight, domain)
 
 
 def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints]:
@@ -47,7 +49,7 @@ def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints
         The updated ids, and the ids that are not live. Both are sorted and without repetition.
     """
     distinct = np.unique(replay.ids)
-    rows = snapshot.find(distinct)
+    rows = snapshot.find(replay.ids, replay.domain)
     replay = replay.take(np.isin(replay.ids, rows.ids))
     ids, loss = replay.ids, replay.loss
     place = np.searchsorted(rows.ids, ids)

@@ -43,7 +43,9 @@ def update(
     )
     if not valid.any():
         return UpdateResult(np.empty(0, np.int64), np.empty(0, np.int64), np.unique(ids))
-    replay = Replay(ids, losses) if drawn is None else Replay(ids, losses, drawn.probability, drawn.weight)
+    replay = (
+        Replay(ids, losses) if drawn is None else Replay(ids, losses, drawn.probability, drawn.weight, drawn.domain)
+    )
     token = None if drawn is None else drawn.lease
 
     def work(snapshot: Snapshot) -> tuple[Ints, Ints]:

@@ -17,8 +17,8 @@ from memstore.buffer.blocks.slots import Floats, Ints
 UNIT = 512
 """Units have this distance, as base-2 logarithms.
 
-The largest weight of a block is from ``2 ** -256`` to ``2 ** 256`` units. A sum of 2**40 of them is far from the largest
-float, and a weight too small to be a normal number is below ``2 ** -760`` of the largest.
+The largest weight of a block is from ``2 ** -256`` to ``2 ** 256`` units. A sum of 2**40 of them is far from the
+largest float, and a weight too small to be a normal number is below ``2 ** -760`` of the largest.
 """
 
 FAR = -4096
