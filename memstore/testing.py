@@ -28,9 +28,6 @@ class Counts:
     listed: int = 0
     """Number of draws that were made, or finished, from a list of all rows that may be drawn."""
 
-    completed: int = 0
-    """Number of draws that began with accepted candidates and were finished from a list. ``listed`` counts them too."""
-
     statements: int = 0
     """Number of statements sent to databases.
 

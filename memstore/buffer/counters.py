@@ -73,6 +73,11 @@ class Counters:
         return 1.0 if self.high_water is None else self.high_water
 
     @property
+    def live(self) -> int:
+        """Number of live episodes. The blocks tell it too, and ``check`` compares both."""
+        return self.inserted - self.departed
+
+    @property
     def log_length(self) -> int:
         """Number of adds, replays and departures ever."""
         return self.inserted + self.events + self.departed

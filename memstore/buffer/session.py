@@ -103,7 +103,7 @@ class Session(Forking):
     def aside(self, work: Callable[[Snapshot], T]) -> T:
         """Commit a change that does not touch the buffer's state, without the buffer's lock.
 
-        The state in the snapshot may be mixed from two revisions.
+        The snapshot has the counters of this moment, and no block may be read in it.
         """
         return _Visit(self, write=True, locked=False).run(work)
 
@@ -255,7 +255,9 @@ class _Work(Attempts[*Given]):
         session = self._session
         if self._changes:
             session._lock_buffer(conn)
-        state = session._known(conn).at(conn, session.database.backend)
+        known, backend = session._known(conn), session.database.backend
+        unlocked = self.write and not self._changes
+        state = known.counted(conn, backend) if unlocked else known.at(conn, backend)
         self._snapshot = Snapshot(conn, session.database.backend, state.copy() if self._changes else state)
         return self._snapshot
 

@@ -137,6 +137,14 @@ class State:
         # Blocks were merged, or the server forgot commits that this process knew.
         return now._following(conn, backend, self.stored.replaced(read_heads(conn, backend, self.buffer_id)))
 
+    def counted(self, conn: Connection, backend: Backend) -> State:
+        """Return a state with the settings and counters of now, and with the old blocks.
+
+        It is for work that holds no lock and no snapshot, and reads no block.
+        """
+        settings, counters = read_buffer(conn, backend, self.buffer_id, self.read_strategy)
+        return replace(self, settings=settings, counters=counters)
+
     def _following(self, conn: Connection, backend: Backend, blocks: Copy) -> State:
         """Take over these blocks, which must agree with the counters, and read new names of domains."""
         what, counters = f"buffer {self.buffer_id}", self.counters

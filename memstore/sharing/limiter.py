@@ -45,7 +45,8 @@ def charge(snapshot: Snapshot, count: int) -> bool:
     rule = snapshot.settings.limiter
     if rule is None:
         return True
-    allowed = rule.draws_allowed(snapshot.live, snapshot.state.counters.inserted)
+    counters = snapshot.state.counters  # other processes may be writing, so the state has no blocks
+    allowed = rule.draws_allowed(counters.live, counters.inserted)
     own = (_c.buffer_id == snapshot.state.buffer_id, _c.drawn < allowed)
     return snapshot.conn.execute(update(limiter).where(*own).values(drawn=_c.drawn + count)).rowcount == 1
 
