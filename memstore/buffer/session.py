@@ -255,9 +255,9 @@ class _Work(Attempts[*Given]):
         session = self._session
         if self._changes:
             session._lock_buffer(conn)
-        known, backend = session._known(conn), session.database.backend
+        backend = session.database.backend
         unlocked = self.write and not self._changes
-        state = known.counted(conn, backend) if unlocked else known.at(conn, backend)
+        state = session.committed.counted(conn, backend) if unlocked else session._known(conn).at(conn, backend)
         self._snapshot = Snapshot(conn, session.database.backend, state.copy() if self._changes else state)
         return self._snapshot
 
