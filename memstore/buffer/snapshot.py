@@ -297,9 +297,15 @@ class Snapshot:
         return int(_NEWEST.scalar(self.conn, self.backend, **self._range))
 
     def smallest_loss(self) -> float | None:
-        """Return the smallest measured loss. None if no loss was measured."""
-        found: float | None = _SMALLEST_LOSS.scalar(self.conn, self.backend, buffer=self.state.buffer_id)
-        return found
+        """Return the smallest measured loss. None if no loss was measured.
+
+        Raises
+        ------
+        StoreCorrupt
+            The stored loss is impossible.
+        """
+        found = _SMALLEST_LOSS.scalar(self.conn, self.backend, buffer=self.state.buffer_id)
+        return None if found is None else stored.real(found, "the smallest loss", 0.0)
 
     def newest_possible(self) -> int:
         """Return the id that was given out last. Its episode may have left."""
