@@ -31,7 +31,7 @@ from memstore.episodes import checkpoint, insert, recall, replay
 from memstore.episodes.eviction import Eviction
 from memstore.episodes.inputs import check_count, check_ids, check_option
 from memstore.episodes.log import Group
-from memstore.opening import Handle, Opened, fill, open_buffer, reopen_buffer
+from memstore.opening import Handle, Opened, open_buffer, reopen_buffer
 from memstore.payload.document import pack
 from memstore.payload.signature import Signature
 from memstore.queries.columns import EVERY, Column, Condition, Over, col
@@ -829,7 +829,15 @@ class EpisodicMemory:
         ConfigError
             A value is invalid. Nothing was changed.
         """
-        changes = fill(maintenance.Changes, locals())
+        changes = maintenance.Changes(
+            capacity=capacity,
+            strategy=strategy,
+            alpha=alpha,
+            eviction=eviction,
+            max_replays=max_replays,
+            limiter=limiter,
+            history=history,
+        )
         group = Group(time.time(), self.consumer)
         evicted = self._session.write(lambda s: maintenance.reconfigure(s, changes, group))
         if changes.strategy is not UNCHANGED or changes.alpha is not UNCHANGED:
@@ -1085,8 +1093,26 @@ def open(
     >>> memory = memstore.open("run7.db", capacity=100_000, strategy="prioritized_loss", seed=1)
     >>> shared = memstore.open("postgresql://trainer@db.example/replay", buffer="run7", durability="power")
     """
-    given = locals()
     if consumer is not None:
         check_name("consumer", consumer)
-    opened = open_buffer(target, fill(maintenance.Changes, given), fill(Handle, given))
-    return EpisodicMemory(opened, consumer=consumer)
+    changes = maintenance.Changes(
+        capacity=capacity,
+        strategy=strategy,
+        alpha=alpha,
+        epsilon=epsilon,
+        eviction=eviction,
+        max_replays=max_replays,
+        limiter=limiter,
+        history=history,
+        signature=signature,
+    )
+    handle = Handle(
+        buffer=buffer,
+        seed=seed,
+        cache_bytes=cache_bytes,
+        durability=durability,
+        busy_timeout=busy_timeout,
+        create=create,
+        trace=trace,
+    )
+    return EpisodicMemory(open_buffer(target, changes, handle), consumer=consumer)

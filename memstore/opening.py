@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from sqlalchemy import URL, Connection
@@ -54,14 +54,6 @@ class Handle:
     busy_timeout: Seconds
     create: bool
     trace: Trace | None = None
-
-
-R = TypeVar("R", Changes, Handle)
-
-
-def fill(kind: type[R], arguments: Mapping[str, Any]) -> R:
-    """Make a record from the arguments of a function (its ``locals()``) that have the names of the record's fields."""
-    return kind(**{field.name: arguments[field.name] for field in fields(kind) if field.name in arguments})
 
 
 @dataclass(frozen=True, slots=True)

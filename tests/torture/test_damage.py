@@ -172,6 +172,20 @@ def test_one_bad_extra_is_named_and_stops_nothing_else(url: str) -> None:
             assert raised.value.episode_id == number
 
 
+def test_an_impossible_loss_makes_no_weight_of_other_episodes(url: str) -> None:
+    """The smallest loss of the buffer is in the weight of every row, whether its episode is drawn or not."""
+    with memstore.open(url, seed=1, strategy="prioritized_loss") as memory:
+        ids = memory.extend({"x": [0.0] * 200}, loss=[1.0] * 200)
+    engine = create_engine(url)
+    with engine.begin() as conn:
+        conn.exec_driver_sql(f"UPDATE replay_metadata SET loss = -5.0 WHERE episode_id = {ids[3]}")
+    engine.dispose()
+    with memstore.open(url, seed=1) as memory:
+        with pytest.raises(memstore.StoreCorrupt, match="smallest loss"):
+            memory.sample(4, beta=0.4)
+        assert not memory.check().ok
+
+
 def test_an_error_of_the_users_own_stays_what_it_is(path: str) -> None:
     def broken(_snapshot: object) -> None:
         raise ValueError("mine")
