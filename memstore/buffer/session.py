@@ -107,6 +107,13 @@ class Session(Forking):
         """
         return _Visit(self, write=True, locked=False).run(work)
 
+    def examining(self, work: Callable[[Connection, Callable[[], Snapshot]], T]) -> T:
+        """Run ``work`` on a consistent snapshot of rows that may be damaged.
+
+        It gets the connection, and a function that gives what ``read`` gives, or raises what ``read`` raises.
+        """
+        return _Examination(self).run(work)
+
     def watch(self) -> Watch:
         """Start a watch on commits to the buffer by any process. The caller closes it."""
         return self.database.watch(self.committed.buffer_id)
@@ -307,6 +314,14 @@ class _Visit(_Work[Snapshot]):
     def begun(self, conn: Connection) -> tuple[Snapshot]:
         """Make the snapshot."""
         return (self.snapshot(conn),)
+
+
+class _Examination(_Work[Connection, Callable[[], Snapshot]]):
+    """Work that gets the connection, and makes the snapshot itself."""
+
+    def begun(self, conn: Connection) -> tuple[Connection, Callable[[], Snapshot]]:
+        """Return the connection, and the way to the snapshot."""
+        return conn, lambda: self.snapshot(conn)
 
 
 class _Draw(_Work[Snapshot, np.random.Generator]):

@@ -15,6 +15,7 @@ from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, slot_of
 from memstore.storage import stored
 from memstore.storage.schema import event_group, id_range, replay_event, replay_metadata, replay_tally
+from memstore.upkeep.loaded import Loaded
 from memstore.upkeep.sealed import Unsealed, tell
 
 GROUPS, EVENTS = 4096, 65536
@@ -62,11 +63,16 @@ class Log:
 class Recorded:
     """The examination of one buffer's history."""
 
-    snapshot: Snapshot
+    loaded: Loaded
     rows: Rows
     unsealed: Unsealed
     is_whole: bool = False
     """True if every replay of the buffer is in the log. Only then the results of the replays can be compared."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot in which everything is read."""
+        return self.loaded.snapshot
 
     def findings(self) -> Iterator[str]:
         """Yield each finding in one sentence."""
