@@ -352,8 +352,7 @@ class Copy:
             raise damaged(f"block {heads['name'][0]}", f"is one of {len(blocks)}, and {len(contents)} were found")
         found, expected = opened(blocks, contents), own(heads)
         steps = describe(expected, found, self.pages)
-        if self.key_of is not None:
-            expected["key"] = least_keys(found, self.key_of)
+        expected["key"] = NO_ID if self.key_of is None else least_keys(found, self.key_of)
         with np.errstate(over="ignore", under="ignore"):
             sums = np.ldexp(expected["sum"], expected["unit"] - heads["unit"])
         like = np.isclose(sums, heads["sum"], rtol=ROUNDING, atol=0.0)
