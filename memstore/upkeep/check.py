@@ -6,27 +6,29 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Table, func, or_, select
+from sqlalchemy import Connection, Table, func, select
 
 from memstore.buffer.blocks.rows import problems as block_problems
 from memstore.buffer.snapshot import Rows, Snapshot, key_of, law_of
+from memstore.buffer.tail import Tail
 from memstore.episodes.inputs import invalid_losses
 from memstore.episodes.payloads import all_payloads
 from memstore.errors import MemstoreError, StoreCorrupt
 from memstore.storage import stored
 from memstore.storage.backends import Backend
-from memstore.storage.schema import episode, episode_tag, payload, replay_metadata
+from memstore.storage.schema import episode, episode_tag, of_buffer, payload, replay_metadata
 from memstore.storage.stored import UNREADABLE
 from memstore.storage.upgrade import HEAD
 from memstore.types import CheckReport
-from memstore.upkeep.loaded import Loaded, load, table_rows, unlike
+from memstore.upkeep.loaded import Loaded, load, rounded, unlike
 from memstore.upkeep.recorded import Recorded
 from memstore.upkeep.sealed import Seals, Unsealed, tell
+from memstore.upkeep.window import Window
 
 T = TypeVar("T")
 
@@ -38,9 +40,11 @@ ADVICE = "; run 'memstore check'"
 
 SAID = {
     "loss": "loss",
+    "lowest": "lowest loss",
     "replay_count": "number of replays",
-    "last_event": "last event",
     "domain": "domain",
+    "last_event": "last event",
+    "last_replayed_at": "time of the last replay",
 }
 """The columns of the slots, and what a finding calls them."""
 
@@ -58,34 +62,35 @@ def check(conn: Connection, backend: Backend, number: int, follow: Follow | None
     findings = _Findings(backend)
     for part in (backend.integrity, backend.foreign, partial(backend.altered, revision=HEAD), backend.missing):
         findings.of(partial(part, conn))
-    episodes, unchecked = 0, list(backend.unchecked())
+    episodes, notes, unchecked = 0, [], list(backend.unchecked())
     loaded = findings.attempt(lambda: load(conn, backend, number))
     if loaded is None:
         unchecked.append("the data of the buffer: they mean nothing without its settings")
     else:
         episodes = _examine(loaded, findings, unchecked, follow)
+        notes += findings.attempt(lambda: list(rounded(loaded.snapshot.state.blocks))) or []
     seconds = time.perf_counter() - started
-    return CheckReport(episodes, findings.told(), tuple(backend.notes(conn)), seconds, tuple(unchecked))
+    return CheckReport(episodes, findings.told(), (*backend.notes(conn), *notes), seconds, tuple(unchecked))
 
 
 def _examine(loaded: Loaded, findings: _Findings, unchecked: list[str], follow: Follow | None) -> int:
     """Examine the data, and return the number of live episodes."""
-    snapshot, unsealed, found = loaded.snapshot, Unsealed(), [Rows.none()]
-
-    def rows() -> Iterator[str]:
-        found[0] = loaded.rows()
-        yield from _Examination(loaded, found[0]).problems()
-
+    snapshot, unsealed, window = loaded.snapshot, Unsealed(), Window(loaded.snapshot)
     findings.of(lambda: loaded.problems)
     findings.of(partial(_blocks, loaded))
-    findings.of(rows)
+    if loaded.counted:
+        findings.of(partial(_log, snapshot))
+    rows = findings.attempt(lambda: loaded.rows(window))
+    if rows is not None:
+        for part in _Examination(loaded, rows, window).parts():
+            findings.of(part)
     if follow is not None and loaded.opens:
         findings.of(lambda: unlike(snapshot, follow()))
-    recorded = Recorded(loaded, found[0], unsealed)
+    recorded = Recorded(loaded, rows if loaded.counted else None, unsealed)
     for part in (*Seals(snapshot, unsealed).parts(), recorded.findings):
         findings.of(part)
     unchecked += _unknowable(loaded, recorded)
-    return len(found[0])
+    return 0 if rows is None else len(rows)
 
 
 class _Findings:
@@ -132,6 +137,18 @@ def _blocks(loaded: Loaded) -> Iterator[str]:
     yield from block_problems(snapshot.conn, snapshot.backend, state.buffer_id, law, keys, expected)
 
 
+def _log(snapshot: Snapshot) -> Iterator[str]:
+    """Examine the points of the log that the buffer's row names, and the entries between two of them."""
+    counters = snapshot.state.counters
+    folded, blocks, head = (counters.folded_inserted, counters.folded_logged), counters.stored, counters.head
+    if not all(a <= b <= c for a, b, c in zip(folded, blocks[:2], head[:2], strict=True)):
+        yield "the points of the log in the buffer's row are not in order: tables, blocks, end of the log"
+        return
+    tail = Tail.read(snapshot.conn, snapshot.backend, snapshot.state.buffer_id, blocks, head)
+    if tail.end(blocks, head) != head:
+        yield "the log since the blocks were stored is not the one that the buffer's row knows"
+
+
 def _unknowable(loaded: Loaded, recorded: Recorded) -> Iterator[str]:
     for what, count in recorded.unsealed.items():
         if count:
@@ -152,31 +169,29 @@ class _Examination:
 
     loaded: Loaded
     rows: Rows
+    window: Window
 
     @property
     def snapshot(self) -> Snapshot:
         """The snapshot in which everything is read."""
         return self.loaded.snapshot
 
-    def problems(self) -> Iterator[str]:
-        """Yield each finding in one sentence that names the first few episodes."""
-        loaded = self.loaded
-        if loaded.opens:
-            yield from chain(self._metadata(), self._priority())
-        if loaded.counted:
-            yield from self._counters()
-        yield from chain(self._tables(), self._lowest(), self._payloads())
+    def parts(self) -> tuple[Callable[[], Iterator[str]], ...]:
+        """Return the examinations that make sense. Each yields a sentence that names the first few episodes."""
+        both = (self._metadata, self._priority) if self.loaded.opens else ()
+        counts = (self._counters, self._waiting) if self.loaded.counted else ()
+        return (*both, *counts, self._tables, self._losses, self._payloads)
 
     def _metadata(self) -> Iterator[str]:
-        """Compare the replay metadata with the blocks."""
-        rows, told = self.rows, table_rows(self.snapshot)
+        """Compare the tables, with the log since the fold laid over them, with the blocks."""
+        rows, told = self.rows, self.window.rows()
         yield from tell("{} have replay metadata and stand in no block", np.setdiff1d(told.ids, rows.ids))
         yield from tell("{} stand in a block and have no replay metadata", np.setdiff1d(rows.ids, told.ids))
         rows, told = rows.take(np.isin(rows.ids, told.ids)), told.take(np.isin(told.ids, rows.ids))
         for name, what in SAID.items():
             one, other = getattr(rows, name), getattr(told, name)
-            unlike = (one != other) & ~((one != one) & (other != other))
-            yield from tell(f"{{}} have another {what} in their blocks than in the tables", rows.ids[unlike])
+            different = (one != other) & ~((one != one) & (other != other))
+            yield from tell(f"{{}} have another {what} in their blocks than in the tables", rows.ids[different])
 
     def _priority(self) -> Iterator[str]:
         highest = self.snapshot.state.blocks.heads["largest"].max(initial=-np.inf)
@@ -198,31 +213,46 @@ class _Examination:
         if len(state.domain_names) != state.counters.domains:
             yield "the number of domains differs from the buffer's counter"
 
+    def _waiting(self) -> Iterator[str]:
+        """Compare what the tables hold beyond the fold with the buffer's row."""
+        snapshot, counters = self.snapshot, self.snapshot.state.counters
+        edge = snapshot.first_id + counters.folded_inserted
+        early = self.window.base.ids[self.window.base.ids > edge]
+        yield from tell("{} have replay metadata before the fold", early)
+        waiting = select(func.coalesce(func.sum(func.length(payload.c.data)), 0)).where(
+            of_buffer(snapshot.state.buffer_id, payload.c.episode_id), payload.c.episode_id > edge
+        )
+        found = int(snapshot.conn.scalars(waiting).one())
+        if found != counters.waiting_bytes:
+            yield f"payloads since the fold have {found} bytes, by the buffer's counter {counters.waiting_bytes}"
+
     def _tables(self) -> Iterator[str]:
+        """Compare the live episodes, and those whose rows wait for deletion, with the rows of the tables."""
         ids = self.rows.ids
-        (described,) = self._columns(episode, "id")
-        (replayed, loss) = self._columns(replay_metadata, "episode_id", "loss")
-        yield from tell("{} have an infinite or negative loss", replayed[~np.isnan(loss) & invalid_losses(loss)])
-        (packed,), (tagged,) = self._columns(payload, "episode_id"), self._columns(episode_tag, "episode_id")
-        for table, found in ((episode, described), (payload, packed), (episode_tag, tagged)):
+        known = np.concatenate([ids, self.window.departed])
+        for table, key in ((episode, "id"), (payload, "episode_id"), (episode_tag, "episode_id")):
+            (found,) = self._columns(table, key)
             if table is not episode_tag:
                 yield from tell(f"{{}} have no row in table {table.name}", np.setdiff1d(ids, found))
-            yield from tell(f"{{}} are orphans in table {table.name}", np.setdiff1d(found, ids))
+            yield from tell(f"{{}} are orphans in table {table.name}", np.setdiff1d(found, known))
+        yield from tell(f"{{}} are orphans in table {replay_metadata.name}", np.setdiff1d(self.window.base.ids, known))
         strangers = select(func.count()).where(
             self.snapshot.own, replay_metadata.c.buffer_id != self.snapshot.state.buffer_id
         )
         if count := self.snapshot.conn.scalars(strangers).one():
             yield f"{count} rows of {replay_metadata.name} name another buffer than their id"
 
+    def _losses(self) -> Iterator[str]:
+        base = self.window.base
+        yield from tell(
+            "{} have an infinite or negative loss", base.ids[~np.isnan(base.loss) & invalid_losses(base.loss)]
+        )
+        wrong = (base.lowest > base.loss) | (np.isnan(base.lowest) != np.isnan(base.loss)) | (base.lowest < 0)
+        yield from tell("{} have a smallest loss that cannot be", base.ids[wrong])
+
     def _columns(self, table: Table, *names: str) -> list[NDArray[Any]]:
         """Return columns of a table. The first is the id; the rows are in its order."""
         return stored.arrays(table, names, self.snapshot.rows(table, names))
-
-    def _lowest(self) -> Iterator[str]:
-        m = replay_metadata.c
-        wrong = or_(m.lowest_loss > m.loss, m.loss.is_(None) != m.lowest_loss.is_(None))
-        ids = self.snapshot.conn.scalars(select(m.episode_id).where(self.snapshot.own, wrong)).all()
-        yield from tell("{} have a smallest loss that cannot be", ids)
 
     def _payloads(self) -> Iterator[str]:
         signature = self.snapshot.settings.signature

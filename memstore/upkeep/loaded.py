@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection, select
 
-from memstore.buffer.blocks.copy import CHUNK, Copy
-from memstore.buffer.blocks.heads import HEAD
-from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.blocks.copy import CHUNK, ROUNDING, Copy
+from memstore.buffer.blocks.heads import HEAD, Heads
+from memstore.buffer.blocks.slots import Flags, Ints
 from memstore.buffer.counters import COUNTERS, Counters, checked_counters
 from memstore.buffer.settings import COLUMNS as SETTINGS
 from memstore.buffer.settings import Settings, read_settings
@@ -19,8 +19,9 @@ from memstore.draws.strategies import strategy_from_json
 from memstore.errors import StoreCorrupt
 from memstore.storage import stored
 from memstore.storage.backends import Backend
-from memstore.storage.schema import buffer, domain, episode, first_id, replay_metadata
+from memstore.storage.schema import buffer, domain, first_id
 from memstore.upkeep.sealed import tell
+from memstore.upkeep.window import Window
 
 UNNAMED = "?"
 """This stands for the name of a domain that cannot be read."""
@@ -48,9 +49,9 @@ class Loaded:
     counted: bool = True
     opens: bool = True
 
-    def rows(self) -> Rows:
+    def rows(self, window: Window) -> Rows:
         """Return the live rows in id order: from the blocks, or from the tables if there are no blocks."""
-        return self.snapshot.scan() if self.opens else table_rows(self.snapshot)
+        return self.snapshot.scan() if self.opens else window.rows()
 
 
 def load(conn: Connection, backend: Backend, number: int) -> Loaded:
@@ -77,7 +78,7 @@ def load(conn: Connection, backend: Backend, number: int) -> Loaded:
         counted = False
     names, lacking = _names(conn, number, counters.domains)
     none = Copy.of(law_of(settings))
-    state = State(number, settings, counters, none, none, strategy_from_json, names)
+    state = State(number, settings, counters, none, none.heads, strategy_from_json, names)
     return Loaded(Snapshot(conn, backend, state), (*problems, *lacking), counted, opens=False)
 
 
@@ -108,29 +109,40 @@ def _names(conn: Connection, number: int, expected: int) -> tuple[list[str], lis
     return [names.get(place, UNNAMED) for place in range(count)], problems
 
 
-def table_rows(snapshot: Snapshot) -> Rows:
-    """Return the live rows in id order as the tables have them. The domain is 0 for an episode without facts."""
-    names = ("episode_id", "loss", "replay_count", "last_event_id")
-    ids, loss, count, event = stored.arrays(replay_metadata, names, snapshot.rows(replay_metadata, names))
-    described, domains = stored.arrays(episode, ("id", "domain_id"), snapshot.rows(episode, ("id", "domain_id")))
-    domain_of: Ints = np.zeros(len(ids), np.int64)
-    known = np.isin(ids, described)
-    domain_of[known] = domains[np.searchsorted(described, ids[known])] - snapshot.first_id
-    return Rows(ids, loss, count, domain_of, event)
-
-
 def unlike(fresh: Snapshot, followed: Snapshot) -> Iterator[str]:
-    """Compare the blocks that a handle has in memory with those that were read: slots, and heads without their sums.
-
-    Sums may differ by roundings, if another machine stored them.
-    """
+    """Compare the blocks that a handle has in memory with those that were read: slots, heads, and sums."""
     read, kept = fresh.state.blocks, followed.state.blocks
     if not np.array_equal(read.heads["name"], kept.heads["name"]):
         yield "this process has other blocks in memory than one that opens the buffer now"
         return
-    different = [name for name in HEAD.names or () if name not in ("stamp", "token", "sum", "unit")]
-    for start in range(0, len(read), CHUNK):
-        blocks = np.arange(start, min(start + CHUNK, len(read)))
+    exact = [name for name in HEAD.names or () if name not in ("stamp", "token", "sum", "unit")]
+    for blocks in _chunks(read):
         wrong = (read.open(blocks).columns != kept.open(blocks).columns).any(axis=(1, 2))
-        wrong |= read.heads[blocks][different] != kept.heads[blocks][different]
-        yield from tell("{} blocks are others in the memory of this process", read.heads["name"][blocks[wrong]])
+        wrong |= read.heads[blocks][exact] != kept.heads[blocks][exact]
+        wrong |= ~_near(read.heads[blocks], kept.heads[blocks])
+        yield from tell("blocks {} are others in the memory of this process", read.heads["name"][blocks[wrong]])
+
+
+def rounded(copy: Copy) -> Iterator[str]:
+    """Tell which sums are not bit for bit those that this machine computes from the contents.
+
+    numpy's logarithm may round otherwise on another machine. Draws go by the sums of the machine that stored them.
+    """
+    others = [np.empty(0, np.int64)]
+    for blocks in _chunks(copy):
+        steps, unit = copy.pages.weigh(copy.open(blocks).loss)
+        heads = copy.heads[blocks]
+        others.append(heads["name"][(steps[:, -1] != heads["sum"]) | (unit != heads["unit"])])
+    yield from tell("the sums of blocks {} were rounded by another machine in their last bits", np.concatenate(others))
+
+
+def _chunks(copy: Copy) -> Iterator[Ints]:
+    for start in range(0, len(copy), CHUNK):
+        yield np.arange(start, min(start + CHUNK, len(copy)))
+
+
+def _near(one: Heads, other: Heads) -> Flags:
+    with np.errstate(over="ignore", under="ignore"):
+        sums = np.ldexp(one["sum"], one["unit"] - other["unit"])
+    near: Flags = np.isclose(sums, other["sum"], rtol=ROUNDING, atol=0.0)
+    return near

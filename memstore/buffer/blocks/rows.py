@@ -185,7 +185,7 @@ def problems(
     heads = own(*(part for part in found if not isinstance(part, StoreCorrupt)), np.zeros(0, HEAD))
     whole = len(heads) == len(rows)
     if whole and block_sum is not None and fingerprint(heads) != block_sum:
-        yield "the blocks are not those that the buffer's row knows: one is missing, one too many, or of another moment"
+        yield "the rows of blocks are not those that the buffer's row knows: one is missing, or additional, or older"
     directory = Directory.of(heads)
     for name, other in directory.overlaps(heads):
         yield f"block {name} reaches into block {other} of the same domain"
