@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table, func, select
 
-from memstore.buffer.blocks.rows import from_tables
 from memstore.buffer.blocks.rows import problems as block_problems
 from memstore.buffer.snapshot import Rows, Snapshot, key_of, law_of
 from memstore.buffer.tail import Tail
