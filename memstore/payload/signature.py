@@ -250,8 +250,35 @@ class Signature:
         StoreCorrupt
             If a blob does not have the layout of the signature.
         """
-        columns = self._decode(blobs)
-        return nest((field.path, columns[field.path]) for field in self.fields)
+        return self._nested(self._decode(blobs))
+
+    def decode_records(self, records: Array) -> dict[str, Any]:
+        """Decode payloads without variable fields. See ``decode``.
+
+        Parameters
+        ----------
+        records : uint8 array, shape (n, record_size)
+            The bytes of a payload in each row.
+        """
+        return self._nested(self._fixed(records))
+
+    def records(self, blobs: Sequence[bytes]) -> Array:
+        """Return payloads without variable fields, or those parts of payloads, as ``decode_records`` takes them.
+
+        Raises
+        ------
+        StoreCorrupt
+            A blob has another length.
+        """
+        size = self._record_bytes
+        if wrong := set(map(len, blobs)) - {size}:
+            raise StoreCorrupt(f"a payload has {min(wrong)} bytes where {size} are needed")
+        return np.ndarray((len(blobs), size), np.uint8, b"".join(blobs))
+
+    @property
+    def record_size(self) -> int | None:
+        """Number of bytes of each payload. None if payloads have different lengths."""
+        return None if self._variable else self._record_bytes
 
     def decode_one(self, blob: bytes) -> dict[str, Any]:
         """Decode the payload of one episode. A field of the kind "python" gives a Python scalar. See ``decode``."""
@@ -325,11 +352,7 @@ class Signature:
 
     def _decode(self, blobs: Sequence[bytes]) -> dict[Path, Any]:
         size = self._record_bytes
-        heads = [blob[:size] for blob in blobs] if self._variable else blobs
-        if wrong := set(map(len, heads)) - {size}:
-            raise StoreCorrupt(f"a payload has {min(wrong)} bytes where {size} are needed")
-        records = np.ndarray((len(heads), size), np.uint8, b"".join(heads))
-        columns: dict[Path, Any] = {slot.field.path: slot.column(records).copy() for slot in self._slots}
+        columns = self._fixed(self.records([blob[:size] for blob in blobs] if self._variable else blobs))
         ends = [size] * len(blobs)
         for field in self._variable:
             pairs = [_decode_variable(field, blob, at) for blob, at in zip(blobs, ends, strict=True)]
@@ -338,6 +361,12 @@ class Signature:
         if self._variable and ends != list(map(len, blobs)):
             raise StoreCorrupt("a payload is longer than its fields")
         return columns
+
+    def _fixed(self, records: Array) -> dict[Path, Any]:
+        return {slot.field.path: slot.column(records).copy() for slot in self._slots}
+
+    def _nested(self, columns: Mapping[Path, Any]) -> dict[str, Any]:
+        return nest((field.path, columns[field.path]) for field in self.fields)
 
 
 def checksum(blob: bytes, episode_id: int) -> int:
