@@ -108,7 +108,7 @@ class EpisodicMemory:
         self._name = opened.name
         self._resumed = opened.resumed
         self._given_consumer = consumer
-        self._sampler = Sampler(opened.session, opened.populations, opened.strategy, repr(self))
+        self._sampler = Sampler(opened.session, opened.knowledge, opened.strategy, repr(self))
 
     # What it is
 
