@@ -28,6 +28,9 @@ class Counts:
     listed: int = 0
     """Number of draws that were made, or finished, from a list of all rows that may be drawn."""
 
+    folds: int = 0
+    """Number of folds: writes that brought all tables to the end of the log."""
+
     statements: int = 0
     """Number of statements sent to databases.
 

@@ -15,6 +15,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from memstore.buffer.facts import refuse_unreadable
+from memstore.buffer.folding import finish
 from memstore.buffer.snapshot import Snapshot, State
 from memstore.errors import MemoryClosed, MemstoreError, StoreBusy, StoreCorrupt
 from memstore.payload.cache import PayloadCache
@@ -33,7 +34,7 @@ BESIDE = 2**32 - 1
 """This is the key of the second stream of random numbers. ``spawn`` counts from 0 and never reaches it."""
 
 
-CONTENT_BYTES = 4800
+CONTENT_BYTES = 4480
 """A content of a block, with the cumulative weights of its slots, takes so many bytes in memory."""
 
 
@@ -65,7 +66,7 @@ class Session(Forking):
         self.cache = cache
         self._caches: tuple[Known, ...] = (cache, *known)
         self.committed = state
-        self._contents = cache.max_bytes // CONTENT_BYTES
+        self.contents = cache.max_bytes // CONTENT_BYTES
         self._broken = database.connections.broken
         self._start(seeds)
         super().__init__()
@@ -199,9 +200,9 @@ class Session(Forking):
     def _publish(self, state: State) -> None:
         then, now = self.committed.counters, state.counters
         if now.revision >= then.revision and (now.revision, now.token) != (then.revision, then.token):
-            self.committed = state.detached(self._contents)
-        elif self.committed.stored.forgotten(self._contents) is not self.committed.stored:
-            self.committed = self.committed.detached(self._contents)  # readers have read more of them
+            self.committed = state.detached(self.contents)
+        elif self.committed.blocks.forgotten(self.contents) is not self.committed.blocks:
+            self.committed = self.committed.detached(self.contents)  # readers have read more of them
 
     def before_fork(self) -> None:
         """Choose the seeds of the child."""
@@ -265,7 +266,7 @@ class _Work(Attempts[*Given]):
         """Store the state, and wake the waiting processes."""
         if self.write and (snapshot := self._snapshot) is not None:
             if self._changes:
-                snapshot.state.flush(snapshot.conn, snapshot.backend)
+                finish(snapshot.state, snapshot.conn, snapshot.backend, self._session.contents)
             snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
 
     def committed(self) -> None:

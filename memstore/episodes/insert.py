@@ -15,14 +15,15 @@ from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.facts import texts_of
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.episodes.eviction import Newcomers, plan
+from memstore.buffer.tail import Newcomers
+from memstore.episodes.eviction import plan
 from memstore.episodes.inputs import Offer, make_offer
 from memstore.episodes.log import Group, depart
 from memstore.payload.signature import Signature, checksum
 from memstore.sharing import limiter
 from memstore.sharing.waiting import Patience, check_wait
 from memstore.storage import checksums, stored
-from memstore.storage.schema import episode, episode_key, episode_tag, first_id, id_range, replay_metadata
+from memstore.storage.schema import episode, episode_key, episode_tag, first_id, id_range
 from memstore.storage.schema import payload as payload_table
 from memstore.types import Payload, Seconds
 from memstore.values.foreign import numpy_payload
@@ -130,7 +131,7 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
     depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
 
     state.counters.measured(offer.loss, snapshot.settings.epsilon)
-    state.counters.inserted += len(ids)
+    state.counters.entered(newcomers.take(decision.staying), len(ids))
     state.counters.reservoir_floor = decision.reservoir_floor
     _store_keys(snapshot, offer.keys, ids)
 
@@ -147,7 +148,6 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers) -> None:
     own = [snapshot.state.buffer_id] * len(ids)
     domains = newcomers.domains + first_id(snapshot.state.buffer_id)
     texts = texts_of(offer.keys, offer.extras, offer.tags)
-    losses = [None if loss != loss else loss for loss in newcomers.loss.tolist()]
     described = {
         "id": ids,
         "buffer_id": own,
@@ -157,40 +157,26 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers) -> None:
         "key": offer.keys,
         "extra": offer.extras,
         "checksum": checksums.of_facts(newcomers.ids, domains, offer.timestamps, offer.levels, texts).tolist(),
-        "loss_at_add": losses,
-    }
-    replayed = {
-        "episode_id": ids,
-        "buffer_id": own,
-        "loss": losses,
-        "lowest_loss": losses,
-        "replay_count": [0] * len(ids),
+        "loss_at_add": stored.nullable(newcomers.loss),
     }
     packed = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
-    for table, columns in ((episode, described), (payload_table, packed), (replay_metadata, replayed)):
-        snapshot.backend.insert(snapshot.conn, table, columns)
+    snapshot.backend.insert(snapshot.conn, episode, described)
+    snapshot.backend.insert(snapshot.conn, payload_table, packed)
+    snapshot.state.counters.waiting_bytes += sum(map(len, offer.blobs))
     _store_tags(snapshot, offer.tags, ids)
 
 
 def _take_out(snapshot: Snapshot, leaving: Rows) -> None:
-    """Take rows out of the blocks and out of every table."""
+    """Take rows out of the blocks. The fold deletes what the tables hold of them."""
     if not len(leaving):
         return
     state = snapshot.state
     state.blocks = state.blocks.departed(state.blocks.locate(leaving.ids, leaving.domain))
     state.counters.live_replays -= int(leaving.replay_count.sum())
-    gone = leaving.ids.tolist()
-    for table, key in (
-        (replay_metadata, "episode_id"),
-        (payload_table, "episode_id"),
-        (episode_tag, "episode_id"),
-        (episode, "id"),
-    ):
-        snapshot.backend.delete(snapshot.conn, table, key, gone)
 
 
 def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
-    """Remove live rows from every table. No row may be given twice. The keys of the episodes stay known.
+    """Remove live episodes. No row may be given twice. The keys of the episodes stay known.
 
     The group of each part holds the reason of its departure, for the history.
     """

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Table, func, or_, select
+from sqlalchemy import Table, func, select
 
+from memstore.buffer.blocks.rows import from_tables
 from memstore.buffer.blocks.rows import problems as block_problems
 from memstore.buffer.snapshot import Rows, Snapshot, key_of, law_of
-from memstore.episodes.inputs import invalid_losses
+from memstore.buffer.tail import Point, Tail
 from memstore.episodes.payloads import all_payloads
 from memstore.errors import MemstoreError, StoreCorrupt
 from memstore.storage import stored
@@ -51,7 +52,10 @@ def check(snapshot: Snapshot) -> CheckReport:
 
     def rows() -> Iterator[str]:
         found[0] = snapshot.scan()
-        yield from _Examination(snapshot, found[0]).problems()
+        counters = state.counters
+        folded = Point(counters.folded_inserted, counters.folded_logged, 0)
+        tail = Tail.read(conn, backend, state.buffer_id, folded, counters.head)
+        yield from _Examination(snapshot, found[0], tail).problems()
 
     for part in (backend.integrity, backend.foreign, partial(backend.altered, revision=HEAD), backend.missing):
         examine(partial(part, conn))
@@ -83,23 +87,28 @@ class _Examination:
 
     snapshot: Snapshot
     rows: Rows
+    tail: Tail
+    """What the log says since the fold."""
 
     def problems(self) -> Iterator[str]:
         """Yield each finding in one sentence that names the first few episodes."""
-        for part in (self._metadata, self._priority, self._counters, self._tables, self._lowest, self._payloads):
+        for part in (self._metadata, self._priority, self._counters, self._tables, self._payloads):
             yield from part()
 
     def _metadata(self) -> Iterator[str]:
-        """Compare the replay metadata with the blocks."""
-        names = ("episode_id", "loss", "replay_count", "last_event_id")
-        ids, loss, count, event = self._columns(replay_metadata, *names)
-        yield from tell("{} have an infinite or negative loss", ids[~np.isnan(loss) & invalid_losses(loss)])
-        yield from tell("{} have replay metadata and stand in no block", np.setdiff1d(ids, self.rows.ids))
-        yield from tell("{} stand in a block and have no replay metadata", np.setdiff1d(self.rows.ids, ids))
-        if np.array_equal(ids, self.rows.ids):
-            unlike = ~((loss == self.rows.loss) | (np.isnan(loss) & np.isnan(self.rows.loss)))
-            unlike |= (count != self.rows.replay_count) | (event != self.rows.last_event)
-            yield from tell("{} stand in their blocks with other values than in the replay metadata", ids[unlike])
+        """Compare the replay metadata with the blocks, after the entries of the log that the tables lack."""
+        snapshot, state = self.snapshot, self.snapshot.state
+        key = key_of(state.buffer_id, state.settings)
+        tables = from_tables(snapshot.conn, snapshot.backend, state.buffer_id, law_of(state.settings), key)
+        told = replace(snapshot, state=replace(state, blocks=self.tail.applied(tables))).scan()
+        yield from tell("{} have replay metadata and stand in no block", np.setdiff1d(told.ids, self.rows.ids))
+        yield from tell("{} stand in a block and have no replay metadata", np.setdiff1d(self.rows.ids, told.ids))
+        if np.array_equal(told.ids, self.rows.ids):
+            alike = np.ones(len(told), np.bool_)
+            for name in ("loss", "lowest", "replay_count", "last_event", "last_replayed_at", "domain"):
+                one, other = getattr(told, name), getattr(self.rows, name)
+                alike &= (one == other) | (np.isnan(one) & np.isnan(other))
+            yield from tell("{} stand in their blocks with other values than in the replay metadata", told.ids[~alike])
 
     def _priority(self) -> Iterator[str]:
         highest = self.snapshot.state.blocks.heads["largest"].max(initial=-np.inf)
@@ -123,15 +132,15 @@ class _Examination:
 
     def _tables(self) -> Iterator[str]:
         ids = self.rows.ids
-        described, domains = self._columns(episode, "id", "domain_id")
+        # The rows of episodes that have left wait for the fold.
+        waiting = self.tail.events.episodes[self.tail.events.ends]
+        (described,) = self._columns(episode, "id")
         (packed,), (tagged,) = self._columns(payload, "episode_id"), self._columns(episode_tag, "episode_id")
         for table, found in ((episode, described), (payload, packed), (episode_tag, tagged)):
             if table is not episode_tag:
                 yield from tell(f"{{}} have no row in table {table.name}", np.setdiff1d(ids, found))
-            yield from tell(f"{{}} are orphans in table {table.name}", np.setdiff1d(found, ids))
-        if np.array_equal(described, ids):
-            other = domains - self.snapshot.first_id != self.rows.domain
-            yield from tell("{} stand in a block of another domain", ids[other])
+            orphans = np.setdiff1d(np.setdiff1d(found, ids), waiting)
+            yield from tell(f"{{}} are orphans in table {table.name}", orphans)
         strangers = select(func.count()).where(
             self.snapshot.own, replay_metadata.c.buffer_id != self.snapshot.state.buffer_id
         )
@@ -141,12 +150,6 @@ class _Examination:
     def _columns(self, table: Table, *names: str) -> list[NDArray[Any]]:
         """Return columns of a table. The first is the id; the rows are in its order."""
         return stored.arrays(table, names, self.snapshot.rows(table, names))
-
-    def _lowest(self) -> Iterator[str]:
-        m = replay_metadata.c
-        wrong = or_(m.lowest_loss > m.loss, m.loss.is_(None) != m.lowest_loss.is_(None))
-        ids = self.snapshot.conn.scalars(select(m.episode_id).where(self.snapshot.own, wrong)).all()
-        yield from tell("{} have a smallest loss that cannot be", ids)
 
     def _payloads(self) -> Iterator[str]:
         signature = self.snapshot.settings.signature

@@ -14,7 +14,7 @@ from memstore.buffer.blocks.slots import Floats
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, slot_of
 from memstore.storage import stored
-from memstore.storage.schema import event_group, id_range, replay_event, replay_metadata, replay_tally
+from memstore.storage.schema import event_group, id_range, replay_event, replay_tally
 from memstore.upkeep.sealed import Unsealed, tell
 
 GROUPS, EVENTS = 4096, 65536
@@ -24,8 +24,8 @@ TOLERANCE = 1e-9
 """The sums of a tally from a migration may have this relative error. The migration added events in another order."""
 
 _t = replay_tally.c
-_GROUP = (*GROUP, "checksum")
-_EVENT = (*EVENT, "ends", "group_id")
+_GROUP = (*GROUP, "checksum", "recorded", "unrecorded")
+_EVENT = (*EVENT, "ends", "group_id", "unrecorded")
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,23 @@ class Recorded:
     def _groups(self, log: Log) -> Iterator[str]:
         """Examine the groups, and the numbers of their events, which have no gaps."""
         _, high = id_range(self.snapshot.state.buffer_id)
-        expected, events = None, 0
+        expected, events, counters = None, 0, self.snapshot.state.counters
         for group in log.groups:
             number, what = group["id"], f"group {group['id']} of events"
             stored.real(group["at"], f"{what}: its time")
             count = stored.whole(group["count"], f"{what}: its count", 1, high - number + 1)
-            if expected not in (None, number):
-                yield f"events before {number} are missing, or twice there"
-            expected, events = number + count, events + count
+            events += count
+            if not group["unrecorded"]:
+                # Until schema 0005 every event was recorded, so the number of the last event was their number.
+                so_far = group["recorded"] or number - self.snapshot.first_id + count - 1
+                if expected not in (None, so_far - count):
+                    yield f"events before {number} are missing, or twice there"
+                expected = so_far
             yield from self._group(group, log.events_of(group))
         if events != len(log):
             yield f"{len(log)} events are there where the groups of events say {events}"
-        following = self.snapshot.first_id + self.snapshot.state.counters.recorded + 1
-        if expected not in (None, following):
-            yield f"event {expected} would be the next, by the buffer's counter of events it is {following}"
+        if expected not in (None, counters.recorded):
+            yield f"{expected} events are recorded by the last group, and {counters.recorded} by the buffer's counter"
 
     def _group(self, group: dict[str, Any], events: dict[str, NDArray[Any]]) -> Iterator[str]:
         number, count = group["id"], group["count"]
@@ -123,13 +126,17 @@ class Recorded:
         The row of a live episode names its last event. The last event of an episode that has left ends its chain.
         """
         order = np.argsort(log.events["episode_id"], kind="stable")
+        recorded = log.events["unrecorded"][order] != 1
+        # The fold marks the last recorded event of an episode whose departure is not recorded.
+        waiting = log.events["episode_id"][order][~recorded & (log.events["ends"][order] == 1)]
+        order = order[recorded]
         number, episode, previous, ends = (log.events[n][order] for n in ("id", "episode_id", "previous_id", "ends"))
-        first = self.snapshot.first_id + self.snapshot.state.counters.recorded + 1 - len(log)
+        first = int(number.min(initial=2**63 - 1))
         follows, last = np.diff(episode, prepend=-1) == 0, np.diff(episode, append=-1) != 0
         live = np.isin(episode, self.rows.ids)
         wrong = np.where(follows, previous != np.roll(number, 1), previous >= first)
         yield from tell("events {} name an event before them that is not the one before", number[wrong])
-        wrong = (ends != 0) != (last & ~live)
+        wrong = ((ends != 0) != (last & ~live)) & ~np.isin(episode, waiting)
         yield from tell("events {} end a chain that goes on, or end it without saying so", number[wrong])
         heads = number[last & live]
         place = np.searchsorted(self.rows.ids, episode[last & live])
@@ -140,13 +147,7 @@ class Recorded:
 
     def _replays(self, log: Log, replayed: NDArray[np.bool_]) -> Iterator[str]:
         """Compare the rows with the replays of their episodes, if all replays are known."""
-        names, ids = ("episode_id", "lowest_loss", "last_replayed_at"), self.rows.ids
-        there, lowest_loss, replayed_at = stored.arrays(
-            replay_metadata, names, self.snapshot.rows(replay_metadata, names)
-        )
-        if not np.array_equal(there, ids) or np.isinf(replayed_at).any():
-            yield "the replay metadata holds times that cannot be"
-            return
+        ids, lowest_loss, replayed_at = self.rows.ids, self.rows.lowest, self.rows.last_replayed_at
         never = self.rows.replay_count == 0
         untimely = never != np.isnan(replayed_at)
         yield from tell("{} have a time of their last replay and none, or the reverse", ids[untimely])

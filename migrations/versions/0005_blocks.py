@@ -1,4 +1,4 @@
-"""Blocks with their heads in place of strata and positions; the columns of the complete log; the row of the table fold.
+"""Blocks with their heads in place of strata and positions; the columns of the complete log and of the fold.
 
 Revision ID: 0005
 Revises: 0004
@@ -10,12 +10,12 @@ import secrets
 from functools import partial
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.sqlite import REAL
 
-from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.heads import fingerprint
+from memstore.buffer.blocks.heads import fingerprint, head_rows
 from memstore.buffer.blocks.lottery import keys_of_ids
 from memstore.buffer.blocks.rows import Write, from_tables, write_changes
 from memstore.buffer.blocks.weights import Law
@@ -36,9 +36,10 @@ OLD_COUNTERS = (
 )
 NEW_COUNTERS = (
     *("revision", "inserted", "events", "domains", "live_replays", "high_water", "reservoir_floor", "recorded"),
-    *("departed", "token", "block_sum", "fold_at", "logged", "history_from"),
+    *("departed", "token", "logged", "log_sum", "history_from", "stored_inserted", "stored_logged", "stored_sum"),
+    *("block_sum", "folded_inserted", "folded_logged", "fold_at", "waiting_bytes"),
 )
-ADDED = ("departed", "token", "block_sum", "fold_at", "logged", "history_from")
+ADDED = tuple(name for name in NEW_COUNTERS if name not in OLD_COUNTERS)
 
 
 def upgrade() -> None:
@@ -46,11 +47,10 @@ def upgrade() -> None:
     for name in ADDED:
         op.add_column("buffer", sa.Column(name, Int64, nullable=False, server_default="0"))
     op.add_column("episode", sa.Column("loss_at_add", Double))
-    op.add_column("event_group", sa.Column("departed", sa.Text()))
-    op.add_column("event_group", sa.Column("watermark", Int64))
     op.add_column("event_group", sa.Column("recorded", Int64))
+    op.add_column("event_group", sa.Column("unrecorded", Int16))
     op.add_column("replay_event", sa.Column("nth", Int64))
-    op.add_column("replay_event", sa.Column("recorded", Int16))
+    op.add_column("replay_event", sa.Column("unrecorded", Int16))
     conn = op.get_bind()
     for row in conn.execute(sa.text("SELECT * FROM buffer ORDER BY id")).mappings().all():
         _convert(conn, dict(row))
@@ -82,8 +82,6 @@ def _create_tables() -> None:
         sa.Column("unmeasured", Int16, nullable=False),
         sa.Column("revision", Int64, nullable=False),
         sa.Column("token", Int64, nullable=False),
-        sa.Column("inserted", Int64, nullable=False),
-        sa.Column("logged", Int64, nullable=False),
         sa.Column("checksum", Int64, nullable=False),
         sa.Column("data", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_block"),
@@ -95,20 +93,6 @@ def _create_tables() -> None:
         ["buffer_id", "revision"],
         postgresql_using="brin",
         postgresql_with={"pages_per_range": 4, "autosummarize": "on"},
-    )
-    op.create_table(
-        "fold",
-        sa.Column("buffer_id", Int64, autoincrement=False, nullable=False),
-        sa.Column("number", Int64, nullable=False),
-        sa.Column("table_inserted", Int64, nullable=False),
-        sa.Column("table_logged", Int64, nullable=False),
-        sa.Column("target_inserted", Int64),
-        sa.Column("target_logged", Int64),
-        sa.Column("phase", Int16),
-        sa.Column("cursor", Int64),
-        sa.Column("checksum", Int64),
-        sa.PrimaryKeyConstraint("buffer_id", name="pk_fold"),
-        sqlite_strict=True,
     )
     if op.get_bind().dialect.name == "postgresql":
         # Blobs of 3.8 KB would be compressed, and moved out of the row. Each update leaves some dead rows of that size.
@@ -129,24 +113,20 @@ def _convert(conn: sa.Connection, row: dict[str, Any]) -> None:
     after = from_tables(conn, backend, number, law, key_of)
     token = secrets.randbits(64) - 2**63 or 1
     row["revision"] += 1
-    write = Write(row["revision"], token, row["inserted"], row["recorded"])
-    after = write_changes(conn, backend, number, Copy.of(law, key_of=key_of), after, write)
-    row |= {
+    nothing = head_rows(*[np.empty(0, np.int64)] * 2)
+    after = write_changes(conn, backend, number, nothing, after, Write(row["revision"], token))
+    point = {"inserted": row["inserted"], "logged": row["recorded"]}
+    row |= dict.fromkeys(ADDED, 0) | {
         "departed": row["inserted"] - after.live,
         "token": token,
         "block_sum": fingerprint(after.heads),
-        "fold_at": 0,
         "logged": row["recorded"],
-        "history_from": 0,
+        **{f"{stage}_{name}": value for stage in ("stored", "folded") for name, value in point.items()},
     }
     row["counters_checksum"] = checksums.of_row(*(row[name] for name in NEW_COUNTERS))
     changed = (*ADDED, "revision", "counters_checksum")
     setting = ", ".join(f"{name} = :{name}" for name in changed)
     conn.execute(sa.text(f"UPDATE buffer SET {setting} WHERE id = :id"), {name: row[name] for name in (*changed, "id")})
-    fold = sa.table("fold", *(sa.column(c) for c in ("buffer_id", "number", "table_inserted", "table_logged")))
-    conn.execute(
-        fold.insert().values(buffer_id=number, number=0, table_inserted=row["inserted"], table_logged=row["recorded"])
-    )
 
 
 def downgrade() -> None:

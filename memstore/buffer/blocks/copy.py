@@ -27,11 +27,13 @@ from memstore.buffer.blocks.heads import (
 )
 from memstore.buffer.blocks.pages import EMPTY, Opened, Pages, compacted, empty, opened, reached
 from memstore.buffer.blocks.slots import (
+    AT,
     COLUMNS,
     COUNT,
     EVENT,
     ID,
     LOSS,
+    LOWEST,
     NO_ID,
     SLOTS,
     Flags,
@@ -139,13 +141,6 @@ class Copy:
         """Return this copy without a way to read what is not in memory."""
         return replace(self, fetch=nothing_stored)
 
-    def followed(self, changed: Heads) -> Copy:
-        """Return the copy of a later snapshot in which these heads are others, or new, and no block has vanished."""
-        known, at = among(changed["name"], self.heads["name"])
-        heads = own(self.heads, changed[~known])
-        heads[at[known]] = changed[known]
-        return self.replaced(heads if (np.diff(heads["name"]) > 0).all() else heads[np.argsort(heads["name"])])
-
     def replaced(self, heads: Heads) -> Copy:
         """Return the copy of a later snapshot with these heads. Contents that are the same stay in memory.
 
@@ -229,24 +224,37 @@ class Copy:
         places[known[there]] = (block[there] << PLACE_BITS) + slot[there]
         return Found(self, places)
 
-    def patched(self, found: Found, loss: Floats, count: Ints, event: Ints) -> Copy:
-        """Give each live episode that was found its loss, count and last event.
+    def patched(
+        self,
+        found: Found,
+        loss: Floats,
+        count: Ints,
+        event: Ints,
+        lowest: Floats | None = None,
+        at: Floats | float = np.nan,
+    ) -> Copy:
+        """Give each live episode that was found its loss, number of replays, last event, and time of the last replay.
 
-        All are absolute. The largest event of an episode stays, whatever the order; what is older than the slot says is
-        passed over. So a patch may come twice, and patches of different moments may come in any order. A replay that
-        the history does not record has the event that the slot has already.
+        All are absolute. The largest count of an episode stays, whatever the order; a patch whose count is not above
+        that of the slot is passed over. So a patch may come twice, and patches may come in any order. The lowest loss
+        becomes ``lowest`` (``loss`` by default) if that is smaller.
         """
         assert found.copy is self, "episodes were found in another copy"
         live = np.flatnonzero(found.live)
-        live = live[np.argsort(event[live], kind="stable")]  # of assignments to the same place the last one stays
+        live = live[np.argsort(count[live], kind="stable")]  # of assignments to the same place the last one stays
         blocks, ordinal = np.unique(found.places[live] >> PLACE_BITS, return_inverse=True)
         slot = found.places[live] & ((1 << PLACE_BITS) - 1)
         changed = self.open(blocks)
-        newer = event[live] >= changed.columns[ordinal, EVENT, slot]
+        newer = count[live] > changed.columns[ordinal, COUNT, slot]
         live, ordinal, slot = live[newer], ordinal[newer], slot[newer]
+        least = np.full(changed.used.shape, np.nan)
+        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live])
+        least = np.fmin(least[ordinal, slot], changed.columns[ordinal, LOWEST, slot].view(np.float64))
         changed.columns[ordinal, LOSS, slot] = canonical(loss[live])
+        changed.columns[ordinal, LOWEST, slot] = canonical(least)
         changed.columns[ordinal, COUNT, slot] = count[live]
         changed.columns[ordinal, EVENT, slot] = event[live]
+        changed.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(count))[live])
         return self._own()._set(changed, same_ids=True)
 
     def departed(self, found: Found) -> Copy:
@@ -267,10 +275,20 @@ class Copy:
         thinned = self.open(np.flatnonzero(touched))
         return self._own()._set(compacted(thinned, thinned.used & (thinned.ids > watermark)))
 
-    def appended(self, ids: Ints, domains: Ints, loss: Floats, count: Ints | int = 0, event: Ints | int = 0) -> Copy:
+    def appended(
+        self,
+        ids: Ints,
+        domains: Ints,
+        loss: Floats,
+        count: Ints | int = 0,
+        event: Ints | int = 0,
+        lowest: Floats | None = None,
+        at: Floats | float = np.nan,
+    ) -> Copy:
         """Add episodes; the ids ascend, and are above all that were ever added.
 
-        Newcomers were never replayed. Counts and events are for a copy that is built from the tables of a database.
+        Newcomers were never replayed, and their lowest loss is their loss. The other columns are for a copy that is
+        built from the tables of a database.
 
         A newcomer enters the last block of its domain; where ``SLOTS`` episodes were put into that, a new one. So where
         an episode stands depends on the newcomers of its domain since the last merging, and on no departure.
@@ -288,6 +306,8 @@ class Copy:
         slot = filled.count[ordinal] + np.arange(len(ids)) - first[ordinal]
         filled.columns[ordinal, ID, slot] = ids[order]
         filled.columns[ordinal, LOSS, slot] = canonical(loss[order])
+        filled.columns[ordinal, LOWEST, slot] = canonical((loss if lowest is None else lowest)[order])
+        filled.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(ids))[order])
         filled.columns[ordinal, COUNT, slot] = np.broadcast_to(count, len(ids))[order]
         filled.columns[ordinal, EVENT, slot] = np.broadcast_to(event, len(ids))[order]
         grown.heads["put"][blocks] += more.astype(np.int16)

@@ -70,6 +70,14 @@ def own(heads: Heads, *new: Heads) -> Heads:
     return np.concatenate([rows.view(np.int64) for rows in (heads, *new)]).view(HEAD)
 
 
+def with_changes(heads: Heads, changed: Heads) -> Heads:
+    """Return the heads of a later moment, at which these are others, or new, and no block has vanished."""
+    known, at = among(changed["name"], heads["name"])
+    both = own(heads, changed[~known])
+    both[at[known]] = changed[known]
+    return both if (np.diff(both["name"]) > 0).all() else both[np.argsort(both["name"])]
+
+
 def fingerprint(heads: Heads) -> int:
     """Return one number of 64 bits with a sign for the names and tokens of all blocks.
 

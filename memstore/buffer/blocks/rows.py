@@ -38,7 +38,7 @@ NUMBERS = {
 REALS = {"least_loss": "least", "largest_loss": "largest", "mean_loss": "mean", "weight_sum": "sum"}
 """Columns of other numbers, and what a head calls them."""
 
-COLUMNS = (*NUMBERS, *REALS, "buffer_id", "revision", "token", "inserted", "logged", "checksum")
+COLUMNS = (*NUMBERS, *REALS, "buffer_id", "revision", "token", "checksum")
 
 ABSENT = {"first_id": NO_ID, "last_id": -1, "eviction_key": NO_ID, "least_loss": np.inf, "largest_loss": -np.inf}
 """A head has these values if its row has NULL."""
@@ -53,14 +53,10 @@ class Write(NamedTuple):
         The revision of the buffer's row.
     token : int
         A random number of 64 bits with a sign, not 0.
-    inserted, logged : int
-        The point of the log that the blocks stand at: sequence numbers of the last episode and of the last event.
     """
 
     revision: int
     token: int
-    inserted: int = 0
-    logged: int = 0
 
 
 ALL_BITS = 2**64 - 1
@@ -112,7 +108,10 @@ def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, ke
     """Return the blocks of a buffer that has none yet, from its replay metadata."""
     m = replay_metadata.c
     query = (
-        select(m.episode_id, episode.c.domain_id, m.loss, m.replay_count, m.last_event_id)
+        select(
+            *(m.episode_id, episode.c.domain_id, m.loss, m.replay_count, m.last_event_id),
+            *(m.lowest_loss, m.last_replayed_at),
+        )
         .select_from(replay_metadata.outerjoin(episode, episode.c.id == m.episode_id))
         .order_by(m.episode_id)
         .limit(PAGE)
@@ -127,18 +126,21 @@ def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, ke
 def _appended(copy: Copy, buffer_id: int, rows: Sequence[Sequence[Any]]) -> Copy:
     """Return the copy with the episodes of these rows of the tables."""
     where = f"table {replay_metadata.name}"
-    ids, domains, loss, count, event = zip(*rows, strict=True)
+    ids, domains, loss, count, event, lowest, at = zip(*rows, strict=True)
     if None in domains:
         number = ids[domains.index(None)]
         raise stored.damaged(f"episode {number}", "has no row in table episode", episode_id=number)
     of = stored.wholes(domains, where) - first_id(buffer_id)
     values, counts = stored.reals(loss, where), stored.wholes(count, where)
     events = stored.wholes(event, where, unknown=0)
+    least, times = stored.reals(lowest, where), stored.reals(at, where)
     possible = ~(values < 0) & ~np.isinf(values) & (counts >= 0) & (events >= 0) & (of > 0) & (of <= MAX_DOMAIN)
+    possible &= ((least >= 0) & (least <= values)) | (np.isnan(least) & np.isnan(values))
+    possible &= ~np.isinf(times)
     if not possible.all():
         number = ids[int(np.flatnonzero(~possible)[0])]
         raise stored.damaged(f"episode {number}: what is known of it", "cannot be as it is stored", episode_id=number)
-    return copy.appended(stored.wholes(ids, where), of, values, counts, events)
+    return copy.appended(stored.wholes(ids, where), of, values, counts, events, least, times)
 
 
 def domains_of(conn: Connection, backend: Backend, buffer_id: int, ids: Ints) -> Ints:
@@ -178,26 +180,28 @@ def _one_by_one(copy: Copy, blocks: Ints) -> Iterator[str]:
             yield str(exc)
 
 
-def write_changes(conn: Connection, backend: Backend, buffer_id: int, before: Copy, after: Copy, write: Write) -> Copy:
-    """Write the blocks that distinguish a copy from the stored one, and return the copy as it is stored then.
+def write_changes(conn: Connection, backend: Backend, buffer_id: int, before: Heads, after: Copy, write: Write) -> Copy:
+    """Write the blocks that distinguish a copy from the stored rows, and return the copy as it is stored then.
 
     Parameters
     ----------
-    before, after : Copy
-        The copy that the rows are, and the one that they are to be.
+    before : Heads
+        The heads of the rows.
+    after : Copy
+        The copy that the rows are to be.
     write : Write
         The numbers of this write.
     """
     names = after.heads["name"]
-    known, _ = among(names, before.heads["name"])
+    known, _ = among(names, before["name"])
     changed = after.heads["token"] == 0
     for which, store in ((changed & known, partial(backend.update, key="id")), (~known, backend.insert)):
-        if which.any():
-            columns = _written(buffer_id, after, np.flatnonzero(which), write)
-            store(conn, block, columns=columns)
-    stays, _ = among(before.heads["name"], names)
+        places = np.flatnonzero(which)
+        for start in range(0, len(places), CHUNK):
+            store(conn, block, columns=_written(buffer_id, after, places[start : start + CHUNK], write))
+    stays, _ = among(before["name"], names)
     if not stays.all():
-        backend.delete(conn, block, "id", before.heads["name"][~stays].tolist())
+        backend.delete(conn, block, "id", before["name"][~stays].tolist())
     return after.as_stored(np.flatnonzero(changed | ~known), write.token)
 
 
