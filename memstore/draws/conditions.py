@@ -43,11 +43,6 @@ BOUNDS = {"id": ("first", "last"), "loss": ("least", "largest")}
 """A head has these bounds of the known values of a column."""
 
 
-def rows_of(slots: Slots, domains: Ints) -> Rows:
-    """Return slots with their domains as rows."""
-    return Rows(slots.ids, slots.loss, slots.count, domains, slots.event)
-
-
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Listed(Condition):
     """A condition on facts, with the ascending ``ids`` of all live episodes that pass, and of some that have left."""
@@ -207,7 +202,7 @@ class Passing:
 
     def passing(self, slots: Slots, domains: Ints) -> Flags:
         """Flag the slots that pass."""
-        return passes(self.condition, rows_of(slots, domains), self.names)
+        return passes(self.condition, Rows.of(slots, domains), self.names)
 
 
 _MIRRORED: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
