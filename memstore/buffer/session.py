@@ -80,6 +80,8 @@ class Session(Forking):
         # undo the draw of another thread.
         self._drawing = Turn()
         self._block: _Steps[Any] | None = None
+        self.wrote = False
+        """True if this process has committed a change of the buffer through this session."""
 
     def read(self, work: Callable[[Snapshot], T]) -> T:
         """Run ``work`` on one consistent snapshot."""
@@ -286,6 +288,7 @@ class _Work(Attempts[*Given]):
         if block is None:
             session._publish(state)
             session.cache.put(payloads)
+            session.wrote |= self._changes
         elif self.write:
             block.state = state
             block.payloads.update(payloads)
@@ -408,6 +411,7 @@ class _Steps(Generic[T]):
         elif commit:
             if self.state is not None:
                 session._publish(self.state)
+                session.wrote = True
             session.cache.put(self.payloads)
         self.abandon()
 

@@ -187,7 +187,7 @@ def _prepared(source: _Backup, partial: Partial) -> dict[str, int]:
     copy = Database(URL.create("sqlite", database=str(partial.path)), busy_timeout=origin.busy_timeout)
     try:
         if source.upgraded_from is not None:
-            upgrade_tables(partial.path, backup=False)
+            upgrade_tables(partial.path, backup=False, on_progress=source.told)
         return copy.in_read(lambda conn: _verified(conn, copy.backend, where))
     except (StoreFull, StoreUnavailable):
         raise  # the copy could not be written, which is no fault of the backup

@@ -218,7 +218,7 @@ def check_newcomers(heads: Heads, ids: Ints, domains: Ints) -> None:
         A domain has a number that no block can have.
     """
     known = max(int(heads["name"][-1]), int(heads["last"].max())) if len(heads) else -1
-    if (np.diff(ids, prepend=known) <= 0).any():
+    if ids[0] <= known or (ids[1:] <= ids[:-1]).any():
         raise StoreCorrupt(f"episode {ids[0]} cannot follow {known}: ids ascend; run 'memstore check'")
     if int(domains.max()) > MAX_DOMAIN or int(domains.min()) < 0:
         raise ConfigError(f"a buffer has at most {MAX_DOMAIN} domains; give related episodes the same domain")

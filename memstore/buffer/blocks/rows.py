@@ -7,6 +7,7 @@ snapshot.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -76,8 +77,8 @@ class Write(NamedTuple):
 ALL_BITS = 2**64 - 1
 """This mask gives a token with a sign the same bits without a sign."""
 
-PAGE = 65536
-"""An upgrade reads this many rows of the tables at a time."""
+PAGE = 16384
+"""So many rows of the tables are read at a time."""
 
 LARGEST_UNIT = 2**17
 """Every unit is below this. With alpha 50 units reach 51,200 and -53,760."""
@@ -118,8 +119,36 @@ def fetching(conn: Connection, backend: Backend) -> Fetch:
     return fetch
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some episodes, as the tables describe them. The domain is its number within the buffer."""
+
+    ids: Ints
+    domains: Ints
+    loss: Floats
+    count: Ints
+    event: Ints
+    lowest: Floats
+    at: Floats
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def appended_to(self, copy: Copy) -> Copy:
+        """Return the copy with these episodes."""
+        return copy.appended(self.ids, self.domains, self.loss, self.count, self.event, self.lowest, self.at)
+
+
 def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None) -> Copy:
-    """Return the blocks of a buffer that has none yet, from its replay metadata."""
+    """Return the blocks that the tables describe, with all contents in memory."""
+    copy = Copy.of(law, key_of=key_of)
+    for page in table_pages(conn, backend, buffer_id):
+        copy = page.appended_to(copy)
+    return copy
+
+
+def table_pages(conn: Connection, backend: Backend, buffer_id: int) -> Iterator[Page]:
+    """Yield the episodes as the replay metadata describe them, in id order, ``PAGE`` at a time."""
     m = replay_metadata.c
     query = (
         select(
@@ -130,31 +159,36 @@ def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, ke
         .order_by(m.episode_id)
         .limit(PAGE)
     )
-    copy, (after, high) = Copy.of(law, key_of=key_of), id_range(buffer_id)
+    after, high = id_range(buffer_id)
     while rows := backend.fetch(conn, query.where(m.episode_id.between(after, high))):
-        copy = _appended(copy, buffer_id, rows)
+        yield _page(buffer_id, rows)
         after = stored.onward(rows[-1][0], after - 1, f"the rows of {replay_metadata.name}") + 1
-    return copy
 
 
-def _appended(copy: Copy, buffer_id: int, rows: Sequence[Sequence[Any]]) -> Copy:
-    """Return the copy with the episodes of these rows of the tables."""
+def _page(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Page:
+    """Return these rows of the tables, checked."""
     where = f"table {replay_metadata.name}"
     ids, domains, loss, count, event, lowest, at = zip(*rows, strict=True)
     if None in domains:
         number = ids[domains.index(None)]
         raise stored.damaged(f"episode {number}", "has no row in table episode", episode_id=number)
-    of = stored.wholes(domains, where) - first_id(buffer_id)
-    values, counts = stored.reals(loss, where), stored.wholes(count, where)
-    events = stored.wholes(event, where, unknown=0)
-    least, times = stored.reals(lowest, where), stored.reals(at, where)
-    possible = ~(values < 0) & ~np.isinf(values) & (counts >= 0) & (events >= 0) & (of > 0) & (of <= MAX_DOMAIN)
+    page = Page(
+        stored.wholes(ids, where),
+        stored.wholes(domains, where) - first_id(buffer_id),
+        stored.reals(loss, where),
+        stored.wholes(count, where),
+        stored.wholes(event, where, unknown=0),
+        stored.reals(lowest, where),
+        stored.reals(at, where),
+    )
+    values, least, of = page.loss, page.lowest, page.domains
+    possible = ~(values < 0) & ~np.isinf(values) & (page.count >= 0) & (page.event >= 0) & (of > 0) & (of <= MAX_DOMAIN)
     possible &= ((least >= 0) & (least <= values)) | (np.isnan(least) & np.isnan(values))
-    possible &= ~np.isinf(times)
+    possible &= ~np.isinf(page.at)
     if not possible.all():
         number = ids[int(np.flatnonzero(~possible)[0])]
         raise stored.damaged(f"episode {number}: what is known of it", "cannot be as it is stored", episode_id=number)
-    return copy.appended(stored.wholes(ids, where), of, values, counts, events, least, times)
+    return page
 
 
 def domains_of(conn: Connection, backend: Backend, buffer_id: int, ids: Ints) -> Ints:
