@@ -21,10 +21,10 @@ from memstore.draws.arithmetic import is_in, where_in
 from memstore.draws.conditions import Episodes
 from memstore.queries.columns import Column, Condition, col
 from memstore.queries.sql import Scope
-from memstore.storage.schema import replay_event, replay_metadata
+from memstore.storage.schema import replay_event
 from memstore.testing import count
 
-_v, _m = replay_event.c, replay_metadata.c
+_v = replay_event.c
 _EVENTS = (
     select(_v.episode_id, _v.loss_after).where(_v.id > bindparam("after"), _v.id <= bindparam("until")).order_by(_v.id)
 )
@@ -130,10 +130,10 @@ class Demand:
         """Return a table of floats (ids, losses, replay counts, domains; whole numbers below 2**53), and the labels."""
         used = [col.loss, col.replay_count, col.domain, *([] if self.by is None else [self.by])]
         scope = Scope.of(snapshot, "episodes", used, self.condition, by_id=among is not None)
-        query = scope.select(_m.episode_id, *map(scope.expression, used))
+        query = scope.select(scope.identity(), *map(scope.expression, used))
         if among is not None:
-            query = query.where(snapshot.backend.one_of(_m.episode_id, among))
-        query = query.order_by(_m.episode_id)
+            query = query.where(snapshot.backend.one_of(scope.identity(), among))
+        query = query.order_by(scope.identity())
         if self.by is None:
             return _table(snapshot.backend.fetch(snapshot.conn, query)), []
         rows = snapshot.conn.execute(query).all()
