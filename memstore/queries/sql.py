@@ -39,7 +39,6 @@ from memstore.storage.schema import (
     episode_tag,
     event_group,
     id_range,
-    of_buffer,
     replay_event,
 )
 from memstore.values.shown import shown
@@ -66,10 +65,11 @@ class Scope:
         The columns that may be asked for; they decide which tables are joined.
     where : Condition
         The test that rows must pass.
+    after : int or None
+        Only episodes with a larger id are in the scope. Then the database looks for them by id, and by no other index.
+        None if every id is in the scope, and every index may serve.
     episode, metadata : FromClause
         What stands for the tables of episodes and of replay metadata.
-    by_id : bool
-        True if the caller adds a condition on ids that few rows pass. Then no other index is used.
     """
 
     snapshot: Snapshot
@@ -78,11 +78,11 @@ class Scope:
     where: Condition
     episode: FromClause
     metadata: FromClause
-    by_id: bool = False
+    after: int | None = None
 
     @classmethod
     def of(
-        cls, snapshot: Snapshot, over: Over, columns: Iterable[Column], where: Condition, *, by_id: bool = False
+        cls, snapshot: Snapshot, over: Over, columns: Iterable[Column], where: Condition, *, after: int | None = None
     ) -> Scope:
         """Make the scope of the rows that pass ``where``, for these columns.
 
@@ -101,7 +101,7 @@ class Scope:
         metadata = replay_metadata_now(snapshot, names, among)
         # Replay metadata are of live episodes only, so an episode that is joined with them is live.
         live = episode if names and over == "episodes" else live_episode(snapshot)
-        return cls(snapshot, over, used, where, live, metadata, by_id)
+        return cls(snapshot, over, used, where, live, metadata, after)
 
     def _uses(self, source: str) -> bool:
         # The table of episodes is not read for an id alone, because the metadata have it too.
@@ -122,7 +122,7 @@ class Scope:
                 if self.over == "history":
                     return _v.domain_id
                 domains = self.episode.c.domain_id
-                return domains + 0 if self.by_id else domains  # a sum, because no index can serve it
+                return domains if self.after is None else domains + 0  # a sum, because no index can serve it
             case "age":
                 return self.snapshot.newest_possible() + 1 - (self.episode.c.id if self.over == "history" else self._id)
             case "rise":
@@ -172,17 +172,23 @@ class Scope:
         """
         wanted = {order.name} if order is not None else set()
         wanted |= {name for name in map(_indexed_column, conjuncts(self.where)) if name is not None}
-        if "id" in wanted or self.by_id:
+        if "id" in wanted or self.after is not None:
             wanted = set()
         buffer_id, e, m = self.snapshot.state.buffer_id, self.episode.c, self.metadata.c
         by_time = e.buffer_id == buffer_id
         if not self._uses("metadata"):
-            return self.episode, by_time if "timestamp" in wanted else of_buffer(buffer_id, e.id)
-        own = m.buffer_id == buffer_id if "loss" in wanted else of_buffer(buffer_id, m.episode_id)
+            return self.episode, by_time if "timestamp" in wanted else self._own_ids(e.id)
+        own = m.buffer_id == buffer_id if "loss" in wanted else self._own_ids(m.episode_id)
         if not self._uses("episode"):
             return self.metadata, own
         tables = self.metadata.join(self.episode, e.id == m.episode_id)
         return tables, and_(own, by_time) if "timestamp" in wanted else own
+
+    def _own_ids(self, ids: ColumnElement[int]) -> ColumnElement[bool]:
+        """Write the test that an id belongs to the buffer, and is above ``after``."""
+        low, high = id_range(self.snapshot.state.buffer_id)
+        # One lower bound: of two, SQLite looks up the first, and tests the other row by row.
+        return ids.between(low if self.after is None else max(low, self.after + 1), high)
 
     def _event_tables(self) -> FromClause:
         tables: FromClause = replay_event
@@ -258,10 +264,8 @@ class Scope:
             codes = [self.snapshot.state.domain_code(str(value)) for value in values]
             first = self.snapshot.first_id
             values = tuple(first + code for code in codes if code is not None)
-        elif column.kind == "int":
-            values = tuple(_integers(values))
-        elif column.kind == "float":
-            values = tuple(float(v) for v in values if isinstance(v, (int, float)) and float(v) == v)
+        elif column.kind in ("int", "float"):
+            values = tuple(holdable(column, values))
         if len(values) < 2:
             return expression == values[0] if values else false()
         return backend.one_of(expression, values)
@@ -284,14 +288,8 @@ class Scope:
         assert isinstance(value, (int, float))
         if isinstance(column, ExtraColumn):
             return compare(expression, self.snapshot.backend.number(value))
-        # If the column cannot hold the value, compare with a neighbour that it can hold: 2.5 lies between 2 and 3, and
-        # a value beyond all integers is replaced by the last one.
-        near = math.floor(max(min(value, MAX_INT), -MAX_INT)) if column.kind == "int" else float(value)
-        if near < value:
-            operator = ">" if operator in (">", ">=") else "<="
-        elif near > value:
-            operator = ">=" if operator in (">", ">=") else "<"
-        compared: ColumnElement[bool] = OPERATORS[operator](expression, near)
+        operator, value = comparable(column, operator, value)
+        compared: ColumnElement[bool] = OPERATORS[operator](expression, value)
         return compared
 
 
@@ -352,6 +350,27 @@ def _wanted_ids(condition: Condition) -> list[int] | None:
     """Return the ids if the condition says that the id is one of some values."""
     equal = _equality(condition)
     return _integers(equal[1]) if equal is not None and equal[0].name == "id" else None
+
+
+def comparable(column: Column, operator: Operator, value: int | float) -> tuple[Operator, int | float]:
+    """Return an operator (not ``==``) and a value that the column can hold, for the same test.
+
+    The value becomes a neighbour that the column can hold: 2.5 lies between 2 and 3, and a value beyond all integers
+    is replaced by the last one.
+    """
+    near = math.floor(max(min(value, MAX_INT), -MAX_INT)) if column.kind == "int" else float(value)
+    if near < value:
+        operator = ">" if operator in (">", ">=") else "<="
+    elif near > value:
+        operator = ">=" if operator in (">", ">=") else "<"
+    return operator, near
+
+
+def holdable(column: Column, values: Iterable[Constant]) -> list[int] | list[float]:
+    """Return the numbers that a column of this kind can hold; a value is equal to no other number."""
+    if column.kind == "int":
+        return _integers(values)
+    return [float(value) for value in values if isinstance(value, (int, float)) and float(value) == value]
 
 
 def _integers(values: Iterable[Constant]) -> list[int]:
