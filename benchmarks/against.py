@@ -7,10 +7,9 @@ disturbs one of them disturbs both. Each fills its databases once. Losses are dr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import replace
-from functools import reduce
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial, reduce
 from operator import methodcaller
 from pathlib import Path
 from statistics import fmean, median
@@ -64,13 +63,13 @@ def compare(places: Sequence[Place], commit: str, rows: Sequence[int], budget: B
 def _filled(place: Place, rows: int, domains: int, other: Path) -> Iterator[tuple[Version, Version]]:
     """Fill a database of each version; remove them at the end."""
     labels = [f"against-{name}-{rows}-{domains}" for name in ("other", "here")]
-    addresses = [place.address(label) for label in labels]
-    with (
-        closing(Version(other, addresses[0], rows, domains)) as old,
-        closing(Version(ROOT, addresses[1], rows, domains)) as new,
-    ):
+    with ExitStack() as stack:
+        stack.callback(place.drop, labels)
+        old, new = (
+            stack.enter_context(closing(Version(root, address, rows, domains, partial(place.servers, address))))
+            for root, address in zip((other, ROOT), map(place.address, labels), strict=True)
+        )
         yield old, new
-    place.drop(labels)
 
 
 class Comparison:
@@ -92,7 +91,7 @@ class Comparison:
         self._note(figures.LOOP, whole)
         if without_folds := [pair for pair in whole if not pair[1].folds]:
             self._note(figures.LOOP_WITHOUT_FOLDS, without_folds)
-        self._values(figures.LOOP_RATE, "loops/s", whole, lambda loops: [1 / fmean(one.seconds for one in loops)])
+        self._values(figures.LOOP_RATE, "loops/s", whole, partial(_rate, 1), fmean)
         self._values(figures.LONGEST, "ms", whole, lambda loops: [1e3 * max(one.seconds for one in loops)])
         self._values(figures.LOG, "KiB", whole, lambda loops: [one.log / 1024 for one in loops if one.log])
         for part, call in enumerate(trainer.LOOP):
@@ -108,19 +107,14 @@ class Comparison:
                 self._note(f"{call}, first use", [first])
             pairs = self._turns(work)
             self._note(call, pairs)
-        self._values(
-            figures.EXTEND_RATE, "rows/s", pairs, lambda calls: [trainer.DRAWN / fmean(one.seconds for one in calls)]
-        )
+        self._values(figures.EXTEND_RATE, "rows/s", pairs, partial(_rate, trainer.DRAWN), fmean)
 
     def window(self, loops: int) -> None:
         """Ask with a full window and after its fold; open after a kill with a full window, and after a close."""
         self._fill(loops)
         self._ask("window full")
-        folded = self._turn(0, FOLD)
-        if all(version.folds for version in self.versions):
-            self._note(figures.FOLD, [folded])
-        elif self.versions[1].folds:
-            self.found.append(Compared(self.database, self.rows, figures.FOLD, "ms", (), (folded[1].seconds * 1e3,)))
+        folded = [self._turn(0, FOLD)]
+        self._values(figures.FOLD, "ms", folded, lambda folds: [one.seconds * 1e3 for one in folds if one.folds])
         self._ask("after a fold")
         self._fill(loops)
         self._open("after a kill", Version.kill)
@@ -177,19 +171,33 @@ class Comparison:
 
     def _note(self, name: str, pairs: Sequence[Pair]) -> None:
         """Record the times of a call."""
-        self._values(name, "ms", pairs, lambda calls: [one.seconds * 1e3 for one in calls])
-        other, here = (median(one.cpu for one in calls) for calls in zip(*pairs, strict=True))
-        self.found[-1] = replace(self.found[-1], cpu=other / here if other and here else None)
+        self._values(name, "ms", pairs, lambda calls: [one.seconds * 1e3 for one in calls], median)
 
-    def _values(self, name: str, unit: str, pairs: Sequence[Pair], values: Callable[[Calls], list[float]]) -> None:
-        """Record what each version's calls give, if they give something."""
-        other, here = (tuple(values(calls)) for calls in zip(*pairs, strict=True))
+    def _values(
+        self,
+        name: str,
+        unit: str,
+        pairs: Sequence[Pair],
+        values: Callable[[Calls], list[float]],
+        typical: Callable[[Iterable[float]], float] | None = None,
+    ) -> None:
+        """Record what each version's calls give, if they give something, and their typical processor time."""
+        versions: list[Calls] = list(zip(*pairs, strict=True))
+        other, here = (tuple(values(calls)) for calls in versions)
+        cpu = None
+        if typical is not None:
+            cpu = (typical(one.cpu * 1e3 for one in versions[0]), typical(one.cpu * 1e3 for one in versions[1]))
         if other or here:
-            self.found.append(Compared(self.database, self.rows, name, unit, other, here))
+            self.found.append(Compared(self.database, self.rows, name, unit, other, here, cpu))
 
 
 def _whole(calls: Calls) -> Taken:
     return reduce(Taken.__add__, calls)
+
+
+def _rate(count: int, calls: Calls) -> list[float]:
+    """Return the number of things a second, if each call does so many."""
+    return [count / fmean(one.seconds for one in calls)]
 
 
 def _of_wholes(pairs: Sequence[tuple[Calls, Calls]]) -> list[Pair]:
