@@ -25,8 +25,6 @@ T = TypeVar("T")
 Calls = tuple[Taken, ...]
 Pair = tuple[Taken, Taken]
 """The other commit's call, and the one of this checkout."""
-FOLD: Callable[[Version], Taken] = methodcaller("run", trainer.FOLD)
-"""Fold now; nothing in a version without folds."""
 
 DOMAINS, MANY_DOMAINS = 10, 10_000
 WARMUPS = 20
@@ -35,8 +33,8 @@ LOOPS = 3
 """Most loops that are measured, in times of the largest number of rounds. The usual 600 are more than a window."""
 FULL = 0.9
 """Share of a window that is filled before the memory is asked, or killed."""
-OFTEN = 5
-"""Number of times that a database is opened, and each query is asked, in each state of the window."""
+FEW = 40
+"""A database is opened, and each query is asked, in one of so many rounds."""
 
 
 def compare(places: Sequence[Place], commit: str, rows: Sequence[int], budget: Budget) -> list[Compared]:
@@ -83,7 +81,7 @@ class Comparison:
         """Measure training loops from one fold to the next; return their number."""
         for number in range(min(WARMUPS, self.budget.max_rounds)):
             self._turn(number, Version.loop)
-        self._turn(0, FOLD)
+        self._turn(0, Version.begin_window)
         pairs = [self._turn(0, Version.loop)]
         while len(pairs) < LOOPS * self.budget.max_rounds and not _whole(pairs[-1][1]).folds:
             pairs.append(self._turn(len(pairs), Version.loop))
@@ -113,7 +111,7 @@ class Comparison:
         """Ask with a full window and after its fold; open after a kill with a full window, and after a close."""
         self._fill(loops)
         self._ask("window full")
-        folded = [self._turn(0, FOLD)]
+        folded = [self._turn(0, methodcaller("run", trainer.FOLD))]
         self._values(figures.FOLD, "ms", folded, lambda folds: [one.seconds * 1e3 for one in folds if one.folds])
         self._ask("after a fold")
         self._fill(loops)
@@ -136,7 +134,7 @@ class Comparison:
         """Begin a window and fill most of it, in the versions that have windows."""
         for version in self.versions:
             if version.folds:
-                FOLD(version)
+                version.begin_window()
                 for _ in range(int(FULL * loops)):
                     version.loop()
 
@@ -157,7 +155,7 @@ class Comparison:
 
     def _some(self, work: Callable[[Version], T]) -> list[tuple[T, T]]:
         """Do it a few times."""
-        return [self._turn(number, work) for number in range(min(OFTEN, self.budget.max_rounds))]
+        return [self._turn(number, work) for number in range(max(1, self.budget.max_rounds // FEW))]
 
     def _turns(self, work: Callable[[Version], T]) -> list[tuple[T, T]]:
         """Do it as often as the budget allows, after warming up."""

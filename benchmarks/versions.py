@@ -89,6 +89,11 @@ class Version:
         """Make the calls of a training loop once; return the cost of each."""
         return tuple(map(self.run, trainer.LOOP))
 
+    def begin_window(self) -> None:
+        """Go on until the log is folded by itself, if this version does that."""
+        while self.folds and not self.run(trainer.REPLAY_MANY).folds:
+            pass
+
     def kill(self) -> tuple[Taken, ...]:
         """Kill the process, and go on in a new one; return the cost of opening there and of the first draw."""
         self._process.kill()
