@@ -32,7 +32,10 @@ Flags = NDArray[np.bool_]
 COLUMNS: dict[str, Callable[[Rows], Ints | Floats]] = {
     "id": lambda rows: rows.ids,
     "loss": lambda rows: rows.loss,
+    "lowest_loss": lambda rows: rows.lowest,
+    "rise": lambda rows: rows.loss - rows.lowest,
     "replay_count": lambda rows: rows.replay_count,
+    "last_replayed_at": lambda rows: rows.last_replayed_at,
 }
 """The slots tell these columns. A missing value is NaN."""
 
@@ -41,11 +44,6 @@ TOLD = frozenset({*COLUMNS, "domain", "age"})
 
 BOUNDS = {"id": ("first", "last"), "loss": ("least", "largest")}
 """A head has these bounds of the known values of a column."""
-
-
-def rows_of(slots: Slots, domains: Ints) -> Rows:
-    """Return slots with their domains as rows."""
-    return Rows(slots.ids, slots.loss, slots.count, domains, slots.event)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -207,7 +205,7 @@ class Passing:
 
     def passing(self, slots: Slots, domains: Ints) -> Flags:
         """Flag the slots that pass."""
-        return passes(self.condition, rows_of(slots, domains), self.names)
+        return passes(self.condition, Rows.of(slots, domains), self.names)
 
 
 _MIRRORED: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}

@@ -14,7 +14,7 @@ from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.blocks.views import View
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.draws.aged import aged, log2_total
-from memstore.draws.conditions import Flags, Passing, rows_of
+from memstore.draws.conditions import Flags, Passing
 from memstore.draws.even import balanced, domain_counts, uniform
 from memstore.draws.knowledge import Knowledge
 from memstore.draws.laws import AgeLaw, Law, LossLaw
@@ -106,13 +106,13 @@ class Pool:
 
     def episodes(self, places: Ints) -> Rows:
         """Return the episodes at these places."""
-        return rows_of(self.copy.read(places), self.copy.domains[places >> PLACE_BITS])
+        return Rows.of(self.copy.read(places), self.copy.domains[places >> PLACE_BITS])
 
     def everyone(self) -> Rows:
         """Return all episodes in the pool, in the order of their places. The time is proportional to their number."""
         view, domains, parts = self.view(), self.copy.domains, []
         for opened in self.copy.chunks(np.flatnonzero(view.live > 0)):
-            rows = Rows.of(opened, domains)
+            rows = Rows.of(opened.slots, domains[opened.blocks][opened.ordinal])
             parts.append(rows if self.test is None else rows.take(view.allowed(opened, domains)[opened.used]))
         return Rows.join(parts)
 
