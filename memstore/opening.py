@@ -28,7 +28,8 @@ from memstore.storage.address import parse_url
 from memstore.storage.database import Database
 from memstore.storage.statements import Trace
 from memstore.storage.upgrade import ensure_schema
-from memstore.types import Seconds
+from memstore.types import CheckReport, Seconds
+from memstore.upkeep.check import check
 from memstore.upkeep.settings import Changes, new_settings
 from memstore.values.shown import listed, shown
 from memstore.version import __version__
@@ -147,6 +148,28 @@ def buffers(target: str | os.PathLike[str] | URL) -> list[str]:
         return database.in_read(buffer_names)
 
 
+def examine(target: str | os.PathLike[str] | URL, buffer: str) -> CheckReport:
+    """Check a buffer, also one that is too damaged to be opened. Nothing is created.
+
+    Raises
+    ------
+    ConfigError
+        The database has no such buffer.
+    NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
+        As for ``open``.
+    """
+    with closing(Database(parse_url(target))) as database:
+        ensure_schema(database, create=False)
+
+        def work(conn: Connection) -> CheckReport:
+            number = buffer_id(conn, buffer)
+            if number is None:
+                raise _unknown(conn, database, buffer)
+            return check(conn, database.backend, number)
+
+        return database.in_read(work)
+
+
 def drop(target: str | os.PathLike[str] | URL, buffer: str = "default") -> bool:
     """Delete a buffer, its history and its checkpoints, in one commit. Other buffers stay. There is no way back.
 
@@ -189,14 +212,17 @@ def _find_or_create(database: Database, handle: Handle, settings: Settings) -> t
         if existing is not None:
             return existing, True
         if not handle.create:
-            names = listed(buffer_names(conn), 5)
-            where = database.backend.describe()
-            raise ConfigError(f"{where} holds no buffer {shown(handle.buffer)} (there are: {names})")
+            raise _unknown(conn, database, handle.buffer)
         number = create_buffer(conn, handle.buffer, settings, time.time(), __version__)
         set_limiter(conn, number, settings.limiter, added=0)
         return number, False
 
     return database.in_write(make) if handle.create else database.in_read(make)
+
+
+def _unknown(conn: Connection, database: Database, name: str) -> ConfigError:
+    names = listed(buffer_names(conn), 5)
+    return ConfigError(f"{database.backend.describe()} holds no buffer {shown(name)} (there are: {names})")
 
 
 def _session(

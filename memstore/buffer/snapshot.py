@@ -64,7 +64,8 @@ class Rows:
     @classmethod
     def none(cls) -> Self:
         """Return no rows."""
-        return cls.join([])
+        columns: list[Any] = [np.empty(0, np.float64 if name in REALS else np.int64) for name in cls.__match_args__]
+        return cls(*columns)
 
     @classmethod
     def of(cls, slots: Slots, domains: Ints) -> Self:
@@ -263,6 +264,8 @@ class Snapshot:
 
         ``names`` are their domains, if the caller knows them, and save a look-up. A wrong name does no harm.
         """
+        if not len(ids):
+            return Rows.none()
         low, high = id_range(self.state.buffer_id)
         inside = (ids >= low) & (ids <= high)
         own, first = np.unique(ids[inside], return_index=True)

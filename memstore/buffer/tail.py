@@ -43,8 +43,7 @@ class Point(NamedTuple):
 
     def moved(self, checksum: NDArray[np.int64], *, inserted: int = 0, logged: int = 0) -> Point:
         """Return the point behind more entries, which have these checksums."""
-        with np.errstate(over="ignore"):
-            total = int(np.int64(self.log_sum) + checksum.sum(dtype=np.int64))
+        total = (self.log_sum + int(checksum.sum(dtype=np.int64)) + 2**63) % 2**64 - 2**63
         return Point(self.inserted + inserted, self.logged + logged, total)
 
 

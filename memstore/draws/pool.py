@@ -12,6 +12,7 @@ import numpy as np
 from memstore.buffer.blocks.copy import PLACE_BITS, Copy
 from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.blocks.views import View
+from memstore.buffer.blocks.weights import Law as BlockLaw
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.draws.aged import aged, log2_total
 from memstore.draws.conditions import Flags, Passing
@@ -74,6 +75,8 @@ class Pool:
     known: Knowledge
     keep: bool
     test: Passing | None
+    _views: dict[BlockLaw | None, View] = field(default_factory=dict, compare=False)
+    _masses: dict[LossLaw, Masses] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, snapshot: Snapshot, condition: Condition | None, known: Knowledge, *, keep: bool) -> Pool:
@@ -89,13 +92,23 @@ class Pool:
 
     def view(self, law: LossLaw | None = None, taken: Ints | None = None) -> View:
         """Return the view of the episodes in the pool, with sums by this law, without the places that are taken."""
-        view = self.known.views.get(self.copy, None if law is None else law.of_blocks, self.test)
+        own = None if law is None else law.of_blocks
+        view = self._views.get(own)
+        if view is None:  # a view of 1M episodes takes 50 us, and a draw needs it several times
+            view = self._views[own] = self.known.views.get(self.copy, own, self.test)
         return view if taken is None or not len(taken) else view.without(self.copy, taken)
+
+    def masses(self, law: LossLaw) -> Masses:
+        """Return the masses of the episodes in the pool."""
+        masses = self._masses.get(law)
+        if masses is None:
+            masses = self._masses[law] = Masses.of(self.view(law), law.top)
+        return masses
 
     @property
     def live(self) -> int:
         """Number of episodes in the pool."""
-        return int(self.view().live.sum())
+        return self.copy.live if self.test is None else int(self.view().live.sum())
 
     def passing(self, places: Ints) -> Flags:
         """Flag the places with episodes in the pool."""
@@ -131,7 +144,8 @@ class Pool:
         copy, rng, count, replacement = self.copy, request.rng, request.count, request.replacement
         if isinstance(law, LossLaw):
             view = self.view(law, request.taken)
-            return weighted(copy, view, law.top, rng, count, replacement=replacement)
+            masses = None if len(request.taken) else self.masses(law)
+            return weighted(copy, view, law.top, rng, count, replacement=replacement, masses=masses)
         view = self.view(None, request.taken)
         return aged(copy, view, law.ages, self.snapshot.domains_of, rng, count, replacement=replacement)
 
@@ -153,14 +167,13 @@ class Pool:
 
     def log2_total(self, law: Law, *, exact: bool) -> float | None:
         """Return log2 of the sum of all weights. None if that needs all episodes and ``exact`` is false."""
-        view = self.view()
         if law.alpha == 0:
-            return float(np.log2(view.live.sum()))
+            return float(np.log2(self.live))
         if isinstance(law, LossLaw):
-            return Masses.of(self.view(law), law.top).log2_total
+            return self.masses(law).log2_total
         youngest, oldest = law.ages.span(self.copy)
-        if exact or (self.test is None and oldest - youngest + 1 == int(view.live.sum())):
-            return log2_total(self.copy, view, law.ages)
+        if exact or (self.test is None and oldest - youngest + 1 == self.live):
+            return log2_total(self.copy, self.view(), law.ages)
         return None
 
     def log2_least(self, law: Law) -> float:

@@ -75,7 +75,7 @@ class Sampler:
         elif wait is not None:
             self._until(lambda: self._live(options.where) >= options.count, seconds)
         try:
-            return self._session.drawing().run(partial(self._drawn, options, Rows.none()))
+            return self._session.drawing().run(partial(self._drawn, options, None))
         except MemoryEmpty:
             if limited:
                 self._session.aside(lambda s: limiter.refund(s, options.count))
@@ -128,11 +128,13 @@ class Sampler:
 
         return self._session.drawing().run(work)
 
-    def _drawn(self, options: DrawOptions, leased: Rows, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
+    def _drawn(self, options: DrawOptions, leased: Rows | None, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
         """Draw from one snapshot, outside the ``leased`` rows."""
         pool = self._pool(snapshot, options.where)
-        taken: Ints = pool.copy.locate(leased.ids, leased.domain).places
-        taken = taken[pool.passing(taken)]
+        taken: Ints = np.empty(0, np.int64)
+        if leased is not None and len(leased):
+            taken = pool.copy.locate(leased.ids, leased.domain).places
+            taken = taken[pool.passing(taken)]
         chosen = self.default(snapshot) if options.strategy is None else as_strategy(options.strategy)
         if options.alpha is not None:
             chosen = chosen.with_alpha(options.alpha)

@@ -19,7 +19,7 @@ from memstore.buffer.tail import Newcomers
 from memstore.episodes.eviction import plan
 from memstore.episodes.inputs import Offer, make_offer
 from memstore.episodes.log import Group, depart
-from memstore.payload.signature import Signature, checksum
+from memstore.payload.signature import Signature, checksums_of
 from memstore.sharing import limiter
 from memstore.sharing.waiting import Patience, check_wait
 from memstore.storage import checksums, stored
@@ -90,8 +90,11 @@ def insert(snapshot: Snapshot, offer: Offer, group: Group) -> Inserted:
     Every offer takes the next id, even an offer that the reservoir turns away. So ids have no gaps at insertion. A key
     that was seen before returns its first id, even if that episode has left.
     """
-    known = known_keys(snapshot, offer.keys)
     next_id = snapshot.newest_possible() + 1
+    if offer.keys.count(None) == len(offer.keys):
+        ids = np.arange(next_id, next_id + len(offer.keys))
+        return Inserted(ids, *_insert_new(snapshot, offer, ids, group))
+    known = known_keys(snapshot, offer.keys)
     ids = np.empty(len(offer.keys), np.int64)
     new: list[int] = []
     for i, key in enumerate(offer.keys):
@@ -159,7 +162,7 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers) -> None:
         "checksum": checksums.of_facts(newcomers.ids, domains, offer.timestamps, offer.levels, texts).tolist(),
         "loss_at_add": stored.nullable(newcomers.loss),
     }
-    packed = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
+    packed = {"episode_id": ids, "crc32": checksums_of(offer.blobs, newcomers.ids), "data": offer.blobs}
     snapshot.backend.insert(snapshot.conn, episode, described)
     snapshot.backend.insert(snapshot.conn, payload_table, packed)
     snapshot.state.counters.waiting_bytes += sum(map(len, offer.blobs))
@@ -186,18 +189,21 @@ def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
 
 
 def _store_keys(snapshot: Snapshot, keys: list[str | None], ids: Ints) -> None:
+    if keys.count(None) == len(keys):
+        return
     named = [(key, number) for key, number in zip(keys, ids.tolist(), strict=True) if key is not None]
     rows = [(*pair, checksums.of_row(*pair)) for pair in named]
     _insert_rows(snapshot, episode_key, ("key", "episode_id", "checksum"), rows)
 
 
 def _store_tags(snapshot: Snapshot, tags: list[tuple[str, ...]], ids: list[int]) -> None:
+    if not any(tags):
+        return
     rows = [(tag, number, place) for group, number in zip(tags, ids, strict=True) for place, tag in enumerate(group)]
     _insert_rows(snapshot, episode_tag, ("tag", "episode_id", "ordinal"), rows)
 
 
 def _insert_rows(snapshot: Snapshot, table: Table, names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    if rows:
-        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        columns["buffer_id"] = [snapshot.state.buffer_id] * len(rows)
-        snapshot.backend.insert(snapshot.conn, table, columns)
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    columns["buffer_id"] = [snapshot.state.buffer_id] * len(rows)
+    snapshot.backend.insert(snapshot.conn, table, columns)

@@ -67,6 +67,8 @@ class Group:
 def depart(snapshot: Snapshot, group: Group, rows: Rows, turned_away: Newcomers | None = None) -> None:
     """Log that episodes leave. Newcomers that were turned away leave too."""
     strangers = Newcomers.none() if turned_away is None else turned_away
+    if not (len(rows) or len(strangers)):
+        return
     unknown = np.full(len(rows) + len(strangers), np.nan)
     entries = {
         "domain": np.concatenate([rows.domain, strangers.domains]),

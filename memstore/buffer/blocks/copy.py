@@ -42,6 +42,7 @@ from memstore.buffer.blocks.slots import (
     Slots,
     canonical,
     distinct,
+    runs,
 )
 from memstore.buffer.blocks.weights import Law
 from memstore.storage.stored import damaged
@@ -179,6 +180,8 @@ class Copy:
 
         What is not stored as it is stays in any case.
         """
+        if len(self) <= most:
+            return self
         excess = int((self.page >= 0).sum()) - most
         stored = np.flatnonzero((self.page >= 0) & (self.heads["token"] != 0))
         if excess <= 0 or not len(stored):
@@ -298,27 +301,30 @@ class Copy:
         check_newcomers(self.heads, ids, domains)
         order = np.argsort(domains, kind="stable")
         target, names = self._targets(ids[order], domains[order])
-        grown = self._own(head_rows(names, domains[np.searchsorted(ids, names)]))
-        order = order[np.argsort(target, kind="stable")]
-        blocks, first, more = np.unique(np.sort(target), return_index=True, return_counts=True)
+        grown = self._own(head_rows(names, domains[np.searchsorted(ids, names)]) if len(names) else None)
+        by_block = np.argsort(target, kind="stable")
+        order = order[by_block]
+        blocks, first, more = runs(target[by_block])
         filled = grown.open(blocks)
-        ordinal = np.repeat(np.arange(len(blocks)), more)
+        ordinal = np.arange(len(blocks)).repeat(more)
         slot = filled.count[ordinal] + np.arange(len(ids)) - first[ordinal]
         filled.columns[ordinal, ID, slot] = ids[order]
         filled.columns[ordinal, LOSS, slot] = canonical(loss[order])
         filled.columns[ordinal, LOWEST, slot] = canonical((loss if lowest is None else lowest)[order])
-        filled.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(ids))[order])
-        filled.columns[ordinal, COUNT, slot] = np.broadcast_to(count, len(ids))[order]
-        filled.columns[ordinal, EVENT, slot] = np.broadcast_to(event, len(ids))[order]
+        filled.columns[ordinal, AT, slot] = canonical(at[order] if isinstance(at, np.ndarray) else np.full(1, at))
+        filled.columns[ordinal, COUNT, slot] = count[order] if isinstance(count, np.ndarray) else count
+        filled.columns[ordinal, EVENT, slot] = event[order] if isinstance(event, np.ndarray) else event
         grown.heads["put"][blocks] += more.astype(np.int16)
         return grown._set(Opened(blocks, filled.count + more, filled.columns))
 
     def _targets(self, ids: Ints, domains: Ints) -> tuple[Ints, Ints]:
         """Return the block that each newcomer enters, and the names of those that are new; they come by domain."""
-        some, first, sizes = np.unique(domains, return_index=True, return_counts=True)
+        some, first, sizes = runs(domains)
         last = self.directory.last(some)
         room = np.where(last >= 0, SLOTS - self.heads["put"][last], 0) if len(self) else np.zeros_like(last)
-        rank = np.arange(len(ids)) - np.repeat(first + room, sizes)  # below 0: there is room for it
+        rank = np.arange(len(ids)) - (first + room).repeat(sizes)  # below 0: there is room for it
+        if rank[-1] < 0 and (rank < 0).all():
+            return last.repeat(sizes), ids[:0]
         begins = (rank >= 0) & (rank % SLOTS == 0)
         names = ids[begins]
         place = len(self) + np.argsort(np.argsort(names))  # blocks stand in the order of names
@@ -372,8 +378,7 @@ class Copy:
             raise damaged(f"block {heads['name'][0]}", f"is one of {len(blocks)}, and {len(contents)} were found")
         found, expected = opened(blocks, contents), own(heads)
         steps = describe(expected, found, self.pages)
-        if self.key_of is not None:
-            expected["key"] = least_keys(found, self.key_of)
+        expected["key"] = NO_ID if self.key_of is None else least_keys(found, self.key_of)
         with np.errstate(over="ignore", under="ignore"):
             sums = np.ldexp(expected["sum"], expected["unit"] - heads["unit"])
         like = np.isclose(sums, heads["sum"], rtol=ROUNDING, atol=0.0)
