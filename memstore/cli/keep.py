@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from memstore.cli.common import ALL_BUFFERS, DB, EXIT_FOUND, command, console, print_json
+from memstore.cli.common import ALL_BUFFERS, DB, EXIT_FOUND, command, console, open_buffer, print_json
 from memstore.cli.text import size_text, visible
 from memstore.opening import buffers, examine
 from memstore.storage.address import shown_address
