@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.slots import Flags, Floats, Ints
+from memstore.buffer.blocks.slots import Flags, Floats, Ints, begins
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.schema import episode, event_group, first_id, replay_event
@@ -151,7 +151,8 @@ class Tail:
             copy = _replayed(copy, events, replays)
         gone = events.ends & (events.count != NO_COUNT)
         if gone.any():
-            copy = copy.departed(copy.locate(events.episodes[gone], events.domains[gone]))
+            found = copy.locate(events.episodes[gone], events.domains[gone])
+            copy = copy.departed(found.places[found.live])
         return copy
 
 
@@ -159,12 +160,13 @@ def _replayed(copy: Copy, events: Events, replays: Ints) -> Copy:
     """Return the copy after these replays. The last replay of each episode tells its loss, the smallest its lowest."""
     order = replays[np.argsort(events.episodes[replays], kind="stable")]
     episodes, loss = events.episodes[order], events.loss[order]
-    first = np.flatnonzero(np.diff(episodes, prepend=-1))
+    first = np.flatnonzero(begins(episodes))
     last = order[np.append(first[1:], len(order)) - 1]
     recorded = np.where(events.unrecorded, events.previous, events.ids)
     found = copy.locate(events.episodes[last], events.domains[last])
-    lowest = np.minimum.reduceat(loss, first)
-    return copy.patched(found, events.loss[last], events.count[last], recorded[last], lowest, events.at[last])
+    live, lowest = found.live, np.minimum.reduceat(loss, first)
+    columns = (events.loss[last], events.count[last], recorded[last], lowest, events.at[last])
+    return copy.patched(found.places[live], *(column[live] for column in columns))
 
 
 def _newcomers(conn: Connection, backend: Backend, buffer_id: int, after: int, until: int) -> Newcomers:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.pages import Opened
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints
 from memstore.buffer.blocks.views import View
 from memstore.draws.arithmetic import log2_sum, power_sum
 from memstore.draws.weighted import ROUNDS, SCAN_SHARE, by_keys, choose
