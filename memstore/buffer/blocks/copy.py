@@ -239,8 +239,8 @@ class Copy:
         """Give each live episode that was found its loss, number of replays, last event, and time of the last replay.
 
         All are absolute. The largest count of an episode stays, whatever the order; a patch whose count is not above
-        that of the slot is passed over. So a patch may come twice, and patches may come in any order. The lowest loss
-        becomes ``lowest`` (``loss`` by default) if that is smaller.
+        that of the slot changes at most the lowest loss. That becomes ``lowest`` (``loss`` by default) if this is
+        smaller. So a patch may come twice, and patches may come in any order.
         """
         assert found.copy is self, "episodes were found in another copy"
         live = np.flatnonzero(found.live)
@@ -248,13 +248,12 @@ class Copy:
         blocks, ordinal = np.unique(found.places[live] >> PLACE_BITS, return_inverse=True)
         slot = found.places[live] & ((1 << PLACE_BITS) - 1)
         changed = self.open(blocks)
+        least = changed.columns[:, LOWEST].view(np.float64)
+        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live])
+        changed.columns[:, LOWEST] = canonical(least)
         newer = count[live] > changed.columns[ordinal, COUNT, slot]
         live, ordinal, slot = live[newer], ordinal[newer], slot[newer]
-        least = np.full(changed.used.shape, np.nan)
-        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live])
-        least = np.fmin(least[ordinal, slot], changed.columns[ordinal, LOWEST, slot].view(np.float64))
         changed.columns[ordinal, LOSS, slot] = canonical(loss[live])
-        changed.columns[ordinal, LOWEST, slot] = canonical(least)
         changed.columns[ordinal, COUNT, slot] = count[live]
         changed.columns[ordinal, EVENT, slot] = event[live]
         changed.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(count))[live])
