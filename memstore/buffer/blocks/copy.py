@@ -237,18 +237,18 @@ class Copy:
         """Give the episodes at these places of this copy their loss, count, last event, and time of the last replay.
 
         All are absolute. The largest count of an episode stays, whatever the order; a patch whose count is not above
-        that of the slot is passed over. So a patch may come twice, and patches may come in any order. The lowest loss
-        becomes ``lowest`` (``loss`` by default) if that is smaller.
+        that of the slot changes at most the lowest loss. That becomes ``lowest`` (``loss`` by default) if this is
+        smaller. So a patch may come twice, and patches may come in any order.
         """
         live = np.argsort(count, kind="stable")  # of assignments to the same place the last one stays
         block, slot = places[live] >> PLACE_BITS, places[live] & ((1 << PLACE_BITS) - 1)
         blocks = distinct(block)
         ordinal = np.searchsorted(blocks, block)
         changed = self.open(blocks)
+        least = changed.columns[:, LOWEST].view(np.float64)
+        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live] + 0.0)
         newer = count[live] > changed.columns[ordinal, COUNT, slot]
         live, ordinal, slot = live[newer], ordinal[newer], slot[newer]
-        lowest_losses = changed.columns[:, LOWEST].view(np.float64)
-        np.fmin.at(lowest_losses, (ordinal, slot), (loss if lowest is None else lowest)[live] + 0.0)
         changed.columns[ordinal, LOSS, slot] = canonical(loss[live])
         changed.columns[ordinal, COUNT, slot] = count[live]
         changed.columns[ordinal, EVENT, slot] = event[live]
