@@ -19,14 +19,14 @@ class Counts:
     scans: int = 0
     """Number of queries of draws over all episodes of a buffer. A draw makes one to know all passing episodes."""
 
-    followed: int = 0
-    """Number of times that the history brought a list of episodes up to date, in place of a scan."""
-
     rounds: int = 0
     """Number of rounds of candidates that draws proposed."""
 
     listed: int = 0
     """Number of draws that were made, or finished, from a list of all rows that may be drawn."""
+
+    folds: int = 0
+    """Number of folds: writes that brought all tables to the end of the log."""
 
     statements: int = 0
     """Number of statements sent to databases.

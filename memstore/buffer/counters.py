@@ -12,10 +12,11 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from memstore.buffer.settings import COLUMNS as SETTINGS
 from memstore.buffer.settings import ReadStrategy, Settings, read_settings
+from memstore.buffer.tail import Events, Newcomers, Point
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
-from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer, fold, metadata, of_buffer
+from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer, metadata, of_buffer
 
 
 @dataclass(slots=True)
@@ -39,17 +40,27 @@ class Counters:
     reservoir_floor : int or None
         Largest random key of an episode that a reservoir ever removed. None before any.
     recorded : int
-        Number of events ever recorded in the history. It is also the sequence number of the last event.
+        Number of events ever recorded in the history.
     departed : int
         Number of episodes that ever left, those included that a reservoir turned away.
     token : int
         Random number of the last write. With the revision it tells if a copy of the blocks is current.
+    logged : int
+        Number of events ever, recorded or not. It is also the sequence number of the last event.
+    log_sum : int
+        The sum of the checksums of all entries of the log; see ``tail.Point``.
+    history_from : int
+        Sequence number of the last event that the history has forgotten.
+    stored_inserted, stored_logged, stored_sum : int
+        The point of the log that the rows of blocks stand at.
     block_sum : int
-        The ``fingerprint`` of all blocks.
+        The ``fingerprint`` of the rows of all blocks.
+    folded_inserted, folded_logged : int
+        The point of the log that the other tables stand at.
     fold_at : int
-        Blocks are merged by the write with which ``log_length`` reaches this.
-    logged, history_from : int
-        Sequence numbers for the complete log, which is not written yet.
+        Blocks are merged, and all is folded, by the write with which ``log_length`` reaches this.
+    waiting_bytes : int
+        Bytes of the payloads that came since the fold.
     """
 
     revision: int = 0
@@ -62,10 +73,17 @@ class Counters:
     recorded: int = 0
     departed: int = 0
     token: int = 0
-    block_sum: int = 0
-    fold_at: int = 0
     logged: int = 0
+    log_sum: int = 0
     history_from: int = 0
+    stored_inserted: int = 0
+    stored_logged: int = 0
+    stored_sum: int = 0
+    block_sum: int = 0
+    folded_inserted: int = 0
+    folded_logged: int = 0
+    fold_at: int = 0
+    waiting_bytes: int = 0
 
     @property
     def top_priority(self) -> float:
@@ -80,7 +98,33 @@ class Counters:
     @property
     def log_length(self) -> int:
         """Number of adds, replays and departures ever."""
-        return self.inserted + self.events + self.departed
+        return self.inserted + self.logged
+
+    @property
+    def head(self) -> Point:
+        """The end of the log."""
+        return Point(self.inserted, self.logged, self.log_sum)
+
+    @property
+    def stored(self) -> Point:
+        """The point of the log that the rows of blocks stand at."""
+        return Point(self.stored_inserted, self.stored_logged, self.stored_sum)
+
+    @property
+    def is_folded(self) -> bool:
+        """True if the tables stand at the end of the log."""
+        return (self.folded_inserted, self.folded_logged) == (self.inserted, self.logged)
+
+    def entered(self, newcomers: Newcomers, offered: int) -> None:
+        """Count newcomers of a write, and put those that entered into the log. Some of ``offered`` may not enter."""
+        self._moved(self.head.moved(newcomers.checksums(), inserted=offered))
+
+    def happened(self, events: Events) -> None:
+        """Put events into the log."""
+        self._moved(self.head.moved(events.checksums(), logged=len(events)))
+
+    def _moved(self, head: Point) -> None:
+        self.inserted, self.logged, self.log_sum = head
 
     def measured(self, loss: NDArray[np.float64], epsilon: float) -> None:
         """Raise the largest priority ever measured to that of these losses. A loss of NaN does not count."""
@@ -95,6 +139,12 @@ class Counters:
 
 COUNTERS = tuple(f.name for f in fields(Counters))
 """The columns that ``Counters`` holds, in its order."""
+
+LIMITED = (
+    *("inserted", "domains", "recorded", "departed", "logged", "history_from"),
+    *("stored_inserted", "stored_logged", "folded_inserted", "folded_logged"),
+)
+"""These counters are sequence numbers, and have ``SEQUENCE_BITS``."""
 
 _ROW = ("signature", *SETTINGS, *COUNTERS)
 SEALED = ("id", "name", "signature", "created_at", "created_by", *SETTINGS)
@@ -118,7 +168,6 @@ def create_buffer(conn: Connection, name: str, settings: Settings, now: float, v
     number = int(conn.execute(statement.returning(buffer.c.id)).scalar_one())
     if number > MAX_BUFFERS:
         raise ConfigError(f"a database holds at most {MAX_BUFFERS} buffers over its life; use another file")
-    conn.execute(insert(fold).values(buffer_id=number, number=0, table_inserted=0, table_logged=0))
     write_settings(conn, number, settings)
     return number
 
@@ -154,16 +203,23 @@ def read_buffer(
     signature, *rest = found
     split = len(SETTINGS)
     settings = read_settings(number, read_strategy, signature, *rest[:split])
-    return settings, _counters(number, rest[split:])
+    return settings, checked_counters(number, rest[split:])
 
 
-def _counters(number: int, values: Sequence[Any]) -> Counters:
+def checked_counters(number: int, values: Sequence[Any]) -> Counters:
+    """Return the counters of a buffer from their columns.
+
+    Raises
+    ------
+    StoreCorrupt
+        A value is impossible. The message names it.
+    """
     counters = Counters(*values)
-    for name in ("inserted", "domains", "recorded", "departed", "logged", "history_from"):
+    for name in LIMITED:
         stored.whole(getattr(counters, name), f"buffer {number}: its counter {name}", 0, 2**SEQUENCE_BITS)
-    for name in ("revision", "events", "live_replays", "fold_at"):
+    for name in ("revision", "events", "live_replays", "fold_at", "waiting_bytes"):
         stored.whole(getattr(counters, name), f"buffer {number}: its counter {name}")
-    for name in ("token", "block_sum"):
+    for name in ("token", "block_sum", "log_sum", "stored_sum"):
         stored.whole(getattr(counters, name), f"buffer {number}: its {name}", -(2**63))
     if counters.high_water is not None:
         stored.real(counters.high_water, f"buffer {number}: its high_water", 0.0)

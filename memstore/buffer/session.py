@@ -15,6 +15,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from memstore.buffer.facts import refuse_unreadable
+from memstore.buffer.folding import finish
 from memstore.buffer.snapshot import Snapshot, State
 from memstore.errors import MemoryClosed, MemstoreError, StoreBusy, StoreCorrupt
 from memstore.payload.cache import PayloadCache
@@ -33,7 +34,7 @@ BESIDE = 2**32 - 1
 """This is the key of the second stream of random numbers. ``spawn`` counts from 0 and never reaches it."""
 
 
-CONTENT_BYTES = 4800
+CONTENT_BYTES = 4480
 """A content of a block, with the cumulative weights of its slots, takes so many bytes in memory."""
 
 
@@ -65,7 +66,7 @@ class Session(Forking):
         self.cache = cache
         self._caches: tuple[Known, ...] = (cache, *known)
         self.committed = state
-        self._contents = cache.max_bytes // CONTENT_BYTES
+        self.contents = cache.max_bytes // CONTENT_BYTES
         self._broken = database.connections.broken
         self._start(seeds)
         super().__init__()
@@ -79,6 +80,8 @@ class Session(Forking):
         # undo the draw of another thread.
         self._drawing = Turn()
         self._block: _Steps[Any] | None = None
+        self.wrote = False
+        """True if this process has committed a change of the buffer through this session."""
 
     def read(self, work: Callable[[Snapshot], T]) -> T:
         """Run ``work`` on one consistent snapshot."""
@@ -106,6 +109,13 @@ class Session(Forking):
         The snapshot has the counters of this moment, and no block may be read in it.
         """
         return _Visit(self, write=True, locked=False).run(work)
+
+    def examining(self, work: Callable[[Connection, Callable[[], Snapshot]], T]) -> T:
+        """Run ``work`` on a consistent snapshot of rows that may be damaged.
+
+        It gets the connection, and a function that gives what ``read`` gives, or raises what ``read`` raises.
+        """
+        return _Examination(self).run(work)
 
     def watch(self) -> Watch:
         """Start a watch on commits to the buffer by any process. The caller closes it."""
@@ -199,9 +209,9 @@ class Session(Forking):
     def _publish(self, state: State) -> None:
         then, now = self.committed.counters, state.counters
         if now.revision >= then.revision and (now.revision, now.token) != (then.revision, then.token):
-            self.committed = state.detached(self._contents)
-        elif self.committed.stored.forgotten(self._contents) is not self.committed.stored:
-            self.committed = self.committed.detached(self._contents)  # readers have read more of them
+            self.committed = state.detached(self.contents)
+        elif self.committed.blocks.forgotten(self.contents) is not self.committed.blocks:
+            self.committed = self.committed.detached(self.contents)  # readers have read more of them
 
     def before_fork(self) -> None:
         """Choose the seeds of the child."""
@@ -265,7 +275,7 @@ class _Work(Attempts[*Given]):
         """Store the state, and wake the waiting processes."""
         if self.write and (snapshot := self._snapshot) is not None:
             if self._changes:
-                snapshot.state.flush(snapshot.conn, snapshot.backend)
+                finish(snapshot.state, snapshot.conn, snapshot.backend, self._session.contents)
             snapshot.backend.announce(snapshot.conn, snapshot.state.buffer_id)
 
     def committed(self) -> None:
@@ -278,6 +288,7 @@ class _Work(Attempts[*Given]):
         if block is None:
             session._publish(state)
             session.cache.put(payloads)
+            session.wrote |= self._changes
         elif self.write:
             block.state = state
             block.payloads.update(payloads)
@@ -307,6 +318,14 @@ class _Visit(_Work[Snapshot]):
     def begun(self, conn: Connection) -> tuple[Snapshot]:
         """Make the snapshot."""
         return (self.snapshot(conn),)
+
+
+class _Examination(_Work[Connection, Callable[[], Snapshot]]):
+    """Work that gets the connection, and makes the snapshot itself."""
+
+    def begun(self, conn: Connection) -> tuple[Connection, Callable[[], Snapshot]]:
+        """Return the connection, and the way to the snapshot."""
+        return conn, lambda: self.snapshot(conn)
 
 
 class _Draw(_Work[Snapshot, np.random.Generator]):
@@ -392,6 +411,7 @@ class _Steps(Generic[T]):
         elif commit:
             if self.state is not None:
                 session._publish(self.state)
+                session.wrote = True
             session.cache.put(self.payloads)
         self.abandon()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,35 +12,38 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Select, Table, select
 
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.heads import KeyOf, fingerprint
+from memstore.buffer.blocks.heads import Heads, KeyOf, fingerprint, with_changes
 from memstore.buffer.blocks.lottery import keys_of_ids
-from memstore.buffer.blocks.pages import Opened
-from memstore.buffer.blocks.rows import Write, domains_of, fetching, read_heads, write_changes
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.rows import domains_of, fetching, read_heads
+from memstore.buffer.blocks.slots import Floats, Ints, Slots
 from memstore.buffer.blocks.weights import Law
-from memstore.buffer.counters import Counters, read_buffer, write_counters, write_settings
+from memstore.buffer.counters import Counters, read_buffer, write_settings
 from memstore.buffer.settings import ReadStrategy, Settings
+from memstore.buffer.tail import Point, Tail
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.schema import domain, first_id, id_range, of_buffer, replay_metadata
 from memstore.types import EvictionPolicy
 
-FOLD_EVERY = 32768
-"""Blocks are merged after this number of adds, replays and departures."""
+REALS = frozenset({"loss", "lowest", "last_replayed_at"})
+"""These columns of ``Rows`` hold floats."""
 
 
 @dataclass(slots=True)
 class Rows:
     """The slots of some live episodes, with their domains.
 
-    A ``loss`` that was never measured is NaN. ``last_event`` is 0 if no event of the episode was recorded.
+    ``loss`` and ``lowest`` of an episode that was never measured are NaN. ``last_event`` is 0 if no event of the
+    episode was recorded. ``last_replayed_at`` is in seconds, and NaN if the episode was never replayed.
     """
 
     ids: Ints
     loss: Floats
+    lowest: Floats
     replay_count: Ints
     domain: Ints
     last_event: Ints
+    last_replayed_at: Floats
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,7 +56,7 @@ class Rows:
     def join(cls, parts: Sequence[Self]) -> Self:
         """Return the rows of one part after the other."""
         names = cls.__match_args__
-        empty = (np.empty(0, np.float64 if name == "loss" else np.int64) for name in names)
+        empty = (np.empty(0, np.float64 if name in REALS else np.int64) for name in names)
         return cls(
             *(np.concatenate([e, *(getattr(part, n) for part in parts)]) for e, n in zip(empty, names, strict=True))
         )
@@ -62,13 +64,13 @@ class Rows:
     @classmethod
     def none(cls) -> Self:
         """Return no rows."""
-        return cls.join([])
+        columns: list[Any] = [np.empty(0, np.float64 if name in REALS else np.int64) for name in cls.__match_args__]
+        return cls(*columns)
 
     @classmethod
-    def of(cls, opened: Opened, domains: Ints) -> Self:
-        """Return all rows of these blocks, block after block. ``domains`` are those of all blocks of the copy."""
-        slots = opened.slots
-        return cls(slots.ids, slots.loss, slots.count, domains[opened.blocks][opened.ordinal], slots.event)
+    def of(cls, slots: Slots, domains: Ints) -> Self:
+        """Return the rows of these slots, which belong to these domains."""
+        return cls(slots.ids, slots.loss, slots.lowest, slots.count, domains, slots.event, slots.at)
 
 
 @dataclass(slots=True)
@@ -79,27 +81,33 @@ class State:
     ----------
     blocks : Copy
         The blocks as they are.
-    stored : Copy
-        The blocks as their rows in the database are. A write makes other ``blocks``, and stores them when it ends.
+    rows : Heads
+        The heads as their rows in the database are. They stand at an earlier point of the log, ``counters.stored``.
+    must_store, must_fold : bool
+        True if this write has to store the blocks, or to fold all tables, when it ends.
     """
 
     buffer_id: int
     settings: Settings
     counters: Counters
     blocks: Copy
-    stored: Copy
+    rows: Heads
     read_strategy: ReadStrategy
     domain_names: list[str] = field(default_factory=list)
+    must_store: bool = False
+    must_fold: bool = False
     _codes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, conn: Connection, backend: Backend, buffer_id: int, read_strategy: ReadStrategy) -> State:
         """Read everything. ``read_strategy`` parses the stored strategy; the strategies are in a room above."""
         settings, counters = read_buffer(conn, backend, buffer_id, read_strategy)
-        heads = read_heads(conn, backend, buffer_id)
-        blocks = Copy.of(law_of(settings), heads, key_of=key_of(buffer_id, settings))
-        state = cls(buffer_id, settings, counters, blocks, blocks, read_strategy)
-        return state._following(conn, backend, blocks)
+        rows = read_heads(conn, backend, buffer_id)
+        blocks = Copy.of(law_of(settings), rows, key_of=key_of(buffer_id, settings))
+        state = cls(buffer_id, settings, counters, blocks, rows, read_strategy)
+        if not state._follow(conn, backend, blocks, rows, counters.stored):
+            raise stored.damaged(f"buffer {buffer_id}", "has other blocks, or another log, than its row says")
+        return state
 
     def reload(self, conn: Connection, backend: Backend) -> State:
         """Read everything again."""
@@ -111,31 +119,34 @@ class State:
 
     def detached(self, contents: int) -> State:
         """Return the same state without a connection, for later snapshots, with at most ``contents`` in memory."""
-        blocks = self.stored.detached().forgotten(contents)
-        return replace(self, blocks=blocks, stored=blocks)
+        return replace(self, blocks=self.blocks.detached().forgotten(contents))
 
     def at(self, conn: Connection, backend: Backend) -> State:
         """Return this state if the snapshot has the same revision, else a state at the revision of the snapshot.
 
-        Only the changed heads are read. Contents of blocks are read when they are needed, in this snapshot.
+        The log tells what has changed. If rows of blocks were stored since, their heads are read too. Contents of
+        blocks are read when they are needed, in this snapshot.
         """
         then = self.counters
         settings, counters = read_buffer(conn, backend, self.buffer_id, self.read_strategy)
         now = replace(self, settings=settings, counters=counters)
         if (counters.revision, counters.token) == (then.revision, then.token):
-            now.blocks = now.stored = self.stored.reading(fetching(conn, backend))
+            now.blocks = self.blocks.reading(fetching(conn, backend))
             return now
         same_law = law_of(settings) == law_of(self.settings) and settings.eviction == self.settings.eviction
         if counters.revision <= then.revision or not same_law:
             # The snapshot is older than the copy, because another thread has committed since; or a server forgot
             # commits; or all sums are others.
             return self.reload(conn, backend)
-        if counters.fold_at == then.fold_at:
-            blocks = self.stored.followed(read_heads(conn, backend, self.buffer_id, after=then.revision))
-            if fingerprint(blocks.heads) == counters.block_sum:
-                return now._following(conn, backend, blocks)
-        # Blocks were merged, or the server forgot commits that this process knew.
-        return now._following(conn, backend, self.stored.replaced(read_heads(conn, backend, self.buffer_id)))
+        if counters.stored == then.stored and counters.fold_at == then.fold_at:
+            followed = now._follow(conn, backend, self.blocks, self.rows, then.head)
+        else:
+            merged = counters.fold_at != then.fold_at
+            changed = read_heads(conn, backend, self.buffer_id, after=-1 if merged else then.revision)
+            rows = changed if merged else with_changes(self.rows, changed)
+            followed = now._follow(conn, backend, self.blocks.replaced(rows), rows, counters.stored)
+        # If this process knew commits that the server forgot, the log does not continue what the process knew.
+        return now if followed else self.reload(conn, backend)
 
     def counted(self, conn: Connection, backend: Backend) -> State:
         """Return a state with the settings and counters of now, and with the old blocks.
@@ -145,18 +156,27 @@ class State:
         settings, counters = read_buffer(conn, backend, self.buffer_id, self.read_strategy)
         return replace(self, settings=settings, counters=counters)
 
-    def _following(self, conn: Connection, backend: Backend, blocks: Copy) -> State:
-        """Take over these blocks, which must agree with the counters, and read new names of domains."""
-        what, counters = f"buffer {self.buffer_id}", self.counters
-        if fingerprint(blocks.heads) != counters.block_sum:
-            raise stored.damaged(what, "has other blocks than its row says")
-        self.blocks = self.stored = blocks.reading(fetching(conn, backend))
-        domains = max(counters.domains, int(blocks.domains.max(initial=0)))
+    def _follow(self, conn: Connection, backend: Backend, blocks: Copy, rows: Heads, known: Point) -> bool:
+        """Take over these blocks, which stand at a known point of the log, and bring them to its end.
+
+        Returns
+        -------
+        bool
+            False if the rows or the log are others than the counters say. Nothing has changed then.
+        """
+        counters = self.counters
+        if fingerprint(rows) != counters.block_sum:
+            return False
+        tail = Tail.read(conn, backend, self.buffer_id, known, counters.head)
+        if tail.end(known, counters.head) != counters.head:
+            return False
+        self.rows, self.blocks = rows, tail.applied(blocks.reading(fetching(conn, backend)))
+        domains = max(counters.domains, int(self.blocks.domains.max(initial=0)))
         if domains > len(self.domain_names):
             self._load_domains(conn)
         if domains > len(self.domain_names):
-            raise stored.damaged(what, f"has names of {len(self.domain_names)} domains only")
-        return self
+            raise stored.damaged(f"buffer {self.buffer_id}", f"has names of {len(self.domain_names)} domains only")
+        return True
 
     def _load_domains(self, conn: Connection) -> None:
         known = first_id(self.buffer_id) + len(self.domain_names)
@@ -200,21 +220,8 @@ class State:
         write_settings(conn, self.buffer_id, settings)
         if law_of(settings) != law_of(self.settings) or settings.eviction != self.settings.eviction:
             self.blocks = self.blocks.configured(law_of(settings), key_of(self.buffer_id, settings))
+            self.must_store = True  # processes that read the rows need the sums of the new law
         self.settings = settings
-
-    def flush(self, conn: Connection, backend: Backend) -> None:
-        """Write all changes, under a new revision. The caller holds the buffer's lock."""
-        counters = self.counters
-        counters.revision += 1
-        counters.token = secrets.randbits(64) - 2**63 or 1
-        if counters.log_length >= counters.fold_at:
-            self.blocks = self.blocks.merged()
-            counters.fold_at = counters.log_length + FOLD_EVERY
-        write = Write(counters.revision, counters.token, counters.inserted, counters.recorded)
-        self.blocks = self.stored = write_changes(conn, backend, self.buffer_id, self.stored, self.blocks, write)
-        counters.block_sum = fingerprint(self.blocks.heads)
-        counters.domains = len(self.domain_names)
-        write_counters(conn, backend, self.buffer_id, counters)
 
 
 def law_of(settings: Settings) -> Law:
@@ -257,6 +264,8 @@ class Snapshot:
 
         ``names`` are their domains, if the caller knows them, and save a look-up. A wrong name does no harm.
         """
+        if not len(ids):
+            return Rows.none()
         low, high = id_range(self.state.buffer_id)
         inside = (ids >= low) & (ids <= high)
         own, first = np.unique(ids[inside], return_index=True)
@@ -271,8 +280,7 @@ class Snapshot:
             if missing.any():
                 domains[missing] = self.domains_of(own[missing])
         found = blocks.locate(own, domains)
-        slots = found.slots
-        return Rows(slots.ids, slots.loss, slots.count, domains[found.live], slots.event)
+        return Rows.of(found.slots, domains[found.live])
 
     def domains_of(self, ids: Ints) -> Ints:
         """Return the domains of these episodes; 0 for one that has no row."""
@@ -286,7 +294,8 @@ class Snapshot:
     def scan(self) -> Rows:
         """Return every live row, in id order. The time is proportional to the size of the buffer."""
         blocks = self.state.blocks
-        parts = [Rows.of(opened, blocks.domains) for opened in blocks.chunks(np.arange(len(blocks)))]
+        opened = blocks.chunks(np.arange(len(blocks)))
+        parts = [Rows.of(some.slots, blocks.domains[some.blocks][some.ordinal]) for some in opened]
         rows = Rows.join(parts)
         return rows.take(np.argsort(rows.ids))
 

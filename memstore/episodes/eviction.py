@@ -16,32 +16,12 @@ from numpy.typing import NDArray
 
 from memstore.buffer.blocks.lottery import keys_of_ids
 from memstore.buffer.blocks.order import oldest, oldest_unmeasured, smallest_keys, smallest_losses
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.tail import Newcomers
 from memstore.errors import ConfigError, MemoryFull
 from memstore.types import EvictionPolicy
 from memstore.values.shown import shown
-
-
-@dataclass(frozen=True, slots=True)
-class Newcomers:
-    """Episodes that will be inserted: ids, numbers of their domains, and losses (NaN if never measured)."""
-
-    ids: Ints
-    domains: Ints
-    loss: Floats
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, which: NDArray[np.bool_]) -> Newcomers:
-        """Return the newcomers at these places."""
-        return Newcomers(self.ids[which], self.domains[which], self.loss[which])
-
-    @staticmethod
-    def none() -> Newcomers:
-        """Return no newcomers, for a buffer that shrinks."""
-        return Newcomers(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 @dataclass(frozen=True, slots=True)

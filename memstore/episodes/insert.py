@@ -15,14 +15,15 @@ from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.facts import texts_of
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.episodes.eviction import Newcomers, plan
+from memstore.buffer.tail import Newcomers
+from memstore.episodes.eviction import plan
 from memstore.episodes.inputs import Offer, make_offer
 from memstore.episodes.log import Group, depart
-from memstore.payload.signature import Signature, checksum
+from memstore.payload.signature import Signature, checksums_of
 from memstore.sharing import limiter
 from memstore.sharing.waiting import Patience, check_wait
 from memstore.storage import checksums, stored
-from memstore.storage.schema import episode, episode_key, episode_tag, first_id, id_range, replay_metadata
+from memstore.storage.schema import episode, episode_key, episode_tag, first_id, id_range
 from memstore.storage.schema import payload as payload_table
 from memstore.types import Payload, Seconds
 from memstore.values.foreign import numpy_payload
@@ -89,8 +90,11 @@ def insert(snapshot: Snapshot, offer: Offer, group: Group) -> Inserted:
     Every offer takes the next id, even an offer that the reservoir turns away. So ids have no gaps at insertion. A key
     that was seen before returns its first id, even if that episode has left.
     """
-    known = known_keys(snapshot, offer.keys)
     next_id = snapshot.newest_possible() + 1
+    if offer.keys.count(None) == len(offer.keys):
+        ids = np.arange(next_id, next_id + len(offer.keys))
+        return Inserted(ids, *_insert_new(snapshot, offer, ids, group))
+    known = known_keys(snapshot, offer.keys)
     ids = np.empty(len(offer.keys), np.int64)
     new: list[int] = []
     for i, key in enumerate(offer.keys):
@@ -130,7 +134,7 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
     depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
 
     state.counters.measured(offer.loss, snapshot.settings.epsilon)
-    state.counters.inserted += len(ids)
+    state.counters.entered(newcomers.take(decision.staying), len(ids))
     state.counters.reservoir_floor = decision.reservoir_floor
     _store_keys(snapshot, offer.keys, ids)
 
@@ -147,7 +151,6 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers) -> None:
     own = [snapshot.state.buffer_id] * len(ids)
     domains = newcomers.domains + first_id(snapshot.state.buffer_id)
     texts = texts_of(offer.keys, offer.extras, offer.tags)
-    losses = [None if loss != loss else loss for loss in newcomers.loss.tolist()]
     described = {
         "id": ids,
         "buffer_id": own,
@@ -157,40 +160,26 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers) -> None:
         "key": offer.keys,
         "extra": offer.extras,
         "checksum": checksums.of_facts(newcomers.ids, domains, offer.timestamps, offer.levels, texts).tolist(),
-        "loss_at_add": losses,
+        "loss_at_add": stored.nullable(newcomers.loss),
     }
-    replayed = {
-        "episode_id": ids,
-        "buffer_id": own,
-        "loss": losses,
-        "lowest_loss": losses,
-        "replay_count": [0] * len(ids),
-    }
-    packed = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
-    for table, columns in ((episode, described), (payload_table, packed), (replay_metadata, replayed)):
-        snapshot.backend.insert(snapshot.conn, table, columns)
+    packed = {"episode_id": ids, "crc32": checksums_of(offer.blobs, newcomers.ids), "data": offer.blobs}
+    snapshot.backend.insert(snapshot.conn, episode, described)
+    snapshot.backend.insert(snapshot.conn, payload_table, packed)
+    snapshot.state.counters.waiting_bytes += sum(map(len, offer.blobs))
     _store_tags(snapshot, offer.tags, ids)
 
 
 def _take_out(snapshot: Snapshot, leaving: Rows) -> None:
-    """Take rows out of the blocks and out of every table."""
+    """Take rows out of the blocks. The fold deletes what the tables hold of them."""
     if not len(leaving):
         return
     state = snapshot.state
     state.blocks = state.blocks.departed(state.blocks.locate(leaving.ids, leaving.domain))
     state.counters.live_replays -= int(leaving.replay_count.sum())
-    gone = leaving.ids.tolist()
-    for table, key in (
-        (replay_metadata, "episode_id"),
-        (payload_table, "episode_id"),
-        (episode_tag, "episode_id"),
-        (episode, "id"),
-    ):
-        snapshot.backend.delete(snapshot.conn, table, key, gone)
 
 
 def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
-    """Remove live rows from every table. No row may be given twice. The keys of the episodes stay known.
+    """Remove live episodes. No row may be given twice. The keys of the episodes stay known.
 
     The group of each part holds the reason of its departure, for the history.
     """
@@ -200,18 +189,21 @@ def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
 
 
 def _store_keys(snapshot: Snapshot, keys: list[str | None], ids: Ints) -> None:
+    if keys.count(None) == len(keys):
+        return
     named = [(key, number) for key, number in zip(keys, ids.tolist(), strict=True) if key is not None]
     rows = [(*pair, checksums.of_row(*pair)) for pair in named]
     _insert_rows(snapshot, episode_key, ("key", "episode_id", "checksum"), rows)
 
 
 def _store_tags(snapshot: Snapshot, tags: list[tuple[str, ...]], ids: list[int]) -> None:
+    if not any(tags):
+        return
     rows = [(tag, number, place) for group, number in zip(tags, ids, strict=True) for place, tag in enumerate(group)]
     _insert_rows(snapshot, episode_tag, ("tag", "episode_id", "ordinal"), rows)
 
 
 def _insert_rows(snapshot: Snapshot, table: Table, names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    if rows:
-        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        columns["buffer_id"] = [snapshot.state.buffer_id] * len(rows)
-        snapshot.backend.insert(snapshot.conn, table, columns)
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    columns["buffer_id"] = [snapshot.state.buffer_id] * len(rows)
+    snapshot.backend.insert(snapshot.conn, table, columns)

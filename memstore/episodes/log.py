@@ -1,4 +1,4 @@
-"""The log behind the history. It appends events in groups, tallies replays, and deletes old events.
+"""The log. This module appends events in groups, tallies replays, and forgets old events.
 
 The events of one call make a group: one row for the facts that they share, and one row for each event. An event names
 the previous event of the same episode. So the history of an episode is a chain, and needs no index.
@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, delete, select, union_all
+from sqlalchemy import ColumnElement, case, select
 
 from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Rows, Snapshot
+from memstore.buffer.tail import NO_COUNT, Events, Newcomers
 from memstore.config import History
-from memstore.episodes.eviction import Newcomers
 from memstore.storage import checksums, stored
-from memstore.storage.backends.base import UNAWAITED
-from memstore.storage.schema import event_group, replay_event, replay_metadata, replay_tally
+from memstore.storage.schema import event_group, replay_event, replay_tally
 
-_g, _v, _m = event_group.c, replay_event.c, replay_metadata.c
+_g, _v = event_group.c, replay_event.c
 
 PRUNE_EVERY = 1024
 """The log is searched for events that may be deleted after at most this many new events."""
@@ -65,68 +65,106 @@ class Group:
 
 
 def depart(snapshot: Snapshot, group: Group, rows: Rows, turned_away: Newcomers | None = None) -> None:
-    """Record that episodes leave. Newcomers that were turned away leave too."""
+    """Log that episodes leave. Newcomers that were turned away leave too."""
     strangers = Newcomers.none() if turned_away is None else turned_away
-    columns = {
+    if not (len(rows) or len(strangers)):
+        return
+    unknown = np.full(len(rows) + len(strangers), np.nan)
+    entries = {
         "domain": np.concatenate([rows.domain, strangers.domains]),
         "loss_before": np.concatenate([rows.loss, strangers.loss]),
+        "loss_after": unknown,
         "previous_id": np.concatenate([rows.last_event, np.zeros(len(strangers), np.int64)]),
-        "ends": np.ones(len(rows) + len(strangers), np.int64),
+        "nth": np.concatenate([rows.replay_count, np.full(len(strangers), NO_COUNT)]),
+        "ends": np.ones(len(unknown), np.int64),
     }
-    snapshot.state.counters.departed += len(rows) + len(strangers)
-    numbers = record(snapshot, group, np.concatenate([rows.ids, strangers.ids]), columns)
-    last = columns["previous_id"][(numbers == 0) & (columns["previous_id"] > 0)]
-    if len(last):
-        # An earlier policy recorded events of these episodes, and this policy does not. Without a row that names their
-        # last event, the chain would be lost.
-        ended = {"id": last.tolist(), "ends": [1] * len(last)}
-        snapshot.backend.update(snapshot.conn, replay_event, "id", ended)
+    snapshot.state.counters.departed += len(unknown)
+    log(snapshot, group, np.concatenate([rows.ids, strangers.ids]), entries)
 
 
-def record(snapshot: Snapshot, group: Group, ids: Ints, columns: Mapping[str, Any]) -> Ints:
-    """Append one event for each id, in the order given, if the buffer's policy records the episode.
+def log(snapshot: Snapshot, group: Group, episodes: Ints, columns: Mapping[str, Any]) -> Ints:
+    """Append one event for each episode, in the order given.
+
+    The history shows an event if the buffer's policy records its episode. The other events make a group of their own.
+    They stay until the fold, because other processes follow the log.
 
     Parameters
     ----------
     snapshot : Snapshot
     group : Group
-    ids : int64, shape (n,)
+    episodes : int64, shape (n,)
         An id that comes twice gets two events. The second one names the first one.
     columns : dict of arrays, shape (n,)
-        ``domain``, the number of the domain within the buffer, and any other columns of the table. None leaves a column
-        out. NaN means unknown, and a ``previous_id`` of 0 means that there is no previous event.
+        ``domain``, the number of the domain within the buffer, and other columns of the table: ``loss_after``, ``nth``
+        and ``previous_id`` at least. None leaves a column out. NaN means unknown, and a ``previous_id`` of 0 means that
+        there is no previous event.
 
     Returns
     -------
     int64, shape (n,)
-        Number of each event. 0 if no event was recorded.
+        The last recorded event of each episode after this one: the event itself, or the one before it. 0 for none.
     """
-    policy = snapshot.settings.history
-    counters = snapshot.state.counters
-    kept = np.ones(len(ids), np.bool_) if policy.is_complete else _hashed(ids) < policy.record
-    count = int(kept.sum())
-    numbers = np.zeros(len(ids), np.int64)
-    if not count:
-        return numbers
-    first = snapshot.first_id + counters.recorded + 1
-    numbers[kept] = np.arange(first, first + count)
-    before, counters.recorded = counters.recorded, counters.recorded + count
-    written = {name: values[kept] for name, values in columns.items() if values is not None and name != "domain"}
-    written |= {"id": numbers[kept], "episode_id": ids[kept]}
-    written["domain_id"] = columns["domain"][kept] + snapshot.first_id
-    written["previous_id"] = _chained(ids, columns["previous_id"], numbers)[kept]
-    facts = {"id": first, "buffer_id": snapshot.state.buffer_id, "count": count, **asdict(group)}
-    facts["checksum"] = group_checksum(facts, written)
-    snapshot.backend.insert(snapshot.conn, event_group, {name: [value] for name, value in facts.items()})
-    rows: dict[str, list[Any]] = {
-        name: [None if value != value else value for value in values.tolist()] for name, values in written.items()
-    }
-    rows["previous_id"] = [number or None for number in rows["previous_id"]]
-    snapshot.backend.insert(snapshot.conn, replay_event, rows | {"group_id": [first] * count})
+    if not len(episodes):
+        return np.zeros(0, np.int64)
+    policy, counters = snapshot.settings.history, snapshot.state.counters
+    kept = np.ones(len(episodes), np.bool_) if policy.is_complete else _hashed(episodes) < policy.record
+    order = np.argsort(~kept, kind="stable")
+    numbers = np.empty(len(episodes), np.int64)
+    numbers[order] = snapshot.first_id + counters.logged + 1 + np.arange(len(episodes))
+    written = {name: values for name, values in columns.items() if values is not None and name != "domain"}
+    written |= {"id": numbers, "episode_id": episodes, "domain_id": columns["domain"] + snapshot.first_id}
+    written["previous_id"] = previous = _chained(episodes, columns["previous_id"], numbers, kept)
+    before, counters.recorded = counters.recorded, counters.recorded + int(kept.sum())
+    for which, unrecorded in ((kept, None), (~kept, 1)):
+        if which.any():
+            _append(snapshot, group, {name: values[which] for name, values in written.items()}, unrecorded)
+    _happened(counters, group, columns, written, kept, order)
     slack = _slack(policy)
     if counters.recorded // slack != before // slack:
         prune(snapshot, policy, group.at, PRUNED_AT_ONCE)
-    return numbers
+    return np.where(kept, numbers, previous)
+
+
+def _append(snapshot: Snapshot, group: Group, events: dict[str, NDArray[Any]], unrecorded: int | None) -> None:
+    """Write a group and its events. ``unrecorded`` is 1 if the history does not record them."""
+    first, count = int(events["id"][0]), len(events["id"])
+    facts = {"id": first, "buffer_id": snapshot.state.buffer_id, "count": count, **asdict(group)}
+    facts["checksum"] = group_checksum(facts, events)
+    facts["recorded"] = None if unrecorded else snapshot.state.counters.recorded
+    facts["unrecorded"] = unrecorded
+    snapshot.backend.insert(snapshot.conn, event_group, {name: [value] for name, value in facts.items()})
+    rows: dict[str, list[Any]] = {
+        name: stored.nullable(values) if values.dtype.kind == "f" else values.tolist()
+        for name, values in events.items()
+    }
+    rows["previous_id"] = [number or None for number in rows["previous_id"]]
+    rows["nth"] = [None if number == NO_COUNT else number for number in rows["nth"]]
+    rows |= {"group_id": [first] * count, "unrecorded": [unrecorded] * count}
+    snapshot.backend.insert(snapshot.conn, replay_event, rows)
+
+
+def _happened(
+    counters: Counters,
+    group: Group,
+    columns: Mapping[str, Any],
+    written: Mapping[str, NDArray[Any]],
+    kept: NDArray[np.bool_],
+    order: Ints,
+) -> None:
+    """Move the end of the log behind the events that were written."""
+    count = len(order)
+    events = Events(
+        written["id"],
+        written["episode_id"],
+        columns["domain"],
+        columns["loss_after"],
+        columns["nth"],
+        written["previous_id"],
+        np.full(count, group.at),
+        np.full(count, "ends" in columns),
+        ~kept,
+    )
+    counters.happened(events)
 
 
 def group_checksum(facts: Mapping[str, Any], events: Mapping[str, NDArray[Any]]) -> int:
@@ -146,11 +184,11 @@ def repeats(ids: Ints) -> tuple[Ints, Ints]:
     return order[again], order[again - 1]
 
 
-def _chained(ids: Ints, previous: Ints, numbers: Ints) -> Ints:
-    """Return the previous event of each event: ``previous``, or the event of the same episode in this group."""
+def _chained(ids: Ints, previous: Ints, numbers: Ints, kept: NDArray[np.bool_]) -> Ints:
+    """Return the previous recorded event of each event: ``previous``, or one of the same episode in this call."""
     chained = previous.copy()
     again, before = repeats(ids)
-    chained[again] = numbers[before]
+    chained[again] = np.where(kept[before], numbers[before], previous[before])
     return chained
 
 
@@ -162,25 +200,27 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
     StoreCorrupt
         An event names an event that is not before it. Without this error a chain could be endless.
     """
-    backend = snapshot.backend
-    heads = select(_m.last_event_id.label("id")).where(backend.one_of(_m.episode_id, episodes))
-    ends = select(_v.id).where(backend.one_of(_v.episode_id, episodes), _v.ends.is_not(None))
-    start = union_all(heads, ends).subquery()
+    backend, shown = snapshot.backend, snapshot.first_id + snapshot.state.counters.history_from
+    rows = snapshot.find(np.array(episodes, np.int64))
+    begin = case((_v.unrecorded.is_(None), _v.id), else_=_v.previous_id)
+    ends = select(begin).where(backend.one_of(_v.episode_id, episodes), _v.ends.is_not(None))
+    starts = {*rows.last_event.tolist(), *snapshot.conn.scalars(ends).all()} - {0, None}
 
     def previous(number: ColumnElement[int]) -> ColumnElement[int]:
         # A join would make PostgreSQL read the whole table, because it does not know that the chains are short.
         return select(_v.previous_id).where(_v.id == number).scalar_subquery()
 
-    links = select(start.c.id, previous(start.c.id).label("previous_id")).cte("chain", recursive=True)
+    first = select(_v.id, _v.previous_id).where(backend.one_of(_v.id, sorted(starts)))
+    links = first.cte("chain", recursive=True)
     before = links.c.previous_id
     # A damaged chain may be a circle, or lead into other chains. UNION takes each event once, and only smaller numbers
     # follow.
     links = links.union(select(before, previous(before)).where(before.is_not(None), before < links.c.id))
-    rows = snapshot.conn.execute(select(links.c.id, links.c.previous_id).order_by(links.c.id)).all()
-    for number, earlier in rows:
+    found = snapshot.conn.execute(select(links.c.id, links.c.previous_id).order_by(links.c.id)).all()
+    for number, earlier in found:
         if earlier is not None and earlier >= number:
             raise stored.damaged(f"event {number}", f"names event {earlier} as the one before it")
-    return [number for number, _ in rows]
+    return [number for number, _ in found if number > shown]
 
 
 def slot_of(number: int) -> int:
@@ -211,22 +251,27 @@ def tally(snapshot: Snapshot, group: Group, domains: Ints, loss: Floats) -> None
 
 
 def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.inf) -> int:
-    """Delete the oldest groups that the policy need not keep, about ``most`` events. Return the number deleted."""
+    """Forget the oldest groups that the policy need not keep, about ``most`` events. Return the number forgotten.
+
+    The history ends there at once. The fold deletes the rows, because other processes may follow the log until then.
+    """
     if policy.max_events is None and policy.max_age is None:
         return 0
-    low = snapshot.first_id + 1
-    last = snapshot.first_id + snapshot.state.counters.recorded
-    cutoff, gone = snapshot.first_id, 0
-    pages = snapshot.pages(event_group, ("id", "count", "at"), PRUNE_PAGE)
-    for group_id, count, at in chain.from_iterable(pages):
-        over = policy.max_events is not None and group_id + count - 1 <= last - policy.max_events
+    first, counters = snapshot.first_id, snapshot.state.counters
+    names = (_g.id, _g["count"], _g.at, _g.recorded)
+    query = select(*names).where(_g.id > first + counters.history_from, _g.id <= first + counters.logged)
+    query = query.where(_g.unrecorded.is_(None))
+    gone = 0
+    for group_id, count, at, recorded in chain.from_iterable(
+        stored.paged(snapshot.conn, query, _g.id, PRUNE_PAGE, f"the rows of {event_group.name}")
+    ):
+        last = group_id - first + count - 1
+        so_far = last if recorded is None else recorded  # until schema 0005, all events were recorded
+        over = policy.max_events is not None and so_far <= counters.recorded - policy.max_events
         stale = policy.max_age is not None and at < now - policy.max_age
         if not (over or stale) or gone >= most:
             break
-        cutoff, gone = group_id + count - 1, gone + count
-    if gone:
-        for table, key in ((replay_event, _v.id), (event_group, _g.id)):
-            snapshot.conn.execute(delete(table).where(key >= low, key <= cutoff), execution_options={UNAWAITED: True})
+        counters.history_from, gone = last, gone + count
     return gone
 
 

@@ -1,4 +1,4 @@
-"""New losses. Replays are appended to the log, then applied to the replay metadata and the blocks.
+"""New losses. Replays are appended to the log, then applied to the blocks.
 
 ``update`` calls ``append`` and ``fold`` in one transaction. Code outside of this module must not rely on that.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,7 @@ from numpy.typing import NDArray
 from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.episodes.insert import remove
-from memstore.episodes.log import Group, record, repeats, tally
-from memstore.storage.schema import replay_metadata
+from memstore.episodes.log import Group, log, repeats, tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints
 
 
 def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: Ints, before: Floats) -> Ints:
-    """Record one event for each replay, in the order given, and return the numbers of the events.
+    """Log one event for each replay, in the order given, and return the last recorded events, as ``log`` does.
 
     ``place`` is the row of each replay. ``before`` is the loss before the replay, NaN if never measured.
     """
@@ -80,13 +78,23 @@ def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: 
         "probability": replay.probability,
         "weight": replay.weight,
         "previous_id": rows.last_event[place],
+        "nth": rows.replay_count[place] + _rank(place) + 1,
     }
     snapshot.state.counters.events += len(replay.ids)
-    return record(snapshot, group, replay.ids, columns)
+    return log(snapshot, group, replay.ids, columns)
+
+
+def _rank(place: Ints) -> Ints:
+    """Return how many replays of the same row come before each replay."""
+    order = np.argsort(place, kind="stable")
+    ordered = place[order]
+    rank = np.empty(len(place), np.int64)
+    rank[order] = np.arange(len(place)) - np.searchsorted(ordered, ordered)
+    return rank
 
 
 def fold(snapshot: Snapshot, rows: Rows, place: Ints, loss: Floats, numbers: Ints, at: float) -> None:
-    """Apply replays to their rows. The last loss of each row stays.
+    """Apply replays to the blocks. The last loss of each row stays.
 
     Parameters
     ----------
@@ -94,27 +102,18 @@ def fold(snapshot: Snapshot, rows: Rows, place: Ints, loss: Floats, numbers: Int
     rows : Rows
         Live rows, each once, in id order. Each row has a replay.
     place, loss, numbers : arrays, shape (n,)
-        Row, loss and event number of each replay, in the order of the replays. The number is 0 if no event was
-        recorded.
+        Row, loss and last recorded event of each replay, in the order of the replays. The number is 0 if there is none.
     at : float
         Time of the replays, in seconds.
     """
     if not len(rows):
         return
     snapshot.state.counters.live_replays += len(place)
-    last, lowest, last_event = np.empty(len(rows)), np.full(len(rows), np.inf), rows.last_event.copy()
+    last, lowest, last_event = np.empty(len(rows)), np.full(len(rows), np.inf), np.zeros(len(rows), np.int64)
     last[place] = loss
     np.minimum.at(lowest, place, loss)
     np.maximum.at(last_event, place, numbers)
     count = rows.replay_count + np.bincount(place, minlength=len(rows))
     blocks = snapshot.state.blocks
-    snapshot.state.blocks = blocks.patched(blocks.locate(rows.ids, rows.domain), last, count, last_event)
-    columns: dict[str, list[Any]] = {
-        "episode_id": rows.ids.tolist(),
-        "loss": last.tolist(),
-        "lowest_loss": lowest.tolist(),
-        "replay_count": count.tolist(),
-        "last_replayed_at": [at] * len(rows),
-        "last_event_id": [number or None for number in last_event.tolist()],
-    }
-    snapshot.backend.update(snapshot.conn, replay_metadata, "episode_id", columns, least="lowest_loss")
+    found = blocks.locate(rows.ids, rows.domain)
+    snapshot.state.blocks = blocks.patched(found, last, count, last_event, lowest, at)

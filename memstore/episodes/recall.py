@@ -24,7 +24,7 @@ from memstore.errors import EpisodeNotFound, InvalidValue
 from memstore.payload.fields import Field
 from memstore.payload.signature import Signature
 from memstore.storage import stored
-from memstore.storage.schema import episode, episode_tag, first_id, id_range, replay_metadata
+from memstore.storage.schema import episode, episode_tag, first_id
 from memstore.types import Episode, Ids, Match, ReplayMetadata, Tags, Time, Vector
 from memstore.values.shown import shown
 from memstore.values.times import check_limit
@@ -137,19 +137,11 @@ def _replayed(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, _Replays]:
     EpisodeNotFound
         One of the ids is not live.
     """
-    low, high = id_range(snapshot.state.buffer_id)
-    own = [i for i in ids if low <= i <= high]
-    columns = ("episode_id", "loss", "lowest_loss", "replay_count", "last_replayed_at")
-    found: dict[int, _Replays] = {}
-    for number, loss, lowest, count, last in snapshot.backend.select(
-        snapshot.conn, replay_metadata, columns, "episode_id", own
-    ):
-        what = f"episode {number}: its replay metadata"
-        stored.whole(count, what)
-        for value, least in ((loss, 0.0), (lowest, 0.0), (last, -math.inf)):
-            if value is not None:
-                stored.real(value, what, least)
-        found[number] = (loss, lowest, count, last)
+    rows = snapshot.find(np.array(ids, np.int64))
+    reals = (stored.nullable(values) for values in (rows.loss, rows.lowest, rows.last_replayed_at))
+    loss, lowest, last = reals
+    columns = zip(loss, lowest, rows.replay_count.tolist(), last, strict=True)
+    found: dict[int, _Replays] = dict(zip(rows.ids.tolist(), columns, strict=True))
     for number in ids:
         if number not in found:
             raise EpisodeNotFound(f"no live episode has the id {number}: never added, evicted or deleted")

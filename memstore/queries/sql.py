@@ -38,7 +38,6 @@ from memstore.storage.schema import (
     episode_tag,
     event_group,
     id_range,
-    of_buffer,
     replay_event,
     replay_metadata,
 )
@@ -70,19 +69,20 @@ class Scope:
         The columns that may be asked for; they decide which tables are joined.
     where : Condition
         The test that rows must pass.
-    by_id : bool
-        True if the caller adds a condition on ids that few rows pass. Then no other index is used.
+    after : int or None
+        Only episodes with a larger id are in the scope. Then the database looks for them by id, and by no other index.
+        None if every id is in the scope, and every index may serve.
     """
 
     snapshot: Snapshot
     over: Over
     used: tuple[Column, ...]
     where: Condition
-    by_id: bool = False
+    after: int | None = None
 
     @classmethod
     def of(
-        cls, snapshot: Snapshot, over: Over, columns: Iterable[Column], where: Condition, *, by_id: bool = False
+        cls, snapshot: Snapshot, over: Over, columns: Iterable[Column], where: Condition, *, after: int | None = None
     ) -> Scope:
         """Make the scope of the rows that pass ``where``, for these columns.
 
@@ -94,7 +94,7 @@ class Scope:
         every = (*columns, *tested_columns(where))
         used = tuple({column.name_and_kind: column for column in every}.values())
         check_columns(used, over)
-        return cls(snapshot, over, used, where, by_id)
+        return cls(snapshot, over, used, where, after)
 
     def _uses(self, source: str) -> bool:
         # The table of episodes is not read for an id alone, because the metadata have it too.
@@ -114,7 +114,7 @@ class Scope:
             case "domain":
                 if self.over == "history":
                     return _v.domain_id
-                return _e.domain_id + 0 if self.by_id else _e.domain_id  # a sum, because no index can serve it
+                return _e.domain_id if self.after is None else _e.domain_id + 0  # a sum, because no index can serve it
             case "age":
                 return self.snapshot.newest_possible() + 1 - (_e.id if self.over == "history" else self._id)
         if isinstance(column, ExtraColumn) and (column.path or column.typed):
@@ -157,17 +157,23 @@ class Scope:
         """
         wanted = {order.name} if order is not None else set()
         wanted |= {name for name in map(_indexed_column, conjuncts(self.where)) if name is not None}
-        if "id" in wanted or self.by_id:
+        if "id" in wanted or self.after is not None:
             wanted = set()
         buffer_id = self.snapshot.state.buffer_id
         by_time = _e.buffer_id == buffer_id
         if not self._uses("metadata"):
-            return episode, by_time if "timestamp" in wanted else of_buffer(buffer_id, _e.id)
-        own = _m.buffer_id == buffer_id if "loss" in wanted else self.snapshot.own
+            return episode, by_time if "timestamp" in wanted else self._own_ids(_e.id)
+        own = _m.buffer_id == buffer_id if "loss" in wanted else self._own_ids(_m.episode_id)
         if not self._uses("episode"):
             return replay_metadata, own
         tables = replay_metadata.join(episode, _e.id == _m.episode_id)
         return tables, and_(own, by_time) if "timestamp" in wanted else own
+
+    def _own_ids(self, ids: ColumnElement[int]) -> ColumnElement[bool]:
+        """Write the test that an id belongs to the buffer, and is above ``after``."""
+        low, high = id_range(self.snapshot.state.buffer_id)
+        # One lower bound: of two, SQLite looks up the first, and tests the other row by row.
+        return ids.between(low if self.after is None else max(low, self.after + 1), high)
 
     def _event_tables(self) -> FromClause:
         tables: FromClause = replay_event
@@ -238,10 +244,8 @@ class Scope:
             codes = [self.snapshot.state.domain_code(str(value)) for value in values]
             first = self.snapshot.first_id
             values = tuple(first + code for code in codes if code is not None)
-        elif column.kind == "int":
-            values = tuple(_integers(values))
-        elif column.kind == "float":
-            values = tuple(float(v) for v in values if isinstance(v, (int, float)) and float(v) == v)
+        elif column.kind in ("int", "float"):
+            values = tuple(holdable(column, values))
         if len(values) < 2:
             return expression == values[0] if values else false()
         return backend.one_of(expression, values)
@@ -264,14 +268,8 @@ class Scope:
         assert isinstance(value, (int, float))
         if isinstance(column, ExtraColumn):
             return compare(expression, self.snapshot.backend.number(value))
-        # If the column cannot hold the value, compare with a neighbour that it can hold: 2.5 lies between 2 and 3, and
-        # a value beyond all integers is replaced by the last one.
-        near = math.floor(max(min(value, MAX_INT), -MAX_INT)) if column.kind == "int" else float(value)
-        if near < value:
-            operator = ">" if operator in (">", ">=") else "<="
-        elif near > value:
-            operator = ">=" if operator in (">", ">=") else "<"
-        compared: ColumnElement[bool] = OPERATORS[operator](expression, near)
+        operator, value = comparable(column, operator, value)
+        compared: ColumnElement[bool] = OPERATORS[operator](expression, value)
         return compared
 
 
@@ -332,6 +330,27 @@ def _wanted_ids(condition: Condition) -> list[int] | None:
     """Return the ids if the condition says that the id is one of some values."""
     equal = _equality(condition)
     return _integers(equal[1]) if equal is not None and equal[0].name == "id" else None
+
+
+def comparable(column: Column, operator: Operator, value: int | float) -> tuple[Operator, int | float]:
+    """Return an operator (not ``==``) and a value that the column can hold, for the same test.
+
+    The value becomes a neighbour that the column can hold: 2.5 lies between 2 and 3, and a value beyond all integers
+    is replaced by the last one.
+    """
+    near = math.floor(max(min(value, MAX_INT), -MAX_INT)) if column.kind == "int" else float(value)
+    if near < value:
+        operator = ">" if operator in (">", ">=") else "<="
+    elif near > value:
+        operator = ">=" if operator in (">", ">=") else "<"
+    return operator, near
+
+
+def holdable(column: Column, values: Iterable[Constant]) -> list[int] | list[float]:
+    """Return the numbers that a column of this kind can hold; a value is equal to no other number."""
+    if column.kind == "int":
+        return _integers(values)
+    return [float(value) for value in values if isinstance(value, (int, float)) and float(value) == value]
 
 
 def _integers(values: Iterable[Constant]) -> list[int]:

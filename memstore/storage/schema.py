@@ -81,11 +81,19 @@ buffer = Table(
     Column("recorded", Count, nullable=False, server_default="0"),
     Column("departed", Count, nullable=False, server_default="0"),
     Column("token", Count, nullable=False, server_default="0"),
-    Column("block_sum", Count, nullable=False, server_default="0"),
-    Column("fold_at", Count, nullable=False, server_default="0"),
-    # The later log has an event for each replay, recorded or not, and forgets by number.
+    # The log: its last event, a sum over its entries, and the last event that the history has forgotten.
     Column("logged", Count, nullable=False, server_default="0"),
+    Column("log_sum", Count, nullable=False, server_default="0"),
     Column("history_from", Count, nullable=False, server_default="0"),
+    # The rows of blocks stand at this point of the log, and the other tables at that one.
+    Column("stored_inserted", Count, nullable=False, server_default="0"),
+    Column("stored_logged", Count, nullable=False, server_default="0"),
+    Column("stored_sum", Count, nullable=False, server_default="0"),
+    Column("block_sum", Count, nullable=False, server_default="0"),
+    Column("folded_inserted", Count, nullable=False, server_default="0"),
+    Column("folded_logged", Count, nullable=False, server_default="0"),
+    Column("fold_at", Count, nullable=False, server_default="0"),
+    Column("waiting_bytes", Count, nullable=False, server_default="0"),
     # Checksums of the settings, and of the counters; see memstore.storage.checksums.
     Column("checksum", Count),
     Column("counters_checksum", Count),
@@ -191,13 +199,9 @@ block = Table(
     Column("unmeasured", Small, nullable=False),
     Column("revision", Count, nullable=False),
     Column("token", Count, nullable=False),
-    # The point of the log that the row stands at. As long as each write stores its blocks, that is the write's own.
-    Column("inserted", Count, nullable=False),
-    Column("logged", Count, nullable=False),
     Column("checksum", Count, nullable=False),
     Column("data", LargeBinary, nullable=False),
-    # 0.6 ms of such an update on SQLite, for processes that follow another one's writes. It is not needed any more when
-    # they follow the log.
+    # A process that follows another one reads the heads that were stored since.
     Index(
         None,
         "buffer_id",
@@ -205,22 +209,6 @@ block = Table(
         postgresql_using="brin",
         postgresql_with={"pages_per_range": 4, "autosummarize": "on"},
     ),
-    sqlite_strict=True,
-)
-
-# Each buffer has one row, which fences the table fold: how far the tables have followed the log, and who is at work.
-fold = Table(
-    "fold",
-    metadata,
-    Column("buffer_id", Id, primary_key=True, autoincrement=False),
-    Column("number", Count, nullable=False),
-    Column("table_inserted", Count, nullable=False),
-    Column("table_logged", Count, nullable=False),
-    Column("target_inserted", Count),
-    Column("target_logged", Count),
-    Column("phase", Small),
-    Column("cursor", Id),
-    Column("checksum", Count),
     sqlite_strict=True,
 )
 
@@ -259,10 +247,10 @@ event_group = Table(
     Column("strategy", Text),
     Column("count", Count, nullable=False),
     Column("checksum", Count),
-    # The later log: ids that left (JSON), or the id up to which all left; the number of recorded events after it.
-    Column("departed", Text),
-    Column("watermark", Id),
+    # Number of recorded events ever, those of this group included. NULL before schema 0005.
     Column("recorded", Count),
+    # 1 if the history does not record these events. They are in the log until the fold.
+    Column("unrecorded", Small),
     Index(None, "buffer_id", "at"),
     Index(None, "buffer_id", "step"),
     sqlite_strict=True,
@@ -284,8 +272,9 @@ replay_event = Table(
     Column("weight", Float),
     Column("previous_id", Id),
     Column("ends", Small),
+    # The episode's number of replays after this event. NULL before schema 0005.
     Column("nth", Count),
-    Column("recorded", Small),
+    Column("unrecorded", Small),
     sqlite_strict=True,
 )
 Index(

@@ -150,6 +150,14 @@ def reals(values: Iterable[Any], what: str, *, nullable: bool = True) -> NDArray
     return np.array(column, np.float64)  # None becomes NaN
 
 
+def nullable(values: NDArray[np.float64]) -> list[float | None]:
+    """Return floats as the database takes them: None for NaN."""
+    unknown = np.isnan(values)
+    if not unknown.any():
+        return list(values.tolist())
+    return [None if none else value for value, none in zip(values.tolist(), unknown.tolist(), strict=True)]
+
+
 def named(names: Sequence[str], number: int, what: str) -> str:
     """Return the name with this number, counted from 1."""
     return names[whole(number, what, 1, len(names)) - 1]

@@ -12,6 +12,7 @@ import numpy as np
 from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.settings import Settings, StoredStrategy
 from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.tail import Newcomers
 from memstore.config import (
     DEFAULT_CAPACITY,
     DEFAULT_EPSILON,
@@ -24,7 +25,7 @@ from memstore.config import (
     check_int,
 )
 from memstore.draws.strategies import Strategy, as_strategy
-from memstore.episodes.eviction import Eviction, Newcomers, Reservoir, as_eviction, default_eviction, plan
+from memstore.episodes.eviction import Eviction, Reservoir, as_eviction, default_eviction, plan
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group, prune
 from memstore.errors import ConfigError
@@ -129,6 +130,7 @@ def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
         set_limiter(snapshot.conn, state.buffer_id, settings.limiter, state.counters.inserted)
     if settings.history != old.history:
         prune(snapshot, settings.history, group.at)
+        state.must_fold = True  # the rows of what the new policy does not keep go at once
     if settings.capacity >= snapshot.live:
         return np.empty(0, np.int64)
     decision = plan(snapshot, Newcomers.none())

@@ -54,9 +54,8 @@ class Above:
         above: Flags = slots.loss > self.limit
         return above
 
-    def possible(self, heads: Heads) -> Flags:
-        reached: Flags = heads["largest"] > self.limit
-        return reached
+    def reach(self, heads: Heads) -> tuple[Flags, Flags]:
+        return heads["largest"] > self.limit, (heads["least"] > self.limit) & (heads["gaps"] == 0)
 
 
 def copy_of(loss: Floats, domains: int = 3) -> Copy:

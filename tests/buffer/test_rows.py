@@ -13,7 +13,7 @@ from memstore.buffer.blocks import rows as module
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads, own
 from memstore.buffer.blocks.lottery import reservoir_keys
-from memstore.buffer.blocks.rows import Write, domains_of, fetching, problems, read_heads, write_changes
+from memstore.buffer.blocks.rows import Write, domains_of, fetching, read_heads, write_changes
 from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.blocks.views import View, Views
 from memstore.buffer.blocks.weights import Law
@@ -289,22 +289,6 @@ def test_a_block_of_two_buffers_is_damage(database: Database, small_blocks: int)
     database.in_write(lambda conn: conn.execute(text("UPDATE block SET buffer_id = 1")))
     with pytest.raises(StoreCorrupt, match="said to be of another one"):
         database.in_read(stored.read)
-
-
-def test_all_that_is_wrong_is_told(database: Database, small_blocks: int) -> None:
-    stored = filled(database)
-
-    def found() -> list[str]:
-        return database.in_read(lambda conn: list(problems(conn, database.backend, BUFFER, OWN, keys)))
-
-    assert found() == []
-    names = stored.copy.heads["name"][[1, 4]].tolist()
-    for name in names:
-        statement = text("UPDATE block SET data = :data WHERE id = :id").bindparams(id=name, data=bytes(36))
-        database.in_write(partial(Connection.execute, statement=statement))
-    assert [f"block {name} does not match" in told for name, told in zip(names, found(), strict=True)] == [True, True]
-    database.in_write(lambda conn: conn.execute(text("UPDATE block SET put = 99 WHERE id = :id"), {"id": names[1]}))
-    assert len(found()) == 1
 
 
 def test_domains_of_episodes_are_looked_up(database: Database) -> None:

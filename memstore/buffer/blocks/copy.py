@@ -27,11 +27,13 @@ from memstore.buffer.blocks.heads import (
 )
 from memstore.buffer.blocks.pages import EMPTY, Opened, Pages, compacted, empty, opened, reached
 from memstore.buffer.blocks.slots import (
+    AT,
     COLUMNS,
     COUNT,
     EVENT,
     ID,
     LOSS,
+    LOWEST,
     NO_ID,
     SLOTS,
     Flags,
@@ -40,6 +42,7 @@ from memstore.buffer.blocks.slots import (
     Slots,
     canonical,
     distinct,
+    runs,
 )
 from memstore.buffer.blocks.weights import Law
 from memstore.storage.stored import damaged
@@ -139,13 +142,6 @@ class Copy:
         """Return this copy without a way to read what is not in memory."""
         return replace(self, fetch=nothing_stored)
 
-    def followed(self, changed: Heads) -> Copy:
-        """Return the copy of a later snapshot in which these heads are others, or new, and no block has vanished."""
-        known, at = among(changed["name"], self.heads["name"])
-        heads = own(self.heads, changed[~known])
-        heads[at[known]] = changed[known]
-        return self.replaced(heads if (np.diff(heads["name"]) > 0).all() else heads[np.argsort(heads["name"])])
-
     def replaced(self, heads: Heads) -> Copy:
         """Return the copy of a later snapshot with these heads. Contents that are the same stay in memory.
 
@@ -184,6 +180,8 @@ class Copy:
 
         What is not stored as it is stays in any case.
         """
+        if len(self) <= most:
+            return self
         excess = int((self.page >= 0).sum()) - most
         stored = np.flatnonzero((self.page >= 0) & (self.heads["token"] != 0))
         if excess <= 0 or not len(stored):
@@ -229,24 +227,37 @@ class Copy:
         places[known[there]] = (block[there] << PLACE_BITS) + slot[there]
         return Found(self, places)
 
-    def patched(self, found: Found, loss: Floats, count: Ints, event: Ints) -> Copy:
-        """Give each live episode that was found its loss, count and last event.
+    def patched(
+        self,
+        found: Found,
+        loss: Floats,
+        count: Ints,
+        event: Ints,
+        lowest: Floats | None = None,
+        at: Floats | float = np.nan,
+    ) -> Copy:
+        """Give each live episode that was found its loss, number of replays, last event, and time of the last replay.
 
-        All are absolute. The largest event of an episode stays, whatever the order; what is older than the slot says is
-        passed over. So a patch may come twice, and patches of different moments may come in any order. A replay that
-        the history does not record has the event that the slot has already.
+        All are absolute. The largest count of an episode stays, whatever the order; a patch whose count is not above
+        that of the slot is passed over. So a patch may come twice, and patches may come in any order. The lowest loss
+        becomes ``lowest`` (``loss`` by default) if that is smaller.
         """
         assert found.copy is self, "episodes were found in another copy"
         live = np.flatnonzero(found.live)
-        live = live[np.argsort(event[live], kind="stable")]  # of assignments to the same place the last one stays
+        live = live[np.argsort(count[live], kind="stable")]  # of assignments to the same place the last one stays
         blocks, ordinal = np.unique(found.places[live] >> PLACE_BITS, return_inverse=True)
         slot = found.places[live] & ((1 << PLACE_BITS) - 1)
         changed = self.open(blocks)
-        newer = event[live] >= changed.columns[ordinal, EVENT, slot]
+        newer = count[live] > changed.columns[ordinal, COUNT, slot]
         live, ordinal, slot = live[newer], ordinal[newer], slot[newer]
+        least = np.full(changed.used.shape, np.nan)
+        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live])
+        least = np.fmin(least[ordinal, slot], changed.columns[ordinal, LOWEST, slot].view(np.float64))
         changed.columns[ordinal, LOSS, slot] = canonical(loss[live])
+        changed.columns[ordinal, LOWEST, slot] = canonical(least)
         changed.columns[ordinal, COUNT, slot] = count[live]
         changed.columns[ordinal, EVENT, slot] = event[live]
+        changed.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(count))[live])
         return self._own()._set(changed, same_ids=True)
 
     def departed(self, found: Found) -> Copy:
@@ -267,10 +278,20 @@ class Copy:
         thinned = self.open(np.flatnonzero(touched))
         return self._own()._set(compacted(thinned, thinned.used & (thinned.ids > watermark)))
 
-    def appended(self, ids: Ints, domains: Ints, loss: Floats, count: Ints | int = 0, event: Ints | int = 0) -> Copy:
+    def appended(
+        self,
+        ids: Ints,
+        domains: Ints,
+        loss: Floats,
+        count: Ints | int = 0,
+        event: Ints | int = 0,
+        lowest: Floats | None = None,
+        at: Floats | float = np.nan,
+    ) -> Copy:
         """Add episodes; the ids ascend, and are above all that were ever added.
 
-        Newcomers were never replayed. Counts and events are for a copy that is built from the tables of a database.
+        Newcomers were never replayed, and their lowest loss is their loss. The other columns are for a copy that is
+        built from the tables of a database.
 
         A newcomer enters the last block of its domain; where ``SLOTS`` episodes were put into that, a new one. So where
         an episode stands depends on the newcomers of its domain since the last merging, and on no departure.
@@ -280,25 +301,30 @@ class Copy:
         check_newcomers(self.heads, ids, domains)
         order = np.argsort(domains, kind="stable")
         target, names = self._targets(ids[order], domains[order])
-        grown = self._own(head_rows(names, domains[np.searchsorted(ids, names)]))
-        order = order[np.argsort(target, kind="stable")]
-        blocks, first, more = np.unique(np.sort(target), return_index=True, return_counts=True)
+        grown = self._own(head_rows(names, domains[np.searchsorted(ids, names)]) if len(names) else None)
+        by_block = np.argsort(target, kind="stable")
+        order = order[by_block]
+        blocks, first, more = runs(target[by_block])
         filled = grown.open(blocks)
-        ordinal = np.repeat(np.arange(len(blocks)), more)
+        ordinal = np.arange(len(blocks)).repeat(more)
         slot = filled.count[ordinal] + np.arange(len(ids)) - first[ordinal]
         filled.columns[ordinal, ID, slot] = ids[order]
         filled.columns[ordinal, LOSS, slot] = canonical(loss[order])
-        filled.columns[ordinal, COUNT, slot] = np.broadcast_to(count, len(ids))[order]
-        filled.columns[ordinal, EVENT, slot] = np.broadcast_to(event, len(ids))[order]
+        filled.columns[ordinal, LOWEST, slot] = canonical((loss if lowest is None else lowest)[order])
+        filled.columns[ordinal, AT, slot] = canonical(at[order] if isinstance(at, np.ndarray) else np.full(1, at))
+        filled.columns[ordinal, COUNT, slot] = count[order] if isinstance(count, np.ndarray) else count
+        filled.columns[ordinal, EVENT, slot] = event[order] if isinstance(event, np.ndarray) else event
         grown.heads["put"][blocks] += more.astype(np.int16)
         return grown._set(Opened(blocks, filled.count + more, filled.columns))
 
     def _targets(self, ids: Ints, domains: Ints) -> tuple[Ints, Ints]:
         """Return the block that each newcomer enters, and the names of those that are new; they come by domain."""
-        some, first, sizes = np.unique(domains, return_index=True, return_counts=True)
+        some, first, sizes = runs(domains)
         last = self.directory.last(some)
         room = np.where(last >= 0, SLOTS - self.heads["put"][last], 0) if len(self) else np.zeros_like(last)
-        rank = np.arange(len(ids)) - np.repeat(first + room, sizes)  # below 0: there is room for it
+        rank = np.arange(len(ids)) - (first + room).repeat(sizes)  # below 0: there is room for it
+        if rank[-1] < 0 and (rank < 0).all():
+            return last.repeat(sizes), ids[:0]
         begins = (rank >= 0) & (rank % SLOTS == 0)
         names = ids[begins]
         place = len(self) + np.argsort(np.argsort(names))  # blocks stand in the order of names
@@ -352,8 +378,7 @@ class Copy:
             raise damaged(f"block {heads['name'][0]}", f"is one of {len(blocks)}, and {len(contents)} were found")
         found, expected = opened(blocks, contents), own(heads)
         steps = describe(expected, found, self.pages)
-        if self.key_of is not None:
-            expected["key"] = least_keys(found, self.key_of)
+        expected["key"] = NO_ID if self.key_of is None else least_keys(found, self.key_of)
         with np.errstate(over="ignore", under="ignore"):
             sums = np.ldexp(expected["sum"], expected["unit"] - heads["unit"])
         like = np.isclose(sums, heads["sum"], rtol=ROUNDING, atol=0.0)

@@ -17,11 +17,10 @@ import numpy as np
 
 from memstore.buffer.blocks.slots import (
     COLUMNS,
-    COUNT,
-    EVENT,
     ID,
     LOSS,
     NO_ID,
+    REALS,
     SLOTS,
     Flags,
     Floats,
@@ -99,7 +98,7 @@ def empty(blocks: int) -> Ints:
     """Return the columns of empty blocks."""
     columns = np.zeros((blocks, COLUMNS, SLOTS), np.int64)
     columns[:, ID] = NO_ID
-    columns[:, LOSS] = canonical(np.full(1, np.nan))
+    columns[:, REALS] = canonical(np.full(1, np.nan))
     return columns
 
 
@@ -118,7 +117,7 @@ def compacted(blocks: Opened, stays: Flags) -> Opened:
     count = stays.sum(axis=1)
     fewer = Opened(blocks.blocks, count, empty(len(blocks)))
     into = fewer.used
-    for column in (ID, LOSS, COUNT, EVENT):
+    for column in range(COLUMNS):
         fewer.columns[:, column][into] = blocks.columns[:, column][stays]
     return fewer
 

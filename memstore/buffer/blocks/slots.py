@@ -1,7 +1,8 @@
 """The content of a block: a slot for each live episode, in id order; and its bytes as they are stored.
 
-The content of a block is its ids, then its losses, counts and last events, with no hole and nothing behind them. So the
-same episodes are the same bytes, on whatever way they came there. What is stored is a checksum and the content.
+A slot holds all replay metadata of an episode. The content of a block is its columns one after the other, with no hole
+and nothing behind them. So the same episodes are the same bytes, on whatever way they came there. The stored form of a
+block is a checksum and the content.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-SLOTS = 120
+SLOTS = 80
 """Most episodes of a block: 3,844 bytes are stored then, which fit a page of 4,096 with the rest of the row."""
 
-ID, LOSS, COUNT, EVENT = range(4)
-COLUMNS = 4
-"""A slot has these columns.
+ID, LOSS, LOWEST, COUNT, EVENT, AT = range(6)
+COLUMNS = 6
+REALS = (LOSS, LOWEST, AT)
+"""A slot has these columns; those of ``REALS`` hold the bits of floats.
 
-The episode; its loss (NaN where never measured; as the bits of a float); how often it was replayed; the number of its
-last event (0 for none).
+The episode; its loss and its lowest loss (NaN if it was never measured); the number of its replays; the number of its
+last recorded event (0 for none); the time of its last replay in seconds (NaN if it was never replayed).
 """
 
 SLOT_BYTES = 8 * COLUMNS
@@ -51,8 +53,10 @@ class Slots:
 
     ids: Ints
     loss: Floats
+    lowest: Floats
     count: Ints
     event: Ints
+    at: Floats
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,8 +64,8 @@ class Slots:
     @classmethod
     def of(cls, columns: Ints) -> Slots:
         """Take apart an array with a row for each column."""
-        ids, loss, count, event = columns
-        return cls(ids, loss.view(np.float64), count, event)
+        ids, loss, lowest, count, event, at = columns
+        return cls(ids, loss.view(np.float64), lowest.view(np.float64), count, event, at.view(np.float64))
 
 
 def sealed(content: bytes, name: int, domain: int, token: int) -> bytes:
@@ -109,7 +113,10 @@ def _check(contents: list[bytes], names: Ints) -> None:
     ids, loss = slots.ids, slots.loss
     possible = (ids >= names[block]) & (ids < LARGEST_ID) & (slots.count >= 0) & (slots.event >= 0)
     possible[1:] &= (ids[1:] > ids[:-1]) | (block[1:] != block[:-1])
-    possible &= (np.isfinite(loss) & ~np.signbit(loss)) | (columns[LOSS] == _CANONICAL_NAN)
+    for column in REALS:
+        value, unknown = columns[column].view(np.float64), columns[column] == _CANONICAL_NAN
+        possible &= (np.isfinite(value) & ~(np.signbit(value) & (column != AT))) | unknown
+    possible &= (slots.lowest <= loss) | (np.isnan(slots.lowest) & np.isnan(loss))
     if not possible.all():
         bad = int(np.flatnonzero(~possible)[0])
         raise _damaged(int(names[block[bad]]), f"holds an episode {ids[bad]} that cannot be as it is stored")
@@ -128,6 +135,20 @@ def canonical(loss: Floats) -> Ints:
     """Return the bits of losses, with one kind of NaN, and zeros without a sign: equal losses must be equal bits."""
     bits: Ints = np.where(np.isnan(loss), np.nan, loss + 0.0).view(np.int64)
     return bits
+
+
+def runs(ordered: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return the values of an ascending array, each once, where each begins, and how often it comes.
+
+    It is ``np.unique`` without the sorting, in 4 us and not 12.
+    """
+    begins = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
+    first = begins.nonzero()[0]
+    sizes = np.empty_like(first)
+    sizes[:-1] = first[1:] - first[:-1]
+    sizes[-1:] = len(ordered) - first[-1:]
+    return ordered[first], first, sizes
 
 
 def distinct(values: Ints) -> Ints:

@@ -27,15 +27,14 @@ REVISION = "0005"
 """The fingerprints in ``LAYOUT`` belong to this schema revision."""
 
 LAYOUT: dict[str, str] = {
-    "block": "e34c67f8ad8ffbd0",
-    "buffer": "6c2cf3f5602a2257",
+    "block": "59d1cae1457df079",
+    "buffer": "7fcaa6ac64e273b7",
     "checkpoint": "0cd6e2a0a4e323c5",
     "domain": "feae5b3e58248558",
     "episode": "c05b5daa10dc62b5",
     "episode_key": "eeb479fd1e0b0f59",
     "episode_tag": "1552a6c96b28e98d",
-    "event_group": "272a34702ab91d02",
-    "fold": "3bccbf0ae9bf00e7",
+    "event_group": "7aed5b50c4b92a56",
     "ix_block_buffer_id_revision": "683099f126d9f6e1",
     "ix_episode_buffer_id_timestamp": "eac59a46533dc3b5",
     "ix_episode_domain_id_timestamp": "ac1c9426dc3e45ad",
@@ -48,7 +47,7 @@ LAYOUT: dict[str, str] = {
     "limiter": "fbde75dee5206a96",
     "memstore_version": "02794125572e94e3",
     "payload": "0fdb7929f08e2613",
-    "replay_event": "95cd80f827bf051f",
+    "replay_event": "558f65bac4200695",
     "replay_metadata": "74d6dc26743c80a6",
     "replay_tally": "eb85899240f2c7e3",
     "v_domain": "80d8be887c27f5e5",
