@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.heads import among
+from memstore.buffer.blocks.slots import Floats, Ints, distinct
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group, log, repeats, tally
@@ -46,11 +47,12 @@ def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints
     tuple of int64 arrays
         The updated ids, and the ids that are not live. Both are sorted and without repetition.
     """
-    distinct = np.unique(replay.ids)
     rows = snapshot.find(replay.ids, replay.domain)
-    replay = replay.take(np.isin(replay.ids, rows.ids))
+    live, place = among(replay.ids, rows.ids)  # np.isin and np.setdiff1d take 0.3 ms together
+    missing = distinct(replay.ids[~live])
+    if len(missing):
+        replay, place = replay.take(live), place[live]
     ids, loss = replay.ids, replay.loss
-    place = np.searchsorted(rows.ids, ids)
     before = rows.loss[place]
     again, earlier = repeats(ids)
     before[again] = loss[earlier]
@@ -61,7 +63,7 @@ def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints
     if limit is not None:
         exhausted = snapshot.find(rows.ids[rows.replay_count + np.bincount(place, minlength=len(rows)) >= limit])
         remove(snapshot, (exhausted, replace(group, what="exhausted", reason="max_replays", strategy=None)))
-    return rows.ids, np.setdiff1d(distinct, rows.ids)
+    return rows.ids, missing
 
 
 def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: Ints, before: Floats) -> Ints:
