@@ -65,7 +65,7 @@ from memstore.types import (
     UpdateResult,
     Vector,
 )
-from memstore.upkeep import removal, retention, trends
+from memstore.upkeep import folding, removal, retention, trends
 from memstore.upkeep import settings as maintenance
 from memstore.upkeep import stats as health
 from memstore.upkeep.check import check
@@ -108,7 +108,7 @@ class EpisodicMemory:
         self._name = opened.name
         self._resumed = opened.resumed
         self._given_consumer = consumer
-        self._sampler = Sampler(opened.session, opened.populations, opened.strategy, repr(self))
+        self._sampler = Sampler(opened.session, opened.knowledge, opened.strategy, repr(self))
 
     # What it is
 
@@ -293,9 +293,12 @@ class EpisodicMemory:
     def check(self) -> CheckReport:
         """Read the whole buffer and verify every invariant: blocks, bounds, counts, sums, checksums, orphans.
 
-        The call changes nothing. Damage is reported in ``CheckReport.problems``, and does not raise an error.
+        The rows are read anew, and what this handle has in memory is compared with them. The call changes nothing.
+        Damage is reported in ``CheckReport.problems``, and does not raise an error.
         """
-        return self._session.read(check)
+        session = self._session
+        number = session.committed.buffer_id
+        return session.examining(lambda conn, follow: check(conn, session.database.backend, number, follow))
 
     # Questions
 
@@ -731,8 +734,9 @@ class EpisodicMemory:
     def delete(self, ids: Ids | None = None, *, where: Condition | str | None = None) -> int:
         """Remove episodes in one commit: those with these ids, or all that pass a condition.
 
-        The keys of removed episodes stay known, and the history records each departure as ``deleted``. The call holds
-        the write lock for 60 to 80 us for each episode.
+        The keys of removed episodes stay known, and the history records each departure as ``deleted``. From the commit
+        on, no process reads the episodes. The bytes of their payloads leave the file with the next fold: ``fold`` does
+        that at once. (``memstore vacuum`` then gives the space back to the disk.)
 
         Parameters
         ----------
@@ -961,9 +965,40 @@ class EpisodicMemory:
         """Return the names of the stored checkpoints, oldest first."""
         return self._session.read(checkpoint.names)
 
+    def fold(self) -> int:
+        """Bring the tables of the buffer to the end of the log, in one commit.
+
+        A write appends to the log. The memory itself reads the log and the tables together, so its answers are right at
+        any time. The fold makes them quick, and gives space free:
+
+        - the replay metadata of new and of replayed episodes is written to its table;
+        - the rows of departed episodes are deleted (after ``delete``, an eviction ...);
+        - so are the events that the history does not record or keep.
+
+        It never changes what is drawn. It also happens by itself: in the write with which the log has grown by four
+        entries for each episode of the capacity (at least 8,192, at most 131,072 entries) since the last fold, after 64
+        MiB of new payloads, when ``configure`` changes the history, and in ``close``. An add, a replay and a departure
+        are one entry each.
+
+        The call waits for the write lock like any write, and holds it for about 10 us for each entry.
+
+        Returns
+        -------
+        int
+            Number of log entries that the tables did not have yet. If it is 0, nothing was written.
+        """
+        return folding.fold(self._session)
+
     def close(self) -> None:
-        """Close the connections. Later calls raise ``MemoryClosed``. No data waits to be written at this point."""
-        self._session.close()
+        """Close the connections. Later calls raise ``MemoryClosed``. No data waits to be written at this point.
+
+        A handle that wrote folds first (see ``fold``), for the next process that opens the database. It does not wait
+        for a lock that somebody holds. If the fold is not possible, all stays as it is, and no error is raised.
+        """
+        try:
+            folding.fold_at_close(self._session)
+        finally:
+            self._session.close()
 
     def __enter__(self) -> EpisodicMemory:
         return self
@@ -971,7 +1006,10 @@ class EpisodicMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is not None and not isinstance(error, Exception):
+            self._session.close()  # an interrupt ends the process soon, and a fold may take a second
+        else:
+            self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         seeds = self._session.child_seeds()

@@ -80,6 +80,8 @@ class Session(Forking):
         # undo the draw of another thread.
         self._drawing = Turn()
         self._block: _Steps[Any] | None = None
+        self.wrote = False
+        """True if this process has committed a change of the buffer through this session."""
 
     def read(self, work: Callable[[Snapshot], T]) -> T:
         """Run ``work`` on one consistent snapshot."""
@@ -107,6 +109,13 @@ class Session(Forking):
         The snapshot has the counters of this moment, and no block may be read in it.
         """
         return _Visit(self, write=True, locked=False).run(work)
+
+    def examining(self, work: Callable[[Connection, Callable[[], Snapshot]], T]) -> T:
+        """Run ``work`` on a consistent snapshot of rows that may be damaged.
+
+        It gets the connection, and a function that gives what ``read`` gives, or raises what ``read`` raises.
+        """
+        return _Examination(self).run(work)
 
     def watch(self) -> Watch:
         """Start a watch on commits to the buffer by any process. The caller closes it."""
@@ -279,6 +288,7 @@ class _Work(Attempts[*Given]):
         if block is None:
             session._publish(state)
             session.cache.put(payloads)
+            session.wrote |= self._changes
         elif self.write:
             block.state = state
             block.payloads.update(payloads)
@@ -308,6 +318,14 @@ class _Visit(_Work[Snapshot]):
     def begun(self, conn: Connection) -> tuple[Snapshot]:
         """Make the snapshot."""
         return (self.snapshot(conn),)
+
+
+class _Examination(_Work[Connection, Callable[[], Snapshot]]):
+    """Work that gets the connection, and makes the snapshot itself."""
+
+    def begun(self, conn: Connection) -> tuple[Connection, Callable[[], Snapshot]]:
+        """Return the connection, and the way to the snapshot."""
+        return conn, lambda: self.snapshot(conn)
 
 
 class _Draw(_Work[Snapshot, np.random.Generator]):
@@ -393,6 +411,7 @@ class _Steps(Generic[T]):
         elif commit:
             if self.state is not None:
                 session._publish(self.state)
+                session.wrote = True
             session.cache.put(self.payloads)
         self.abandon()
 

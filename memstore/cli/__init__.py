@@ -105,7 +105,7 @@ def train(
 
 for each in (
     *(train, stats.stats, ask.history, ask.hardest, ask.forgotten, ask.domains, show.show, query.query, plot.plot),
-    *(keep.check, keep.upgrade, keep.backup, keep.restore, keep.vacuum),
+    *(keep.check, keep.fold, keep.upgrade, keep.backup, keep.restore, keep.vacuum),
 ):
     main.add_command(each)
 

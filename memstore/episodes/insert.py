@@ -129,10 +129,10 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
     state = snapshot.state
     newcomers = Newcomers(ids, state.store_domains(snapshot.conn, snapshot.backend, offer.domains), offer.loss)
     decision = plan(snapshot, newcomers)
-    leaving = snapshot.find(decision.leaving)
+    leaving = snapshot.at_places(decision.leaving)
     all_stay = bool(decision.staying.all())
     if len(leaving) or not all_stay:
-        departed = replace(group, what="evicted", reason=snapshot.settings.eviction.value)
+        departed = group._replace(what="evicted", reason=snapshot.settings.eviction.value)
         depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
 
     state.counters.measured(offer.loss, snapshot.settings.epsilon)
@@ -175,7 +175,7 @@ def _take_out(snapshot: Snapshot, leaving: Rows) -> None:
     if not len(leaving):
         return
     state = snapshot.state
-    state.blocks = state.blocks.departed(state.blocks.locate(leaving.ids, leaving.domain))
+    state.blocks = state.blocks.departed(leaving.places)
     state.counters.live_replays -= int(leaving.replay_count.sum())
 
 

@@ -19,6 +19,7 @@ from memstore import errors
 from memstore.config import DEFAULT_BUSY_TIMEOUT
 from memstore.storage.address import parse_url, restoring, shown_url
 from memstore.storage.backends import Backend
+from memstore.storage.backends.base import Progress
 from memstore.storage.database import Database
 from memstore.storage.schema import VERSION_TABLE, metadata
 from memstore.version import __version__
@@ -83,7 +84,11 @@ def ensure_schema(database: Database, *, create: bool = True, upgrade: bool = Fa
 
 
 def upgrade(
-    target: str | os.PathLike[str] | URL, *, backup: bool = True, busy_timeout: float = DEFAULT_BUSY_TIMEOUT
+    target: str | os.PathLike[str] | URL,
+    *,
+    backup: bool = True,
+    busy_timeout: float = DEFAULT_BUSY_TIMEOUT,
+    on_progress: Progress | None = None,
 ) -> Upgraded:
     """Upgrade existing tables to this version, in one transaction.
 
@@ -95,6 +100,9 @@ def upgrade(
         True copies a SQLite database first, under the write lock, so that the copy is complete.
     busy_timeout : float
         Seconds to wait for other writers.
+    on_progress : callable, optional
+        Function that is called with the number of converted episodes and the number of all episodes. An upgrade that
+        converts no episode never calls it.
 
     Raises
     ------
@@ -103,7 +111,7 @@ def upgrade(
     """
     database = Database(parse_url(target), busy_timeout=busy_timeout)
     try:
-        return _bring_up(database, create=False, upgrade=True, backup=backup)
+        return _bring_up(database, create=False, upgrade=True, backup=backup, on_progress=on_progress)
     finally:
         database.close()
 
@@ -140,7 +148,9 @@ def known_revisions() -> tuple[str, ...]:
     return REVISIONS
 
 
-def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) -> Upgraded:
+def _bring_up(
+    database: Database, *, create: bool, upgrade: bool, backup: bool, on_progress: Progress | None = None
+) -> Upgraded:
     backend = database.backend
     where = backend.describe()
     if not (create and backend.may_create) and not backend.exists():
@@ -160,7 +170,7 @@ def _bring_up(database: Database, *, create: bool, upgrade: bool, backup: bool) 
         if version == HEAD:  # another process was first
             return Upgraded(HEAD, HEAD)
         copy = backend.backup(database.engine, f"schema-{version}") if backup and version is not None else None
-        _run_migrations(conn, backend)
+        _run_migrations(conn, backend, on_progress)
         if schema_version(conn, shared=backend.shared) != HEAD:
             raise errors.SchemaError(f"the migrations in {_migrations()} do not lead to {HEAD!r}; reinstall memstore")
         _refuse_altered(conn, backend, HEAD)
@@ -207,7 +217,7 @@ def _refuse_altered(conn: Connection, backend: Backend, revision: str) -> None:
         raise errors.StoreCorrupt(f"{backend.describe()}: {', '.join(found)}; {restoring(backend.describe())}")
 
 
-def _run_migrations(conn: Connection, backend: Backend) -> None:
+def _run_migrations(conn: Connection, backend: Backend, on_progress: Progress | None) -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -217,6 +227,7 @@ def _run_migrations(conn: Connection, backend: Backend) -> None:
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = conn  # a URL is not used, because it may hold a password
     config.attributes["backend"] = backend
+    config.attributes["progress"] = on_progress
     try:
         with _alembic_lock:
             command.upgrade(config, HEAD)

@@ -21,6 +21,7 @@ from memstore.storage.database import Database
 from memstore.storage.newfile import check_free, written_whole
 from memstore.storage.schema import metadata
 from memstore.storage.upgrade import ensure_schema
+from memstore.upkeep.folding import fold_buffers
 
 ROWS, BLOBS = 4096, 64
 """A copy takes this many rows at a time: ``BLOBS`` of a table with payloads, ``ROWS`` of another table."""
@@ -85,8 +86,9 @@ def backup(
 def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Vacuumed:
     """Give the space of deleted rows back.
 
-    SQLite writes the whole file again. In that time no other connection may write or hold a snapshot. PostgreSQL frees
-    the space for new rows, and waits for no other session.
+    First each buffer is folded, so that departed episodes have no rows. Then SQLite writes the whole file again. In
+    that time no other connection may write or hold a snapshot. PostgreSQL frees the space for new rows, and waits for
+    no other session.
 
     Parameters
     ----------
@@ -97,11 +99,14 @@ def vacuum(target: Address, *, busy_timeout: float = DEFAULT_BUSY_TIMEOUT) -> Va
     Raises
     ------
     StoreBusy
-        A SQLite file is still in use after ``busy_timeout`` seconds.
+        A SQLite file is still in use after ``busy_timeout`` seconds, or somebody writes to a buffer all that time.
+    StoreCorrupt
+        A buffer is too damaged to be folded. Nothing was changed in it.
     """
     with closing(Database(parse_url(target), busy_timeout=busy_timeout)) as database:
         ensure_schema(database, create=False)
         before = database.in_read(database.backend.size)
+        fold_buffers(database)
         database.outside(database.backend.vacuum)
         return Vacuumed(before, database.in_read(database.backend.size))
 

@@ -6,21 +6,36 @@ snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from sqlalchemy import Connection, select
 
 from memstore.buffer.blocks.copy import CHUNK, Copy, Fetch
-from memstore.buffer.blocks.heads import MAX_DOMAIN, Heads, KeyOf, among, head_rows, new_stamp
+from memstore.buffer.blocks.heads import (
+    HEAD,
+    MAX_DOMAIN,
+    Directory,
+    Heads,
+    KeyOf,
+    among,
+    fingerprint,
+    head_rows,
+    new_stamp,
+    own,
+)
+from memstore.buffer.blocks.pages import Pages
 from memstore.buffer.blocks.slots import NO_ID, SLOTS, Flags, Floats, Ints, distinct, sealed, unsealed
 from memstore.buffer.blocks.weights import UNIT, Law
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
-from memstore.storage.schema import block, episode, first_id, id_range, replay_metadata
+from memstore.storage.schema import block, episode, first_id, id_range, of_buffer, replay_metadata
+
+T = TypeVar("T")
 
 NUMBERS = {
     "id": "name",
@@ -62,8 +77,8 @@ class Write(NamedTuple):
 ALL_BITS = 2**64 - 1
 """This mask gives a token with a sign the same bits without a sign."""
 
-PAGE = 65536
-"""An upgrade reads this many rows of the tables at a time."""
+PAGE = 16384
+"""So many rows of the tables are read at a time."""
 
 LARGEST_UNIT = 2**17
 """Every unit is below this. With alpha 50 units reach 51,200 and -53,760."""
@@ -104,8 +119,36 @@ def fetching(conn: Connection, backend: Backend) -> Fetch:
     return fetch
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some episodes, as the tables describe them. The domain is its number within the buffer."""
+
+    ids: Ints
+    domains: Ints
+    loss: Floats
+    count: Ints
+    event: Ints
+    lowest: Floats
+    at: Floats
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def appended_to(self, copy: Copy) -> Copy:
+        """Return the copy with these episodes."""
+        return copy.appended(self.ids, self.domains, self.loss, self.count, self.event, self.lowest, self.at)
+
+
 def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None) -> Copy:
-    """Return the blocks of a buffer that has none yet, from its replay metadata."""
+    """Return the blocks that the tables describe, with all contents in memory."""
+    copy = Copy.of(law, key_of=key_of)
+    for page in table_pages(conn, backend, buffer_id):
+        copy = page.appended_to(copy)
+    return copy
+
+
+def table_pages(conn: Connection, backend: Backend, buffer_id: int) -> Iterator[Page]:
+    """Yield the episodes as the replay metadata describe them, in id order, ``PAGE`` at a time."""
     m = replay_metadata.c
     query = (
         select(
@@ -116,31 +159,36 @@ def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, ke
         .order_by(m.episode_id)
         .limit(PAGE)
     )
-    copy, (after, high) = Copy.of(law, key_of=key_of), id_range(buffer_id)
+    after, high = id_range(buffer_id)
     while rows := backend.fetch(conn, query.where(m.episode_id.between(after, high))):
-        copy = _appended(copy, buffer_id, rows)
+        yield _page(buffer_id, rows)
         after = stored.onward(rows[-1][0], after - 1, f"the rows of {replay_metadata.name}") + 1
-    return copy
 
 
-def _appended(copy: Copy, buffer_id: int, rows: Sequence[Sequence[Any]]) -> Copy:
-    """Return the copy with the episodes of these rows of the tables."""
+def _page(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Page:
+    """Return these rows of the tables, checked."""
     where = f"table {replay_metadata.name}"
     ids, domains, loss, count, event, lowest, at = zip(*rows, strict=True)
     if None in domains:
         number = ids[domains.index(None)]
         raise stored.damaged(f"episode {number}", "has no row in table episode", episode_id=number)
-    of = stored.wholes(domains, where) - first_id(buffer_id)
-    values, counts = stored.reals(loss, where), stored.wholes(count, where)
-    events = stored.wholes(event, where, unknown=0)
-    least, times = stored.reals(lowest, where), stored.reals(at, where)
-    possible = ~(values < 0) & ~np.isinf(values) & (counts >= 0) & (events >= 0) & (of > 0) & (of <= MAX_DOMAIN)
+    page = Page(
+        stored.wholes(ids, where),
+        stored.wholes(domains, where) - first_id(buffer_id),
+        stored.reals(loss, where),
+        stored.wholes(count, where),
+        stored.wholes(event, where, unknown=0),
+        stored.reals(lowest, where),
+        stored.reals(at, where),
+    )
+    values, least, of = page.loss, page.lowest, page.domains
+    possible = ~(values < 0) & ~np.isinf(values) & (page.count >= 0) & (page.event >= 0) & (of > 0) & (of <= MAX_DOMAIN)
     possible &= ((least >= 0) & (least <= values)) | (np.isnan(least) & np.isnan(values))
-    possible &= ~np.isinf(times)
+    possible &= ~np.isinf(page.at)
     if not possible.all():
         number = ids[int(np.flatnonzero(~possible)[0])]
         raise stored.damaged(f"episode {number}: what is known of it", "cannot be as it is stored", episode_id=number)
-    return copy.appended(stored.wholes(ids, where), of, values, counts, events, least, times)
+    return page
 
 
 def domains_of(conn: Connection, backend: Backend, buffer_id: int, ids: Ints) -> Ints:
@@ -155,29 +203,42 @@ def domains_of(conn: Connection, backend: Backend, buffer_id: int, ids: Ints) ->
     return np.where(known, of[at], 0) if len(of) else np.zeros(len(ids), np.int64)
 
 
-def problems(conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None) -> Iterator[str]:
-    """Yield what is wrong with the rows of a buffer: each damaged block, and each head that its content belies."""
-    try:
-        heads = read_heads(conn, backend, buffer_id)
-    except StoreCorrupt as exc:
-        yield str(exc)
-        return
-    copy = Copy.of(law, heads, fetch=fetching(conn, backend), key_of=key_of)
+def problems(
+    conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None, block_sum: int | None
+) -> Iterator[str]:
+    """Yield all that is wrong with the rows of a buffer's blocks, a sentence for each.
+
+    Heads and contents are read one by one where they are damaged, so none hides another. ``block_sum`` is the
+    fingerprint in the buffer's row; None if it cannot be read.
+    """
+    rows = backend.fetch(
+        conn, select(*(block.c[name] for name in COLUMNS)).where(of_buffer(buffer_id, block.c.id)).order_by(block.c.id)
+    )
+    found = _each(rows, partial(_heads, buffer_id))
+    yield from (str(part) for part in found if isinstance(part, StoreCorrupt))
+    heads = own(*(part for part in found if not isinstance(part, StoreCorrupt)), np.zeros(0, HEAD))
+    whole = len(heads) == len(rows)
+    if whole and block_sum is not None and fingerprint(heads) != block_sum:
+        yield "the rows of blocks are not those that the buffer's row knows: one is missing, or additional, or older"
+    directory = Directory.of(heads)
+    for name, other in directory.overlaps(heads):
+        yield f"block {name} reaches into block {other} of the same domain"
+    copy = Copy(heads, np.full(len(heads), -1), Pages(law), directory, fetching(conn, backend), key_of)
     for start in range(0, len(copy), CHUNK):
         blocks = np.arange(start, min(start + CHUNK, len(copy)))
-        try:
-            copy.open(blocks)
-        except StoreCorrupt:
-            yield from _one_by_one(copy, blocks)
+        yield from (str(part) for part in _each(blocks, copy.paged) if isinstance(part, StoreCorrupt))
         copy = copy.forgotten(0)
 
 
-def _one_by_one(copy: Copy, blocks: Ints) -> Iterator[str]:
-    for place in blocks.tolist():
-        try:
-            copy.open(np.array([place]))
-        except StoreCorrupt as exc:
-            yield str(exc)
+def _each(items: Any, read: Callable[[Any], T]) -> list[T | StoreCorrupt]:
+    """Read items, halving them where they cannot be read, and return what was read, and the errors of single ones."""
+    try:
+        return [read(items)]
+    except StoreCorrupt as exc:
+        if len(items) <= 1:
+            return [exc]
+    half = len(items) // 2
+    return _each(items[:half], read) + _each(items[half:], read)
 
 
 def write_changes(conn: Connection, backend: Backend, buffer_id: int, before: Heads, after: Copy, write: Write) -> Copy:
@@ -238,8 +299,10 @@ def _heads(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Heads:
         for name, field in names.items():
             heads[field] = read[name]
     heads["stamp"] = new_stamp()
-    if (stored.wholes(columns["buffer_id"], where) != buffer_id).any():
-        raise stored.damaged(where, f"holds a block of buffer {buffer_id} that is said to be of another one")
+    strange = stored.wholes(columns["buffer_id"], where) != buffer_id
+    if strange.any():
+        name = wholes["id"][strange][0]
+        raise stored.damaged(f"block {name}", f"has a number of buffer {buffer_id}, and is said to be of another one")
     write = [stored.wholes(columns[name], where) for name in Write._fields]
     heads["token"] = write[Write._fields.index("token")]
     unlike = _checksums(heads, *write) != stored.wholes(columns["checksum"], where)

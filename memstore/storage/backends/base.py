@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ class Backend(Expressions):
         self.durability = durability
         self.busy_timeout = busy_timeout
         self.statements = Statements(trace)
+
+    @contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Wait for no lock inside this block, in any thread. It is for a handle that is being closed."""
+        patience, self.busy_timeout = self.busy_timeout, 0.0
+        try:
+            yield
+        finally:
+            self.busy_timeout = patience
 
     @abstractmethod
     def create_engine(self) -> Engine:

@@ -14,10 +14,9 @@ from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.pool import NullPool
 
-from memstore.config import Durability
 from memstore.errors import StoreBusy, StoreUnavailable
 from memstore.storage.backends import catalog, layout, old_readers
 from memstore.storage.backends.arrays import BYTEA, TEXT, Array, encode, kind_of
@@ -27,7 +26,6 @@ from memstore.storage.backends.expressions import PostgresExpressions
 from memstore.storage.backends.listener import ANNOUNCE, Listener
 from memstore.storage.backends.pipelined import PipelinedConnection, connect_pipelined
 from memstore.storage.schema import VERSION_TABLE, buffer, metadata
-from memstore.storage.statements import Trace
 
 MINIMUM_VERSION = 130000
 """memstore needs at least this version of the server, in the form that the server gives it: 13.0."""
@@ -93,11 +91,6 @@ class PostgresBackend(PostgresExpressions, Backend):
     among = "= ANY(%s::int8[])"
     advice = "does the server run, do the database, the user and the schema exist?"
 
-    def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
-        super().__init__(url, durability, busy_timeout, trace)
-        # 0 ms would mean no limit, so the least is 1 ms.
-        self._settings = ("on" if durability == "power" else "off", f"{max(int(busy_timeout * 1000), 1)}ms")
-
     def create_engine(self) -> Engine:
         engine = create_engine(
             self.url,
@@ -136,7 +129,9 @@ class PostgresBackend(PostgresExpressions, Backend):
         driver.reads_only = not write
         self.execute(conn, _WRITE if write else _READ)
         if write:
-            self.execute(conn, _SETTINGS, self._settings)
+            # 0 ms would mean no limit, so the least is 1 ms.
+            patience = f"{max(int(self.busy_timeout * 1000), 1)}ms"
+            self.execute(conn, _SETTINGS, ("on" if self.durability == "power" else "off", patience))
 
     def commit(self, conn: Connection) -> None:
         driver: PipelinedConnection = self.driver(conn)

@@ -116,7 +116,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
 
     def _set_up(self, connection: Any, _record: Any) -> None:
         for pragma in (
-            f"busy_timeout = {int(self.busy_timeout * 1000)}",
+            self._patience(),
             f"synchronous = {'FULL' if self.durability == 'power' else 'NORMAL'}",
             f"fullfsync = {'ON' if self.durability == 'power' else 'OFF'}",
             f"cache_size = -{CACHE_KIB}",
@@ -136,10 +136,15 @@ class SQLiteBackend(SQLiteExpressions, Backend):
         connection.files = OpenFiles(self.path, self.describe(), self._first)
         self._first = self._first or connection.files
 
+    def _patience(self) -> str:
+        return f"busy_timeout = {int(self.busy_timeout * 1000)}"
+
     def begin(self, conn: Connection, *, write: bool) -> None:
         # A DEFERRED transaction that begins to write after another commit fails at once, with any timeout. So writers
         # are IMMEDIATE from the start, and readers never wait.
         driver: WatchedConnection = self.driver(conn)
+        if not self.busy_timeout:
+            driver.execute(f"PRAGMA {self._patience()}")  # the connection may be older than the hurry
         driver.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
         if write:
             log.fit(driver)
