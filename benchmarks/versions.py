@@ -101,7 +101,8 @@ class Version:
         return self._start()
 
     def reopen(self) -> tuple[Taken, ...]:
-        """Close the database, and go on in a new process; return the cost of opening there and of the first draw."""
+        """Close the database after a write, and go on in a new process; return the cost as ``kill`` does."""
+        self.run(trainer.UPDATE)
         self.close()
         return self._start()
 
