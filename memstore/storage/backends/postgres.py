@@ -303,7 +303,9 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def old_readers(self, conn: Connection) -> Iterable[str]:
         rows = self.execute(conn, old_readers.ON_SERVER, (old_readers.LONG_SNAPSHOT,)).fetchall()
-        return old_readers.of_server(rows)
+        yield from old_readers.of_server(rows)
+        dead = self.execute(conn, old_readers.DEAD_BLOCKS, (old_readers.MOST_DEAD,)).fetchall()
+        yield from old_readers.of_blocks(dead)
 
 
 def _encode_columns(table: Table, columns: Columns, rows: slice = slice(None)) -> tuple[tuple[str, ...], list[Array]]:
