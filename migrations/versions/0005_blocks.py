@@ -58,7 +58,8 @@ BEFORE = "coalesce(m.lowest_loss, e.loss_at_add)"
 VIEWS = {
     "live_replay_metadata": f"""
         WITH touched AS MATERIALIZED (
-            SELECT v.episode_id, b.id AS buffer_id, max(v.id) AS event, min(v.loss_after) AS lowest, max(v.ends) AS ends
+            SELECT v.episode_id, b.id AS buffer_id, max(v.id) AS event, min(v.loss_after) AS lowest,
+                count(v.ends) AS endings
             FROM buffer AS b CROSS JOIN replay_event AS v
             WHERE v.id > {FIRST} + b.folded_logged AND v.id <= {LAST}
             GROUP BY v.episode_id, b.id
@@ -79,7 +80,7 @@ VIEWS = {
         LEFT JOIN event_group AS g ON g.id = v.group_id
         LEFT JOIN replay_metadata AS m ON m.episode_id = t.episode_id
         LEFT JOIN episode AS e ON e.id = t.episode_id
-        WHERE t.ends IS NULL
+        WHERE t.endings < 1
     """,
     "v_episode": """
         SELECT e.id AS episode_id, b.name AS buffer, d.name AS domain, e.timestamp, e.level, e.key, e.extra,

@@ -45,7 +45,7 @@ LAYOUT: dict[str, str] = {
     "ix_replay_metadata_buffer_id_loss": "a8ad3d8b11e3abbc",
     "lease": "fe522cb04cbb73bf",
     "limiter": "fbde75dee5206a96",
-    "live_replay_metadata": "763786e0549ce352",
+    "live_replay_metadata": "cf4fc45670aa6dbc",
     "memstore_version": "02794125572e94e3",
     "payload": "0fdb7929f08e2613",
     "replay_event": "558f65bac4200695",
