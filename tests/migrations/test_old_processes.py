@@ -80,7 +80,11 @@ kinds = {
     "on": memstore.History(record=0.0),
     "limited": memstore.History(record=0.7, max_events=100),
 }
-then = {"off": memstore.History(record=0.0), "on": memstore.History(), "limited": memstore.History(record=0.5, max_events=80)}
+then = {
+    "off": memstore.History(record=0.0),
+    "on": memstore.History(),
+    "limited": memstore.History(record=0.5, max_events=80),
+}
 shown = {}
 for name, history in kinds.items():
     with memstore.open(url, buffer=name, capacity=40, seed=2, max_replays=9, history=history) as memory:
