@@ -1,12 +1,11 @@
 """``python -m benchmarks``: memstore beside code that one would write by hand, in one run.
 
-With ``--against COMMIT``: this checkout beside another commit, in one run.
+With ``--against COMMIT``: this checkout beside another commit, in one run; the result is a table in Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import sys
@@ -18,12 +17,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.against import compare, table
+from benchmarks.against import compare
 from benchmarks.bench import Bench
 from benchmarks.cases import CASES, LARGEST_ONLY, run
+from benchmarks.figures import aims, table
 from benchmarks.measure import Budget, Results
 from benchmarks.places import Place, SqlitePlace, postgres
-from benchmarks.report import as_json, environment, show, targets
+from benchmarks.report import Target, as_json, environment, show, show_targets, targets
 from tests.support.binaries import NoPostgres
 
 
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against",
         metavar="COMMIT",
-        help="measure nothing but one training loop and its calls, in this checkout and in this commit, in turns",
+        help="measure a training loop, its calls, opening and queries, in this checkout and in this commit, in turns",
     )
     parser.add_argument(
         "--rows", type=_numbers, help="sizes of the database (default: 10000,100000,1000000; with --against 100000)"
@@ -89,12 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(*databases, sep="\n", highlight=False)
         if options.against:
             compared = compare(places, options.against, rows, budget)
-            console.print(table(compared, options.against))
-            _write(
-                options.json,
-                {"databases": databases, "compared": [dataclasses.asdict(one) | one.figures() for one in compared]},
-            )
-            return 0
+            for line in table(compared, options.against):
+                console.print(line, highlight=False, soft_wrap=True)
+            show_targets(console, wanted := aims(compared))
+            _write(options.json, {"databases": databases, "compared": [one.as_json() for one in compared]})
+            return _exit_code(options, wanted)
         for size, place in itertools.product(rows, places):
             names = [name for name in options.only if size == max(rows) or name not in LARGEST_ONLY]
             with (
@@ -109,6 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = targets(results)
     show(console, results, wanted)
     _write(options.json, as_json(results, wanted, databases))
+    return _exit_code(options, wanted)
+
+
+def _exit_code(options: argparse.Namespace, wanted: list[Target]) -> int:
     return int(options.strict and any(target.met is False for target in wanted))
 
 

@@ -1,224 +1,202 @@
 """Two versions of memstore in one run: ``python -m benchmarks --against COMMIT``.
 
-The other commit is extracted to a temporary folder. Each version runs from its own code, in a process of its own, on a
-database of its own. The two take turns, call by call, so that whatever disturbs one of them disturbs both.
-
-The measured loop is a training step's use of its memory: add 32 episodes, draw 256 by priority with their payloads of
-80 bytes, and update the 256 with losses that are drawn anew at random. Each of the three calls is measured alone too.
-
-This file is also the program of those processes. Its own imports must therefore not lead to memstore.
+The other commit is extracted to a temporary folder. The two versions take turns, call by call, so that whatever
+disturbs one of them disturbs both. Each fills its databases once. Losses are drawn anew at random.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial, reduce
+from operator import methodcaller
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from statistics import fmean, median
+from typing import TypeVar
 
-import numpy as np
-from rich.table import Table
+from benchmarks import figures, trainer
+from benchmarks.figures import Compared
+from benchmarks.measure import Budget
+from benchmarks.places import Place
+from benchmarks.versions import ROOT, Taken, Version, checked_out
 
-if TYPE_CHECKING:
-    from benchmarks.measure import Budget
-    from benchmarks.places import Place
+T = TypeVar("T")
+Calls = tuple[Taken, ...]
+Pair = tuple[Taken, Taken]
+"""The other commit's call, and the one of this checkout."""
 
-ROOT = Path(__file__).resolve().parents[1]
-ADDED, DRAWN = 32, 256
-"""Episodes that one call adds, and episodes that one call draws or updates."""
-LOOP, ADD, DRAW, UPDATE = "loop", f"add {ADDED}", f"draw {DRAWN}", f"update {DRAWN}"
-CALLS = (LOOP, ADD, DRAW, UPDATE)
-WARMUPS = 40
-"""Calls of each version before the clock counts: caches fill, and the write-ahead log grows to its full size."""
-FILL_BATCH = 16_384
-"""Episodes that one commit adds when a database is filled."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The times of one call: a pair for each round, the other commit's time first.
-
-    Attributes
-    ----------
-    seconds : tuple of (float, float)
-        Wall-clock time.
-    cpu : tuple of (float, float)
-        Processor time in seconds of the version's process, without that of a server. A busy machine changes it least.
-    """
-
-    database: str
-    call: str
-    rows: int
-    seconds: tuple[tuple[float, float], ...]
-    cpu: tuple[tuple[float, float], ...]
-
-    def figures(self) -> dict[str, Any]:
-        """Return median, 95th percentile and median processor time in milliseconds, each with its ratio."""
-        found: dict[str, Any] = {
-            "database": self.database,
-            "call": self.call,
-            "rows": self.rows,
-            "rounds": len(self.seconds),
-        }
-        for name, pairs, share in (("median", self.seconds, 0.5), ("p95", self.seconds, 0.95), ("cpu", self.cpu, 0.5)):
-            other, here = np.quantile(pairs, share, axis=0).tolist()
-            found |= {f"{name}_other": other * 1e3, f"{name}_here": here * 1e3, f"{name}_ratio": here / other}
-        return found
+DOMAINS, MANY_DOMAINS = 10, 10_000
+WARMUPS = 20
+"""Loops of each version before the clock counts: caches fill, and the write-ahead log grows to its full size."""
+LOOPS = 3
+"""Most loops that are measured, in times of the largest number of rounds. The usual 600 are more than a window."""
+FULL = 0.9
+"""Share of a window that is filled before the memory is asked, or killed."""
+FEW = 40
+"""A database is opened, and each query is asked, in one of so many rounds."""
 
 
 def compare(places: Sequence[Place], commit: str, rows: Sequence[int], budget: Budget) -> list[Compared]:
-    """Measure every call at every place and size; a commit that git does not know ends the program."""
-    found = []
+    """Measure at every place and size; a commit that git does not know ends the program."""
+    found: list[Compared] = []
     with checked_out(commit) as other:
         for place in places:
             for size in rows:
-                labels = [f"against-{name}-{size}" for name in ("other", "here")]
-                addresses = [place.address(label) for label in labels]
-                with (
-                    closing(Version(other, addresses[0], size)) as old,
-                    closing(Version(ROOT, addresses[1], size)) as new,
-                ):
-                    found += [_measured(place.name, call, size, (old, new), budget) for call in CALLS]
-                place.drop(labels)
+                with _filled(place, size, DOMAINS, other) as versions:
+                    comparison = Comparison(place.name, size, versions, budget)
+                    window = comparison.loops()
+                    comparison.calls()
+                    comparison.window(window)
+                    comparison.at_capacity()
+                    found += comparison.found
+                with _filled(place, size, MANY_DOMAINS, other) as versions:
+                    comparison = Comparison(place.name, size, versions, budget)
+                    comparison.many_domains()
+                    found += comparison.found
     return found
 
 
-def _measured(database: str, call: str, rows: int, versions: tuple[Version, Version], budget: Budget) -> Compared:
-    warm = [[version.run(call)[0] for version in versions] for _ in range(min(WARMUPS, budget.max_rounds))]
-    rounds = min(budget.max_rounds, max(budget.min_rounds, int(budget.seconds / max(warm[-1]))))
-    pairs = []
-    for number in range(rounds):
-        # Each version goes first in every other round.
-        turn = versions if number % 2 else versions[::-1]
-        taken = {version: version.run(call) for version in turn}
-        pairs.append([taken[version] for version in versions])
-    seconds, cpu = (tuple((old[part], new[part]) for old, new in pairs) for part in (0, 1))
-    return Compared(database, call, rows, seconds, cpu)
-
-
-def table(compared: Sequence[Compared], commit: str) -> Table:
-    """Return the figures as a table; the ratios are those of this checkout to the other commit."""
-    made = Table(title=f"{commit} and this checkout; x: how many times as long this checkout takes")
-    for name in ("database", "call", "rows", "rounds"):
-        made.add_column(name, no_wrap=True, justify="left" if name in ("database", "call") else "right")
-    for name in ("median", "p95", "cpu"):
-        for column in (f"{name} ms", "here", "x"):
-            made.add_column(column, no_wrap=True, justify="right")
-    for one in compared:
-        found = one.figures()
-        cells = [one.database, one.call, f"{one.rows:,}", str(found["rounds"])]
-        for name in ("median", "p95", "cpu"):
-            cells += [f"{found[f'{name}_{part}']:.2f}" for part in ("other", "here", "ratio")]
-        made.add_row(*cells)
-    return made
-
-
 @contextmanager
-def checked_out(commit: str) -> Iterator[Path]:
-    """Extract memstore as of a commit; yield the folder, and remove it at the end."""
-    command = ["git", "-C", str(ROOT), "archive", "--format=zip", f"{commit}^{{commit}}", "memstore", "migrations"]
-    done = subprocess.run(command, capture_output=True)
-    if done.returncode:
-        sys.exit(f"cannot extract the commit {commit!r}: {done.stderr.decode(errors='replace').strip()}")
-    with TemporaryDirectory(prefix="memstore-against-") as folder:
-        with zipfile.ZipFile(BytesIO(done.stdout)) as archive:
-            archive.extractall(folder)
-        yield Path(folder)
-
-
-class Version:
-    """One version at work: a process that imports memstore from the folder ``root``, and its filled database."""
-
-    def __init__(self, root: Path, address: str, rows: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__],
-            env=os.environ | {"PYTHONPATH": str(root)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+def _filled(place: Place, rows: int, domains: int, other: Path) -> Iterator[tuple[Version, Version]]:
+    """Fill a database of each version; remove them at the end."""
+    labels = [f"against-{name}-{rows}-{domains}" for name in ("other", "here")]
+    with ExitStack() as stack:
+        stack.callback(place.drop, labels)
+        old, new = (
+            stack.enter_context(closing(Version(root, address, rows, domains, partial(place.servers, address))))
+            for root, address in zip((other, ROOT), map(place.address, labels), strict=True)
         )
-        # Not an argument of the command, for it may hold a password.
-        self._ask({"address": address, "rows": rows, "root": str(root)})
-
-    def run(self, call: str) -> tuple[float, float]:
-        """Make a call once; return its seconds and its seconds of processor time, as measured in the process."""
-        seconds, cpu = self._ask(call)
-        return seconds, cpu
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-    def _ask(self, question: Any) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            sys.exit(f"a version ended with exit code {self._process.wait()}; its message stands above")
-        return json.loads(answer)
+        yield old, new
 
 
-class Trainer:
-    """The calls of a training loop on one memory, through the names that every version has."""
+class Comparison:
+    """The figures of two versions on databases of one size, at one place."""
 
-    def __init__(self, memory: Any, rows: int) -> None:
-        self.memory = memory
-        self.rng = np.random.default_rng(7)
-        for start in range(0, rows, FILL_BATCH):
-            self.add(*self.episodes(min(FILL_BATCH, rows - start)))
+    def __init__(self, database: str, rows: int, versions: tuple[Version, Version], budget: Budget) -> None:
+        self.database, self.rows, self.versions, self.budget = database, rows, versions, budget
+        self.found: list[Compared] = []
 
-    def add(self, payload: dict[str, Any], columns: dict[str, Any]) -> None:
-        """Add episodes in one commit."""
-        self.memory.extend(payload, **columns)
+    def loops(self) -> int:
+        """Measure training loops from one fold to the next; return their number."""
+        for number in range(min(WARMUPS, self.budget.max_rounds)):
+            self._turn(number, Version.loop)
+        self._turn(0, Version.begin_window)
+        pairs = [self._turn(0, Version.loop)]
+        while len(pairs) < LOOPS * self.budget.max_rounds and not _whole(pairs[-1][1]).folds:
+            pairs.append(self._turn(len(pairs), Version.loop))
+        whole = _of_wholes(pairs)
+        self._note(figures.LOOP, whole)
+        if without_folds := [pair for pair in whole if not pair[1].folds]:
+            self._note(figures.LOOP_WITHOUT_FOLDS, without_folds)
+        self._values(figures.LOOP_RATE, "loops/s", whole, partial(_rate, 1), fmean)
+        self._values(figures.LONGEST, "ms", whole, lambda loops: [1e3 * max(one.seconds for one in loops)])
+        self._values(figures.LOG, "KiB", whole, lambda loops: [one.log / 1024 for one in loops if one.log])
+        for part, call in enumerate(trainer.LOOP):
+            self._note(call, [(other[part], here[part]) for other, here in pairs])
+        return len(pairs)
 
-    def episodes(self, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return payload and columns of new episodes."""
-        payload = {"input": self.rng.random((count, 16), np.float32), "target": self.rng.random((count, 4), np.float32)}
-        domain = [f"domain-{number}" for number in self.rng.integers(0, 4, count).tolist()]
-        return payload, {"domain": domain, "loss": self.losses(count)}
+    def calls(self) -> None:
+        """Measure the other calls, each in turns; the first use of another law or condition apart."""
+        for call in (trainer.DRAW_FEW, trainer.OTHER_ALPHA, trainer.ON_LOSS, trainer.ADD_ONE, trainer.EXTEND):
+            work = methodcaller("run", call)
+            first = self._turn(0, work)
+            if call in (trainer.OTHER_ALPHA, trainer.ON_LOSS):
+                self._note(f"{call}, first use", [first])
+            pairs = self._turns(work)
+            self._note(call, pairs)
+        self._values(figures.EXTEND_RATE, "rows/s", pairs, partial(_rate, trainer.DRAWN), fmean)
 
-    def losses(self, count: int) -> Any:
-        """Return new losses, lognormal."""
-        return self.rng.lognormal(-1.0, 1.0, count)
+    def window(self, loops: int) -> None:
+        """Ask with a full window and after its fold; open after a kill with a full window, and after a close."""
+        self._fill(loops)
+        self._ask("window full")
+        folded = [self._turn(0, methodcaller("run", trainer.FOLD))]
+        self._values(figures.FOLD, "ms", folded, lambda folds: [one.seconds * 1e3 for one in folds if one.folds])
+        self._ask("after a fold")
+        self._fill(loops)
+        self._open("after a kill", Version.kill)
+        self._open("after a close", Version.reopen)
 
-    def run(self, call: str) -> tuple[float, float]:
-        """Make a call once; return its seconds and its seconds of processor time."""
-        episodes, losses = self.episodes(ADDED), self.losses(DRAWN)
-        batch = self.memory.sample(DRAWN) if call == UPDATE else None
-        start, cpu = time.perf_counter(), time.process_time()
-        if call in (LOOP, ADD):
-            self.add(*episodes)
-        if call in (LOOP, DRAW):
-            batch = self.memory.sample(DRAWN)
-        if call in (LOOP, UPDATE):
-            self.memory.update(batch, loss=losses)
-        return time.perf_counter() - start, time.process_time() - cpu
+    def at_capacity(self) -> None:
+        """Measure loops in which as many episodes leave as are added."""
+        self._turn(0, methodcaller("run", trainer.FREEZE))
+        self._note(figures.AT_CAPACITY, _of_wholes(self._turns(Version.loop)))
+
+    def many_domains(self) -> None:
+        """Measure loops, and their draws, with nearly as many domains as blocks."""
+        pairs = self._turns(Version.loop)
+        self._note(figures.MANY_DOMAINS_LOOP, _of_wholes(pairs))
+        draw = trainer.LOOP.index(trainer.DRAW)
+        self._note(figures.MANY_DOMAINS_DRAW, [(other[draw], here[draw]) for other, here in pairs])
+
+    def _fill(self, loops: int) -> None:
+        """Begin a window and fill most of it, in the versions that have windows."""
+        for version in self.versions:
+            if version.folds:
+                version.begin_window()
+                for _ in range(int(FULL * loops)):
+                    version.loop()
+
+    def _ask(self, state: str) -> None:
+        for query in (trainer.MEAN_LOSS, trainer.LARGEST_LOSSES, trainer.ONE_EPISODE):
+            self._note(f"{query}, {state}", self._some(methodcaller("run", query)))
+
+    def _open(self, when: str, work: Callable[[Version], Calls]) -> None:
+        pairs = self._some(work)
+        self._note(f"open {when}", [(other[0], here[0]) for other, here in pairs])
+        self._note(f"open {when}, and first draw", _of_wholes(pairs))
+
+    def _turn(self, number: int, work: Callable[[Version], T]) -> tuple[T, T]:
+        """Let both versions do it. Each goes first in every other round."""
+        first, second = self.versions if number % 2 else self.versions[::-1]
+        taken = {first: work(first), second: work(second)}
+        return taken[self.versions[0]], taken[self.versions[1]]
+
+    def _some(self, work: Callable[[Version], T]) -> list[tuple[T, T]]:
+        """Do it a few times."""
+        return [self._turn(number, work) for number in range(max(1, self.budget.max_rounds // FEW))]
+
+    def _turns(self, work: Callable[[Version], T]) -> list[tuple[T, T]]:
+        """Do it as often as the budget allows, after warming up."""
+        warmups = min(WARMUPS // 4, self.budget.max_rounds)
+        start = time.perf_counter()
+        for number in range(warmups):
+            self._turn(number, work)
+        cost = (time.perf_counter() - start) / warmups
+        rounds = min(self.budget.max_rounds, max(self.budget.min_rounds, int(2 * self.budget.seconds / cost)))
+        return [self._turn(number, work) for number in range(rounds)]
+
+    def _note(self, name: str, pairs: Sequence[Pair]) -> None:
+        """Record the times of a call."""
+        self._values(name, "ms", pairs, lambda calls: [one.seconds * 1e3 for one in calls], median)
+
+    def _values(
+        self,
+        name: str,
+        unit: str,
+        pairs: Sequence[Pair],
+        values: Callable[[Calls], list[float]],
+        typical: Callable[[Iterable[float]], float] | None = None,
+    ) -> None:
+        """Record what each version's calls give, if they give something, and their typical processor time."""
+        versions: list[Calls] = list(zip(*pairs, strict=True))
+        other, here = (tuple(values(calls)) for calls in versions)
+        cpu = None
+        if typical is not None:
+            cpu = (typical(one.cpu * 1e3 for one in versions[0]), typical(one.cpu * 1e3 for one in versions[1]))
+        if other or here:
+            self.found.append(Compared(self.database, self.rows, name, unit, other, here, cpu))
 
 
-def answer() -> None:
-    """Fill a database, then make the calls that standard input asks for, until it ends."""
-    import memstore
-
-    asked = json.loads(sys.stdin.readline())
-    if not Path(memstore.__file__).resolve().is_relative_to(Path(asked["root"]).resolve()):
-        sys.exit(f"memstore comes from {memstore.__file__}, not from {asked['root']}")
-    capacity = 4 * asked["rows"] + 10**6
-    with memstore.open(asked["address"], capacity=capacity, strategy="prioritized_loss", alpha=0.6, seed=1) as memory:
-        trainer = Trainer(memory, asked["rows"])
-        print(json.dumps("filled"), flush=True)
-        for line in sys.stdin:
-            print(json.dumps(trainer.run(json.loads(line))), flush=True)
+def _whole(calls: Calls) -> Taken:
+    return reduce(Taken.__add__, calls)
 
 
-if __name__ == "__main__":
-    answer()
+def _rate(count: int, calls: Calls) -> list[float]:
+    """Return the number of things a second, if each call does so many."""
+    return [count / fmean(one.seconds for one in calls)]
+
+
+def _of_wholes(pairs: Sequence[tuple[Calls, Calls]]) -> list[Pair]:
+    return [(_whole(other), _whole(here)) for other, here in pairs]

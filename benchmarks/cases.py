@@ -10,7 +10,6 @@ from typing import Any
 import memstore
 from benchmarks.baselines import InMemory
 from benchmarks.bench import Bench
-from benchmarks.bloat import bloat
 from benchmarks.conditions import conditions
 from benchmarks.fresh import CACHE_BYTES as SMALL_CACHE
 from benchmarks.fresh import in_fresh_process
@@ -123,11 +122,10 @@ CASES: Mapping[str, Callable[[Bench], None]] = {
     "history": history,
     "conditions": conditions,
     "extend": extend_,
-    "bloat": bloat,
 }
 """The cases in the order in which they run: first those that only read, last those that grow the database."""
 
-LARGEST_ONLY = frozenset({"network", "sharing", "learning", "history", "bloat"})
+LARGEST_ONLY = frozenset({"network", "sharing", "learning", "history"})
 """Cases that run only at the largest size."""
 
 

@@ -191,9 +191,14 @@ def show(console: Console, results: Results, wanted: list[Target]) -> None:
 
     for line in conditions_table(results):
         console.print(line, highlight=False, soft_wrap=True)
+    show_targets(console, wanted)
+
+
+def show_targets(console: Console, wanted: list[Target]) -> None:
+    """Print the targets, a line each."""
     console.print("Targets")
     for target in wanted:
-        console.print(target.text, highlight=False)
+        console.print(target.text, highlight=False, soft_wrap=True)
 
 
 def _cells(timing: Timing, reference: Timing | None) -> list[str]:

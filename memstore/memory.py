@@ -108,7 +108,7 @@ class EpisodicMemory:
         self._name = opened.name
         self._resumed = opened.resumed
         self._given_consumer = consumer
-        self._sampler = Sampler(opened.session, opened.populations, opened.strategy, repr(self))
+        self._sampler = Sampler(opened.session, opened.knowledge, opened.strategy, repr(self))
 
     # What it is
 
@@ -293,9 +293,12 @@ class EpisodicMemory:
     def check(self) -> CheckReport:
         """Read the whole buffer and verify every invariant: blocks, bounds, counts, sums, checksums, orphans.
 
-        The call changes nothing. Damage is reported in ``CheckReport.problems``, and does not raise an error.
+        The rows are read anew, and what this handle has in memory is compared with them. The call changes nothing.
+        Damage is reported in ``CheckReport.problems``, and does not raise an error.
         """
-        return self._session.read(check)
+        session = self._session
+        number = session.committed.buffer_id
+        return session.examining(lambda conn, follow: check(conn, session.database.backend, number, follow))
 
     # Questions
 

@@ -18,7 +18,7 @@ from memstore.buffer.session import Session
 from memstore.buffer.settings import Settings
 from memstore.buffer.snapshot import Snapshot, State
 from memstore.config import Durability, check_durability, check_int, check_name, check_seconds
-from memstore.draws.knowledge import Populations
+from memstore.draws.knowledge import Knowledge
 from memstore.draws.strategies import Strategy, strategy_from_json
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.payload.cache import PayloadCache
@@ -28,7 +28,8 @@ from memstore.storage.address import parse_url
 from memstore.storage.database import Database
 from memstore.storage.statements import Trace
 from memstore.storage.upgrade import ensure_schema
-from memstore.types import Seconds
+from memstore.types import CheckReport, Seconds
+from memstore.upkeep.check import check
 from memstore.upkeep.settings import Changes, new_settings
 from memstore.values.shown import listed, shown
 from memstore.version import __version__
@@ -63,7 +64,7 @@ class Opened:
     Attributes
     ----------
     session : Session
-    populations : Populations
+    knowledge : Knowledge
         The lists of episodes that pass conditions, which the process keeps for later draws.
     name : str
     resumed : bool
@@ -73,7 +74,7 @@ class Opened:
     """
 
     session: Session
-    populations: Populations
+    knowledge: Knowledge
     name: str
     resumed: bool
     strategy: Strategy | None
@@ -96,7 +97,7 @@ def open_buffer(target: str | os.PathLike[str] | URL, changes: Changes, handle: 
     try:
         ensure_schema(database, create=handle.create)
         number, resumed = _find_or_create(database, handle, fresh)
-        session, populations = _session(database, number, handle.buffer, np.random.SeedSequence(seed), cache)
+        session, knowledge = _session(database, number, handle.buffer, np.random.SeedSequence(seed), cache)
         if resumed:
             _refuse_different(handle.buffer, session.committed.settings, fresh, changes.given)
         if fresh.signature is not None and session.committed.settings.signature is None:
@@ -108,7 +109,7 @@ def open_buffer(target: str | os.PathLike[str] | URL, changes: Changes, handle: 
         database.close()
         raise
     own = _own_strategy(session.committed.settings, changes) if resumed else None
-    return Opened(session, populations, handle.buffer, resumed, own)
+    return Opened(session, knowledge, handle.buffer, resumed, own)
 
 
 def _fix_signature(signature: Signature, snapshot: Snapshot) -> None:
@@ -126,12 +127,12 @@ def reopen_buffer(state: Mapping[str, Any]) -> Opened:
             raise ConfigError(f"{database.backend.describe()} no longer holds a buffer {state['name']!r}")
         entropy, spawn_key = state["seeds"]
         seeds = np.random.SeedSequence(entropy, spawn_key=spawn_key)
-        session, populations = _session(database, number, state["name"], seeds, PayloadCache(state["cache_bytes"]))
+        session, knowledge = _session(database, number, state["name"], seeds, PayloadCache(state["cache_bytes"]))
     except BaseException:
         database.close()
         raise
     strategy = strategy_from_json(state["strategy"]) if state["strategy"] else None
-    return Opened(session, populations, state["name"], True, strategy)
+    return Opened(session, knowledge, state["name"], True, strategy)
 
 
 def buffers(target: str | os.PathLike[str] | URL) -> list[str]:
@@ -145,6 +146,28 @@ def buffers(target: str | os.PathLike[str] | URL) -> list[str]:
     with closing(Database(parse_url(target))) as database:
         ensure_schema(database, create=False)
         return database.in_read(buffer_names)
+
+
+def examine(target: str | os.PathLike[str] | URL, buffer: str) -> CheckReport:
+    """Check a buffer, also one that is too damaged to be opened. Nothing is created.
+
+    Raises
+    ------
+    ConfigError
+        The database has no such buffer.
+    NotAMemstore, SchemaTooNew, SchemaTooOld, StoreUnavailable
+        As for ``open``.
+    """
+    with closing(Database(parse_url(target))) as database:
+        ensure_schema(database, create=False)
+
+        def work(conn: Connection) -> CheckReport:
+            number = buffer_id(conn, buffer)
+            if number is None:
+                raise _unknown(conn, database, buffer)
+            return check(conn, database.backend, number)
+
+        return database.in_read(work)
 
 
 def drop(target: str | os.PathLike[str] | URL, buffer: str = "default") -> bool:
@@ -189,9 +212,7 @@ def _find_or_create(database: Database, handle: Handle, settings: Settings) -> t
         if existing is not None:
             return existing, True
         if not handle.create:
-            names = listed(buffer_names(conn), 5)
-            where = database.backend.describe()
-            raise ConfigError(f"{where} holds no buffer {shown(handle.buffer)} (there are: {names})")
+            raise _unknown(conn, database, handle.buffer)
         number = create_buffer(conn, handle.buffer, settings, time.time(), __version__)
         set_limiter(conn, number, settings.limiter, added=0)
         return number, False
@@ -199,15 +220,20 @@ def _find_or_create(database: Database, handle: Handle, settings: Settings) -> t
     return database.in_write(make) if handle.create else database.in_read(make)
 
 
+def _unknown(conn: Connection, database: Database, name: str) -> ConfigError:
+    names = listed(buffer_names(conn), 5)
+    return ConfigError(f"{database.backend.describe()} holds no buffer {shown(name)} (there are: {names})")
+
+
 def _session(
     database: Database, number: int, name: str, seeds: np.random.SeedSequence, cache: PayloadCache
-) -> tuple[Session, Populations]:
+) -> tuple[Session, Knowledge]:
     try:
         state = database.in_read(lambda conn: State.load(conn, database.backend, number, strategy_from_json))
     except StoreCorrupt as exc:
         raise StoreCorrupt(f"buffer {name!r:.60} cannot be opened: {exc}", episode_id=exc.episode_id) from exc
-    populations = Populations()
-    return Session(database, state, seeds, cache, [populations]), populations
+    knowledge = Knowledge()
+    return Session(database, state, seeds, cache, [knowledge]), knowledge
 
 
 def _refuse_different(name: str, stored: Settings, given: Settings, names: list[str]) -> None:

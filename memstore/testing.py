@@ -19,9 +19,6 @@ class Counts:
     scans: int = 0
     """Number of queries of draws over all episodes of a buffer. A draw makes one to know all passing episodes."""
 
-    followed: int = 0
-    """Number of times that the history brought a list of episodes up to date, in place of a scan."""
-
     rounds: int = 0
     """Number of rounds of candidates that draws proposed."""
 

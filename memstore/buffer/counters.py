@@ -203,10 +203,17 @@ def read_buffer(
     signature, *rest = found
     split = len(SETTINGS)
     settings = read_settings(number, read_strategy, signature, *rest[:split])
-    return settings, _counters(number, rest[split:])
+    return settings, checked_counters(number, rest[split:])
 
 
-def _counters(number: int, values: Sequence[Any]) -> Counters:
+def checked_counters(number: int, values: Sequence[Any]) -> Counters:
+    """Return the counters of a buffer from their columns.
+
+    Raises
+    ------
+    StoreCorrupt
+        A value is impossible. The message names it.
+    """
     counters = Counters(*values)
     for name in LIMITED:
         stored.whole(getattr(counters, name), f"buffer {number}: its counter {name}", 0, 2**SEQUENCE_BITS)

@@ -110,6 +110,13 @@ class Session(Forking):
         """
         return _Visit(self, write=True, locked=False).run(work)
 
+    def examining(self, work: Callable[[Connection, Callable[[], Snapshot]], T]) -> T:
+        """Run ``work`` on a consistent snapshot of rows that may be damaged.
+
+        It gets the connection, and a function that gives what ``read`` gives, or raises what ``read`` raises.
+        """
+        return _Examination(self).run(work)
+
     def watch(self) -> Watch:
         """Start a watch on commits to the buffer by any process. The caller closes it."""
         return self.database.watch(self.committed.buffer_id)
@@ -254,14 +261,14 @@ class _Work(Attempts[*Given]):
             self._session._refuse_foreign(self.scope)
 
     def snapshot(self, conn: Connection) -> Snapshot:
-        """Return the snapshot. Its state is a copy if the work may change it."""
+        """Return the snapshot. The work may change its state."""
         session = self._session
         if self._changes:
             session._lock_buffer(conn)
         backend = session.database.backend
         unlocked = self.write and not self._changes
         state = session.committed.counted(conn, backend) if unlocked else session._known(conn).at(conn, backend)
-        self._snapshot = Snapshot(conn, session.database.backend, state.copy() if self._changes else state)
+        self._snapshot = Snapshot(conn, session.database.backend, state)
         return self._snapshot
 
     def finish(self) -> None:
@@ -311,6 +318,14 @@ class _Visit(_Work[Snapshot]):
     def begun(self, conn: Connection) -> tuple[Snapshot]:
         """Make the snapshot."""
         return (self.snapshot(conn),)
+
+
+class _Examination(_Work[Connection, Callable[[], Snapshot]]):
+    """Work that gets the connection, and makes the snapshot itself."""
+
+    def begun(self, conn: Connection) -> tuple[Connection, Callable[[], Snapshot]]:
+        """Return the connection, and the way to the snapshot."""
+        return conn, lambda: self.snapshot(conn)
 
 
 class _Draw(_Work[Snapshot, np.random.Generator]):

@@ -5,5 +5,5 @@ Read the modules in this order:
 - ``strategy``: the answer that a strategy gives. ``strategies``: the five strategies.
 - ``pool``: the episodes that a strategy draws from. ``conditions``: who of them passes.
 - ``weighted``, ``even`` and ``aged``: draws by weight, without weights, and by age, from the blocks.
-- ``population`` and ``knowledge``: lists of the episodes that pass a condition, and the way that they stay current.
+- ``knowledge``: lists of ids that decide conditions on facts. ``groups``: draws of whole groups.
 """

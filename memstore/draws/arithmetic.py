@@ -71,15 +71,6 @@ def is_in(ids: Ints, wanted: Ints) -> NDArray[np.bool_]:
     return flags
 
 
-def where_in(ids: Ints, wanted: Ints) -> Ints:
-    """Return the places of the wanted ids in the ascending ``ids``: ascending, each place once.
-
-    A wanted id that is not among ``ids`` has no place.
-    """
-    wanted = np.unique(wanted)
-    return np.searchsorted(ids, wanted[is_in(ids, wanted)])
-
-
 def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:
     """Return the places of the ``wanted`` smallest keys Exp(1) / weight, smallest first.
 

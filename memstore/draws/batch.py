@@ -11,7 +11,7 @@ from memstore.config import check_float
 from memstore.draws.pool import Pool
 from memstore.draws.strategy import Drawn, Strategy
 from memstore.episodes.inputs import check_count, check_option
-from memstore.episodes.payloads import read_blobs
+from memstore.episodes.payloads import read_payloads
 from memstore.queries.columns import Condition
 from memstore.types import Batch, Normalize
 
@@ -41,10 +41,8 @@ def make_batch(pool: Pool, strategy: Strategy, drawn: Drawn, session: Session, o
     An importance weight is ``(p / p_min) ** -beta`` (Schaul et al. 2016, section 3.4).
     """
     snapshot, episodes, odds = pool.snapshot, drawn.episodes, drawn.odds
-    signature = snapshot.settings.signature
-    assert signature is not None
     keep = not session.database.transaction_open
-    blobs = read_blobs(snapshot, episodes.ids.tolist(), session.cache, keep=keep)
+    payload = read_payloads(snapshot, episodes.ids, session.cache, keep=keep)
     weight = np.ones(len(drawn))
     if options.beta:
         least = odds.log2_least if options.normalize == "buffer" else odds.log2_importance.min()
@@ -53,7 +51,7 @@ def make_batch(pool: Pool, strategy: Strategy, drawn: Drawn, session: Session, o
     log2_probability = odds.log2_probability
     return Batch(
         ids=episodes.ids,
-        payload=signature.decode(blobs),
+        payload=payload,
         loss=episodes.loss,
         domain=np.array([names[code - 1] for code in episodes.domain.tolist()], np.str_),
         age=snapshot.age(episodes.ids),

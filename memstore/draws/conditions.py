@@ -1,17 +1,16 @@
-"""Conditions on a draw, sorted by who can test them: the slots, a list of ids, or only a query."""
+"""Conditions on a draw. The slots tell the replay metadata of an episode, and lists of ids tell its facts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.slots import Floats, Ints, Slots
-from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.draws.arithmetic import is_in
 from memstore.queries.columns import (
     OPERATORS,
@@ -26,73 +25,40 @@ from memstore.queries.columns import (
     col,
     conditions_within,
 )
-from memstore.queries.sql import Scope, conjuncts
+from memstore.queries.sql import comparable, conjuncts, holdable
 
 Flags = NDArray[np.bool_]
 
-TOLD = frozenset({"id", "age", "loss", "replay_count", "domain"})
-"""The columns that are known of a drawn row without a query."""
+COLUMNS: dict[str, Callable[[Rows], Ints | Floats]] = {
+    "id": lambda rows: rows.ids,
+    "loss": lambda rows: rows.loss,
+    "lowest_loss": lambda rows: rows.lowest,
+    "rise": lambda rows: rows.loss - rows.lowest,
+    "replay_count": lambda rows: rows.replay_count,
+    "last_replayed_at": lambda rows: rows.last_replayed_at,
+}
+"""The slots tell these columns. A missing value is NaN."""
+
+TOLD = frozenset({*COLUMNS, "domain", "age"})
+"""These columns of an episode are known from its slot and its block."""
+
+BOUNDS = {"id": ("first", "last"), "loss": ("least", "largest")}
+"""A head has these bounds of the known values of a column."""
 
 
-@dataclass(frozen=True, slots=True)
-class Episodes:
-    """Some episodes as columns. A loss that was never measured is NaN. Domains are numbers, counted from 1."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Listed(Condition):
+    """A condition on facts, with the ascending ``ids`` of all live episodes that pass, and of some that have left."""
 
+    condition: Condition
     ids: Ints
-    loss: Floats
-    replay_count: Ints
-    domain: Ints
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def passing(self, condition: Condition, newest: int, names: Sequence[str]) -> Flags:
-        """Flag the episodes that pass, by the same rules as the databases.
-
-        Parameters
-        ----------
-        condition : Condition
-            It may use only the columns in ``TOLD``.
-        newest : int
-            The id that was given out last. Ages count from it.
-        names : sequence of str
-            The names of the domains, in the order of their numbers.
-        """
-
-        def joined(start: bool, join: Callable[[Flags, Flags], Flags], parts: Sequence[Condition]) -> Flags:
-            flags = np.full(len(self), start)
-            for part in parts:
-                flags = join(flags, self.passing(part, newest, names))
-            return flags
-
-        match condition:
-            case AllOf():
-                return joined(True, np.logical_and, condition.conditions)
-            case AnyOf():
-                return joined(False, np.logical_or, condition.conditions)
-            case Not():
-                return ~self.passing(condition.condition, newest, names)
-            case In(column, values) if column.name == "domain":
-                return np.array([False, *(name in values for name in names)])[self.domain]
-            case Comparison(column, op, str(value)):
-                return np.array([False, *(OPERATORS[op](name, value) for name in names)])[self.domain]
-            case In(column, values):
-                return np.isin(self._column(column.name, newest), np.array(values, np.float64))
-            case Comparison(column, _, None):
-                return np.isnan(self.loss) & (column.name == "loss")
-            case Comparison(column, op, value):
-                return np.asarray(OPERATORS[op](self._column(column.name, newest), value), np.bool_)
-        raise TypeError(f"not told by replay metadata: {condition}")
-
-    def _column(self, name: str, newest: int) -> Ints | Floats:
-        if name == "age":
-            return newest + 1 - self.ids
-        column: Ints | Floats = getattr(self, "ids" if name == "id" else name)
-        return column
+    def _write(self) -> str:
+        return str(self.condition)
 
 
 def is_told(condition: Condition) -> bool:
-    """True if drawn rows can be tested without a query."""
+    """True if slots and blocks decide the condition."""
     return all(not isinstance(test, HasTag) and test.column.name in TOLD for test in conditions_within(condition))
 
 
@@ -105,47 +71,117 @@ def is_settled(condition: Condition) -> bool:
 
 
 def resolved(condition: Condition, newest: int) -> Condition:
-    """Write limits on ages as limits on ids, which do not change with each newcomer. ``newest`` has age 1."""
+    """Write numbers as the columns hold them, and ages as ids, which do not change with each newcomer.
+
+    ``newest`` is the id with age 1. In the result, no test of a told column compares a number by ``==``.
+    """
     match condition:
-        case AllOf(parts):
-            return AllOf(tuple(resolved(part, newest) for part in parts))
-        case AnyOf(parts):
-            return AnyOf(tuple(resolved(part, newest) for part in parts))
+        case AllOf(parts) | AnyOf(parts):
+            return type(condition)(tuple(resolved(part, newest) for part in parts))
         case Not(part):
             return Not(resolved(part, newest))
-        case Comparison(column, op, int() | float() as value) if column.name == "age":
-            return Comparison(col.id, _MIRRORED[op], newest + 1 - value)
-        case In(column, values) if column.name == "age":
-            return In(col.id, tuple(newest + 1 - v if isinstance(v, (int, float)) else v for v in values))
+        case Comparison(column, op, int() | float() as value) if column.name in TOLD:
+            if op == "==":
+                return resolved(In(column, (value,)), newest)
+            op, value = comparable(column, op, value)
+            by_age = column.name == "age"
+            return Comparison(col.id, _MIRRORED[op], newest + 1 - value) if by_age else Comparison(column, op, value)
+        case In(column, values) if column.name in TOLD and column.name != "domain":
+            numbers = holdable(column, values)
+            if column.name == "age":
+                return In(col.id, tuple(newest + 1 - value for value in numbers))
+            return In(column, tuple(numbers))
     return condition
+
+
+def listed(condition: Condition, ids_of: Callable[[Condition], Ints]) -> Condition:
+    """Replace the parts on facts that slots do not tell. Of parts that are joined, one list replaces all."""
+    if is_told(condition):
+        return condition
+    match condition:
+        case Not(part):
+            return Not(listed(part, ids_of))
+        case AllOf(parts) | AnyOf(parts):
+            join = type(condition)
+            told = tuple(part for part in parts if is_told(part))
+            facts = tuple(part for part in parts if not is_told(part) and is_settled(part))
+            mixed = tuple(listed(part, ids_of) for part in parts if not is_told(part) and not is_settled(part))
+            known = (Listed(join(facts), ids_of(join(facts))),) if facts else ()
+            return join((*told, *known, *mixed))
+    return Listed(condition, ids_of(condition))
+
+
+def passes(condition: Condition, rows: Rows, names: Sequence[str]) -> Flags:
+    """Flag the episodes that pass, by the same rules as the databases: a missing value passes no comparison.
+
+    Parameters
+    ----------
+    condition : Condition
+        As ``resolved`` and ``listed`` return it.
+    names : sequence of str
+        The names of the domains, in the order of their numbers.
+    """
+    match condition:
+        case AllOf(parts) | AnyOf(parts):
+            return _joined(condition, (passes(part, rows, names) for part in parts), len(rows))
+        case Not(part):
+            return ~passes(part, rows, names)
+        case Listed():
+            return is_in(condition.ids, rows.ids)
+        case Comparison(column) | In(column) if column.name == "domain":
+            return _of_domains(condition, names)[rows.domain]
+        case Comparison(column, _, None):
+            return np.isnan(COLUMNS[column.name](rows)) if column.nullable else np.zeros(len(rows), np.bool_)
+        case Comparison(column, op, value):
+            return np.asarray(OPERATORS[op](COLUMNS[column.name](rows), value), np.bool_)
+        case In(column, wanted):
+            values = COLUMNS[column.name](rows)
+            return np.isin(values, np.array(wanted, values.dtype))
+    raise TypeError(f"slots do not tell {condition}")
+
+
+def reach(condition: Condition, heads: Heads, names: Sequence[str]) -> tuple[Flags, Flags]:
+    """Flag the blocks that may hold an episode that passes, and the blocks in which every episode passes.
+
+    The parameters are those of ``passes``, with heads in the place of rows.
+    """
+    match condition:
+        case AllOf(parts) | AnyOf(parts):
+            reached = [reach(part, heads, names) for part in parts]
+            some, every = (_joined(condition, (flags[i] for flags in reached), len(heads)) for i in (0, 1))
+            return some, every
+        case Not(part):
+            some, every = reach(part, heads, names)
+            return ~every, ~some
+        case Comparison(column) | In(column) if column.name == "domain":
+            flags = _of_domains(condition, names)[heads["domain"]]
+            return flags, flags
+        case Comparison(column, op, int() | float() as value) if column.name in BOUNDS:
+            low, high = (heads[name] for name in BOUNDS[column.name])
+            nearer, farther = (high, low) if op in (">", ">=") else (low, high)
+            some, every = (np.asarray(OPERATORS[op](bound, value), np.bool_) for bound in (nearer, farther))
+            return some, every & (heads["gaps"] == 0) if column.nullable else every
+    return np.ones(len(heads), np.bool_), np.zeros(len(heads), np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
 class Passing:
     """A condition as the test of a view. Equal conditions are equal tests, in any snapshot.
 
-    Each part of the condition is tested in the cheapest way. All that decides if an episode passes is in its slot, or
-    never changes, or changes only together with the slot.
+    Everything that decides if an episode passes is in its slot, or never changes.
 
     Attributes
     ----------
     key : str
         The condition as a text.
-    told : Condition
-        The part that slots and domains decide.
-    ids : int64 array or None
-        Ascending ids of all episodes that pass the part about facts. None if there is no such part.
-    asked : callable or None
-        Flags the ids that pass the rest, by a query.
-    newest, names
-        As in ``Episodes.passing``.
+    condition : Condition
+        The condition as ``passes`` takes it.
+    names : sequence of str
+        The names of the domains.
     """
 
     key: str
-    told: Condition = field(compare=False)
-    ids: Ints | None = field(compare=False)
-    asked: Callable[[Ints], Flags] | None = field(compare=False)
-    newest: int = field(compare=False)
+    condition: Condition = field(compare=False)
     names: Sequence[str] = field(compare=False)
 
     @classmethod
@@ -157,64 +193,39 @@ class Passing:
         ids_of : callable
             Returns the ids of all episodes that pass a condition on facts.
         """
-        newest = snapshot.newest_possible()
-        parts = conjuncts(resolved(condition, newest))
-        told = [part for part in parts if is_told(part)]
-        settled = [part for part in parts if not is_told(part) and is_settled(part)]
-        rest = [part for part in parts if not is_told(part) and not is_settled(part)]
+        parts = conjuncts(resolved(condition, snapshot.newest_possible()))
         if not parts:
             return None
-        return cls(
-            str(AllOf(parts)),
-            AllOf(tuple(told)),
-            ids_of(AllOf(tuple(settled))) if settled else None,
-            partial(_asked, snapshot, AllOf(tuple(rest))) if rest else None,
-            newest,
-            snapshot.state.domain_names,
-        )
+        every = AllOf(parts)
+        return cls(str(every), listed(every, ids_of), snapshot.state.domain_names)
 
-    def possible(self, heads: Heads) -> Flags:
-        """Flag the blocks that may hold passing episodes, by their domains and bounds."""
-        possible: Flags = heads["live"] > 0
-        none = np.zeros(len(heads), np.int64)
-        one_each = Episodes(none, np.full(len(none), np.nan), none, heads["domain"])
-        for test in conjuncts(self.told):
-            if all(not isinstance(t, HasTag) and t.column.name == "domain" for t in conditions_within(test)):
-                possible &= one_each.passing(test, self.newest, self.names)
-            elif isinstance(test, Comparison) and test.value is not None and test.column.name in ("id", "loss"):
-                low, high = (heads[name] for name in _BOUNDS[test.column.name])
-                possible &= _reached(test, low, high)
-        return possible
+    def reach(self, heads: Heads) -> tuple[Flags, Flags]:
+        """Flag the blocks that may hold passing episodes, and the blocks in which all pass."""
+        return reach(self.condition, heads, self.names)
 
     def passing(self, slots: Slots, domains: Ints) -> Flags:
         """Flag the slots that pass."""
-        passing = Episodes(slots.ids, slots.loss, slots.count, domains).passing(self.told, self.newest, self.names)
-        if self.ids is not None:
-            passing &= is_in(self.ids, slots.ids)
-        if self.asked is not None and passing.any():
-            passing[passing] = self.asked(slots.ids[passing])
-        return passing
+        return passes(self.condition, Rows.of(slots, domains), self.names)
 
 
-_MIRRORED: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "=="}
+_MIRRORED: dict[Operator, Operator] = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 """A limit on ages becomes a limit on ids with this operator, because an age falls when the id rises."""
 
-_BOUNDS = {"id": ("first", "last"), "loss": ("least", "largest")}
-"""A head holds these bounds of a column."""
+
+def _of_domains(condition: Comparison | In, names: Sequence[str]) -> Flags:
+    """Return a flag for each number of a domain: True if its name passes. No domain has the number 0."""
+    match condition:
+        case In(_, values):
+            return np.array([False, *(name in values for name in names)])
+        case Comparison(_, op, str(value)):
+            return np.array([False, *(OPERATORS[op](name, value) for name in names)])
+    return np.zeros(len(names) + 1, np.bool_)  # the domain is never missing
 
 
-def _reached(test: Comparison, low: Ints | Floats, high: Ints | Floats) -> Flags:
-    """Flag the blocks whose bounds allow a passing value."""
-    value = test.value
-    assert isinstance(value, (int, float))
-    if test.operator == "==":
-        return np.asarray((low <= value) & (high >= value), np.bool_)
-    return np.asarray(OPERATORS[test.operator](high if test.operator in (">", ">=") else low, value), np.bool_)
-
-
-def _asked(snapshot: Snapshot, condition: Condition, ids: Ints) -> Flags:
-    """Flag the ids that pass, by a query."""
-    scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
-    among = snapshot.backend.one_of(scope.identity(), np.sort(ids).tolist())
-    found = np.array(snapshot.conn.scalars(scope.ids().where(among)).all(), np.int64)
-    return is_in(np.sort(found), ids)
+def _joined(condition: AllOf | AnyOf, parts: Iterable[Flags], count: int) -> Flags:
+    """Join the flags of the parts of a condition."""
+    every = isinstance(condition, AllOf)
+    flags, join = np.full(count, every), np.logical_and if every else np.logical_or
+    for part in parts:
+        flags = join(flags, part)
+    return flags

@@ -14,7 +14,7 @@ from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.draws.batch import DrawOptions, make_batch
 from memstore.draws.groups import Grouping
-from memstore.draws.knowledge import Populations
+from memstore.draws.knowledge import Knowledge
 from memstore.draws.pool import Pool, Request
 from memstore.draws.strategies import Strategy, as_strategy
 from memstore.episodes.inputs import check_count
@@ -42,7 +42,7 @@ class Sampler:
     Parameters
     ----------
     session : Session
-    populations : Populations
+    knowledge : Knowledge
         The lists that the process keeps for conditions of earlier draws.
     own : Strategy or None
         The handle's own default. None stands for the default of the buffer.
@@ -50,10 +50,10 @@ class Sampler:
         The name of the memory in messages.
     """
 
-    def __init__(self, session: Session, populations: Populations, own: Strategy | None, named: str) -> None:
+    def __init__(self, session: Session, knowledge: Knowledge, own: Strategy | None, named: str) -> None:
         self.own = own
         self._session = session
-        self._populations = populations
+        self._knowledge = knowledge
         self._named = named
 
     def default(self, snapshot: Snapshot) -> Strategy:
@@ -75,7 +75,7 @@ class Sampler:
         elif wait is not None:
             self._until(lambda: self._live(options.where) >= options.count, seconds)
         try:
-            return self._session.drawing().run(partial(self._drawn, options, Rows.none()))
+            return self._session.drawing().run(partial(self._drawn, options, None))
         except MemoryEmpty:
             if limited:
                 self._session.aside(lambda s: limiter.refund(s, options.count))
@@ -128,11 +128,13 @@ class Sampler:
 
         return self._session.drawing().run(work)
 
-    def _drawn(self, options: DrawOptions, leased: Rows, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
+    def _drawn(self, options: DrawOptions, leased: Rows | None, snapshot: Snapshot, rng: np.random.Generator) -> Batch:
         """Draw from one snapshot, outside the ``leased`` rows."""
         pool = self._pool(snapshot, options.where)
-        taken: Ints = pool.copy.locate(leased.ids, leased.domain).places
-        taken = taken[pool.passing(taken)]
+        taken: Ints = np.empty(0, np.int64)
+        if leased is not None and len(leased):
+            taken = pool.copy.locate(leased.ids, leased.domain).places
+            taken = taken[pool.passing(taken)]
         chosen = self.default(snapshot) if options.strategy is None else as_strategy(options.strategy)
         if options.alpha is not None:
             chosen = chosen.with_alpha(options.alpha)
@@ -145,7 +147,7 @@ class Sampler:
 
     def _pool(self, snapshot: Snapshot, where: Condition | None) -> Pool:
         keep = not self._session.database.transaction_open
-        return Pool.of(snapshot, where, self._populations, keep=keep)
+        return Pool.of(snapshot, where, self._knowledge, keep=keep)
 
     def _until(self, ready: Callable[[], bool], seconds: float) -> None:
         with Patience(self._session, seconds, self.standing) as patient:

@@ -12,10 +12,9 @@ import numpy as np
 
 from memstore.buffer.blocks.slots import Floats, Ints
 from memstore.buffer.settings import StoredStrategy
-from memstore.buffer.snapshot import Snapshot
+from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.config import check_float, check_name
 from memstore.draws.arithmetic import spread
-from memstore.draws.conditions import Episodes
 from memstore.draws.laws import AgeLaw, Law, LossLaw
 from memstore.draws.pool import Pool, Request
 from memstore.draws.strategy import DEFAULT_ALPHA, Odds
@@ -49,7 +48,7 @@ class Uniform(Strategy):
     def choose(self, pool: Pool, request: Request) -> Ints:
         return pool.draw_evenly(request)
 
-    def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
+    def odds(self, pool: Pool, episodes: Rows, *, exact: bool, weighted: bool) -> Odds:
         return Odds(np.zeros(len(episodes)), float(np.log2(pool.live)), 0.0)
 
 
@@ -69,7 +68,7 @@ class _ByLaw(Strategy):
     def choose(self, pool: Pool, request: Request) -> Ints:
         return pool.draw(self.law(pool.snapshot), request)
 
-    def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
+    def odds(self, pool: Pool, episodes: Rows, *, exact: bool, weighted: bool) -> Odds:
         law = self.law(pool.snapshot)
         least = pool.log2_least(law) if weighted else np.nan
         # A draw of this share has looked at all episodes anyway.
@@ -184,7 +183,7 @@ class DomainBalanced(Strategy):
         domains, _, shares = self._domains(pool)
         return pool.draw_balanced(request, domains, shares)
 
-    def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
+    def odds(self, pool: Pool, episodes: Rows, *, exact: bool, weighted: bool) -> Odds:
         domains, sizes, shares = self._domains(pool)
         with np.errstate(divide="ignore"):
             each = np.log2(shares / (shares.sum() or 1.0) / sizes)
@@ -260,7 +259,7 @@ class Mixed(Strategy):
                 drawn = np.concatenate([drawn, part.choose(pool, request.after(drawn, wanted))])
         return drawn
 
-    def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
+    def odds(self, pool: Pool, episodes: Rows, *, exact: bool, weighted: bool) -> Odds:
         mixture = np.zeros(len(episodes))
         everywhere, somewhere = 0.0, []
         for part, share in self.components.items():

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from memstore.buffer.blocks.slots import Floats, Ints
-from memstore.draws.conditions import Episodes
+from memstore.buffer.snapshot import Rows
 from memstore.draws.pool import Pool, Request
 from memstore.errors import ConfigError
 
@@ -50,7 +50,7 @@ class Odds:
 class Drawn:
     """The answer to a request: episodes, in the order in which they were drawn, and their odds."""
 
-    episodes: Episodes
+    episodes: Rows
     odds: Odds
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ class Strategy(ABC):
         """Draw ``request.count`` episodes, and return their places. If fewer are left, draw them all."""
 
     @abstractmethod
-    def odds(self, pool: Pool, episodes: Episodes, *, exact: bool, weighted: bool) -> Odds:
+    def odds(self, pool: Pool, episodes: Rows, *, exact: bool, weighted: bool) -> Odds:
         """Return the odds of episodes of the pool in a first draw.
 
         ``exact`` and ``weighted`` are as in ``Request``.

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.pages import Opened, reached
-from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.slots import PLACE_BITS, Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.views import View
 from memstore.buffer.blocks.weights import Law, in_largest_unit
 from memstore.testing import count
@@ -91,7 +91,14 @@ def drawn(copy: Copy, places: Ints) -> Drawn:
 
 
 def weighted(
-    copy: Copy, view: View, top: float, rng: np.random.Generator, wanted: int, *, replacement: bool = False
+    copy: Copy,
+    view: View,
+    top: float,
+    rng: np.random.Generator,
+    wanted: int,
+    *,
+    replacement: bool = False,
+    masses: Masses | None = None,
 ) -> Ints:
     """Draw places in proportion to weight.
 
@@ -103,12 +110,15 @@ def weighted(
         Priority of the never measured episodes.
     wanted : int
         How many; without replacement all that may be drawn, where they are fewer.
+    masses : Masses, optional
+        Those of the view, if the caller knows them.
     """
     law = view.law
     assert law is not None
     left = int(view.live.sum())
+    masses = Masses.of(view, top) if masses is None else masses
     if replacement:
-        return _proposed(copy, view, Masses.of(view, top), rng, wanted if left else 0)
+        return _proposed(copy, view, masses, rng, wanted if left else 0)
     wanted = min(wanted, left)
     places: list[Ints] = []
     for number in range(ROUNDS if wanted * SCAN_SHARE < left else 0):
@@ -117,7 +127,8 @@ def weighted(
         count("rounds")
         if number:
             view = view.without(copy, places[-1])
-        proposed = _proposed(copy, view, Masses.of(view, top), rng, proposals(wanted, number))
+            masses = Masses.of(view, top)
+        proposed = _proposed(copy, view, masses, rng, proposals(wanted, number))
         fresh = proposed[np.sort(np.unique(proposed, return_index=True)[1])][:wanted]
         places.append(fresh)
         wanted -= len(fresh)

@@ -231,11 +231,12 @@ def _each(what: str, value: Any, count: int, check: Check, checks: Checks | None
 
 
 def _domains(domain: Any, count: int) -> list[str]:
-    names = _each("domain", domain, count, lambda v: v)
+    names = _each("domain", domain, count, lambda v: v, lambda _, values: list(values))
+    kinds = set(map(type, names))
     # Many episodes share few names, so each distinct name is checked once.
-    for name in dict.fromkeys(names) if all(isinstance(name, str) for name in names) else names:
+    for name in dict.fromkeys(names) if all(issubclass(kind, str) for kind in kinds) else names:
         _name("domain", name)
-    return names if set(map(type, names)) <= {str} else list(map(str, names))
+    return names if kinds <= {str} else list(map(str, names))
 
 
 def _tags(tags: Any, count: int) -> list[tuple[str, ...]]:

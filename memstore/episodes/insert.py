@@ -19,7 +19,7 @@ from memstore.buffer.tail import Newcomers
 from memstore.episodes.eviction import plan
 from memstore.episodes.inputs import Offer, make_offer
 from memstore.episodes.log import Group, depart
-from memstore.payload.signature import Signature, checksum
+from memstore.payload.signature import Signature, checksums_of
 from memstore.sharing import limiter
 from memstore.sharing.waiting import Patience, check_wait
 from memstore.storage import checksums, stored
@@ -90,8 +90,11 @@ def insert(snapshot: Snapshot, offer: Offer, group: Group) -> Inserted:
     Every offer takes the next id, even an offer that the reservoir turns away. So ids have no gaps at insertion. A key
     that was seen before returns its first id, even if that episode has left.
     """
-    known = known_keys(snapshot, offer.keys)
     next_id = snapshot.newest_possible() + 1
+    if offer.keys.count(None) == len(offer.keys):
+        ids = np.arange(next_id, next_id + len(offer.keys))
+        return Inserted(ids, *_insert_new(snapshot, offer, ids, group))
+    known = known_keys(snapshot, offer.keys)
     ids = np.empty(len(offer.keys), np.int64)
     new: list[int] = []
     for i, key in enumerate(offer.keys):
@@ -126,17 +129,18 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
     state = snapshot.state
     newcomers = Newcomers(ids, state.store_domains(snapshot.conn, snapshot.backend, offer.domains), offer.loss)
     decision = plan(snapshot, newcomers)
-    leaving = snapshot.find(decision.leaving)
-    departed = replace(group, what="evicted", reason=snapshot.settings.eviction.value)
-    depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
+    leaving = snapshot.at_places(decision.leaving)
+    all_stay = bool(decision.staying.all())
+    if len(leaving) or not all_stay:
+        departed = group._replace(what="evicted", reason=snapshot.settings.eviction.value)
+        depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
 
     state.counters.measured(offer.loss, snapshot.settings.epsilon)
-    state.counters.entered(newcomers.take(decision.staying), len(ids))
     state.counters.reservoir_floor = decision.reservoir_floor
     _store_keys(snapshot, offer.keys, ids)
-
-    if not decision.staying.all():
+    if not all_stay:
         offer, newcomers = offer.take(np.flatnonzero(decision.staying).tolist()), newcomers.take(decision.staying)
+    state.counters.entered(newcomers, len(ids))
     _take_out(snapshot, leaving)
     state.blocks = state.blocks.appended(newcomers.ids, newcomers.domains, newcomers.loss)
     _store(snapshot, offer, newcomers)
@@ -159,7 +163,7 @@ def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers) -> None:
         "checksum": checksums.of_facts(newcomers.ids, domains, offer.timestamps, offer.levels, texts).tolist(),
         "loss_at_add": stored.nullable(newcomers.loss),
     }
-    packed = {"episode_id": ids, "crc32": list(map(checksum, offer.blobs, ids)), "data": offer.blobs}
+    packed = {"episode_id": ids, "crc32": checksums_of(offer.blobs, newcomers.ids), "data": offer.blobs}
     snapshot.backend.insert(snapshot.conn, episode, described)
     snapshot.backend.insert(snapshot.conn, payload_table, packed)
     snapshot.state.counters.waiting_bytes += sum(map(len, offer.blobs))
@@ -171,7 +175,7 @@ def _take_out(snapshot: Snapshot, leaving: Rows) -> None:
     if not len(leaving):
         return
     state = snapshot.state
-    state.blocks = state.blocks.departed(state.blocks.locate(leaving.ids, leaving.domain))
+    state.blocks = state.blocks.departed(leaving.places)
     state.counters.live_replays -= int(leaving.replay_count.sum())
 
 
@@ -186,18 +190,21 @@ def remove(snapshot: Snapshot, *parts: tuple[Rows, Group]) -> None:
 
 
 def _store_keys(snapshot: Snapshot, keys: list[str | None], ids: Ints) -> None:
+    if keys.count(None) == len(keys):
+        return
     named = [(key, number) for key, number in zip(keys, ids.tolist(), strict=True) if key is not None]
     rows = [(*pair, checksums.of_row(*pair)) for pair in named]
     _insert_rows(snapshot, episode_key, ("key", "episode_id", "checksum"), rows)
 
 
 def _store_tags(snapshot: Snapshot, tags: list[tuple[str, ...]], ids: list[int]) -> None:
+    if not any(tags):
+        return
     rows = [(tag, number, place) for group, number in zip(tags, ids, strict=True) for place, tag in enumerate(group)]
     _insert_rows(snapshot, episode_tag, ("tag", "episode_id", "ordinal"), rows)
 
 
 def _insert_rows(snapshot: Snapshot, table: Table, names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    if rows:
-        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        columns["buffer_id"] = [snapshot.state.buffer_id] * len(rows)
-        snapshot.backend.insert(snapshot.conn, table, columns)
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    columns["buffer_id"] = [snapshot.state.buffer_id] * len(rows)
+    snapshot.backend.insert(snapshot.conn, table, columns)

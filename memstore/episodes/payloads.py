@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+from sqlalchemy import select
+
+from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.overlay import is_live
 from memstore.buffer.snapshot import Snapshot
 from memstore.errors import StoreCorrupt
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import checksum
 from memstore.storage import stored
 from memstore.storage.address import restoring
-from memstore.storage.schema import payload
+from memstore.storage.schema import of_buffer, payload
 
 CHUNK = 4096
 """A pass over the buffer reads this many rows at a time: a few MB of payloads."""
+
+
+def read_payloads(snapshot: Snapshot, ids: Ints, cache: PayloadCache, *, keep: bool) -> dict[str, Any]:
+    """Return decoded payloads in the order of the ids. Parameters and errors are those of ``read_blobs``."""
+    signature = snapshot.settings.signature
+    assert signature is not None
+    size = signature.record_size
+    if not size:
+        return signature.decode(read_blobs(snapshot, ids.tolist(), cache, keep=keep))
+    records, known = cache.records(ids, size)
+    if not known.all():
+        missing = ids[~known].tolist()
+        read = _read(snapshot, sorted(set(missing)))
+        records[~known] = signature.records(_in_order(read, missing))
+        if keep:
+            cache.put(read)
+    return signature.decode_records(records)
 
 
 def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep: bool) -> list[bytes]:
@@ -30,15 +52,23 @@ def read_blobs(snapshot: Snapshot, ids: list[int], cache: PayloadCache, *, keep:
     found = cache.get(ids)
     missing = [i for i in dict.fromkeys(ids) if i not in found]
     if missing:
-        columns = ("episode_id", "crc32", "data")
-        rows = snapshot.backend.select(snapshot.conn, payload, columns, "episode_id", sorted(missing))
-        for episode_id, crc, data in rows:
-            if checksum(data, episode_id) != crc:
-                raise _damaged(snapshot, episode_id)
-        read = {episode_id: data for episode_id, _, data in rows}
+        read = _read(snapshot, sorted(missing))
         if keep:
             cache.put(read)
         found |= read
+    return _in_order(found, ids)
+
+
+def _read(snapshot: Snapshot, ids: list[int]) -> dict[int, bytes]:
+    """Read verified payloads from the table."""
+    rows = snapshot.backend.select(snapshot.conn, payload, ("episode_id", "crc32", "data"), "episode_id", ids)
+    for episode_id, crc, data in rows:
+        if checksum(data, episode_id) != crc:
+            raise _damaged(snapshot, episode_id)
+    return {episode_id: data for episode_id, _, data in rows}
+
+
+def _in_order(found: dict[int, bytes], ids: list[int]) -> list[bytes]:
     try:
         return [found[i] for i in ids]
     except KeyError as exc:
@@ -55,12 +85,15 @@ def _damaged(snapshot: Snapshot, episode_id: int) -> StoreCorrupt:
 
 
 def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Yield ids and verified payloads of the whole buffer, in id order, in chunks.
+    """Yield ids and verified payloads of all live episodes, in id order, in chunks.
 
     The ids of payloads that do not match their checksums are appended to ``damaged``. Without ``damaged``, the first
     such payload raises ``StoreCorrupt``.
     """
-    for rows in snapshot.pages(payload, ("episode_id", "crc32", "data"), CHUNK):
+    c = payload.c
+    own = of_buffer(snapshot.state.buffer_id, c.episode_id)
+    query = select(c.episode_id, c.crc32, c.data).where(own, is_live(snapshot, c.episode_id))
+    for rows in stored.paged(snapshot.conn, query, c.episode_id, CHUNK, f"the rows of {payload.name}"):
         bad = [episode_id for episode_id, crc, data in rows if checksum(data, episode_id) != crc]
         if bad and damaged is None:
             raise _damaged(snapshot, bad[0])

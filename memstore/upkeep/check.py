@@ -4,77 +4,159 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Table, func, select
+from sqlalchemy import Connection, Table, func, select
 
-from memstore.buffer.blocks.rows import from_tables
 from memstore.buffer.blocks.rows import problems as block_problems
 from memstore.buffer.snapshot import Rows, Snapshot, key_of, law_of
-from memstore.buffer.tail import Point, Tail
+from memstore.buffer.tail import Tail
+from memstore.episodes.inputs import invalid_losses
 from memstore.episodes.payloads import all_payloads
 from memstore.errors import MemstoreError, StoreCorrupt
 from memstore.storage import stored
-from memstore.storage.schema import episode, episode_tag, payload, replay_metadata
+from memstore.storage.backends import Backend
+from memstore.storage.schema import episode, episode_tag, of_buffer, payload, replay_metadata
 from memstore.storage.stored import UNREADABLE
 from memstore.storage.upgrade import HEAD
 from memstore.types import CheckReport
+from memstore.upkeep.loaded import Loaded, load, rounded, unlike
 from memstore.upkeep.recorded import Recorded
 from memstore.upkeep.sealed import Seals, Unsealed, tell
+from memstore.upkeep.window import Window
+
+T = TypeVar("T")
 
 MOST_FINDINGS = 20
-"""An examination reports at most this many findings."""
+"""A part of the examination reports at most this many findings."""
+
+ADVICE = "; run 'memstore check'"
+"""An error that names damage goes on with this. A finding ends before it."""
+
+SAID = {
+    "loss": "loss",
+    "lowest": "lowest loss",
+    "replay_count": "number of replays",
+    "domain": "domain",
+    "last_event": "last event",
+    "last_replayed_at": "time of the last replay",
+}
+"""The columns of the slots, and what a finding calls them."""
+
+Follow = Callable[[], Snapshot]
+"""Gives the snapshot of an open handle, at the moment of the examination."""
 
 
-def check(snapshot: Snapshot) -> CheckReport:
-    """Examine the pages and definitions of the database, then all data of the buffer."""
+def check(conn: Connection, backend: Backend, number: int, follow: Follow | None = None) -> CheckReport:
+    """Examine the pages and definitions of the database, then all data of the buffer.
+
+    The buffer is read anew, and as far as it can be read. With ``follow``, the blocks that an open handle has in
+    memory are compared with those that were read.
+    """
     started = time.perf_counter()
-    backend, conn = snapshot.backend, snapshot.conn
-    problems: list[str] = []
+    findings = _Findings(backend)
+    for part in (backend.integrity, backend.foreign, partial(backend.altered, revision=HEAD), backend.missing):
+        findings.of(partial(part, conn))
+    episodes, notes, unchecked = 0, [], list(backend.unchecked())
+    loaded = findings.attempt(lambda: load(conn, backend, number))
+    if loaded is None:
+        unchecked.append("the data of the buffer: they mean nothing without its settings")
+    else:
+        episodes = _examine(loaded, findings, unchecked, follow)
+        notes += findings.attempt(lambda: list(rounded(loaded.snapshot.state.blocks))) or []
+    seconds = time.perf_counter() - started
+    return CheckReport(episodes, findings.told(), (*backend.notes(conn), *notes), seconds, tuple(unchecked))
 
-    def examine(part: Callable[[], Iterable[str]]) -> None:
+
+def _examine(loaded: Loaded, findings: _Findings, unchecked: list[str], follow: Follow | None) -> int:
+    """Examine the data, and return the number of live episodes."""
+    snapshot, unsealed, window = loaded.snapshot, Unsealed(), Window(loaded.snapshot)
+    findings.of(lambda: loaded.problems)
+    findings.of(partial(_blocks, loaded))
+    if loaded.counted:
+        findings.of(partial(_log, snapshot))
+    rows = findings.attempt(lambda: loaded.rows(window))
+    if rows is not None:
+        for part in _Examination(loaded, rows, window).parts():
+            findings.of(part)
+    if follow is not None and loaded.opens:
+        findings.of(lambda: unlike(snapshot, follow()))
+    recorded = Recorded(loaded, rows if loaded.counted else None, unsealed)
+    for part in (*Seals(snapshot, unsealed).parts(), recorded.findings):
+        findings.of(part)
+    unchecked += _unknowable(loaded, recorded)
+    return 0 if rows is None else len(rows)
+
+
+class _Findings:
+    """The findings of all parts. A part that cannot go on does not stop the others."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._problems: list[str] = []
+
+    def of(self, part: Callable[[], Iterable[str]]) -> None:
+        """Take the findings of a part, at most ``MOST_FINDINGS``."""
+        self.attempt(lambda: self._take(part()))
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """Return the result of the work, or None if damaged data made it fail. That is a finding."""
         try:
-            problems.extend(islice(part(), MOST_FINDINGS))
+            return work()
+        except StoreCorrupt as exc:
+            self._problems.append(str(exc))
         except (MemstoreError, *UNREADABLE) as exc:
-            problems.append(f"reading stopped: {exc} ({type(exc).__name__})")
+            self._problems.append(f"reading stopped: {exc} ({type(exc).__name__})")
         except Exception as exc:
             # A damaged file may make the driver raise an error. That is a finding, not a crash.
-            if backend.classify(exc) is None:
+            if self._backend.classify(exc) is None:
                 raise
-            problems.append(f"reading stopped: {exc}")
+            self._problems.append(f"reading stopped: {exc}")
+        return None
 
-    unsealed, found, state = Unsealed(), [Rows.none()], snapshot.state
+    def _take(self, findings: Iterable[str]) -> None:
+        rest = iter(findings)
+        self._problems.extend(islice(rest, MOST_FINDINGS))
+        if next(rest, None) is not None:
+            self._problems.append(f"more than {MOST_FINDINGS} findings like the last one: the others are left out")
 
-    def rows() -> Iterator[str]:
-        found[0] = snapshot.scan()
-        counters = state.counters
-        folded = Point(counters.folded_inserted, counters.folded_logged, 0)
-        tail = Tail.read(conn, backend, state.buffer_id, folded, counters.head)
-        yield from _Examination(snapshot, found[0], tail).problems()
-
-    for part in (backend.integrity, backend.foreign, partial(backend.altered, revision=HEAD), backend.missing):
-        examine(partial(part, conn))
-    blocks = (state.buffer_id, law_of(state.settings), key_of(state.buffer_id, state.settings))
-    examine(lambda: block_problems(conn, backend, *blocks))
-    examine(rows)
-    recorded = Recorded(snapshot, found[0], unsealed)
-    for examination in (*Seals(snapshot, unsealed).parts(), recorded.findings):
-        examine(examination)
-    unchecked = [*backend.unchecked(), *_unknowable(recorded)]
-    notes = tuple(backend.notes(conn))
-    seconds = time.perf_counter() - started
-    return CheckReport(len(found[0]), tuple(dict.fromkeys(problems)), notes, seconds, tuple(unchecked))
+    def told(self) -> tuple[str, ...]:
+        """Return each finding once, without the advice to run the check."""
+        return tuple(dict.fromkeys(problem.partition(ADVICE)[0] for problem in self._problems))
 
 
-def _unknowable(recorded: Recorded) -> Iterator[str]:
+def _blocks(loaded: Loaded) -> Iterator[str]:
+    snapshot, state = loaded.snapshot, loaded.snapshot.state
+    law, keys = law_of(state.settings), key_of(state.buffer_id, state.settings)
+    expected = state.counters.block_sum if loaded.counted else None
+    yield from block_problems(snapshot.conn, snapshot.backend, state.buffer_id, law, keys, expected)
+
+
+def _log(snapshot: Snapshot) -> Iterator[str]:
+    """Examine the points of the log that the buffer's row names, and the entries between two of them."""
+    counters = snapshot.state.counters
+    folded, blocks, head = (counters.folded_inserted, counters.folded_logged), counters.stored, counters.head
+    if not all(a <= b <= c for a, b, c in zip(folded, blocks[:2], head[:2], strict=True)):
+        yield "the points of the log in the buffer's row are not in order: tables, blocks, end of the log"
+        return
+    tail = Tail.read(snapshot.conn, snapshot.backend, snapshot.state.buffer_id, blocks, head)
+    if tail.end(blocks, head) != head:
+        yield "the log since the blocks were stored is not the one that the buffer's row knows"
+
+
+def _unknowable(loaded: Loaded, recorded: Recorded) -> Iterator[str]:
     for what, count in recorded.unsealed.items():
         if count:
             yield f"{count:,} {what} were written before schema 0004 and have no checksum"
+    if not loaded.opens:
+        yield "the blocks against the tables: nobody can open the buffer, so the live episodes are those of the tables"
+    if not loaded.counted:
+        yield "everything that the counters of the buffer would tell: they cannot be read"
     if not recorded.is_whole:
         yield "lowest losses, times of last replays and the tally: the history is not whole, so it cannot confirm them"
     if recorded.snapshot.settings.limiter is not None:
@@ -85,30 +167,31 @@ def _unknowable(recorded: Recorded) -> Iterator[str]:
 class _Examination:
     """The examination of the live rows: blocks, and the tables that must agree with them."""
 
-    snapshot: Snapshot
+    loaded: Loaded
     rows: Rows
-    tail: Tail
-    """What the log says since the fold."""
+    window: Window
 
-    def problems(self) -> Iterator[str]:
-        """Yield each finding in one sentence that names the first few episodes."""
-        for part in (self._metadata, self._priority, self._counters, self._tables, self._payloads):
-            yield from part()
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot in which everything is read."""
+        return self.loaded.snapshot
+
+    def parts(self) -> tuple[Callable[[], Iterator[str]], ...]:
+        """Return the examinations that make sense. Each yields a sentence that names the first few episodes."""
+        both = (self._metadata, self._priority) if self.loaded.opens else ()
+        counts = (self._counters, self._waiting) if self.loaded.counted else ()
+        return (*both, *counts, self._tables, self._losses, self._payloads)
 
     def _metadata(self) -> Iterator[str]:
-        """Compare the replay metadata with the blocks, after the entries of the log that the tables lack."""
-        snapshot, state = self.snapshot, self.snapshot.state
-        key = key_of(state.buffer_id, state.settings)
-        tables = from_tables(snapshot.conn, snapshot.backend, state.buffer_id, law_of(state.settings), key)
-        told = replace(snapshot, state=replace(state, blocks=self.tail.applied(tables))).scan()
-        yield from tell("{} have replay metadata and stand in no block", np.setdiff1d(told.ids, self.rows.ids))
-        yield from tell("{} stand in a block and have no replay metadata", np.setdiff1d(self.rows.ids, told.ids))
-        if np.array_equal(told.ids, self.rows.ids):
-            alike = np.ones(len(told), np.bool_)
-            for name in ("loss", "lowest", "replay_count", "last_event", "last_replayed_at", "domain"):
-                one, other = getattr(told, name), getattr(self.rows, name)
-                alike &= (one == other) | (np.isnan(one) & np.isnan(other))
-            yield from tell("{} stand in their blocks with other values than in the replay metadata", told.ids[~alike])
+        """Compare the tables, with the log since the fold laid over them, with the blocks."""
+        rows, told = self.rows, self.window.rows()
+        yield from tell("{} have replay metadata and stand in no block", np.setdiff1d(told.ids, rows.ids))
+        yield from tell("{} stand in a block and have no replay metadata", np.setdiff1d(rows.ids, told.ids))
+        rows, told = rows.take(np.isin(rows.ids, told.ids)), told.take(np.isin(told.ids, rows.ids))
+        for name, what in SAID.items():
+            one, other = getattr(rows, name), getattr(told, name)
+            different = (one != other) & ~((one != one) & (other != other))
+            yield from tell(f"{{}} have another {what} in their blocks than in the tables", rows.ids[different])
 
     def _priority(self) -> Iterator[str]:
         highest = self.snapshot.state.blocks.heads["largest"].max(initial=-np.inf)
@@ -127,25 +210,47 @@ class _Examination:
             yield f"{len(rows)} episodes are live, by the counters of adds and departures it is another number"
         if len(rows) > state.settings.capacity:
             yield f"{len(rows)} live episodes exceed the capacity of {state.settings.capacity}"
+        if 0 < state.counters.fold_at <= state.counters.log_length:
+            yield "the blocks should have been merged: the log has reached that point"
         if len(state.domain_names) != state.counters.domains:
             yield "the number of domains differs from the buffer's counter"
 
+    def _waiting(self) -> Iterator[str]:
+        """Compare what the tables hold beyond the fold with the buffer's row."""
+        snapshot, counters = self.snapshot, self.snapshot.state.counters
+        edge = snapshot.first_id + counters.folded_inserted
+        early = self.window.base.ids[self.window.base.ids > edge]
+        yield from tell("{} have replay metadata before the fold", early)
+        waiting = select(func.coalesce(func.sum(func.length(payload.c.data)), 0)).where(
+            of_buffer(snapshot.state.buffer_id, payload.c.episode_id), payload.c.episode_id > edge
+        )
+        found = int(snapshot.conn.scalars(waiting).one())
+        if found != counters.waiting_bytes:
+            yield f"payloads since the fold have {found} bytes, by the buffer's counter {counters.waiting_bytes}"
+
     def _tables(self) -> Iterator[str]:
+        """Compare the live episodes, and those whose rows wait for deletion, with the rows of the tables."""
         ids = self.rows.ids
-        # The rows of episodes that have left wait for the fold.
-        waiting = self.tail.events.episodes[self.tail.events.ends]
-        (described,) = self._columns(episode, "id")
-        (packed,), (tagged,) = self._columns(payload, "episode_id"), self._columns(episode_tag, "episode_id")
-        for table, found in ((episode, described), (payload, packed), (episode_tag, tagged)):
+        known = np.concatenate([ids, self.window.departed])
+        for table, key in ((episode, "id"), (payload, "episode_id"), (episode_tag, "episode_id")):
+            (found,) = self._columns(table, key)
             if table is not episode_tag:
                 yield from tell(f"{{}} have no row in table {table.name}", np.setdiff1d(ids, found))
-            orphans = np.setdiff1d(np.setdiff1d(found, ids), waiting)
-            yield from tell(f"{{}} are orphans in table {table.name}", orphans)
+            yield from tell(f"{{}} are orphans in table {table.name}", np.setdiff1d(found, known))
+        yield from tell(f"{{}} are orphans in table {replay_metadata.name}", np.setdiff1d(self.window.base.ids, known))
         strangers = select(func.count()).where(
             self.snapshot.own, replay_metadata.c.buffer_id != self.snapshot.state.buffer_id
         )
         if count := self.snapshot.conn.scalars(strangers).one():
             yield f"{count} rows of {replay_metadata.name} name another buffer than their id"
+
+    def _losses(self) -> Iterator[str]:
+        base = self.window.base
+        yield from tell(
+            "{} have an infinite or negative loss", base.ids[~np.isnan(base.loss) & invalid_losses(base.loss)]
+        )
+        wrong = (base.lowest > base.loss) | (np.isnan(base.lowest) != np.isnan(base.loss)) | (base.lowest < 0)
+        yield from tell("{} have a smallest loss that cannot be", base.ids[wrong])
 
     def _columns(self, table: Table, *names: str) -> list[NDArray[Any]]:
         """Return columns of a table. The first is the id; the rows are in its order."""

@@ -1,20 +1,22 @@
-"""The examination of the history: it is compared with itself, with the tally and with the replay metadata."""
+"""The examination of the log: it is compared with itself, with the tally and with the live rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from memstore.buffer.blocks.slots import Floats
+from memstore.buffer.blocks.slots import Flags, Floats, Ints
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, slot_of
 from memstore.storage import stored
-from memstore.storage.schema import event_group, id_range, replay_event, replay_tally
+from memstore.storage.schema import episode, event_group, id_range, replay_event, replay_tally
+from memstore.upkeep.loaded import Loaded
 from memstore.upkeep.sealed import Unsealed, tell
 
 GROUPS, EVENTS = 4096, 65536
@@ -25,12 +27,12 @@ TOLERANCE = 1e-9
 
 _t = replay_tally.c
 _GROUP = (*GROUP, "checksum", "recorded", "unrecorded")
-_EVENT = (*EVENT, "ends", "group_id", "unrecorded")
+_EVENT = (*EVENT, "ends", "nth", "unrecorded", "group_id")
 
 
 @dataclass(frozen=True)
 class Log:
-    """The history: the columns of all its events, and the rows of their groups, both in the order of their numbers."""
+    """The columns of all events that are there, and the rows of their groups, both in the order of their numbers."""
 
     events: dict[str, NDArray[Any]]
     groups: list[dict[str, Any]]
@@ -47,6 +49,18 @@ class Log:
     def __len__(self) -> int:
         return len(self.events["id"])
 
+    @property
+    def recorded(self) -> Flags:
+        """Flags of the events that the history records."""
+        recorded: Flags = self.events["unrecorded"] == 0
+        return recorded
+
+    @property
+    def replayed(self) -> Flags:
+        """Flags of the replays, if the groups have all events."""
+        replayed: Flags = self.each("what") == "replayed"
+        return replayed
+
     def events_of(self, group: dict[str, Any]) -> dict[str, NDArray[Any]]:
         """Return the columns of the events that the group should have by their numbers."""
         start, end = np.searchsorted(self.events["id"], (group["id"], group["id"] + group["count"]))
@@ -58,15 +72,64 @@ class Log:
         return np.repeat(np.array([group[name] for group in self.groups], object), counts)
 
 
+@dataclass(frozen=True)
+class Chains:
+    """All events, those of an episode one after the other. The columns come in this order."""
+
+    log: Log
+
+    @cached_property
+    def order(self) -> Ints:
+        """The places of the events in the log."""
+        return np.argsort(self.log.events["episode_id"], kind="stable")
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.log.events[name][self.order]
+
+    @cached_property
+    def follows(self) -> Flags:
+        """Flags of the events that follow an event of the same episode."""
+        follows: Flags = np.diff(self["episode_id"], prepend=-1) == 0
+        return follows
+
+    @cached_property
+    def before(self) -> Ints:
+        """The number of the last recorded event of the same episode before each event. 0 if it is not there."""
+        places = np.arange(len(self.log))
+        last = np.maximum.accumulate(np.where(self.log.recorded[self.order], places, -1))
+        last = np.concatenate([[-1], last[:-1]]).astype(np.int64)[: len(places)]
+        start = np.maximum.accumulate(np.where(self.follows, 0, places))
+        found: Ints = np.where(last >= start, self["id"][last], 0)
+        return found
+
+    @cached_property
+    def ends(self) -> Flags:
+        """Flags of the recorded events after which no recorded event of the same episode comes."""
+        recorded = self.log.recorded[self.order]
+        ends: Flags = recorded & ~np.isin(self["id"], self.before[recorded])
+        return ends
+
+
 @dataclass
 class Recorded:
-    """The examination of one buffer's history."""
+    """The examination of one buffer's log.
 
-    snapshot: Snapshot
-    rows: Rows
+    Attributes
+    ----------
+    rows : Rows or None
+        The live rows, in id order. None if they cannot be read.
+    """
+
+    loaded: Loaded
+    rows: Rows | None
     unsealed: Unsealed
     is_whole: bool = False
-    """True if every replay of the buffer is in the log. Only then the results of the replays can be compared."""
+    """True if every replay of the buffer is in the history. Only then the results of the replays can be compared."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot in which everything is read."""
+        return self.loaded.snapshot
 
     def findings(self) -> Iterator[str]:
         """Yield each finding in one sentence."""
@@ -74,34 +137,63 @@ class Recorded:
         for problem in self._groups(log):
             sound = False
             yield problem
+        if self.loaded.counted:
+            yield from self._numbers(log)
         if not sound:
-            return  # the other examinations need a whole log
-        replayed = log.each("what") == "replayed"
-        self.is_whole = int(replayed.sum()) == self.snapshot.state.counters.events
-        yield from self._chains(log)
-        yield from self._replays(log, replayed)
-        yield from self._tally(log)
+            return  # the other examinations need groups with all their events
+        replays, counters = int((log.replayed & log.recorded).sum()), self.snapshot.state.counters
+        self.is_whole = self.loaded.counted and replays == counters.events
+        if self.loaded.counted and max(replays, counters.logged - counters.departed) > counters.events:
+            yield f"the log has more replays than the {counters.events} that the buffer counts"
+        yield from self._steps(log)
+        if self.rows is not None:
+            yield from self._chains(log, self.rows)
+            yield from self._replays(log, self.rows)
+        if self.loaded.counted:
+            yield from self._tally(log)
 
     def _groups(self, log: Log) -> Iterator[str]:
-        """Examine the groups, and the numbers of their events, which have no gaps."""
+        """Examine each group with its events."""
         _, high = id_range(self.snapshot.state.buffer_id)
-        expected, events, counters = None, 0, self.snapshot.state.counters
+        events = 0
         for group in log.groups:
             number, what = group["id"], f"group {group['id']} of events"
             stored.real(group["at"], f"{what}: its time")
-            count = stored.whole(group["count"], f"{what}: its count", 1, high - number + 1)
-            events += count
-            if not group["unrecorded"]:
-                # Until schema 0005 every event was recorded, so the number of the last event was their number.
-                so_far = group["recorded"] or number - self.snapshot.first_id + count - 1
-                if expected not in (None, so_far - count):
-                    yield f"events before {number} are missing, or twice there"
-                expected = so_far
+            stored.whole(group["count"], f"{what}: its count", 1, high - number + 1)
+            events += group["count"]
             yield from self._group(group, log.events_of(group))
         if events != len(log):
             yield f"{len(log)} events are there where the groups of events say {events}"
-        if expected not in (None, counters.recorded):
-            yield f"{expected} events are recorded by the last group, and {counters.recorded} by the buffer's counter"
+
+    def _numbers(self, log: Log) -> Iterator[str]:
+        """Examine the numbers of events, and the counts of recorded ones, both without gaps.
+
+        Every event since the fold is there. Before it, those are missing that the history does not record or has
+        forgotten.
+        """
+        first, counters = self.snapshot.first_id, self.snapshot.state.counters
+        edge, forgotten = first + counters.folded_logged, first + counters.history_from
+        following, counted = edge + 1, None
+        for group in log.groups:
+            number, end = group["id"], group["id"] + group["count"] - 1
+            if end > edge and number != following:
+                yield f"events before {number} are missing, or twice there"
+            following = max(following, end + 1)
+            if number <= forgotten < end:
+                yield f"group {number} of events is forgotten by the history in part only"
+            if group["unrecorded"] is not None:
+                if number <= edge:
+                    yield f"group {number} of events is not recorded, and the fold has left it there"
+                continue
+            # Before schema 0005, every event was recorded, so its number tells the count.
+            count = end - first if group["recorded"] is None else group["recorded"]
+            if counted not in (None, count - group["count"]):
+                yield f"recorded events before {number} are missing, or twice there"
+            counted = count
+        if following != first + counters.logged + 1:
+            yield f"event {following} would be the next, by the buffer's counter of events it is another one"
+        if counted not in (None, counters.recorded):
+            yield f"{counted} events were recorded, by the buffer's counter {counters.recorded}"
 
     def _group(self, group: dict[str, Any], events: dict[str, NDArray[Any]]) -> Iterator[str]:
         number, count = group["id"], group["count"]
@@ -109,10 +201,15 @@ class Recorded:
             yield f"groups of events: {number} has another number of events than it says"
         elif (events["group_id"] != number).any():
             yield f"events of group {number} say that they are of another"
+        elif (events["unrecorded"] != (group["unrecorded"] or 0)).any():
+            yield f"groups of events: {number} is recorded, and its events are not, or the reverse"
         elif group["checksum"] is None:
             self.unsealed["events"] += count
         elif group["checksum"] != group_checksum(group, events):
             yield f"groups of events: {number} does not match its checksum"
+        edge = self.snapshot.first_id + self.snapshot.state.counters.folded_logged
+        if number > edge and ((events["ends"] != 0) == (group["what"] == "replayed")).any():
+            yield f"groups of events: {number} has replays that end a chain, or departures that do not"
         unknown = np.isnan(events["loss_after"])
         if unknown.any() if group["what"] == "replayed" else not unknown.all():
             yield f"groups of events: {number} has replays without a loss, or departures with one"
@@ -120,53 +217,90 @@ class Recorded:
             if (events[name] < 0).any() or np.isinf(events[name]).any():
                 yield f"groups of events: {number} has losses that are negative or infinite"
 
-    def _chains(self, log: Log) -> Iterator[str]:
-        """Examine the chains, in which each event names the previous event of the same episode.
+    def _steps(self, log: Log) -> Iterator[str]:
+        """Compare each event with the one before it of the same episode: the loss, and the number of replays.
 
-        The row of a live episode names its last event. The last event of an episode that has left ends its chain.
+        If unrecorded events between them are deleted, losses differ, and the number rises by more than one.
         """
-        order = np.argsort(log.events["episode_id"], kind="stable")
-        recorded = log.events["unrecorded"][order] != 1
-        # The fold marks the last recorded event of an episode whose departure is not recorded.
-        waiting = log.events["episode_id"][order][~recorded & (log.events["ends"][order] == 1)]
-        order = order[recorded]
-        number, episode, previous, ends = (log.events[n][order] for n in ("id", "episode_id", "previous_id", "ends"))
-        first = int(number.min(initial=2**63 - 1))
-        follows, last = np.diff(episode, prepend=-1) == 0, np.diff(episode, append=-1) != 0
-        live = np.isin(episode, self.rows.ids)
-        wrong = np.where(follows, previous != np.roll(number, 1), previous >= first)
+        chains = Chains(log)
+        edge = self.snapshot.first_id + self.snapshot.state.counters.folded_logged
+        number, nth, loss = chains["id"], chains["nth"], chains["loss_after"]
+        replayed = log.replayed[chains.order]
+        follows = chains.follows & np.roll(replayed, 1)
+        known = follows & (np.roll(nth, 1) > 0) & (nth > 0)
+        rise = nth - np.roll(nth, 1)
+        whole = known & (np.roll(number, 1) > edge)
+        wrong = known & (rise < replayed) | whole & (rise != replayed)
+        yield from tell("events {} count other replays than the event before them", number[wrong])
+        wrong = (known & (rise == replayed) | whole) & ~_same(chains["loss_before"], np.roll(loss, 1))
+        yield from tell("events {} begin with another loss than the event before them ended with", number[wrong])
+        wrong = replayed & (nth == 0) & (number > edge)
+        yield from tell("events {} are replays without a number", number[wrong])
+        yield from self._births(chains, replayed)
+
+    def _births(self, chains: Chains, replayed: Flags) -> Iterator[str]:
+        """Compare the losses at the add with the first events of their episodes, and with rows without a replay."""
+        names = ("id", "loss_at_add")
+        ids, born = stored.arrays(episode, names, self.snapshot.rows(episode, names))
+        if not len(ids):
+            return
+        first_one = ~chains.follows & (chains["nth"] == replayed) & (replayed | (chains["ends"] != 0))
+        of, before = chains["episode_id"][first_one], chains["loss_before"][first_one]
+        if self.rows is not None:
+            never = self.rows.replay_count == 0
+            of, before = np.concatenate([of, self.rows.ids[never]]), np.concatenate([before, self.rows.loss[never]])
+        there = np.isin(of, ids)
+        of, before = of[there], before[there]
+        place = np.searchsorted(ids, of)
+        # Episodes from before schema 0005 have no loss at the add. They are the oldest ones.
+        known = ~np.isnan(born)
+        began = ids[np.argmax(known)] if known.any() else ids[-1] + 1
+        wrong = ~_same(born[place], before) & (known[place] | (of > began))
+        yield from tell("{} have another loss at their add than before their first replay", np.unique(of[wrong]))
+
+    def _chains(self, log: Log, rows: Rows) -> Iterator[str]:
+        """Examine the chains, in which each event names the recorded event of the same episode before it.
+
+        The row of a live episode names its last event. The last event of an episode that has left ends its chain. It is
+        marked by the fold if the departure itself is not recorded.
+        """
+        chains = Chains(log)
+        number, owner, previous, ends = (chains[name] for name in ("id", "episode_id", "previous_id", "ends"))
+        first = int(log.events["id"][0]) if len(log) else self.snapshot.first_id + 1 + 2**40
+        recorded = log.recorded[chains.order]
+        wrong = np.where(chains.before > 0, previous != chains.before, previous >= first)
         yield from tell("events {} name an event before them that is not the one before", number[wrong])
-        wrong = ((ends != 0) != (last & ~live)) & ~np.isin(episode, waiting)
+        live, waits = np.isin(owner, rows.ids), np.isin(owner, owner[~recorded & (ends != 0)])
+        wrong = recorded & ((ends != 0) != (chains.ends & ~live)) & ~(chains.ends & waits & (ends == 0))
         yield from tell("events {} end a chain that goes on, or end it without saying so", number[wrong])
-        heads = number[last & live]
-        place = np.searchsorted(self.rows.ids, episode[last & live])
-        named = self.rows.last_event.copy()
+        heads = number[chains.ends & live]
+        place = np.searchsorted(rows.ids, owner[chains.ends & live])
+        named = rows.last_event.copy()
         named[place] -= heads
         wrong = np.where(np.isin(np.arange(len(named)), place), named != 0, named >= first)
-        yield from tell("{} name as their last event one that is not", self.rows.ids[wrong])
+        yield from tell("{} name as their last event one that is not", rows.ids[wrong])
 
-    def _replays(self, log: Log, replayed: NDArray[np.bool_]) -> Iterator[str]:
+    def _replays(self, log: Log, rows: Rows) -> Iterator[str]:
         """Compare the rows with the replays of their episodes, if all replays are known."""
-        ids, lowest_loss, replayed_at = self.rows.ids, self.rows.lowest, self.rows.last_replayed_at
-        never = self.rows.replay_count == 0
-        untimely = never != np.isnan(replayed_at)
+        ids, never = rows.ids, rows.replay_count == 0
+        untimely = (never != np.isnan(rows.last_replayed_at)) | np.isinf(rows.last_replayed_at)
         yield from tell("{} have a time of their last replay and none, or the reverse", ids[untimely])
-        unlike = never & ~_same(lowest_loss, self.rows.loss)
+        unlike = never & ~_same(rows.lowest, rows.loss)
         yield from tell("{} have a smallest loss that cannot be", ids[unlike])
         if not self.is_whole:
             return
-        mine = replayed & np.isin(log.events["episode_id"], ids)
-        episode, before, loss = (log.events[name][mine] for name in ("episode_id", "loss_before", "loss_after"))
-        place = np.searchsorted(ids, episode)
+        mine = log.replayed & np.isin(log.events["episode_id"], ids)
+        owner, before, loss = (log.events[name][mine] for name in ("episode_id", "loss_before", "loss_after"))
+        place = np.searchsorted(ids, owner)
         last, time, least = np.full(len(ids), np.nan), np.full(len(ids), np.nan), np.full(len(ids), np.inf)
         last[place], time[place] = loss, log.each("at")[mine]
         np.minimum.at(least, place, np.fmin(loss, before))
         counts = np.bincount(place, minlength=len(ids))
         for wrong, what in (
-            (counts != self.rows.replay_count, "have another number of replays than the history"),
-            (~(_same(last, self.rows.loss) | never), "have another loss than the history"),
-            (~(_same(least, lowest_loss) | never), "have another smallest loss than the history"),
-            (~_same(time, replayed_at), "were last replayed at another time than the history says"),
+            (counts != rows.replay_count, "have another number of replays than the history"),
+            (~(_same(last, rows.loss) | never), "have another loss than the history"),
+            (~(_same(least, rows.lowest) | never), "have another smallest loss than the history"),
+            (~_same(time, rows.last_replayed_at), "were last replayed at another time than the history says"),
         ):
             yield from tell(f"{{}} {what}", ids[wrong])
 

@@ -51,6 +51,13 @@ def _pages_of(ids: Ints) -> Iterator[Ints]:
 
 def _passing(snapshot: Snapshot, condition: Condition) -> Iterator[Ints]:
     """Yield the ids of the passing episodes, oldest first, in pages. A page may be removed before the next is read."""
-    scope = Scope.of(snapshot, "episodes", (), condition, by_id=True)
-    for rows in stored.paged(snapshot.conn, scope.ids(), scope.identity(), AT_ONCE, "the episodes that pass"):
-        yield np.array(rows, np.int64)[:, 0]
+    after = 0
+    while True:
+        scope = Scope.of(snapshot, "episodes", (), condition, after=after)
+        query = scope.ids().order_by(scope.identity()).limit(AT_ONCE)
+        ids = np.array(snapshot.conn.scalars(query).all(), np.int64)
+        if len(ids):
+            yield ids
+        if len(ids) < AT_ONCE:
+            return
+        after = stored.onward(int(ids[-1]), after, "the episodes that pass")

@@ -12,8 +12,6 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, select
 
 from memstore.buffer.counters import buffer_names
-from memstore.buffer.snapshot import Snapshot, State
-from memstore.draws.strategies import strategy_from_json
 from memstore.errors import ConfigError, NotAMemstore, SchemaTooNew, StoreCorrupt, StoreFull, StoreUnavailable
 from memstore.storage.address import parse_url, sqlite_path
 from memstore.storage.backends.base import Backend, Progress
@@ -23,7 +21,6 @@ from memstore.storage.newfile import Partial, check_free, partial_file, written_
 from memstore.storage.schema import buffer
 from memstore.storage.upgrade import HEAD, ensure_schema, known_revisions, schema_version
 from memstore.storage.upgrade import upgrade as upgrade_tables
-from memstore.types import CheckReport
 from memstore.upkeep.backup import Address, copy_rows, fill, fill_file
 from memstore.upkeep.check import check
 
@@ -224,10 +221,7 @@ def _verified(conn: Connection, backend: Backend, where: str) -> dict[str, int]:
     """Return the buffers of a database, with their numbers of episodes. Raise ``StoreCorrupt`` if one is damaged."""
     found = {}
     for number, name in conn.execute(select(buffer.c.id, buffer.c.name).order_by(buffer.c.id)):
-        try:
-            report = check(Snapshot(conn, backend, State.load(conn, backend, number, strategy_from_json)))
-        except StoreCorrupt as exc:  # its settings, for example, cannot be read
-            report = CheckReport(0, (str(exc),))
+        report = check(conn, backend, number)
         if not report.ok:
             problems = "; ".join(report.problems[:3]) + (" ..." if len(report.problems) > 3 else "")
             raise StoreCorrupt(

@@ -132,6 +132,9 @@ class Seals:
             strangers = (of_buffer(number, table.c[key]), table.c.buffer_id != number)
             if count := conn.scalars(select(func.count()).select_from(table).where(*strangers)).one():
                 yield f"{count} rows of {table.name} name another buffer than their id"
+        outside = (block.c.buffer_id == number, ~of_buffer(number, block.c.id))
+        if count := conn.scalars(select(func.count()).select_from(block).where(*outside)).one():
+            yield f"{count} blocks of buffer {number} have numbers of another one"
         for row in conn.execute(select(lease.c.expires_at, lease.c.episode_id).where(lease.c.buffer_id == number)):
             stored.real(row[0], f"the lease of episode {row[1]}: its end")
         rows = conn.scalars(select(limiter.c.drawn).where(limiter.c.buffer_id == number)).all()

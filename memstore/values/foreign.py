@@ -125,7 +125,7 @@ def numpy_payload(payload: Any, where: str = "", depth: int = 0) -> Any:
         if isinstance(value, Mapping):
             changed[key] = numpy_payload(value, name, depth + 1)
         else:
-            changed[key] = as_numpy(f"field {name!r:.80}", value)
+            changed[key] = value if type(value) is np.ndarray else as_numpy(f"field {name!r:.80}", value)
     return changed
 
 

@@ -40,9 +40,8 @@ class LossAbove:
         above: Flags = slots.loss > self.limit
         return above
 
-    def possible(self, heads: Heads) -> Flags:
-        reached: Flags = heads["largest"] > self.limit
-        return reached
+    def reach(self, heads: Heads) -> tuple[Flags, Flags]:
+        return heads["largest"] > self.limit, (heads["least"] > self.limit) & (heads["gaps"] == 0)
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,22 @@ class OfDomain:
         of_it: Flags = domains == self.domain
         return of_it
 
-    def possible(self, heads: Heads) -> Flags:
-        return np.ones(len(heads), np.bool_)
+    def reach(self, heads: Heads) -> tuple[Flags, Flags]:
+        of_it = heads["domain"] == self.domain
+        return of_it, of_it
+
+
+@dataclass(frozen=True)
+class BySlots:
+    """Any test, with heads that tell nothing."""
+
+    test: LossAbove | OfDomain
+
+    def passing(self, slots: Slots, domains: Ints) -> Flags:
+        return self.test.passing(slots, domains)
+
+    def reach(self, heads: Heads) -> tuple[Flags, Flags]:
+        return np.ones(len(heads), np.bool_), np.zeros(len(heads), np.bool_)
 
 
 KINDS = [
@@ -67,6 +80,8 @@ KINDS = [
     (Law(1.0, EPSILON), OfDomain(2)),
     (None, None),
     (None, OfDomain(1)),
+    (OWN, OfDomain(1)),
+    (None, LossAbove(0.4)),
 ]
 
 
@@ -165,6 +180,31 @@ def test_stored_sums_stand_for_contents(small_blocks: int) -> None:
         assert places.tolist() == weighted(copy, View.of(copy, OWN), TOP, np.random.default_rng(seed), 3).tolist()
         assert in_memory(stored) <= 20 * (seed + 1)
     assert everything_drawn(stored, views, model, 5) == everything_drawn(copy, Views(), model, 5)
+
+
+def test_heads_tell_what_slots_tell(small_blocks: int) -> None:
+    """A test of a whole block by its head gives the numbers that its slots give, bit for bit, and opens no block."""
+    rng = np.random.default_rng(13)
+    copy, model, whole = Copy.of(OWN), Model(), 0
+    for _ in range(60):
+        copy = step(rng, copy, model, scale=3)
+        for law in (None, OWN, STEEP):
+            for test in (OfDomain(1), OfDomain(2), LossAbove(0.4), LossAbove(1.0)):
+                by_heads, by_slots = View.of(copy, law, test), View.of(copy, law, BySlots(test))
+                assert numbers(by_heads) == numbers(by_slots)
+                whole += int((test.reach(copy.heads)[1] & (copy.heads["live"] > 0)).sum())
+        if model.live:
+            ids = np.array(sorted(model.live)[::3], np.int64)
+            out = copy.locate(ids, model.domains_of(ids))
+            for law in (None, OWN):
+                for test in (OfDomain(1), LossAbove(0.4)):
+                    by_heads, by_slots = View.of(copy, law, test), View.of(copy, law, BySlots(test))
+                    assert numbers(by_heads.without(copy, out.places)) == numbers(by_slots.without(copy, out.places))
+        stored = cold(copy)
+        for law in (None, OWN):
+            View.of(stored, law, OfDomain(1))
+        assert in_memory(stored) == 0
+    assert whole > 500
 
 
 def test_excluded_episodes_are_as_if_they_had_left(small_blocks: int) -> None:

@@ -52,7 +52,7 @@ def test_check_names_it_in_one_line_and_checks_the_others(url: str, setting: str
     result = CliRunner().invoke(main, ["check", url])
     assert result.exit_code == 1
     (line,) = [line for line in result.output.splitlines() if "problem:" in line]
-    assert "buffer 'bad' cannot be opened" in line and setting in line
+    assert "nobody can open the buffer" in line and setting in line
     assert "buffer 'first': 3 episodes, sound" in result.output
     assert "buffer 'bad': 0 episodes, 1 problem," in result.output
     assert "buffer 'last': 3 episodes, sound" in result.output

@@ -23,9 +23,8 @@ from sqlalchemy import text
 from memstore import DomainBalanced, EpisodicMemory, Mixed, PrioritizedLoss, PrioritizedRecency, Uniform
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.views import View
-from memstore.buffer.snapshot import Snapshot
-from memstore.draws.conditions import Episodes
-from memstore.draws.knowledge import Populations
+from memstore.buffer.snapshot import Rows, Snapshot
+from memstore.draws.knowledge import Knowledge
 from memstore.draws.laws import AgeLaw
 from memstore.draws.pool import Pool, Request
 from memstore.draws.strategies import Strategy
@@ -54,7 +53,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 def pool(snapshot: Snapshot) -> Pool:
     """The snapshot as strategies take it, without a condition."""
-    return Pool.of(snapshot, None, Populations(), keep=False)
+    return Pool.of(snapshot, None, Knowledge(), keep=False)
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class Sample:
             self.must_follow(name)
 
 
-def places(at: Scan, drawn: Episodes) -> Ints:
+def places(at: Scan, drawn: Rows) -> Ints:
     """Rows of the scan that were drawn; their losses must be those of the scan."""
     where = np.searchsorted(at.ids, drawn.ids)
     found: Ints = np.minimum(where, len(at.ids) - 1)

@@ -35,6 +35,7 @@ from memstore.buffer.blocks.slots import (
     LOSS,
     LOWEST,
     NO_ID,
+    PLACE_BITS,
     SLOTS,
     Flags,
     Floats,
@@ -42,12 +43,10 @@ from memstore.buffer.blocks.slots import (
     Slots,
     canonical,
     distinct,
+    runs,
 )
 from memstore.buffer.blocks.weights import Law
 from memstore.storage.stored import damaged
-
-PLACE_BITS = 7
-"""The place of an episode is that of its block in the copy, shifted by this, plus its slot."""
 
 CHUNK = 512
 """A pass over all blocks opens this many at a time: 2 MB, and 5 MB for the arrays computed from them."""
@@ -179,6 +178,8 @@ class Copy:
 
         What is not stored as it is stays in any case.
         """
+        if len(self) <= most:
+            return self
         excess = int((self.page >= 0).sum()) - most
         stored = np.flatnonzero((self.page >= 0) & (self.heads["token"] != 0))
         if excess <= 0 or not len(stored):
@@ -226,45 +227,40 @@ class Copy:
 
     def patched(
         self,
-        found: Found,
+        places: Ints,
         loss: Floats,
         count: Ints,
         event: Ints,
         lowest: Floats | None = None,
         at: Floats | float = np.nan,
     ) -> Copy:
-        """Give each live episode that was found its loss, number of replays, last event, and time of the last replay.
+        """Give the episodes at these places of this copy their loss, count, last event, and time of the last replay.
 
         All are absolute. The largest count of an episode stays, whatever the order; a patch whose count is not above
-        that of the slot is passed over. So a patch may come twice, and patches may come in any order. The lowest loss
-        becomes ``lowest`` (``loss`` by default) if that is smaller.
+        that of the slot changes at most the lowest loss. That becomes ``lowest`` (``loss`` by default) if this is
+        smaller. So a patch may come twice, and patches may come in any order.
         """
-        assert found.copy is self, "episodes were found in another copy"
-        live = np.flatnonzero(found.live)
-        live = live[np.argsort(count[live], kind="stable")]  # of assignments to the same place the last one stays
-        blocks, ordinal = np.unique(found.places[live] >> PLACE_BITS, return_inverse=True)
-        slot = found.places[live] & ((1 << PLACE_BITS) - 1)
+        live = np.argsort(count, kind="stable")  # of assignments to the same place the last one stays
+        block, slot = places[live] >> PLACE_BITS, places[live] & ((1 << PLACE_BITS) - 1)
+        blocks = distinct(block)
+        ordinal = np.searchsorted(blocks, block)
         changed = self.open(blocks)
+        least = changed.columns[:, LOWEST].view(np.float64)
+        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live] + 0.0)
         newer = count[live] > changed.columns[ordinal, COUNT, slot]
         live, ordinal, slot = live[newer], ordinal[newer], slot[newer]
-        least = np.full(changed.used.shape, np.nan)
-        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live])
-        least = np.fmin(least[ordinal, slot], changed.columns[ordinal, LOWEST, slot].view(np.float64))
         changed.columns[ordinal, LOSS, slot] = canonical(loss[live])
-        changed.columns[ordinal, LOWEST, slot] = canonical(least)
         changed.columns[ordinal, COUNT, slot] = count[live]
         changed.columns[ordinal, EVENT, slot] = event[live]
         changed.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(count))[live])
         return self._own()._set(changed, same_ids=True)
 
-    def departed(self, found: Found) -> Copy:
-        """Take out the episodes that were found live."""
-        assert found.copy is self, "episodes were found in another copy"
-        places = found.places[found.live]
-        blocks, ordinal = np.unique(places >> PLACE_BITS, return_inverse=True)
+    def departed(self, places: Ints) -> Copy:
+        """Take out the episodes at these places of this copy."""
+        blocks = distinct(places >> PLACE_BITS)
         thinned = self.open(blocks)
         stays = thinned.used
-        stays[ordinal, places & ((1 << PLACE_BITS) - 1)] = False
+        stays[np.searchsorted(blocks, places >> PLACE_BITS), places & ((1 << PLACE_BITS) - 1)] = False
         return self._own()._set(compacted(thinned, stays))
 
     def departed_until(self, watermark: int, domain: int | None = None) -> Copy:
@@ -298,27 +294,30 @@ class Copy:
         check_newcomers(self.heads, ids, domains)
         order = np.argsort(domains, kind="stable")
         target, names = self._targets(ids[order], domains[order])
-        grown = self._own(head_rows(names, domains[np.searchsorted(ids, names)]))
-        order = order[np.argsort(target, kind="stable")]
-        blocks, first, more = np.unique(np.sort(target), return_index=True, return_counts=True)
+        grown = self._own(head_rows(names, domains[np.searchsorted(ids, names)]) if len(names) else None)
+        by_block = np.argsort(target, kind="stable")
+        order = order[by_block]
+        blocks, first, more = runs(target[by_block])
         filled = grown.open(blocks)
-        ordinal = np.repeat(np.arange(len(blocks)), more)
+        ordinal = np.arange(len(blocks)).repeat(more)
         slot = filled.count[ordinal] + np.arange(len(ids)) - first[ordinal]
         filled.columns[ordinal, ID, slot] = ids[order]
         filled.columns[ordinal, LOSS, slot] = canonical(loss[order])
         filled.columns[ordinal, LOWEST, slot] = canonical((loss if lowest is None else lowest)[order])
-        filled.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(ids))[order])
-        filled.columns[ordinal, COUNT, slot] = np.broadcast_to(count, len(ids))[order]
-        filled.columns[ordinal, EVENT, slot] = np.broadcast_to(event, len(ids))[order]
+        filled.columns[ordinal, AT, slot] = canonical(at[order] if isinstance(at, np.ndarray) else np.full(1, at))
+        filled.columns[ordinal, COUNT, slot] = count[order] if isinstance(count, np.ndarray) else count
+        filled.columns[ordinal, EVENT, slot] = event[order] if isinstance(event, np.ndarray) else event
         grown.heads["put"][blocks] += more.astype(np.int16)
         return grown._set(Opened(blocks, filled.count + more, filled.columns))
 
     def _targets(self, ids: Ints, domains: Ints) -> tuple[Ints, Ints]:
         """Return the block that each newcomer enters, and the names of those that are new; they come by domain."""
-        some, first, sizes = np.unique(domains, return_index=True, return_counts=True)
+        some, first, sizes = runs(domains)
         last = self.directory.last(some)
         room = np.where(last >= 0, SLOTS - self.heads["put"][last], 0) if len(self) else np.zeros_like(last)
-        rank = np.arange(len(ids)) - np.repeat(first + room, sizes)  # below 0: there is room for it
+        rank = np.arange(len(ids)) - (first + room).repeat(sizes)  # below 0: there is room for it
+        if rank[-1] < 0 and (rank < 0).all():
+            return last.repeat(sizes), ids[:0]
         begins = (rank >= 0) & (rank % SLOTS == 0)
         names = ids[begins]
         place = len(self) + np.argsort(np.argsort(names))  # blocks stand in the order of names
@@ -372,8 +371,7 @@ class Copy:
             raise damaged(f"block {heads['name'][0]}", f"is one of {len(blocks)}, and {len(contents)} were found")
         found, expected = opened(blocks, contents), own(heads)
         steps = describe(expected, found, self.pages)
-        if self.key_of is not None:
-            expected["key"] = least_keys(found, self.key_of)
+        expected["key"] = NO_ID if self.key_of is None else least_keys(found, self.key_of)
         with np.errstate(over="ignore", under="ignore"):
             sums = np.ldexp(expected["sum"], expected["unit"] - heads["unit"])
         like = np.isclose(sums, heads["sum"], rtol=ROUNDING, atol=0.0)

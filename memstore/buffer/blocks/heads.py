@@ -171,11 +171,15 @@ class Directory:
             The blocks of a domain overlap, so that an episode would be looked for in the wrong one.
         """
         made = cls.of(heads)
-        name, last, domain = (heads[field][made.order] for field in ("name", "last", "domain"))
-        over = np.flatnonzero((domain[1:] == domain[:-1]) & (last[:-1] >= name[1:]))
-        if len(over):
-            raise damaged(f"block {name[over[0]]}", f"reaches into block {name[over[0] + 1]} of the same domain")
+        for name, other in made.overlaps(heads)[:1]:
+            raise damaged(f"block {name}", f"reaches into block {other} of the same domain")
         return made
+
+    def overlaps(self, heads: Heads) -> list[tuple[int, int]]:
+        """Return the names of neighbours, of which the first has a last episode that may stand in the second only."""
+        name, last, domain = (heads[field][self.order] for field in ("name", "last", "domain"))
+        over = np.flatnonzero((domain[1:] == domain[:-1]) & (last[:-1] >= name[1:]))
+        return list(zip(name[over].tolist(), name[over + 1].tolist(), strict=True))
 
     def extended(self, heads: Heads, old: int) -> Directory:
         """Return this one with the blocks from place ``old`` on."""
@@ -214,7 +218,7 @@ def check_newcomers(heads: Heads, ids: Ints, domains: Ints) -> None:
         A domain has a number that no block can have.
     """
     known = max(int(heads["name"][-1]), int(heads["last"].max())) if len(heads) else -1
-    if (np.diff(ids, prepend=known) <= 0).any():
+    if ids[0] <= known or (ids[1:] <= ids[:-1]).any():
         raise StoreCorrupt(f"episode {ids[0]} cannot follow {known}: ids ascend; run 'memstore check'")
     if int(domains.max()) > MAX_DOMAIN or int(domains.min()) < 0:
         raise ConfigError(f"a buffer has at most {MAX_DOMAIN} domains; give related episodes the same domain")

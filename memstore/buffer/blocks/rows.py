@@ -6,22 +6,36 @@ snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from sqlalchemy import Connection, select
 
 from memstore.buffer.blocks.copy import CHUNK, Copy, Fetch
-from memstore.buffer.blocks.heads import MAX_DOMAIN, Heads, KeyOf, among, head_rows, new_stamp
+from memstore.buffer.blocks.heads import (
+    HEAD,
+    MAX_DOMAIN,
+    Directory,
+    Heads,
+    KeyOf,
+    among,
+    fingerprint,
+    head_rows,
+    new_stamp,
+    own,
+)
+from memstore.buffer.blocks.pages import Pages
 from memstore.buffer.blocks.slots import NO_ID, SLOTS, Flags, Floats, Ints, distinct, sealed, unsealed
 from memstore.buffer.blocks.weights import UNIT, Law
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
-from memstore.storage.schema import block, episode, first_id, id_range, replay_metadata
+from memstore.storage.schema import block, episode, first_id, id_range, of_buffer, replay_metadata
+
+T = TypeVar("T")
 
 NUMBERS = {
     "id": "name",
@@ -189,29 +203,42 @@ def domains_of(conn: Connection, backend: Backend, buffer_id: int, ids: Ints) ->
     return np.where(known, of[at], 0) if len(of) else np.zeros(len(ids), np.int64)
 
 
-def problems(conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None) -> Iterator[str]:
-    """Yield what is wrong with the rows of a buffer: each damaged block, and each head that its content belies."""
-    try:
-        heads = read_heads(conn, backend, buffer_id)
-    except StoreCorrupt as exc:
-        yield str(exc)
-        return
-    copy = Copy.of(law, heads, fetch=fetching(conn, backend), key_of=key_of)
+def problems(
+    conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None, block_sum: int | None
+) -> Iterator[str]:
+    """Yield all that is wrong with the rows of a buffer's blocks, a sentence for each.
+
+    Heads and contents are read one by one where they are damaged, so none hides another. ``block_sum`` is the
+    fingerprint in the buffer's row; None if it cannot be read.
+    """
+    rows = backend.fetch(
+        conn, select(*(block.c[name] for name in COLUMNS)).where(of_buffer(buffer_id, block.c.id)).order_by(block.c.id)
+    )
+    found = _each(rows, partial(_heads, buffer_id))
+    yield from (str(part) for part in found if isinstance(part, StoreCorrupt))
+    heads = own(*(part for part in found if not isinstance(part, StoreCorrupt)), np.zeros(0, HEAD))
+    whole = len(heads) == len(rows)
+    if whole and block_sum is not None and fingerprint(heads) != block_sum:
+        yield "the rows of blocks are not those that the buffer's row knows: one is missing, or additional, or older"
+    directory = Directory.of(heads)
+    for name, other in directory.overlaps(heads):
+        yield f"block {name} reaches into block {other} of the same domain"
+    copy = Copy(heads, np.full(len(heads), -1), Pages(law), directory, fetching(conn, backend), key_of)
     for start in range(0, len(copy), CHUNK):
         blocks = np.arange(start, min(start + CHUNK, len(copy)))
-        try:
-            copy.open(blocks)
-        except StoreCorrupt:
-            yield from _one_by_one(copy, blocks)
+        yield from (str(part) for part in _each(blocks, copy.paged) if isinstance(part, StoreCorrupt))
         copy = copy.forgotten(0)
 
 
-def _one_by_one(copy: Copy, blocks: Ints) -> Iterator[str]:
-    for place in blocks.tolist():
-        try:
-            copy.open(np.array([place]))
-        except StoreCorrupt as exc:
-            yield str(exc)
+def _each(items: Any, read: Callable[[Any], T]) -> list[T | StoreCorrupt]:
+    """Read items, halving them where they cannot be read, and return what was read, and the errors of single ones."""
+    try:
+        return [read(items)]
+    except StoreCorrupt as exc:
+        if len(items) <= 1:
+            return [exc]
+    half = len(items) // 2
+    return _each(items[:half], read) + _each(items[half:], read)
 
 
 def write_changes(conn: Connection, backend: Backend, buffer_id: int, before: Heads, after: Copy, write: Write) -> Copy:
@@ -272,8 +299,10 @@ def _heads(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Heads:
         for name, field in names.items():
             heads[field] = read[name]
     heads["stamp"] = new_stamp()
-    if (stored.wholes(columns["buffer_id"], where) != buffer_id).any():
-        raise stored.damaged(where, f"holds a block of buffer {buffer_id} that is said to be of another one")
+    strange = stored.wholes(columns["buffer_id"], where) != buffer_id
+    if strange.any():
+        name = wholes["id"][strange][0]
+        raise stored.damaged(f"block {name}", f"has a number of buffer {buffer_id}, and is said to be of another one")
     write = [stored.wholes(columns[name], where) for name in Write._fields]
     heads["token"] = write[Write._fields.index("token")]
     unlike = _checksums(heads, *write) != stored.wholes(columns["checksum"], where)

@@ -15,10 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.pages import Opened
-from memstore.buffer.blocks.slots import SLOTS, Flags, Floats, Ints, Slots, distinct
+from memstore.buffer.blocks.slots import PLACE_BITS, SLOTS, Flags, Floats, Ints, Slots, distinct
 from memstore.buffer.blocks.weights import Law, steps_of
 
 KEPT = 8
@@ -31,8 +31,8 @@ class Test(Protocol):
     def passing(self, slots: Slots, domains: Ints) -> Flags:
         """Flag the slots that pass, by each slot alone, and by facts of its episode that never change."""
 
-    def possible(self, heads: Heads) -> Flags:
-        """Flag the blocks that may hold an episode that passes."""
+    def reach(self, heads: Heads) -> tuple[Flags, Flags]:
+        """Flag the blocks that may hold an episode that passes, and the blocks in which every episode passes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,17 +130,24 @@ class View:
         return replace(self, name=names.copy(), stamp=stamp, live=live, gaps=gaps, sums=sums, unit=unit)
 
     def _compute(self, copy: Copy, blocks: Ints) -> None:
-        """Set the numbers of these blocks, in arrays that nobody else has."""
-        if self.law is None and self.test is None:
-            gone = np.bincount(self.excluded >> PLACE_BITS, minlength=len(copy))
-            self.live[blocks] = (copy.heads["live"] - gone)[blocks]
-            return
+        """Set the numbers of these blocks, in arrays that nobody else has: from the heads, if they tell the numbers."""
+        heads = copy.heads[blocks]
+        some, every = heads["live"] > 0, np.ones(len(blocks), np.bool_)
         if self.test is not None:
-            possible = self.test.possible(copy.heads[blocks])
-            for array in (self.live, self.gaps, self.sums, self.unit):
-                array[blocks[~possible]] = 0
-            blocks = blocks[possible]
-        for opened in copy.chunks(blocks):
+            reached, every = self.test.reach(heads)
+            some &= reached
+        for array in (self.live, self.gaps, self.sums, self.unit):
+            array[blocks[~some]] = 0
+        whole, rest = blocks[some & every], blocks[some & ~every]
+        if self.law is None:
+            gone = np.bincount(self.excluded >> PLACE_BITS, minlength=len(copy))
+            self.live[whole] = (copy.heads["live"] - gone)[whole]
+        elif self.law == copy.pages.law and not len(self.excluded):
+            for array, name in ((self.live, "live"), (self.gaps, "gaps"), (self.sums, "sum"), (self.unit, "unit")):
+                array[whole] = copy.heads[name][whole]
+        else:
+            rest = blocks[some]
+        for opened in copy.chunks(rest):
             self._count(copy, opened)
 
     def _count(self, copy: Copy, opened: Opened) -> None:

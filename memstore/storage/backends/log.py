@@ -34,7 +34,10 @@ def bounds(pages: int) -> tuple[str, str]:
 
 def fit(connection: Any) -> None:
     """Adapt a connection's limit of the log to the size of the file. This costs 6 us a write."""
-    wanted, known = usual_pages(connection), connection.log_pages
+    known = connection.log_pages
+    if known == MOST_PAGES:
+        return  # a file seldom shrinks
+    wanted = usual_pages(connection)
     if not 0.8 * known <= wanted <= 1.25 * known:
         for pragma in bounds(wanted):
             connection.execute(f"PRAGMA {pragma}")
