@@ -134,7 +134,7 @@ def test_an_interrupt_inside_the_fold_comes_out(open_memory: OpenMemory, pending
     closing = True
     with pytest.raises(KeyboardInterrupt):
         memory.close()
-    assert pending() == 43
+    assert pending() in (0, 43), "the fold was undone, or committed as a whole"
     with pytest.raises(memstore.MemoryClosed):
         len(memory)
 
@@ -279,12 +279,12 @@ def test_killed_inside_the_fold_at_close(open_memory: OpenMemory, url: str, pend
     memory.extend(rows(60), loss=1.0)
     killed = 0
     for statement in range(1, 200, 2):
-        live, replays, behind = len(memory), memory.stats().total_replays, pending()
+        live, events, behind = len(memory), len(memory.history()), pending()
         child = FRESH.Process(target=_killed_while_closing, args=(url, statement))
         child.start()
         child.join(60)
         assert child.exitcode in (0, -signal.SIGKILL)
-        assert len(memory) == live - 1 and memory.stats().total_replays == replays + 3
+        assert len(memory) == live - 1 and len(memory.history()) == events + 4
         assert pending() in (0, behind + 4)
         assert memory.check().problems == ()
         if child.exitcode == 0:
