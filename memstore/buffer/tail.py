@@ -165,8 +165,7 @@ class Tail:
             copy = _replayed(copy, events, replays)
         gone = events.ends & (events.count != NO_COUNT)
         if gone.any():
-            found = copy.locate(events.episodes[gone], events.domains[gone])
-            copy = copy.departed(found.places[found.live])
+            copy = copy.departed(copy.locate(events.episodes[gone], events.domains[gone]))
         return copy
 
 
@@ -178,9 +177,8 @@ def _replayed(copy: Copy, events: Events, replays: Ints) -> Copy:
     last = order[np.append(first[1:], len(order)) - 1]
     recorded = np.where(events.unrecorded, events.previous, events.ids)
     found = copy.locate(events.episodes[last], events.domains[last])
-    live, lowest = found.live, np.minimum.reduceat(loss, first)
-    columns = (events.loss[last], events.count[last], recorded[last], lowest, events.at[last])
-    return copy.patched(found.places[live], *(column[live] for column in columns))
+    lowest = np.minimum.reduceat(loss, first)
+    return copy.patched(found, events.loss[last], events.count[last], recorded[last], lowest, events.at[last])
 
 
 def _newcomers(conn: Connection, backend: Backend, buffer_id: int, after: int, until: int) -> Newcomers:

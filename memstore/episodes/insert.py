@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Table
 
+from memstore.buffer.blocks.copy import Found
 from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.facts import texts_of
 from memstore.buffer.session import Session
@@ -175,7 +176,7 @@ def _take_out(snapshot: Snapshot, leaving: Rows) -> None:
     if not len(leaving):
         return
     state = snapshot.state
-    state.blocks = state.blocks.departed(leaving.places)
+    state.blocks = state.blocks.departed(Found(state.blocks, leaving.places))
     state.counters.live_replays -= int(leaving.replay_count.sum())
 
 

@@ -134,11 +134,11 @@ class Copy:
 
     def reading(self, fetch: Fetch) -> Copy:
         """Return this copy, with what is not in memory read in another way."""
-        return replace(self, fetch=fetch)
+        return Copy(self.heads, self.page, self.pages, self.directory, fetch, self.key_of)
 
     def detached(self) -> Copy:
         """Return this copy without a way to read what is not in memory."""
-        return replace(self, fetch=nothing_stored)
+        return self.reading(nothing_stored)
 
     def replaced(self, heads: Heads) -> Copy:
         """Return the copy of a later snapshot with these heads. Contents that are the same stay in memory.
@@ -227,21 +227,23 @@ class Copy:
 
     def patched(
         self,
-        places: Ints,
+        found: Found,
         loss: Floats,
         count: Ints,
         event: Ints,
         lowest: Floats | None = None,
         at: Floats | float = np.nan,
     ) -> Copy:
-        """Give the episodes at these places of this copy their loss, count, last event, and time of the last replay.
+        """Give each live episode that was found its loss, count, last event, and time of the last replay.
 
         All are absolute. The largest count of an episode stays, whatever the order; a patch whose count is not above
         that of the slot changes at most the lowest loss. That becomes ``lowest`` (``loss`` by default) if this is
         smaller. So a patch may come twice, and patches may come in any order.
         """
+        assert found.copy is self, "episodes were found in another copy"
         live = np.argsort(count, kind="stable")  # of assignments to the same place the last one stays
-        block, slot = places[live] >> PLACE_BITS, places[live] & ((1 << PLACE_BITS) - 1)
+        live = live[found.live[live]]
+        block, slot = found.places[live] >> PLACE_BITS, found.places[live] & ((1 << PLACE_BITS) - 1)
         blocks = distinct(block)
         ordinal = np.searchsorted(blocks, block)
         changed = self.open(blocks)
@@ -255,8 +257,10 @@ class Copy:
         changed.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(count))[live])
         return self._own()._set(changed, same_ids=True)
 
-    def departed(self, places: Ints) -> Copy:
-        """Take out the episodes at these places of this copy."""
+    def departed(self, found: Found) -> Copy:
+        """Take out the episodes that were found live."""
+        assert found.copy is self, "episodes were found in another copy"
+        places = found.places[found.live]
         blocks = distinct(places >> PLACE_BITS)
         thinned = self.open(blocks)
         stays = thinned.used
@@ -347,7 +351,7 @@ class Copy:
     def _own(self, new: Heads | None = None) -> Copy:
         """Return a copy with tables of its own, with these empty blocks behind the others."""
         if new is None or not len(new):
-            return replace(self, heads=own(self.heads), page=self.page.copy())
+            return Copy(own(self.heads), self.page.copy(), self.pages, self.directory, self.fetch, self.key_of)
         heads = own(self.heads, new)
         page = np.concatenate([self.page, np.full(len(new), EMPTY)])
         return replace(self, heads=heads, page=page, directory=self.directory.extended(heads, len(self)))
