@@ -111,6 +111,9 @@ class Backend(Expressions):
     only_read = False
     """True if nothing may be changed or created, not even beside the file. Set it before the first connection."""
 
+    spills = False
+    """True if temporary data may be too large for memory, and go to files. Set it before the first connection."""
+
     def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
         self.url = url
         self.durability = durability
