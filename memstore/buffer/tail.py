@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import among
-from memstore.buffer.blocks.slots import Flags, Floats, Ints
+from memstore.buffer.blocks.slots import Flags, Floats, Ints, begins
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.schema import episode, event_group, first_id, replay_event
@@ -174,7 +174,7 @@ def _replayed(copy: Copy, events: Events, replays: Ints) -> Copy:
     """Return the copy after these replays. The last replay of each episode tells its loss, the smallest its lowest."""
     order = replays[np.argsort(events.episodes[replays], kind="stable")]
     episodes, loss = events.episodes[order], events.loss[order]
-    first = np.flatnonzero(np.diff(episodes, prepend=-1))
+    first = np.flatnonzero(begins(episodes))
     last = order[np.append(first[1:], len(order)) - 1]
     recorded = np.where(events.unrecorded, events.previous, events.ids)
     found = copy.locate(events.episodes[last], events.domains[last])
