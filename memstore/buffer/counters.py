@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from memstore.buffer.tail import Events, Newcomers, Point
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
+from memstore.storage.backends.clauses import update_one
 from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer, metadata, of_buffer
 
 
@@ -140,6 +142,8 @@ class Counters:
 COUNTERS = tuple(f.name for f in fields(Counters))
 """The columns that ``Counters`` holds, in its order."""
 
+_values = attrgetter(*COUNTERS)
+
 LIMITED = (
     *("inserted", "domains", "recorded", "departed", "logged", "history_from"),
     *("stored_inserted", "stored_logged", "folded_inserted", "folded_logged"),
@@ -190,7 +194,7 @@ def drop_buffer(conn: Connection, number: int) -> None:
 
 def counters_checksum(counters: Counters) -> int:
     """Return the checksum that is stored with these counters."""
-    return checksums.of_row(*(getattr(counters, name) for name in COUNTERS))
+    return checksums.of_row(*_values(counters))
 
 
 def read_buffer(
@@ -230,6 +234,8 @@ def checked_counters(number: int, values: Sequence[Any]) -> Counters:
 
 def write_counters(conn: Connection, backend: Backend, number: int, counters: Counters) -> None:
     """Store the counters. The caller holds the buffer's lock."""
-    columns = {name: [getattr(counters, name)] for name in COUNTERS}
-    columns["counters_checksum"] = [counters_checksum(counters)]
-    backend.update(conn, buffer, "id", {"id": [number], **columns})
+    values = _values(counters)
+    names = (*COUNTERS, "counters_checksum")
+    backend.execute(
+        conn, update_one(backend.mark, buffer.name, names, "id"), (*values, checksums.of_row(*values), number)
+    )

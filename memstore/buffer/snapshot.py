@@ -130,8 +130,8 @@ class State:
         blocks are read when they are needed, in this snapshot.
         """
         then = self.counters
-        settings, counters = read_buffer(conn, backend, self.buffer_id, self.read_strategy)
-        now = replace(self, settings=settings, counters=counters)
+        now = self.counted(conn, backend)
+        settings, counters = now.settings, now.counters
         if (counters.revision, counters.token) == (then.revision, then.token):
             now.blocks = self.blocks.reading(fetching(conn, backend))
             return now
@@ -155,7 +155,11 @@ class State:
         It is for work that holds no lock and no snapshot, and reads no block.
         """
         settings, counters = read_buffer(conn, backend, self.buffer_id, self.read_strategy)
-        return replace(self, settings=settings, counters=counters)
+        # Every call makes a state, and dataclasses.replace() would take five times as long.
+        return State(
+            *(self.buffer_id, settings, counters, self.blocks, self.rows, self.read_strategy, self.domain_names),
+            _codes=self._codes,
+        )
 
     def _follow(self, conn: Connection, backend: Backend, rows: Heads, known: Point) -> bool:
         """Bring the blocks to the end of the log.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, case, select
 
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints, begins
 from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.tail import NO_COUNT, Events, Newcomers
@@ -239,7 +239,10 @@ def tally(snapshot: Snapshot, group: Group, domains: Ints, loss: Floats) -> None
     """Count replays with their domains and losses. A batch counts in the slot of its first replay."""
     if not snapshot.settings.history.record:
         return
-    found, place = np.unique(domains, return_inverse=True)
+    order = np.argsort(domains, kind="stable")
+    first = begins(domains[order])
+    found, place = domains[order][first], np.empty(len(domains), np.int64)
+    place[order] = np.cumsum(first) - 1
     columns: dict[str, list[Any]] = {
         "buffer_id": [snapshot.state.buffer_id] * len(found),
         "slot": [slot_of(snapshot.state.counters.events + 1)] * len(found),

@@ -134,11 +134,11 @@ class Copy:
 
     def reading(self, fetch: Fetch) -> Copy:
         """Return this copy, with what is not in memory read in another way."""
-        return replace(self, fetch=fetch)
+        return Copy(self.heads, self.page, self.pages, self.directory, fetch, self.key_of)
 
     def detached(self) -> Copy:
         """Return this copy without a way to read what is not in memory."""
-        return replace(self, fetch=nothing_stored)
+        return self.reading(nothing_stored)
 
     def replaced(self, heads: Heads) -> Copy:
         """Return the copy of a later snapshot with these heads. Contents that are the same stay in memory.
@@ -351,7 +351,7 @@ class Copy:
     def _own(self, new: Heads | None = None) -> Copy:
         """Return a copy with tables of its own, with these empty blocks behind the others."""
         if new is None or not len(new):
-            return replace(self, heads=own(self.heads), page=self.page.copy())
+            return Copy(own(self.heads), self.page.copy(), self.pages, self.directory, self.fetch, self.key_of)
         heads = own(self.heads, new)
         page = np.concatenate([self.page, np.full(len(new), EMPTY)])
         return replace(self, heads=heads, page=page, directory=self.directory.extended(heads, len(self)))
