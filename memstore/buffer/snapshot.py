@@ -119,16 +119,12 @@ class State:
         """Read everything again."""
         return State.load(conn, backend, self.buffer_id, self.read_strategy)
 
-    def copy(self) -> State:
-        """Return an independent copy. Both share the domain names until one is added, and the blocks are a value."""
-        return replace(self, counters=self.counters.copy())
-
     def detached(self, contents: int) -> State:
         """Return the same state without a connection, for later snapshots, with at most ``contents`` in memory."""
         return replace(self, blocks=self.blocks.detached().forgotten(contents))
 
     def at(self, conn: Connection, backend: Backend) -> State:
-        """Return this state if the snapshot has the same revision, else a state at the revision of the snapshot.
+        """Return the state at the revision of the snapshot. It is another object, with counters of its own.
 
         The log tells what has changed. If rows of blocks were stored since, their heads are read too. Contents of
         blocks are read when they are needed, in this snapshot.

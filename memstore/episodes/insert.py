@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Table
 
+from memstore.buffer.blocks.copy import Found
 from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.facts import texts_of
 from memstore.buffer.session import Session
@@ -130,16 +131,17 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
     newcomers = Newcomers(ids, state.store_domains(snapshot.conn, snapshot.backend, offer.domains), offer.loss)
     decision = plan(snapshot, newcomers)
     leaving = snapshot.at_places(decision.leaving)
-    departed = group._replace(what="evicted", reason=snapshot.settings.eviction.value)
-    depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
+    all_stay = bool(decision.staying.all())
+    if len(leaving) or not all_stay:
+        departed = group._replace(what="evicted", reason=snapshot.settings.eviction.value)
+        depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
 
     state.counters.measured(offer.loss, snapshot.settings.epsilon)
-    state.counters.entered(newcomers.take(decision.staying), len(ids))
     state.counters.reservoir_floor = decision.reservoir_floor
     _store_keys(snapshot, offer.keys, ids)
-
-    if not decision.staying.all():
+    if not all_stay:
         offer, newcomers = offer.take(np.flatnonzero(decision.staying).tolist()), newcomers.take(decision.staying)
+    state.counters.entered(newcomers, len(ids))
     _take_out(snapshot, leaving)
     state.blocks = state.blocks.appended(newcomers.ids, newcomers.domains, newcomers.loss)
     _store(snapshot, offer, newcomers)
@@ -174,7 +176,7 @@ def _take_out(snapshot: Snapshot, leaving: Rows) -> None:
     if not len(leaving):
         return
     state = snapshot.state
-    state.blocks = state.blocks.departed(leaving.places)
+    state.blocks = state.blocks.departed(Found(state.blocks, leaving.places))
     state.counters.live_replays -= int(leaving.replay_count.sum())
 
 

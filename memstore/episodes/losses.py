@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memstore.buffer.blocks.copy import Found
 from memstore.buffer.blocks.slots import Floats, Ints, distinct
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.episodes.insert import remove
@@ -113,4 +114,5 @@ def fold(snapshot: Snapshot, rows: Rows, place: Ints, loss: Floats, numbers: Int
     np.minimum.at(lowest, place, loss)
     np.maximum.at(last_event, place, numbers)
     count = rows.replay_count + np.bincount(place, minlength=len(rows))
-    snapshot.state.blocks = snapshot.state.blocks.patched(rows.places, last, count, last_event, lowest, at)
+    blocks = snapshot.state.blocks
+    snapshot.state.blocks = blocks.patched(Found(blocks, rows.places), last, count, last_event, lowest, at)

@@ -46,6 +46,7 @@ def reading(memory: memstore.EpisodicMemory, work: Callable[[Connection], T]) ->
 
 
 def copy_of(memory: memstore.EpisodicMemory) -> Copy:
+    memory.fold()
     backend = memory._session.database.backend
     return reading(memory, lambda conn: from_tables(conn, backend, 1, Law(0.6, EPSILON), keys))
 

@@ -227,36 +227,40 @@ class Copy:
 
     def patched(
         self,
-        places: Ints,
+        found: Found,
         loss: Floats,
         count: Ints,
         event: Ints,
         lowest: Floats | None = None,
         at: Floats | float = np.nan,
     ) -> Copy:
-        """Give the episodes at these places of this copy their loss, count, last event, and time of the last replay.
+        """Give each live episode that was found its loss, count, last event, and time of the last replay.
 
         All are absolute. The largest count of an episode stays, whatever the order; a patch whose count is not above
-        that of the slot is passed over. So a patch may come twice, and patches may come in any order. The lowest loss
-        becomes ``lowest`` (``loss`` by default) if that is smaller.
+        that of the slot changes at most the lowest loss. That becomes ``lowest`` (``loss`` by default) if this is
+        smaller. So a patch may come twice, and patches may come in any order.
         """
+        assert found.copy is self, "episodes were found in another copy"
         live = np.argsort(count, kind="stable")  # of assignments to the same place the last one stays
-        block, slot = places[live] >> PLACE_BITS, places[live] & ((1 << PLACE_BITS) - 1)
+        live = live[found.live[live]]
+        block, slot = found.places[live] >> PLACE_BITS, found.places[live] & ((1 << PLACE_BITS) - 1)
         blocks = distinct(block)
         ordinal = np.searchsorted(blocks, block)
         changed = self.open(blocks)
+        least = changed.columns[:, LOWEST].view(np.float64)
+        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live] + 0.0)
         newer = count[live] > changed.columns[ordinal, COUNT, slot]
         live, ordinal, slot = live[newer], ordinal[newer], slot[newer]
-        lowest_losses = changed.columns[:, LOWEST].view(np.float64)
-        np.fmin.at(lowest_losses, (ordinal, slot), (loss if lowest is None else lowest)[live] + 0.0)
         changed.columns[ordinal, LOSS, slot] = canonical(loss[live])
         changed.columns[ordinal, COUNT, slot] = count[live]
         changed.columns[ordinal, EVENT, slot] = event[live]
         changed.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(count))[live])
         return self._own()._set(changed, same_ids=True)
 
-    def departed(self, places: Ints) -> Copy:
-        """Take out the episodes at these places of this copy."""
+    def departed(self, found: Found) -> Copy:
+        """Take out the episodes that were found live."""
+        assert found.copy is self, "episodes were found in another copy"
+        places = found.places[found.live]
         blocks = distinct(places >> PLACE_BITS)
         thinned = self.open(blocks)
         stays = thinned.used

@@ -230,7 +230,7 @@ class Pages:
                 # A reader of the old arrays finds the contents of its pages there.
                 self._arrays = self._arrays.extended(wanted - len(self._free))
                 self._free = self._unused()
-        taken, self._free = np.split(self._free, [count])
+        taken, self._free = self._free[:count], self._free[count:]
         return taken
 
     def _unused(self) -> Ints:
