@@ -205,6 +205,8 @@ def events_of(snapshot: Snapshot, episodes: Sequence[int]) -> list[int]:
     begin = case((_v.unrecorded.is_(None), _v.id), else_=_v.previous_id)
     ends = select(begin).where(backend.one_of(_v.episode_id, episodes), _v.ends.is_not(None))
     starts = {*rows.last_event.tolist(), *snapshot.conn.scalars(ends).all()} - {0, None}
+    if not starts:
+        return []
 
     def previous(number: ColumnElement[int]) -> ColumnElement[int]:
         # A join would make PostgreSQL read the whole table, because it does not know that the chains are short.
