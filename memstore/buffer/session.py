@@ -261,14 +261,14 @@ class _Work(Attempts[*Given]):
             self._session._refuse_foreign(self.scope)
 
     def snapshot(self, conn: Connection) -> Snapshot:
-        """Return the snapshot. Its state is a copy if the work may change it."""
+        """Return the snapshot. The work may change its state."""
         session = self._session
         if self._changes:
             session._lock_buffer(conn)
         backend = session.database.backend
         unlocked = self.write and not self._changes
         state = session.committed.counted(conn, backend) if unlocked else session._known(conn).at(conn, backend)
-        self._snapshot = Snapshot(conn, session.database.backend, state.copy() if self._changes else state)
+        self._snapshot = Snapshot(conn, session.database.backend, state)
         return self._snapshot
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.slots import Flags, Floats, Ints
+from memstore.buffer.blocks.slots import Flags, Floats, Ints, begins
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.schema import episode, event_group, first_id, replay_event
@@ -43,8 +43,22 @@ class Point(NamedTuple):
 
     def moved(self, checksum: NDArray[np.int64], *, inserted: int = 0, logged: int = 0) -> Point:
         """Return the point behind more entries, which have these checksums."""
-        total = (self.log_sum + int(checksum.sum(dtype=np.int64)) + 2**63) % 2**64 - 2**63
+        total = (self.log_sum + _mixed(checksum) + 2**63) % 2**64 - 2**63
         return Point(self.inserted + inserted, self.logged + logged, total)
+
+
+def _mixed(checksum: NDArray[np.int64]) -> int:
+    """Return the sum of the checksums, after each was mixed.
+
+    A checksum is linear in its columns. So the plain sum would stay the same, or nearly so, if two rows exchanged a
+    value.
+    """
+    with np.errstate(over="ignore"):
+        mixed = checksum * np.int64(-7046029254386353131)
+        mixed ^= mixed >> np.int64(29)
+        mixed *= np.int64(-4658895280553007687)
+        mixed ^= mixed >> np.int64(32)
+        return int(mixed.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +165,8 @@ class Tail:
             copy = _replayed(copy, events, replays)
         gone = events.ends & (events.count != NO_COUNT)
         if gone.any():
-            copy = copy.departed(copy.locate(events.episodes[gone], events.domains[gone]))
+            found = copy.locate(events.episodes[gone], events.domains[gone])
+            copy = copy.departed(found.places[found.live])
         return copy
 
 
@@ -159,12 +174,13 @@ def _replayed(copy: Copy, events: Events, replays: Ints) -> Copy:
     """Return the copy after these replays. The last replay of each episode tells its loss, the smallest its lowest."""
     order = replays[np.argsort(events.episodes[replays], kind="stable")]
     episodes, loss = events.episodes[order], events.loss[order]
-    first = np.flatnonzero(np.diff(episodes, prepend=-1))
+    first = np.flatnonzero(begins(episodes))
     last = order[np.append(first[1:], len(order)) - 1]
     recorded = np.where(events.unrecorded, events.previous, events.ids)
     found = copy.locate(events.episodes[last], events.domains[last])
-    lowest = np.minimum.reduceat(loss, first)
-    return copy.patched(found, events.loss[last], events.count[last], recorded[last], lowest, events.at[last])
+    live, lowest = found.live, np.minimum.reduceat(loss, first)
+    columns = (events.loss[last], events.count[last], recorded[last], lowest, events.at[last])
+    return copy.patched(found.places[live], *(column[live] for column in columns))
 
 
 def _newcomers(conn: Connection, backend: Backend, buffer_id: int, after: int, until: int) -> Newcomers:

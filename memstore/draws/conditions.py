@@ -32,7 +32,10 @@ Flags = NDArray[np.bool_]
 COLUMNS: dict[str, Callable[[Rows], Ints | Floats]] = {
     "id": lambda rows: rows.ids,
     "loss": lambda rows: rows.loss,
+    "lowest_loss": lambda rows: rows.lowest,
+    "rise": lambda rows: rows.loss - rows.lowest,
     "replay_count": lambda rows: rows.replay_count,
+    "last_replayed_at": lambda rows: rows.last_replayed_at,
 }
 """The slots tell these columns. A missing value is NaN."""
 

@@ -129,17 +129,18 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
     state = snapshot.state
     newcomers = Newcomers(ids, state.store_domains(snapshot.conn, snapshot.backend, offer.domains), offer.loss)
     decision = plan(snapshot, newcomers)
-    leaving = snapshot.find(decision.leaving)
-    departed = replace(group, what="evicted", reason=snapshot.settings.eviction.value)
-    depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
+    leaving = snapshot.at_places(decision.leaving)
+    all_stay = bool(decision.staying.all())
+    if len(leaving) or not all_stay:
+        departed = group._replace(what="evicted", reason=snapshot.settings.eviction.value)
+        depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
 
     state.counters.measured(offer.loss, snapshot.settings.epsilon)
-    state.counters.entered(newcomers.take(decision.staying), len(ids))
     state.counters.reservoir_floor = decision.reservoir_floor
     _store_keys(snapshot, offer.keys, ids)
-
-    if not decision.staying.all():
+    if not all_stay:
         offer, newcomers = offer.take(np.flatnonzero(decision.staying).tolist()), newcomers.take(decision.staying)
+    state.counters.entered(newcomers, len(ids))
     _take_out(snapshot, leaving)
     state.blocks = state.blocks.appended(newcomers.ids, newcomers.domains, newcomers.loss)
     _store(snapshot, offer, newcomers)
@@ -174,7 +175,7 @@ def _take_out(snapshot: Snapshot, leaving: Rows) -> None:
     if not len(leaving):
         return
     state = snapshot.state
-    state.blocks = state.blocks.departed(state.blocks.locate(leaving.ids, leaving.domain))
+    state.blocks = state.blocks.departed(leaving.places)
     state.counters.live_replays -= int(leaving.replay_count.sum())
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from sqlalchemy import select
+
 from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.overlay import is_live
 from memstore.buffer.snapshot import Snapshot
 from memstore.errors import StoreCorrupt
 from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import checksum
 from memstore.storage import stored
 from memstore.storage.address import restoring
-from memstore.storage.schema import payload
+from memstore.storage.schema import of_buffer, payload
 
 CHUNK = 4096
 """A pass over the buffer reads this many rows at a time: a few MB of payloads."""
@@ -82,12 +85,15 @@ def _damaged(snapshot: Snapshot, episode_id: int) -> StoreCorrupt:
 
 
 def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Yield ids and verified payloads of the whole buffer, in id order, in chunks.
+    """Yield ids and verified payloads of all live episodes, in id order, in chunks.
 
     The ids of payloads that do not match their checksums are appended to ``damaged``. Without ``damaged``, the first
     such payload raises ``StoreCorrupt``.
     """
-    for rows in snapshot.pages(payload, ("episode_id", "crc32", "data"), CHUNK):
+    c = payload.c
+    own = of_buffer(snapshot.state.buffer_id, c.episode_id)
+    query = select(c.episode_id, c.crc32, c.data).where(own, is_live(snapshot, c.episode_id))
+    for rows in stored.paged(snapshot.conn, query, c.episode_id, CHUNK, f"the rows of {payload.name}"):
         bad = [episode_id for episode_id, crc, data in rows if checksum(data, episode_id) != crc]
         if bad and damaged is None:
             raise _damaged(snapshot, bad[0])

@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from memstore.buffer.blocks.slots import Floats
 from memstore.buffer.facts import COLUMNS as FACTS
 from memstore.buffer.facts import verify
+from memstore.buffer.overlay import is_live
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Snapshot
 from memstore.config import check_name
@@ -87,7 +88,7 @@ def nearest(session: Session, query: Vector, on: str, limit: int) -> list[Match]
 
 
 def tags_of(snapshot: Snapshot, ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """Return the tags of the episodes that have any, in the order in which they were given."""
+    """Return the tags of these live episodes that have any, in the order in which they were given."""
     columns = ("episode_id", "ordinal", "tag")
     found: dict[int, list[str]] = {}
     for number, _, tag in sorted(snapshot.backend.select(snapshot.conn, episode_tag, columns, "episode_id", ids)):
@@ -160,7 +161,7 @@ def _facts(snapshot: Snapshot, columns: tuple[str, ...], ids: Sequence[int]) -> 
 
 def _ids_between(snapshot: Snapshot, start: float, end: float, domain_name: str | None, limit: int | None) -> list[int]:
     state = snapshot.state
-    query = select(episode.c.id).where(episode.c.timestamp.between(start, end))
+    query = select(episode.c.id).where(episode.c.timestamp.between(start, end), is_live(snapshot, episode.c.id))
     if domain_name is None:
         query = query.where(episode.c.buffer_id == state.buffer_id)
     else:
@@ -175,6 +176,7 @@ def _ids_tagged(snapshot: Snapshot, tags: Sequence[str], every: bool, limit: int
     wanted = sorted(set(tags))
     c = episode_tag.c
     query = select(c.episode_id).where(c.buffer_id == snapshot.state.buffer_id, c.tag.in_(wanted))
+    query = query.where(is_live(snapshot, c.episode_id))
     query = query.group_by(c.episode_id).order_by(c.episode_id).limit(limit)
     if every:
         query = query.having(func.count() == len(wanted))

@@ -241,11 +241,14 @@ class Query:
     ) -> list[tuple[Any, ...]]:
         columns = [column for _, column in outputs]
         scope = Scope.of(snapshot, self._over, [*columns, *(column for column, _ in order)], condition)
-        query = scope.select(*(_selectable(scope, column) for column in columns), order=order[0][0] if order else None)
+        keys = [scope.sortable(column, scope.expression(column)) for column, _ in order]
+        # The keys are selected too: SQLite sorts a union by indexes only if it is asked for what it sorts by.
+        values = [*(_selectable(scope, column) for column in columns), *keys]
+        query = scope.select(*values, order=order[0][0] if order else None)
         known = {column for part in conjuncts(condition) for column in _known_columns(part)}
-        for column, descending in order:
+        for key, (column, descending) in zip(keys, order, strict=True):
             nullable = self._may_be_missing(column) and str(column) not in known
-            query = _sort(query, scope.sortable(column, scope.expression(column)), descending, nullable)
+            query = _sort(query, key, descending, nullable)
         query = query.order_by(scope.identity()).limit(self._limit)
         return _decoded_rows(snapshot, query, [_decoder(snapshot, column) for column in columns])
 
@@ -334,8 +337,9 @@ def _selectable(scope: Scope, column: Column) -> ColumnElement[Any]:
 
 
 def _decoded_rows(snapshot: Snapshot, query: Select[Any], decoders: list[Decoder | None]) -> list[tuple[Any, ...]]:
+    """Return the first columns of the rows, as many as there are decoders."""
     return [
-        tuple(value if decode is None else decode(value) for value, decode in zip(row, decoders, strict=True))
+        tuple(value if decode is None else decode(value) for value, decode in zip(row, decoders, strict=False))
         for row in snapshot.conn.execute(query)
     ]
 

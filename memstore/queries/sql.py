@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, false, func, or_, select, true
 from sqlalchemy.sql.elements import Grouping
 
+from memstore.buffer.overlay import live_episode, replay_metadata_now
 from memstore.buffer.snapshot import Snapshot
 from memstore.episodes.log import events_of
 from memstore.errors import InvalidValue
@@ -39,18 +40,13 @@ from memstore.storage.schema import (
     event_group,
     id_range,
     replay_event,
-    replay_metadata,
 )
 from memstore.values.shown import shown
 
 FEW = 1000
 """Up to this many episodes, their events are looked up one by one. For more, the history is read."""
 
-_e, _m, _v, _g = episode.c, replay_metadata.c, replay_event.c, event_group.c
-_STORED = (episode, replay_metadata, event_group, replay_event)
-_EXPRESSIONS: dict[str, ColumnElement[Any]] = {column.name: column for table in _STORED for column in table.c}
-_EXPRESSIONS |= {"rise": _m.loss - _m.lowest_loss, "event": _v.id}
-"""These columns have the same SQL in every scope. A stored column has its name in the table too."""
+_v, _g = replay_event.c, event_group.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +68,16 @@ class Scope:
     after : int or None
         Only episodes with a larger id are in the scope. Then the database looks for them by id, and by no other index.
         None if every id is in the scope, and every index may serve.
+    episode, metadata : FromClause
+        What stands for the tables of episodes and of replay metadata.
     """
 
     snapshot: Snapshot
     over: Over
     used: tuple[Column, ...]
     where: Condition
+    episode: FromClause
+    metadata: FromClause
     after: int | None = None
 
     @classmethod
@@ -94,7 +94,14 @@ class Scope:
         every = (*columns, *tested_columns(where))
         used = tuple({column.name_and_kind: column for column in every}.values())
         check_columns(used, over)
-        return cls(snapshot, over, used, where, after)
+        names = {column.name for column in used if column.source == "metadata"}
+        if "rise" in names:
+            names |= {"loss", "lowest_loss"}
+        among = next((ids for ids in map(_wanted_ids, conjuncts(where)) if ids is not None), None)
+        metadata = replay_metadata_now(snapshot, names, among)
+        # Replay metadata are of live episodes only, so an episode that is joined with them is live.
+        live = episode if names and over == "episodes" else live_episode(snapshot)
+        return cls(snapshot, over, used, where, live, metadata, after)
 
     def _uses(self, source: str) -> bool:
         # The table of episodes is not read for an id alone, because the metadata have it too.
@@ -104,7 +111,7 @@ class Scope:
     def _id(self) -> ColumnElement[int]:
         if self.over == "history":
             return _v.episode_id
-        return _m.episode_id if self._uses("metadata") else _e.id
+        return self.metadata.c.episode_id if self._uses("metadata") else self.episode.c.id
 
     def expression(self, column: Column) -> ColumnElement[Any]:
         """Write the column as SQL. A domain becomes its id."""
@@ -114,17 +121,25 @@ class Scope:
             case "domain":
                 if self.over == "history":
                     return _v.domain_id
-                return _e.domain_id if self.after is None else _e.domain_id + 0  # a sum, because no index can serve it
+                domains = self.episode.c.domain_id
+                return domains if self.after is None else domains + 0  # a sum, because no index can serve it
             case "age":
-                return self.snapshot.newest_possible() + 1 - (_e.id if self.over == "history" else self._id)
+                return self.snapshot.newest_possible() + 1 - (self.episode.c.id if self.over == "history" else self._id)
+            case "rise":
+                return self.metadata.c.loss - self.metadata.c.lowest_loss
+            case "event":
+                return _v.id
         if isinstance(column, ExtraColumn) and (column.path or column.typed):
-            return self.snapshot.backend.json_value(_e.extra, column.path, column.kind if column.typed else "any")
-        return _EXPRESSIONS[column.name]
+            extra, kind = self.episode.c.extra, column.kind if column.typed else "any"
+            return self.snapshot.backend.json_value(extra, column.path, kind)
+        tables = {"episode": self.episode, "metadata": self.metadata}
+        table = tables.get(column.source, event_group if column.name in _g else replay_event)
+        return table.c[column.name]
 
     def real(self, column: Column) -> ColumnElement[Any]:
         """Write the numbers of a column in a form that can be added up. Those in extra become float64."""
         if isinstance(column, ExtraColumn):
-            return self.snapshot.backend.json_value(_e.extra, column.path, "real")
+            return self.snapshot.backend.json_value(self.episode.c.extra, column.path, "real")
         return self.expression(column)
 
     def sortable(self, column: Column, expression: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -159,14 +174,14 @@ class Scope:
         wanted |= {name for name in map(_indexed_column, conjuncts(self.where)) if name is not None}
         if "id" in wanted or self.after is not None:
             wanted = set()
-        buffer_id = self.snapshot.state.buffer_id
-        by_time = _e.buffer_id == buffer_id
+        buffer_id, e, m = self.snapshot.state.buffer_id, self.episode.c, self.metadata.c
+        by_time = e.buffer_id == buffer_id
         if not self._uses("metadata"):
-            return episode, by_time if "timestamp" in wanted else self._own_ids(_e.id)
-        own = _m.buffer_id == buffer_id if "loss" in wanted else self._own_ids(_m.episode_id)
+            return self.episode, by_time if "timestamp" in wanted else self._own_ids(e.id)
+        own = m.buffer_id == buffer_id if "loss" in wanted else self._own_ids(m.episode_id)
         if not self._uses("episode"):
-            return replay_metadata, own
-        tables = replay_metadata.join(episode, _e.id == _m.episode_id)
+            return self.metadata, own
+        tables = self.metadata.join(self.episode, e.id == m.episode_id)
         return tables, and_(own, by_time) if "timestamp" in wanted else own
 
     def _own_ids(self, ids: ColumnElement[int]) -> ColumnElement[bool]:
@@ -180,18 +195,23 @@ class Scope:
         if any(column.name in _g for column in self.used if column.source == "history"):
             tables = tables.join(event_group, _g.id == _v.group_id)
         if any(column.source == "episode" and column.name not in ("id", "domain") for column in self.used):
-            tables = tables.outerjoin(episode, _e.id == _v.episode_id)
+            tables = tables.outerjoin(self.episode, self.episode.c.id == _v.episode_id)
         if self._uses("metadata"):
-            tables = tables.outerjoin(replay_metadata, _m.episode_id == _v.episode_id)
+            tables = tables.outerjoin(self.metadata, self.metadata.c.episode_id == _v.episode_id)
         return tables
 
     def _event_tests(self) -> Iterator[ColumnElement[bool]]:
         """Yield tests that narrow the events to those that can pass.
 
+        The history does not show events that it does not record, and events that it has forgotten. Both stay in the log
+        until the fold.
+
         Events are numbered as they are committed, so the events of some steps or of some hours have nearly consecutive
         numbers. The indexes on time and on step give the range. The events of a few episodes are found by their chains.
         """
         low, high = id_range(self.snapshot.state.buffer_id)
+        low += self.snapshot.state.counters.history_from
+        yield _v.unrecorded.is_(None)
         tests = conjuncts(self.where)
         known = [test for test in tests if isinstance(test, (Comparison, In))]
         dated = [self.condition(test) for test in known if test.column.name in ("at", "step")]
@@ -199,7 +219,7 @@ class Scope:
             own = _g.buffer_id == self.snapshot.state.buffer_id
             query = select(func.min(_g.id), func.max(_g.id + _g["count"] - 1)).where(own, *dated)
             first, last = self.snapshot.conn.execute(query).one()
-            low, high = (low, low - 1) if first is None else (first, last)
+            low, high = (low, low - 1) if first is None else (max(low, first), last)
         yield _v.id >= low
         yield _v.id <= high
         for test in tests:

@@ -210,6 +210,8 @@ class _Examination:
             yield f"{len(rows)} episodes are live, by the counters of adds and departures it is another number"
         if len(rows) > state.settings.capacity:
             yield f"{len(rows)} live episodes exceed the capacity of {state.settings.capacity}"
+        if 0 < state.counters.fold_at <= state.counters.log_length:
+            yield "the blocks should have been merged: the log has reached that point"
         if len(state.domain_names) != state.counters.domains:
             yield "the number of domains differs from the buffer's counter"
 

@@ -141,8 +141,10 @@ class Recorded:
             yield from self._numbers(log)
         if not sound:
             return  # the other examinations need groups with all their events
-        counters = self.snapshot.state.counters
-        self.is_whole = self.loaded.counted and int((log.replayed & log.recorded).sum()) == counters.events
+        replays, counters = int((log.replayed & log.recorded).sum()), self.snapshot.state.counters
+        self.is_whole = self.loaded.counted and replays == counters.events
+        if self.loaded.counted and max(replays, counters.logged - counters.departed) > counters.events:
+            yield f"the log has more replays than the {counters.events} that the buffer counts"
         yield from self._steps(log)
         if self.rows is not None:
             yield from self._chains(log, self.rows)
@@ -205,6 +207,9 @@ class Recorded:
             self.unsealed["events"] += count
         elif group["checksum"] != group_checksum(group, events):
             yield f"groups of events: {number} does not match its checksum"
+        edge = self.snapshot.first_id + self.snapshot.state.counters.folded_logged
+        if number > edge and ((events["ends"] != 0) == (group["what"] == "replayed")).any():
+            yield f"groups of events: {number} has replays that end a chain, or departures that do not"
         unknown = np.isnan(events["loss_after"])
         if unknown.any() if group["what"] == "replayed" else not unknown.all():
             yield f"groups of events: {number} has replays without a loss, or departures with one"

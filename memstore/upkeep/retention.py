@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sqlalchemy import select
 
 from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.overlay import live_episode
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.config import check_float, check_int, check_seconds
@@ -18,7 +19,6 @@ from memstore.episodes.insert import remove
 from memstore.episodes.log import Group
 from memstore.errors import ConfigError
 from memstore.payload.signature import Signature
-from memstore.storage.schema import episode
 from memstore.types import Retention, RetentionPolicy, Time
 from memstore.upkeep.similar import near_identical
 from memstore.values.shown import shown
@@ -142,7 +142,7 @@ def retain(
     reasons = {"too_old": old, "unimportant": unimportant, "similar": similar, "over_count": over}
     parts = {reason: rows.take(which) for reason, which in reasons.items()}
     if group is not None:
-        remove(snapshot, *((part, replace(group, reason=reason)) for reason, part in parts.items()))
+        remove(snapshot, *((part, group._replace(reason=reason)) for reason, part in parts.items()))
     counts = {reason: len(part) for reason, part in parts.items()}
     gone = Rows.join(list(parts.values()))
     return Retention(**counts, kept=len(rows) - len(gone), dry_run=group is None), gone
@@ -159,5 +159,6 @@ def _judged(snapshot: Snapshot, policy: RetentionPolicy, now: float) -> tuple[Ro
 
 
 def _older(snapshot: Snapshot, than: float) -> Ints:
-    query = select(episode.c.id).where(episode.c.buffer_id == snapshot.state.buffer_id, episode.c.timestamp < than)
+    c = live_episode(snapshot).c
+    query = select(c.id).where(c.buffer_id == snapshot.state.buffer_id, c.timestamp < than)
     return np.array(snapshot.conn.scalars(query).all(), np.int64)

@@ -135,9 +135,10 @@ def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
         return np.empty(0, np.int64)
     decision = plan(snapshot, Newcomers.none())
     state.counters.reservoir_floor = decision.reservoir_floor
-    resized = replace(group, what="resized", reason=settings.eviction.value)
-    remove(snapshot, (snapshot.find(decision.leaving), resized))
-    return decision.leaving
+    resized = group._replace(what="resized", reason=settings.eviction.value)
+    leaving = snapshot.at_places(decision.leaving)
+    remove(snapshot, (leaving, resized))
+    return leaving.ids
 
 
 def _check_reservoir(snapshot: Snapshot, settings: Settings) -> None:
