@@ -115,9 +115,7 @@ def test_chains_lead_over_unrecorded_events(open_memory: OpenMemory) -> None:
 
     def work(snapshot: Snapshot) -> tuple[dict[int, int], dict[int, list[int]], dict[int, int | None]]:
         v = replay_event.c
-        rows = snapshot.conn.execute(
-            select(v.id, v.episode_id, v.previous_id, v.unrecorded).order_by(v.id)
-        ).all()
+        rows = snapshot.conn.execute(select(v.id, v.episode_id, v.previous_id, v.unrecorded).order_by(v.id)).all()
         recorded: dict[int, list[int]] = {}
         previous: dict[int, int | None] = {}
         for number, of, before, unrecorded in rows:

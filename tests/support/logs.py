@@ -47,7 +47,9 @@ def act(memory: EpisodicMemory, rng: np.random.Generator) -> str:
     """Do one thing at random that changes the buffer, and return its name."""
     ids = np.arange(1, memory._session.committed.counters.inserted + 2)
     some = rng.choice(ids, min(len(ids), int(rng.integers(1, 12))))
-    what = str(rng.choice(["extend", "update", "delete", "fold", "store", "undone"], p=[0.35, 0.4, 0.1, 0.05, 0.05, 0.05]))
+    what = str(
+        rng.choice(["extend", "update", "delete", "fold", "store", "undone"], p=[0.35, 0.4, 0.1, 0.05, 0.05, 0.05])
+    )
     match what:
         case "extend":
             size = int(rng.integers(1, 10))
