@@ -111,7 +111,7 @@ class State:
         rows = read_heads(conn, backend, buffer_id)
         blocks = Copy.of(law_of(settings), rows, key_of=key_of(buffer_id, settings))
         state = cls(buffer_id, settings, counters, blocks, rows, read_strategy)
-        if not state._follow(conn, backend, blocks, rows, counters.stored):
+        if not state._follow(conn, backend, rows, counters.stored):
             raise stored.damaged(f"buffer {buffer_id}", "has other blocks, or another log, than its row says")
         return state
 
@@ -140,13 +140,12 @@ class State:
             # The snapshot is older than the copy, because another thread has committed since; or a server forgot
             # commits; or all sums are others.
             return self.reload(conn, backend)
-        if counters.stored == then.stored and counters.fold_at == then.fold_at:
-            followed = now._follow(conn, backend, self.blocks, self.rows, then.head)
-        else:
+        rows, known = self.rows, then.head
+        if counters.stored != then.stored or counters.fold_at != then.fold_at:
             merged = counters.fold_at != then.fold_at
             changed = read_heads(conn, backend, self.buffer_id, after=-1 if merged else then.revision)
-            rows = changed if merged else with_changes(self.rows, changed)
-            followed = now._follow(conn, backend, self.blocks.replaced(rows), rows, counters.stored)
+            rows, known = changed if merged else with_changes(self.rows, changed), counters.stored
+        followed = now._follow(conn, backend, rows, known)
         # If this process knew commits that the server forgot, the log does not continue what the process knew.
         return now if followed else self.reload(conn, backend)
 
@@ -162,8 +161,15 @@ class State:
             _codes=self._codes,
         )
 
-    def _follow(self, conn: Connection, backend: Backend, blocks: Copy, rows: Heads, known: Point) -> bool:
-        """Take over these blocks, which stand at a known point of the log, and bring them to its end.
+    def _follow(self, conn: Connection, backend: Backend, rows: Heads, known: Point) -> bool:
+        """Bring the blocks to the end of the log.
+
+        Parameters
+        ----------
+        rows : Heads
+            The heads of now. If they are others than before, the blocks begin from them.
+        known : Point
+            The point of the log that the blocks to begin from stand at.
 
         Returns
         -------
@@ -176,6 +182,7 @@ class State:
         tail = Tail.read(conn, backend, self.buffer_id, known, counters.head)
         if tail.end(known, counters.head) != counters.head:
             return False
+        blocks = self.blocks if rows is self.rows else self.blocks.replaced(rows)
         self.rows, self.blocks = rows, tail.applied(blocks.reading(fetching(conn, backend)))
         domains = max(counters.domains, int(self.blocks.domains.max(initial=0)))
         if domains > len(self.domain_names):

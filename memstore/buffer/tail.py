@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
 from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.heads import among
 from memstore.buffer.blocks.slots import Flags, Floats, Ints, begins
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
@@ -235,11 +236,12 @@ def _events(conn: Connection, backend: Backend, buffer_id: int, after: int, unti
 
 
 def _times(group: Ints, groups: list[tuple[int, float]], what: str) -> Floats:
-    """Return the time of each event, which is that of its group."""
+    """Return the time of each event, which is that of its group. NaN if the group is none of these.
+
+    The group may stand before the events that were asked for, if the log is not the one that the process knew. NaN is
+    another time than that in the log's sum, so ``Tail.end`` tells it.
+    """
     numbers, at = zip(*groups, strict=True) if groups else ((), ())
     known, times = stored.wholes(numbers, what), stored.reals(at, f"table {event_group.name}", nullable=False)
-    place = np.searchsorted(known, group)
-    if (place >= len(known)).any() or (known[place] != group).any():
-        raise stored.damaged(what, "holds an event without its group")
-    found: Floats = times[place]
-    return found
+    there, place = among(group, known)
+    return np.where(there, times[place], np.nan) if len(known) else np.full(len(group), np.nan)

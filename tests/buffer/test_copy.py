@@ -38,7 +38,7 @@ class Replay(NamedTuple):
 
     number: int
     loss: float
-    count: int
+    replays: int
     event: int
     lowest: float
     at: float

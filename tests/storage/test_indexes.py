@@ -104,6 +104,7 @@ def past(memory: EpisodicMemory) -> EpisodicMemory:
         memory.update(np.arange(1, ROWS + 1), loss=np.linspace(0.01, 50, ROWS), step=step)
     memory.delete(np.arange(1, 51))
     memory.extend({"x": np.zeros((50, 3))}, domain="d0", loss=np.linspace(1, 2, 50), timestamp=0.0)
+    memory.fold()
     return memory
 
 

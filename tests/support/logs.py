@@ -11,9 +11,12 @@ from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import HEAD
 from memstore.buffer.snapshot import Snapshot, State
 
+SHARES = {"extend": 0.35, "update": 0.4, "delete": 0.1, "fold": 0.05, "store": 0.05, "undone": 0.05}
+"""What a random program does, and how often."""
+
 
 def contents(copy: Copy) -> list[bytes]:
-    """Everything that a copy holds, but stamps and tokens: they tell copies apart, and nothing drawn depends on them."""
+    """Everything that a copy holds, but stamps and tokens: nothing that is drawn depends on these."""
     columns = [copy.heads[name].tobytes() for name in HEAD.names or () if name not in ("stamp", "token")]
     return [*columns, copy.directory.order.tobytes(), *copy.open(np.arange(len(copy))).contents()]
 

@@ -339,7 +339,7 @@ class Backend(Expressions):
     def old_readers(self, conn: Connection) -> Iterable[str]:
         """Return a sentence on each reader with an old snapshot, which keeps the database from shrinking.
 
-        The list may be incomplete: some systems do not tell.
+        Dead rows are reported too, if they are many. The list may be incomplete: some systems do not tell.
         """
         return ()
 
