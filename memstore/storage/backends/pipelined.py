@@ -128,7 +128,7 @@ class PipelinedConnection(psycopg.Connection[Any]):
         if self.info.pipeline_status is PipelineStatus.OFF:
             super().commit()
         else:
-            self.send("COMMIT", ())
+            self.send("COMMIT", (), now=True)
 
     def rollback(self) -> None:
         """Roll back, if a transaction is open."""
