@@ -319,6 +319,8 @@ class Snapshot:
 
     def at_places(self, places: Ints) -> Rows:
         """Return the rows of the live episodes at these places."""
+        if not len(places):
+            return Rows.none()
         blocks = self.state.blocks
         return Rows.of(blocks.read(places), blocks.domains[places >> PLACE_BITS], places)
 
