@@ -334,7 +334,7 @@ class SQLiteBackend(SQLiteExpressions, Backend):
     def vacuum(self, engine: Engine) -> None:
         with engine.connect() as conn:
             driver = self.driver(conn)
-            self._empty_log(driver, "nothing was done")
+            self._empty_log(driver, "the file was not rewritten")
             driver.execute("VACUUM")
             self._empty_log(driver, "the file was rewritten, but its log is not empty")
 
