@@ -7,10 +7,9 @@ disturbs one of them disturbs both. Each fills its databases once. Losses are dr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import replace
-from functools import reduce
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial, reduce
 from operator import methodcaller
 from pathlib import Path
 from statistics import fmean, median
@@ -26,8 +25,6 @@ T = TypeVar("T")
 Calls = tuple[Taken, ...]
 Pair = tuple[Taken, Taken]
 """The other commit's call, and the one of this checkout."""
-FOLD: Callable[[Version], Taken] = methodcaller("run", trainer.FOLD)
-"""Fold now; nothing in a version without folds."""
 
 DOMAINS, MANY_DOMAINS = 10, 10_000
 WARMUPS = 20
@@ -36,8 +33,8 @@ LOOPS = 3
 """Most loops that are measured, in times of the largest number of rounds. The usual 600 are more than a window."""
 FULL = 0.9
 """Share of a window that is filled before the memory is asked, or killed."""
-OFTEN = 5
-"""Number of times that a database is opened, and each query is asked, in each state of the window."""
+FEW = 40
+"""A database is opened, and each query is asked, in one of so many rounds."""
 
 
 def compare(places: Sequence[Place], commit: str, rows: Sequence[int], budget: Budget) -> list[Compared]:
@@ -64,13 +61,13 @@ def compare(places: Sequence[Place], commit: str, rows: Sequence[int], budget: B
 def _filled(place: Place, rows: int, domains: int, other: Path) -> Iterator[tuple[Version, Version]]:
     """Fill a database of each version; remove them at the end."""
     labels = [f"against-{name}-{rows}-{domains}" for name in ("other", "here")]
-    addresses = [place.address(label) for label in labels]
-    with (
-        closing(Version(other, addresses[0], rows, domains)) as old,
-        closing(Version(ROOT, addresses[1], rows, domains)) as new,
-    ):
+    with ExitStack() as stack:
+        stack.callback(place.drop, labels)
+        old, new = (
+            stack.enter_context(closing(Version(root, address, rows, domains, partial(place.servers, address))))
+            for root, address in zip((other, ROOT), map(place.address, labels), strict=True)
+        )
         yield old, new
-    place.drop(labels)
 
 
 class Comparison:
@@ -84,7 +81,7 @@ class Comparison:
         """Measure training loops from one fold to the next; return their number."""
         for number in range(min(WARMUPS, self.budget.max_rounds)):
             self._turn(number, Version.loop)
-        self._turn(0, FOLD)
+        self._turn(0, Version.begin_window)
         pairs = [self._turn(0, Version.loop)]
         while len(pairs) < LOOPS * self.budget.max_rounds and not _whole(pairs[-1][1]).folds:
             pairs.append(self._turn(len(pairs), Version.loop))
@@ -92,7 +89,7 @@ class Comparison:
         self._note(figures.LOOP, whole)
         if without_folds := [pair for pair in whole if not pair[1].folds]:
             self._note(figures.LOOP_WITHOUT_FOLDS, without_folds)
-        self._values(figures.LOOP_RATE, "loops/s", whole, lambda loops: [1 / fmean(one.seconds for one in loops)])
+        self._values(figures.LOOP_RATE, "loops/s", whole, partial(_rate, 1), fmean)
         self._values(figures.LONGEST, "ms", whole, lambda loops: [1e3 * max(one.seconds for one in loops)])
         self._values(figures.LOG, "KiB", whole, lambda loops: [one.log / 1024 for one in loops if one.log])
         for part, call in enumerate(trainer.LOOP):
@@ -108,19 +105,14 @@ class Comparison:
                 self._note(f"{call}, first use", [first])
             pairs = self._turns(work)
             self._note(call, pairs)
-        self._values(
-            figures.EXTEND_RATE, "rows/s", pairs, lambda calls: [trainer.DRAWN / fmean(one.seconds for one in calls)]
-        )
+        self._values(figures.EXTEND_RATE, "rows/s", pairs, partial(_rate, trainer.DRAWN), fmean)
 
     def window(self, loops: int) -> None:
         """Ask with a full window and after its fold; open after a kill with a full window, and after a close."""
         self._fill(loops)
         self._ask("window full")
-        folded = self._turn(0, FOLD)
-        if all(version.folds for version in self.versions):
-            self._note(figures.FOLD, [folded])
-        elif self.versions[1].folds:
-            self.found.append(Compared(self.database, self.rows, figures.FOLD, "ms", (), (folded[1].seconds * 1e3,)))
+        folded = [self._turn(0, methodcaller("run", trainer.FOLD))]
+        self._values(figures.FOLD, "ms", folded, lambda folds: [one.seconds * 1e3 for one in folds if one.folds])
         self._ask("after a fold")
         self._fill(loops)
         self._open("after a kill", Version.kill)
@@ -142,7 +134,7 @@ class Comparison:
         """Begin a window and fill most of it, in the versions that have windows."""
         for version in self.versions:
             if version.folds:
-                FOLD(version)
+                version.begin_window()
                 for _ in range(int(FULL * loops)):
                     version.loop()
 
@@ -163,7 +155,7 @@ class Comparison:
 
     def _some(self, work: Callable[[Version], T]) -> list[tuple[T, T]]:
         """Do it a few times."""
-        return [self._turn(number, work) for number in range(min(OFTEN, self.budget.max_rounds))]
+        return [self._turn(number, work) for number in range(max(1, self.budget.max_rounds // FEW))]
 
     def _turns(self, work: Callable[[Version], T]) -> list[tuple[T, T]]:
         """Do it as often as the budget allows, after warming up."""
@@ -177,19 +169,33 @@ class Comparison:
 
     def _note(self, name: str, pairs: Sequence[Pair]) -> None:
         """Record the times of a call."""
-        self._values(name, "ms", pairs, lambda calls: [one.seconds * 1e3 for one in calls])
-        other, here = (median(one.cpu for one in calls) for calls in zip(*pairs, strict=True))
-        self.found[-1] = replace(self.found[-1], cpu=other / here if other and here else None)
+        self._values(name, "ms", pairs, lambda calls: [one.seconds * 1e3 for one in calls], median)
 
-    def _values(self, name: str, unit: str, pairs: Sequence[Pair], values: Callable[[Calls], list[float]]) -> None:
-        """Record what each version's calls give, if they give something."""
-        other, here = (tuple(values(calls)) for calls in zip(*pairs, strict=True))
+    def _values(
+        self,
+        name: str,
+        unit: str,
+        pairs: Sequence[Pair],
+        values: Callable[[Calls], list[float]],
+        typical: Callable[[Iterable[float]], float] | None = None,
+    ) -> None:
+        """Record what each version's calls give, if they give something, and their typical processor time."""
+        versions: list[Calls] = list(zip(*pairs, strict=True))
+        other, here = (tuple(values(calls)) for calls in versions)
+        cpu = None
+        if typical is not None:
+            cpu = (typical(one.cpu * 1e3 for one in versions[0]), typical(one.cpu * 1e3 for one in versions[1]))
         if other or here:
-            self.found.append(Compared(self.database, self.rows, name, unit, other, here))
+            self.found.append(Compared(self.database, self.rows, name, unit, other, here, cpu))
 
 
 def _whole(calls: Calls) -> Taken:
     return reduce(Taken.__add__, calls)
+
+
+def _rate(count: int, calls: Calls) -> list[float]:
+    """Return the number of things a second, if each call does so many."""
+    return [count / fmean(one.seconds for one in calls)]
 
 
 def _of_wholes(pairs: Sequence[tuple[Calls, Calls]]) -> list[Pair]:

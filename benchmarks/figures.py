@@ -28,8 +28,8 @@ class Compared:
     ----------
     unit : str
         Either ``ms`` or ``KiB``: less is better. Or a rate that ends with ``/s``: more is better.
-    cpu : float or None
-        Median processor time of the other version's process, over that of this checkout. Servers are not counted.
+    cpu : (float, float) or None
+        Median processor time of the two versions, and of the servers that work for them, in milliseconds.
     """
 
     database: str
@@ -38,7 +38,7 @@ class Compared:
     unit: str
     other: tuple[float, ...]
     here: tuple[float, ...]
-    cpu: float | None = None
+    cpu: tuple[float, float] | None = None
 
     @property
     def better(self) -> float | None:
@@ -56,13 +56,13 @@ class Compared:
             for values in (self.other, self.here)
             for share in (0.5, 0.95)
         ]
-        return [*quantiles, self.better, self.cpu]
+        return [*quantiles, self.better, self.cpu[0] / self.cpu[1] if self.cpu else None]
 
     def as_json(self) -> dict[str, Any]:
         """Return the figure for a JSON file."""
         names = ("other_p50", "other_p95", "here_p50", "here_p95", "better", "better_cpu")
         about = {name: getattr(self, name) for name in ("database", "rows", "name", "unit")}
-        return about | {"rounds": len(self.here)} | dict(zip(names, self.cells, strict=True))
+        return about | {"rounds": len(self.here), "cpu": self.cpu} | dict(zip(names, self.cells, strict=True))
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:

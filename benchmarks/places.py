@@ -23,6 +23,10 @@ SETTINGS = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "512MB", 
 """Settings of the benchmarks' own server; all others are PostgreSQL's defaults."""
 
 _SHOWN = ("fsync", "full_page_writes", "synchronous_commit", "shared_buffers", "max_wal_size", "wal_compression")
+_OTHERS = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
 
 
 class Place(ABC):
@@ -45,6 +49,10 @@ class Place(ABC):
     @abstractmethod
     def drop(self, labels: Sequence[str] | None = None) -> None:
         """Remove databases, by default all that were made."""
+
+    def servers(self, address: str) -> list[int]:
+        """Return the ids of processes of this machine that serve the database at this address."""
+        return []
 
     @abstractmethod
     def describe(self) -> str:
@@ -119,6 +127,11 @@ class PostgresPlace(Place):
             f"PostgreSQL {settings['server_version']}, {where}, {shown}; synchronous_commit=off for "
             "memstore and for what is written by hand with its means (arrays, one statement a batch)"
         )
+
+    def servers(self, address: str) -> list[int]:
+        if self.socket is None or not Path("/proc/self/schedstat").exists():
+            return []
+        return [pid for (pid,) in self.query(address, _OTHERS)]
 
     @property
     def socket(self) -> Path | None:

@@ -25,12 +25,12 @@ LOOP = (ADD, DRAW, UPDATE)
 DRAW_FEW, OTHER_ALPHA, ON_LOSS = f"draw {FEW}", f"draw {DRAWN}, another alpha", f"draw {DRAWN}, condition on loss"
 ADD_ONE, EXTEND = "add one", f"extend by {DRAWN}"
 MEAN_LOSS, LARGEST_LOSSES, ONE_EPISODE = "mean loss", "ten largest losses", "one episode"
-FOLD, FREEZE = "fold", "set the capacity to the size"
+FOLD, REPLAY_MANY, FREEZE = "fold", "replay many", "set the capacity to the size"
 ALPHA, ANOTHER_ALPHA = 0.6, 1.0
 HIGH_LOSS = 1.0
 """Losses are lognormal(-1, 1), so one episode in six has a larger one."""
 FILL_BATCH = 16_384
-"""Episodes that one commit adds when a database is filled."""
+"""Episodes that one commit adds when a database is filled, and that it replays to fill a window."""
 
 
 class Trainer:
@@ -55,6 +55,7 @@ class Trainer:
             LARGEST_LOSSES: lambda: largest_losses.all,
             ONE_EPISODE: lambda: partial(memory.get, int(self.rng.integers(1, len(memory) + 1))),
             FOLD: lambda: self.fold,
+            REPLAY_MANY: self.replay_many,
             FREEZE: lambda: partial(memory.configure, capacity=len(memory)),
         }
 
@@ -87,6 +88,11 @@ class Trainer:
         if self.batch is None:
             self.draw()
         return partial(self.memory.update, self.batch, loss=self.losses(DRAWN))
+
+    def replay_many(self) -> Callable[[], Any]:
+        """Update so many episodes that a few calls fill a window."""
+        ids = np.arange(1, min(FILL_BATCH, len(self.memory)) + 1)
+        return partial(self.memory.update, ids, loss=self.losses(len(ids)))
 
     def draw_after_update(self, count: int, **options: Any) -> Callable[[], Any]:
         """Draw after an update, as a training loop does: what a draw keeps must first be brought up to date."""
@@ -128,6 +134,8 @@ def answer() -> None:
         print(json.dumps([hasattr(memory, "fold"), opening, first_draw]), flush=True)
         for line in sys.stdin:
             work, before = trainer.calls[json.loads(line)](), folds()
+            print(json.dumps("prepared"), flush=True)
+            sys.stdin.readline()
             _, cost = _timed(work)
             print(json.dumps([*cost, folds() - before]), flush=True)
 

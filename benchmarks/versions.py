@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -44,7 +44,8 @@ class Taken:
     seconds : float
         Wall-clock time.
     cpu : float
-        Processor time in seconds of the version's process, without that of a server. A busy machine changes it least.
+        Processor time in seconds of the version's process, and of a server of this machine that works for it. A busy
+        machine changes it least.
     folds : int
         Number of folds that happened inside the call.
     log : int
@@ -69,20 +70,31 @@ class Version:
         True if this version has a ``fold``.
     """
 
-    def __init__(self, root: Path, address: str, rows: int, domains: int) -> None:
-        self._root, self._address, self._domains = root, address, domains
+    def __init__(
+        self, root: Path, address: str, rows: int, domains: int, servers: Callable[[], list[int]] = list
+    ) -> None:
+        """Fill a database; ``servers`` gives the ids of the processes that serve it."""
+        self._root, self._address, self._domains, self._servers = root, address, domains, servers
         capacity = 4 * rows + 10**6
         self._start(rows, {"capacity": capacity, "strategy": "prioritized_loss", "alpha": trainer.ALPHA})
         self._log = SqliteLog(Path(f"{address}-shm"))
 
     def run(self, call: str) -> Taken:
         """Make a call once; return its cost as measured in the process."""
-        seconds, cpu, folds = self._ask(call)
-        return Taken(seconds, cpu, folds, self._log.grown())
+        self._ask(call)
+        self._log.grown()
+        before = self._served()
+        seconds, cpu, folds = self._ask("now")
+        return Taken(seconds, cpu + self._served() - before, folds, self._log.grown())
 
     def loop(self) -> tuple[Taken, ...]:
         """Make the calls of a training loop once; return the cost of each."""
         return tuple(map(self.run, trainer.LOOP))
+
+    def begin_window(self) -> None:
+        """Go on until the log is folded by itself, if this version does that."""
+        while self.folds and not self.run(trainer.REPLAY_MANY).folds:
+            pass
 
     def kill(self) -> tuple[Taken, ...]:
         """Kill the process, and go on in a new one; return the cost of opening there and of the first draw."""
@@ -91,7 +103,8 @@ class Version:
         return self._start()
 
     def reopen(self) -> tuple[Taken, ...]:
-        """Close the database, and go on in a new process; return the cost of opening there and of the first draw."""
+        """Close the database after a write, and go on in a new process; return the cost as ``kill`` does."""
+        self.run(trainer.UPDATE)
         self.close()
         return self._start()
 
@@ -110,7 +123,13 @@ class Version:
         # Not an argument of the command, for it may hold a password.
         asked = {"address": self._address, "rows": rows, "domains": self._domains, "root": str(self._root)}
         self.folds, *costs = self._ask(asked | {"settings": settings or {}})
+        self._pids = self._servers()
         return tuple(Taken(*cost) for cost in costs)
+
+    def _served(self) -> float:
+        """Return the seconds of processor time that servers have spent, as Linux counts them in nanoseconds."""
+        files = [Path(f"/proc/{pid}/schedstat") for pid in self._pids]
+        return sum(int(file.read_text().split()[0]) for file in files if file.exists()) / 1e9
 
     def _ask(self, question: Any) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None

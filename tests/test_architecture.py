@@ -115,7 +115,7 @@ def names_at_import_time(tree: ast.Module) -> Iterator[str]:
             pending += ast.iter_child_nodes(node)
 
 
-ROOMS_OF_TESTS = {"benchmarks", "experiments", "migrations", "support", "torture"}
+ROOMS_OF_TESTS = {"benchmarks", "engine", "experiments", "migrations", "support", "torture"}
 """Folders of tests that stand for no room of the package."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from memstore.buffer.tail import Events, Newcomers, Point
 from memstore.errors import ConfigError, StoreCorrupt
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
+from memstore.storage.backends.clauses import update_one
 from memstore.storage.schema import MAX_BUFFERS, SEQUENCE_BITS, buffer, metadata, of_buffer
 
 
@@ -111,6 +113,11 @@ class Counters:
         return Point(self.stored_inserted, self.stored_logged, self.stored_sum)
 
     @property
+    def unfolded(self) -> int:
+        """Number of entries of the log that the tables do not have yet."""
+        return self.log_length - self.folded_inserted - self.folded_logged
+
+    @property
     def is_folded(self) -> bool:
         """True if the tables stand at the end of the log."""
         return (self.folded_inserted, self.folded_logged) == (self.inserted, self.logged)
@@ -139,6 +146,8 @@ class Counters:
 
 COUNTERS = tuple(f.name for f in fields(Counters))
 """The columns that ``Counters`` holds, in its order."""
+
+_values = attrgetter(*COUNTERS)
 
 LIMITED = (
     *("inserted", "domains", "recorded", "departed", "logged", "history_from"),
@@ -190,7 +199,7 @@ def drop_buffer(conn: Connection, number: int) -> None:
 
 def counters_checksum(counters: Counters) -> int:
     """Return the checksum that is stored with these counters."""
-    return checksums.of_row(*(getattr(counters, name) for name in COUNTERS))
+    return checksums.of_row(*_values(counters))
 
 
 def read_buffer(
@@ -230,6 +239,8 @@ def checked_counters(number: int, values: Sequence[Any]) -> Counters:
 
 def write_counters(conn: Connection, backend: Backend, number: int, counters: Counters) -> None:
     """Store the counters. The caller holds the buffer's lock."""
-    columns = {name: [getattr(counters, name)] for name in COUNTERS}
-    columns["counters_checksum"] = [counters_checksum(counters)]
-    backend.update(conn, buffer, "id", {"id": [number], **columns})
+    values = _values(counters)
+    names = (*COUNTERS, "counters_checksum")
+    backend.execute(
+        conn, update_one(backend.mark, buffer.name, names, "id"), (*values, checksums.of_row(*values), number)
+    )

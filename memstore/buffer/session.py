@@ -200,11 +200,15 @@ class Session(Forking):
         # The transaction of another thread is not visible here, and neither is its state.
         broken = self.database.connections.broken
         if self._broken != broken:
-            for cache in self._caches:
-                cache.clear()
+            self.forget()
             self.committed = self.committed.reload(conn, self.database.backend)
             self._broken = broken
         return self.committed
+
+    def forget(self) -> None:
+        """Forget what is known of committed data, because it may be of commits that a server forgot."""
+        for cache in self._caches:
+            cache.clear()
 
     def _publish(self, state: State) -> None:
         then, now = self.committed.counters, state.counters
@@ -261,14 +265,17 @@ class _Work(Attempts[*Given]):
             self._session._refuse_foreign(self.scope)
 
     def snapshot(self, conn: Connection) -> Snapshot:
-        """Return the snapshot. Its state is a copy if the work may change it."""
+        """Return the snapshot. The work may change its state."""
         session = self._session
         if self._changes:
             session._lock_buffer(conn)
         backend = session.database.backend
         unlocked = self.write and not self._changes
-        state = session.committed.counted(conn, backend) if unlocked else session._known(conn).at(conn, backend)
-        self._snapshot = Snapshot(conn, session.database.backend, state.copy() if self._changes else state)
+        known = session.committed if unlocked else session._known(conn)
+        state = known.counted(conn, backend) if unlocked else known.at(conn, backend)
+        if state.blocks.pages is not known.blocks.pages:
+            session.forget()  # the log did not continue what this process knew
+        self._snapshot = Snapshot(conn, session.database.backend, state)
         return self._snapshot
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads, KeyOf, fingerprint, with_changes
 from memstore.buffer.blocks.lottery import keys_of_ids
 from memstore.buffer.blocks.rows import domains_of, fetching, read_heads
-from memstore.buffer.blocks.slots import Floats, Ints, Slots
+from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints, Slots, begins, is_in
 from memstore.buffer.blocks.weights import Law
 from memstore.buffer.counters import Counters, read_buffer, write_settings
 from memstore.buffer.settings import ReadStrategy, Settings
@@ -24,6 +24,9 @@ from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.schema import domain, first_id, id_range, of_buffer, replay_metadata
 from memstore.types import EvictionPolicy
+
+NO_PLACE = -1
+"""A row has this place if it was not read from a copy."""
 
 REALS = frozenset({"loss", "lowest", "last_replayed_at"})
 """These columns of ``Rows`` hold floats."""
@@ -34,7 +37,8 @@ class Rows:
     """The slots of some live episodes, with their domains.
 
     ``loss`` and ``lowest`` of an episode that was never measured are NaN. ``last_event`` is 0 if no event of the
-    episode was recorded. ``last_replayed_at`` is in seconds, and NaN if the episode was never replayed.
+    episode was recorded. ``last_replayed_at`` is in seconds, and NaN if the episode was never replayed. ``places`` say
+    where the slots stand in the copy that they were read from.
     """
 
     ids: Ints
@@ -44,6 +48,7 @@ class Rows:
     domain: Ints
     last_event: Ints
     last_replayed_at: Floats
+    places: Ints
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,9 +73,10 @@ class Rows:
         return cls(*columns)
 
     @classmethod
-    def of(cls, slots: Slots, domains: Ints) -> Self:
-        """Return the rows of these slots, which belong to these domains."""
-        return cls(slots.ids, slots.loss, slots.lowest, slots.count, domains, slots.event, slots.at)
+    def of(cls, slots: Slots, domains: Ints, places: Ints | None = None) -> Self:
+        """Return the rows of these slots, which belong to these domains and stand at these places."""
+        places = np.full(len(slots), NO_PLACE) if places is None else places
+        return cls(slots.ids, slots.loss, slots.lowest, slots.count, domains, slots.event, slots.at, places)
 
 
 @dataclass(slots=True)
@@ -105,7 +111,7 @@ class State:
         rows = read_heads(conn, backend, buffer_id)
         blocks = Copy.of(law_of(settings), rows, key_of=key_of(buffer_id, settings))
         state = cls(buffer_id, settings, counters, blocks, rows, read_strategy)
-        if not state._follow(conn, backend, blocks, rows, counters.stored):
+        if not state._follow(conn, backend, rows, counters.stored):
             raise stored.damaged(f"buffer {buffer_id}", "has other blocks, or another log, than its row says")
         return state
 
@@ -113,23 +119,19 @@ class State:
         """Read everything again."""
         return State.load(conn, backend, self.buffer_id, self.read_strategy)
 
-    def copy(self) -> State:
-        """Return an independent copy. Both share the domain names until one is added, and the blocks are a value."""
-        return replace(self, counters=self.counters.copy())
-
     def detached(self, contents: int) -> State:
         """Return the same state without a connection, for later snapshots, with at most ``contents`` in memory."""
         return replace(self, blocks=self.blocks.detached().forgotten(contents))
 
     def at(self, conn: Connection, backend: Backend) -> State:
-        """Return this state if the snapshot has the same revision, else a state at the revision of the snapshot.
+        """Return the state at the revision of the snapshot. It is another object, with counters of its own.
 
         The log tells what has changed. If rows of blocks were stored since, their heads are read too. Contents of
         blocks are read when they are needed, in this snapshot.
         """
         then = self.counters
-        settings, counters = read_buffer(conn, backend, self.buffer_id, self.read_strategy)
-        now = replace(self, settings=settings, counters=counters)
+        now = self.counted(conn, backend)
+        settings, counters = now.settings, now.counters
         if (counters.revision, counters.token) == (then.revision, then.token):
             now.blocks = self.blocks.reading(fetching(conn, backend))
             return now
@@ -138,13 +140,12 @@ class State:
             # The snapshot is older than the copy, because another thread has committed since; or a server forgot
             # commits; or all sums are others.
             return self.reload(conn, backend)
-        if counters.stored == then.stored and counters.fold_at == then.fold_at:
-            followed = now._follow(conn, backend, self.blocks, self.rows, then.head)
-        else:
+        rows, known = self.rows, then.head
+        if counters.stored != then.stored or counters.fold_at != then.fold_at:
             merged = counters.fold_at != then.fold_at
             changed = read_heads(conn, backend, self.buffer_id, after=-1 if merged else then.revision)
-            rows = changed if merged else with_changes(self.rows, changed)
-            followed = now._follow(conn, backend, self.blocks.replaced(rows), rows, counters.stored)
+            rows, known = changed if merged else with_changes(self.rows, changed), counters.stored
+        followed = now._follow(conn, backend, rows, known)
         # If this process knew commits that the server forgot, the log does not continue what the process knew.
         return now if followed else self.reload(conn, backend)
 
@@ -154,10 +155,21 @@ class State:
         It is for work that holds no lock and no snapshot, and reads no block.
         """
         settings, counters = read_buffer(conn, backend, self.buffer_id, self.read_strategy)
-        return replace(self, settings=settings, counters=counters)
+        # Every call makes a state, and dataclasses.replace() would take five times as long.
+        return State(
+            *(self.buffer_id, settings, counters, self.blocks, self.rows, self.read_strategy, self.domain_names),
+            _codes=self._codes,
+        )
 
-    def _follow(self, conn: Connection, backend: Backend, blocks: Copy, rows: Heads, known: Point) -> bool:
-        """Take over these blocks, which stand at a known point of the log, and bring them to its end.
+    def _follow(self, conn: Connection, backend: Backend, rows: Heads, known: Point) -> bool:
+        """Bring the blocks to the end of the log.
+
+        Parameters
+        ----------
+        rows : Heads
+            The heads of now. If they are others than before, the blocks begin from them.
+        known : Point
+            The point of the log that the blocks to begin from stand at.
 
         Returns
         -------
@@ -170,6 +182,7 @@ class State:
         tail = Tail.read(conn, backend, self.buffer_id, known, counters.head)
         if tail.end(known, counters.head) != counters.head:
             return False
+        blocks = self.blocks if rows is self.rows else self.blocks.replaced(rows)
         self.rows, self.blocks = rows, tail.applied(blocks.reading(fetching(conn, backend)))
         domains = max(counters.domains, int(self.blocks.domains.max(initial=0)))
         if domains > len(self.domain_names):
@@ -210,6 +223,11 @@ class State:
     def domain_name(self, domain_id: int, what: str) -> str:
         """Return the name of the domain with this id. ``what`` names the owner of the domain in an error."""
         return stored.named(self.domain_names, stored.whole(domain_id, what) - first_id(self.buffer_id), what)
+
+    def domain_codes(self, names: list[str]) -> Ints:
+        """Return the numbers of these domains, 0 for a domain that the buffer never had."""
+        known = self._codes.get
+        return np.array([known(name, 0) for name in names], np.int64)
 
     def domain_code(self, name: str) -> int | None:
         """Return the number of a domain. None if the buffer never had an episode of it."""
@@ -259,28 +277,50 @@ class Snapshot:
         """Number of live episodes."""
         return self.state.blocks.live
 
-    def find(self, ids: Ints, names: NDArray[np.str_] | None = None) -> Rows:
-        """Return the rows of the live episodes of the buffer among these ids, in id order, each once.
+    def find(self, ids: Ints) -> Rows:
+        """Return the rows of the live episodes of the buffer among these ids, in id order, each once."""
+        return self.matched(ids)[0]
 
-        ``names`` are their domains, if the caller knows them, and save a look-up. A wrong name does no harm.
+    def matched(self, ids: Ints, names: NDArray[np.str_] | None = None) -> tuple[Rows, Ints]:
+        """Return the rows of the live episodes among these ids, in id order, each once, and the row of each id.
+
+        The row of an id that is not live is -1. ``names`` are the domains of the ids, if the caller knows them, and
+        save a look-up. A wrong name does no harm.
         """
-        if not len(ids):
-            return Rows.none()
+        order = np.argsort(ids, kind="stable")
+        ordered = ids[order]
+        first = begins(ordered)
+        own = ordered[first]
         low, high = id_range(self.state.buffer_id)
-        inside = (ids >= low) & (ids <= high)
-        own, first = np.unique(ids[inside], return_index=True)
-        if not len(own):
-            return Rows.none()
-        blocks = self.state.blocks
+        inside = (own >= low) & (own <= high)
+        own, chosen = own[inside], order[first][inside]
         if names is None or names.shape != ids.shape:
-            domains = self.domains_of(own)
+            rows = self._live(own, self.domains_of(own))
         else:
-            domains = np.array([self.state.domain_code(name) or 0 for name in names[inside][first].tolist()], np.int64)
-            missing = ~blocks.locate(own, domains).live
-            if missing.any():
-                domains[missing] = self.domains_of(own[missing])
-        found = blocks.locate(own, domains)
-        return Rows.of(found.slots, domains[found.live])
+            rows = self._live(own, self.state.domain_codes(names[chosen].tolist()))
+            if len(rows) < len(own):
+                missing = own[~is_in(rows.ids, own)]
+                more = self._live(missing, self.domains_of(missing))
+                if len(more):
+                    rows = Rows.join([rows, more])
+                    rows = rows.take(np.argsort(rows.ids))
+        if len(rows) == len(ids):
+            row = np.empty(len(ids), np.int64)
+            row[order] = np.arange(len(ids))
+            return rows, row
+        at = np.minimum(np.searchsorted(rows.ids, ids), max(len(rows) - 1, 0))
+        return rows, np.where(rows.ids[at] == ids, at, -1) if len(rows) else np.full(len(ids), -1)
+
+    def _live(self, ids: Ints, domains: Ints) -> Rows:
+        """Return the rows of the live episodes among these ids, which belong to these domains."""
+        found = self.state.blocks.locate(ids, domains)
+        places = found.places[found.live]
+        return Rows.of(self.state.blocks.read(places), domains[found.live], places)
+
+    def at_places(self, places: Ints) -> Rows:
+        """Return the rows of the live episodes at these places."""
+        blocks = self.state.blocks
+        return Rows.of(blocks.read(places), blocks.domains[places >> PLACE_BITS], places)
 
     def domains_of(self, ids: Ints) -> Ints:
         """Return the domains of these episodes; 0 for one that has no row."""
@@ -295,8 +335,9 @@ class Snapshot:
         """Return every live row, in id order. The time is proportional to the size of the buffer."""
         blocks = self.state.blocks
         opened = blocks.chunks(np.arange(len(blocks)))
-        parts = [Rows.of(some.slots, blocks.domains[some.blocks][some.ordinal]) for some in opened]
-        rows = Rows.join(parts)
+        rows = Rows.join(
+            [Rows.of(some.slots, blocks.domains[some.blocks][some.ordinal], some.places) for some in opened]
+        )
         return rows.take(np.argsort(rows.ids))
 
     def rows(self, table: Table, names: Sequence[str]) -> list[Any]:

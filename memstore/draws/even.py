@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints
 from memstore.buffer.blocks.views import View
 from memstore.draws.arithmetic import spread
 from memstore.draws.weighted import nth

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints
 from memstore.buffer.blocks.views import View
 from memstore.buffer.blocks.weights import Law as BlockLaw
 from memstore.buffer.snapshot import Rows, Snapshot

@@ -25,8 +25,9 @@ def domain_targets(strategy: Strategy, snapshot: Snapshot) -> Floats | None:
             if law.of_blocks != copy.pages.law:
                 return None
             view = View.of(copy, law.of_blocks)
-            unmeasured = law.of_blocks.log2_unmeasured(law.top)
-            sums, unit = in_largest_unit(view.sums, view.unit, unmeasured if view.gaps.any() else -np.inf)
+            # The largest priority ever may be that of an episode that has left, and beyond all units of the others.
+            unmeasured = law.of_blocks.log2_unmeasured(law.top) if view.gaps.any() else -np.inf
+            sums, unit = in_largest_unit(view.sums, view.unit, unmeasured)
             weight = sums + view.gaps * np.exp2(unmeasured - unit)
             shares += np.bincount(copy.domains - 1, weight, len(names))
         case DomainBalanced():

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.pages import Opened, reached
-from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.slots import PLACE_BITS, Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.views import View
 from memstore.buffer.blocks.weights import Law, in_largest_unit
 from memstore.testing import count

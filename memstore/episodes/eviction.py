@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from memstore.buffer.blocks.lottery import keys_of_ids
 from memstore.buffer.blocks.order import oldest, oldest_unmeasured, smallest_keys, smallest_losses
-from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.blocks.slots import Ints, is_in
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.tail import Newcomers
 from memstore.errors import ConfigError, MemoryFull
@@ -26,7 +26,7 @@ from memstore.values.shown import shown
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The decision of a policy: the live episodes that leave, and the newcomers that stay.
+    """The decision of a policy: the places of the live episodes that leave, and flags of the newcomers that stay.
 
     A newcomer that does not stay still uses up an id and gets an event in the history.
     """
@@ -59,7 +59,7 @@ class Fifo(Eviction):
 
     def plan(self, snapshot: Snapshot, newcomers: Newcomers) -> Plan:
         excess = excess_of(snapshot, newcomers)
-        leaving = oldest(snapshot.state.blocks, excess).ids
+        leaving = oldest(snapshot.state.blocks, excess).places
         return Plan(leaving, np.arange(len(newcomers)) >= excess - len(leaving))
 
 
@@ -101,7 +101,7 @@ class LargestDomain(Eviction):
         staying = np.ones(len(newcomers), np.bool_)
         leaving = [np.empty(0, np.int64)]
         for domain in np.flatnonzero(evictions).tolist():
-            victims = oldest(snapshot.state.blocks, int(evictions[domain]), domain).ids
+            victims = oldest(snapshot.state.blocks, int(evictions[domain]), domain).places
             leaving.append(victims)
             staying[np.flatnonzero(newcomers.domains == domain)[: evictions[domain] - len(victims)]] = False
         return Plan(np.concatenate(leaving), staying)
@@ -142,7 +142,7 @@ class Reservoir(Eviction):
         out = np.lexsort((ids, all_keys))[:excess]
         floor = int(all_keys[out].max())
         leaving = out[out < len(old_ids)]
-        return Plan(old_ids[leaving], staying & ~np.isin(newcomers.ids, ids[out]), floor)
+        return Plan(first.places[leaving], staying & ~np.isin(newcomers.ids, ids[out]), floor)
 
 
 @dataclass(frozen=True)
@@ -264,5 +264,7 @@ def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[n
         else:
             gone.append(heapq.heappop(heap)[-1])
         heapq.heappush(heap, (True, 0.0, number) if loss != loss else (False, loss, number))
-    left = np.array(gone, np.int64)
-    return Plan(left[~np.isin(left, newcomers.ids)], entering & ~np.isin(newcomers.ids, left))
+    left = np.sort(np.array(gone, np.int64))
+    ids = np.concatenate([measured.ids, unmeasured.ids])
+    places = np.concatenate([measured.places, unmeasured.places])
+    return Plan(places[is_in(left, ids)], entering & ~is_in(left, newcomers.ids))

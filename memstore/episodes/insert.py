@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Table
 
+from memstore.buffer.blocks.copy import Found
 from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.facts import texts_of
 from memstore.buffer.session import Session
@@ -23,7 +24,7 @@ from memstore.payload.signature import Signature, checksums_of
 from memstore.sharing import limiter
 from memstore.sharing.waiting import Patience, check_wait
 from memstore.storage import checksums, stored
-from memstore.storage.schema import episode, episode_key, episode_tag, first_id, id_range
+from memstore.storage.schema import episode, episode_key, episode_tag, id_range
 from memstore.storage.schema import payload as payload_table
 from memstore.types import Payload, Seconds
 from memstore.values.foreign import numpy_payload
@@ -127,19 +128,23 @@ def known_keys(snapshot: Snapshot, keys: Iterable[str | None]) -> dict[str, int]
 
 def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tuple[dict[int, bytes], Ints]:
     state = snapshot.state
-    newcomers = Newcomers(ids, state.store_domains(snapshot.conn, snapshot.backend, offer.domains), offer.loss)
+    domains = state.store_domains(snapshot.conn, snapshot.backend, offer.domains)
+    facts = (ids, domains + snapshot.first_id, offer.timestamps, offer.levels)
+    sums = checksums.of_facts(*facts, texts_of(offer.keys, offer.extras, offer.tags))
+    newcomers = Newcomers(ids, domains, offer.loss, sums)
     decision = plan(snapshot, newcomers)
-    leaving = snapshot.find(decision.leaving)
-    departed = replace(group, what="evicted", reason=snapshot.settings.eviction.value)
-    depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
+    leaving = snapshot.at_places(decision.leaving)
+    all_stay = bool(decision.staying.all())
+    if len(leaving) or not all_stay:
+        departed = group._replace(what="evicted", reason=snapshot.settings.eviction.value)
+        depart(snapshot, departed, leaving, newcomers.take(~decision.staying))
 
     state.counters.measured(offer.loss, snapshot.settings.epsilon)
-    state.counters.entered(newcomers.take(decision.staying), len(ids))
     state.counters.reservoir_floor = decision.reservoir_floor
     _store_keys(snapshot, offer.keys, ids)
-
-    if not decision.staying.all():
+    if not all_stay:
         offer, newcomers = offer.take(np.flatnonzero(decision.staying).tolist()), newcomers.take(decision.staying)
+    state.counters.entered(newcomers, len(ids))
     _take_out(snapshot, leaving)
     state.blocks = state.blocks.appended(newcomers.ids, newcomers.domains, newcomers.loss)
     _store(snapshot, offer, newcomers)
@@ -149,17 +154,15 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
 def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers) -> None:
     ids = newcomers.ids.tolist()
     own = [snapshot.state.buffer_id] * len(ids)
-    domains = newcomers.domains + first_id(snapshot.state.buffer_id)
-    texts = texts_of(offer.keys, offer.extras, offer.tags)
     described = {
         "id": ids,
         "buffer_id": own,
-        "domain_id": domains.tolist(),
+        "domain_id": (newcomers.domains + snapshot.first_id).tolist(),
         "timestamp": offer.timestamps,
         "level": offer.levels,
         "key": offer.keys,
         "extra": offer.extras,
-        "checksum": checksums.of_facts(newcomers.ids, domains, offer.timestamps, offer.levels, texts).tolist(),
+        "checksum": newcomers.facts.tolist(),
         "loss_at_add": stored.nullable(newcomers.loss),
     }
     packed = {"episode_id": ids, "crc32": checksums_of(offer.blobs, newcomers.ids), "data": offer.blobs}
@@ -174,7 +177,7 @@ def _take_out(snapshot: Snapshot, leaving: Rows) -> None:
     if not len(leaving):
         return
     state = snapshot.state
-    state.blocks = state.blocks.departed(state.blocks.locate(leaving.ids, leaving.domain))
+    state.blocks = state.blocks.departed(Found(state.blocks, leaving.places))
     state.counters.live_replays -= int(leaving.replay_count.sum())
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, case, select
 
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.slots import Floats, Ints, begins
 from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.buffer.tail import NO_COUNT, Events, Newcomers
@@ -52,8 +51,7 @@ EVENT = ("id", "episode_id", "domain_id", "loss_before", "loss_after", "probabil
 """The events of a group have these columns. The checksum of a group covers these and ``GROUP``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """The facts that the events of one call share: time, consumer, kind, reason, step, strategy."""
 
     at: float
@@ -128,7 +126,7 @@ def log(snapshot: Snapshot, group: Group, episodes: Ints, columns: Mapping[str, 
 def _append(snapshot: Snapshot, group: Group, events: dict[str, NDArray[Any]], unrecorded: int | None) -> None:
     """Write a group and its events. ``unrecorded`` is 1 if the history does not record them."""
     first, count = int(events["id"][0]), len(events["id"])
-    facts = {"id": first, "buffer_id": snapshot.state.buffer_id, "count": count, **asdict(group)}
+    facts = {"id": first, "buffer_id": snapshot.state.buffer_id, "count": count, **group._asdict()}
     facts["checksum"] = group_checksum(facts, events)
     facts["recorded"] = None if unrecorded else snapshot.state.counters.recorded
     facts["unrecorded"] = unrecorded
@@ -188,6 +186,8 @@ def _chained(ids: Ints, previous: Ints, numbers: Ints, kept: NDArray[np.bool_]) 
     """Return the previous recorded event of each event: ``previous``, or one of the same episode in this call."""
     chained = previous.copy()
     again, before = repeats(ids)
+    if not len(again):
+        return chained
     chained[again] = np.where(kept[before], numbers[before], previous[before])
     return chained
 
@@ -239,7 +239,10 @@ def tally(snapshot: Snapshot, group: Group, domains: Ints, loss: Floats) -> None
     """Count replays with their domains and losses. A batch counts in the slot of its first replay."""
     if not snapshot.settings.history.record:
         return
-    found, place = np.unique(domains, return_inverse=True)
+    order = np.argsort(domains, kind="stable")
+    first = begins(domains[order])
+    found, place = domains[order][first], np.empty(len(domains), np.int64)
+    place[order] = np.cumsum(first) - 1
     columns: dict[str, list[Any]] = {
         "buffer_id": [snapshot.state.buffer_id] * len(found),
         "slot": [slot_of(snapshot.state.counters.events + 1)] * len(found),

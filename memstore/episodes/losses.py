@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memstore.buffer.blocks.slots import Floats, Ints
+from memstore.buffer.blocks.copy import Found
+from memstore.buffer.blocks.slots import Floats, Ints, distinct
 from memstore.buffer.snapshot import Rows, Snapshot
 from memstore.episodes.insert import remove
 from memstore.episodes.log import Group, log, repeats, tally
@@ -46,22 +47,22 @@ def update(snapshot: Snapshot, group: Group, replay: Replay) -> tuple[Ints, Ints
     tuple of int64 arrays
         The updated ids, and the ids that are not live. Both are sorted and without repetition.
     """
-    distinct = np.unique(replay.ids)
-    rows = snapshot.find(replay.ids, replay.domain)
-    replay = replay.take(np.isin(replay.ids, rows.ids))
-    ids, loss = replay.ids, replay.loss
-    place = np.searchsorted(rows.ids, ids)
+    rows, place = snapshot.matched(replay.ids, replay.domain)
+    missing = place < 0
+    strangers = distinct(replay.ids[missing])
+    if len(strangers):
+        replay, place = replay.take(~missing), place[~missing]
+    again, earlier = repeats(place)
     before = rows.loss[place]
-    again, earlier = repeats(ids)
-    before[again] = loss[earlier]
+    before[again] = replay.loss[earlier]
     numbers = append(snapshot, group, replay, rows, place, before)
-    snapshot.state.counters.measured(loss, snapshot.settings.epsilon)
-    fold(snapshot, rows, place, loss, numbers, group.at)
+    snapshot.state.counters.measured(replay.loss, snapshot.settings.epsilon)
+    fold(snapshot, rows, place, replay.loss, numbers, group.at)
     limit = snapshot.settings.max_replays
     if limit is not None:
         exhausted = snapshot.find(rows.ids[rows.replay_count + np.bincount(place, minlength=len(rows)) >= limit])
-        remove(snapshot, (exhausted, replace(group, what="exhausted", reason="max_replays", strategy=None)))
-    return rows.ids, np.setdiff1d(distinct, rows.ids)
+        remove(snapshot, (exhausted, group._replace(what="exhausted", reason="max_replays", strategy=None)))
+    return rows.ids, strangers
 
 
 def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: Ints, before: Floats) -> Ints:
@@ -86,10 +87,9 @@ def append(snapshot: Snapshot, group: Group, replay: Replay, rows: Rows, place: 
 
 def _rank(place: Ints) -> Ints:
     """Return how many replays of the same row come before each replay."""
-    order = np.argsort(place, kind="stable")
-    ordered = place[order]
-    rank = np.empty(len(place), np.int64)
-    rank[order] = np.arange(len(place)) - np.searchsorted(ordered, ordered)
+    rank = np.zeros(len(place), np.int64)
+    for at, before in zip(*repeats(place), strict=True):  # usually there are none
+        rank[at] = rank[before] + 1
     return rank
 
 
@@ -115,5 +115,4 @@ def fold(snapshot: Snapshot, rows: Rows, place: Ints, loss: Floats, numbers: Int
     np.maximum.at(last_event, place, numbers)
     count = rows.replay_count + np.bincount(place, minlength=len(rows))
     blocks = snapshot.state.blocks
-    found = blocks.locate(rows.ids, rows.domain)
-    snapshot.state.blocks = blocks.patched(found, last, count, last_event, lowest, at)
+    snapshot.state.blocks = blocks.patched(Found(blocks, rows.places), last, count, last_event, lowest, at)

@@ -51,7 +51,8 @@ def update(
     def work(snapshot: Snapshot) -> tuple[Ints, Ints]:
         if token is not None:
             leases.end(snapshot, token)
-        return write_losses(snapshot, group, replay.take(valid))
+        return write_losses(snapshot, group, replay if valid.all() else replay.take(valid))
 
     updated, missing = session.write(work)
-    return UpdateResult(updated, missing, np.setdiff1d(ids[~valid], ids[valid]))
+    rejected = ids[~valid] if valid.all() else np.setdiff1d(ids[~valid], ids[valid])
+    return UpdateResult(updated, missing, rejected)

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import replace
 
 import numpy as np
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 
 from memstore.buffer.session import Session
 from memstore.buffer.snapshot import Rows, Snapshot
@@ -78,10 +78,10 @@ def end(snapshot: Snapshot, token: str) -> int:
 
 
 def count(snapshot: Snapshot) -> int:
-    """Return the number of leased episodes. A lease that has run out does not count."""
+    """Return the number of live episodes that are leased. A lease that has run out does not count."""
     now = snapshot.backend.clock(snapshot.conn)
-    query = select(func.count()).where(_own(snapshot), _c.expires_at > now)
-    return snapshot.conn.scalars(query).one()
+    ids = snapshot.conn.scalars(select(_c.episode_id).where(_own(snapshot), _c.expires_at > now)).all()
+    return len(snapshot.find(np.array(ids, np.int64)))
 
 
 def _token(batch: Batch) -> str:

@@ -141,8 +141,10 @@ class Recorded:
             yield from self._numbers(log)
         if not sound:
             return  # the other examinations need groups with all their events
-        counters = self.snapshot.state.counters
-        self.is_whole = self.loaded.counted and int((log.replayed & log.recorded).sum()) == counters.events
+        replays, counters = int((log.replayed & log.recorded).sum()), self.snapshot.state.counters
+        self.is_whole = self.loaded.counted and replays == counters.events
+        if self.loaded.counted and max(replays, counters.logged - counters.departed) > counters.events:
+            yield f"the log has more replays than the {counters.events} that the buffer counts"
         yield from self._steps(log)
         if self.rows is not None:
             yield from self._chains(log, self.rows)
@@ -205,6 +207,9 @@ class Recorded:
             self.unsealed["events"] += count
         elif group["checksum"] != group_checksum(group, events):
             yield f"groups of events: {number} does not match its checksum"
+        edge = self.snapshot.first_id + self.snapshot.state.counters.folded_logged
+        if number > edge and ((events["ends"] != 0) == (group["what"] == "replayed")).any():
+            yield f"groups of events: {number} has replays that end a chain, or departures that do not"
         unknown = np.isnan(events["loss_after"])
         if unknown.any() if group["what"] == "replayed" else not unknown.all():
             yield f"groups of events: {number} has replays without a loss, or departures with one"
@@ -229,6 +234,11 @@ class Recorded:
         yield from tell("events {} count other replays than the event before them", number[wrong])
         wrong = (known & (rise == replayed) | whole) & ~_same(chains["loss_before"], np.roll(loss, 1))
         yield from tell("events {} begin with another loss than the event before them ended with", number[wrong])
+        if self.is_whole:
+            so_far = np.cumsum(replayed)
+            begin = np.maximum.accumulate(np.where(chains.follows, 0, np.arange(len(so_far))))
+            wrong = (nth > 0) & (nth != so_far - (so_far - replayed)[begin])
+            yield from tell("events {} have another number of replays than the history", number[wrong])
         wrong = replayed & (nth == 0) & (number > edge)
         yield from tell("events {} are replays without a number", number[wrong])
         yield from self._births(chains, replayed)

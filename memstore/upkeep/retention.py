@@ -142,7 +142,7 @@ def retain(
     reasons = {"too_old": old, "unimportant": unimportant, "similar": similar, "over_count": over}
     parts = {reason: rows.take(which) for reason, which in reasons.items()}
     if group is not None:
-        remove(snapshot, *((part, replace(group, reason=reason)) for reason, part in parts.items()))
+        remove(snapshot, *((part, group._replace(reason=reason)) for reason, part in parts.items()))
     counts = {reason: len(part) for reason, part in parts.items()}
     gone = Rows.join(list(parts.values()))
     return Retention(**counts, kept=len(rows) - len(gone), dry_run=group is None), gone

@@ -130,14 +130,15 @@ def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
         set_limiter(snapshot.conn, state.buffer_id, settings.limiter, state.counters.inserted)
     if settings.history != old.history:
         prune(snapshot, settings.history, group.at)
-        state.must_fold = True  # the rows of what the new policy does not keep go at once
+        state.must_fold = True  # the rows of forgotten events are deleted at once
     if settings.capacity >= snapshot.live:
         return np.empty(0, np.int64)
     decision = plan(snapshot, Newcomers.none())
     state.counters.reservoir_floor = decision.reservoir_floor
-    resized = replace(group, what="resized", reason=settings.eviction.value)
-    remove(snapshot, (snapshot.find(decision.leaving), resized))
-    return decision.leaving
+    resized = group._replace(what="resized", reason=settings.eviction.value)
+    leaving = snapshot.at_places(decision.leaving)
+    remove(snapshot, (leaving, resized))
+    return leaving.ids
 
 
 def _check_reservoir(snapshot: Snapshot, settings: Settings) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from memstore.buffer.blocks.heads import among
 from memstore.buffer.blocks.slots import Ints
-from memstore.buffer.snapshot import Rows, Snapshot
+from memstore.buffer.snapshot import NO_PLACE, Rows, Snapshot
 from memstore.buffer.tail import NO_COUNT, Point, Tail
 from memstore.storage import stored
 from memstore.storage.schema import episode, replay_metadata
@@ -46,13 +46,14 @@ class Window:
         described, domains = stored.arrays(episode, facts, self.snapshot.rows(episode, facts))
         known, place = among(ids, described)
         of = np.where(known, domains[place] - self.snapshot.first_id, 0) if len(described) else np.zeros_like(ids)
-        return Rows(ids, loss, lowest, count, of, event, at)
+        return Rows(ids, loss, lowest, count, of, event, at, np.full(len(ids), NO_PLACE))
 
     def rows(self) -> Rows:
         """Return the live rows in id order: the base, the newcomers, and the replays and departures of both."""
         new, events = self.tail.newcomers, self.tail.events
         none, unknown = np.zeros(len(new), np.int64), np.full(len(new), np.nan)
-        came = Rows(new.ids, new.loss, new.loss.copy(), none, new.domains, none.copy(), unknown)
+        nowhere = np.full(len(new), NO_PLACE)
+        came = Rows(new.ids, new.loss, new.loss.copy(), none, new.domains, none.copy(), unknown, nowhere)
         rows = Rows.join([self.base, came.take(~np.isin(new.ids, self.base.ids))])
         rows = rows.take(np.argsort(rows.ids))
         known, place = among(events.episodes, rows.ids)

@@ -215,7 +215,7 @@ def test_rates_are_better_when_larger_and_times_when_smaller() -> None:
 
 def test_a_table_leaves_empty_what_the_other_version_lacks() -> None:
     fold = Compared("sqlite", 1000, "a full fold", "ms", (), (123.4,))
-    loop = Compared("sqlite", 1000, "loop", "ms", (9.0, 10.0), (3.0, 2.0), cpu=4.0)
+    loop = Compared("sqlite", 1000, "loop", "ms", (9.0, 10.0), (3.0, 2.0), cpu=(8.0, 2.0))
     assert list(table([fold, loop], "8ed6a6f4ada1")) == [
         "| SQLite, 1,000 rows | 8ed6a6f4: p50 | p95 | here: p50 | p95 | better | processor |",
         "|---|---|---|---|---|---|---|",

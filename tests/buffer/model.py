@@ -27,8 +27,10 @@ class Episode:
 
     domain: int
     loss: float
+    lowest: float
     count: int = 0
     event: int = 0
+    at: float = math.nan
 
 
 @dataclass
@@ -85,7 +87,7 @@ def add(rng: np.random.Generator, copy: Copy, model: Model, count: int, domains:
     domain, loss = rng.integers(1, domains + 1, count), random_losses(rng, count)
     model.inserted += count
     for number, of, value in zip(ids.tolist(), domain.tolist(), loss.tolist(), strict=True):
-        model.live[number] = Episode(of, value + 0.0)
+        model.live[number] = Episode(of, value + 0.0, value + 0.0)
     return copy.appended(ids, domain, loss)
 
 
@@ -95,17 +97,19 @@ def replay(rng: np.random.Generator, copy: Copy, model: Model, most: int) -> Cop
     loss = random_losses(rng, len(ids))
     loss[np.isnan(loss)] = 2.5
     count, event = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
+    lowest, when = loss.copy(), float(model.events)
     domains = model.domains_of(ids)
     for at, number in enumerate(ids.tolist()):
         model.events += 1
         if number in model.live:
             e = model.live[number]
-            e.loss, e.count, e.event = float(loss[at]) + 0.0, e.count + 1, model.events
-            count[at], event[at] = e.count, e.event
+            e.loss, e.count, e.event, e.at = float(loss[at]) + 0.0, e.count + 1, model.events, when
+            e.lowest = float(np.fmin(e.lowest, e.loss))
+            count[at], event[at], lowest[at] = e.count, e.event, e.lowest
     order = rng.permutation(len(ids))
     found = copy.locate(ids[order], domains[order])
     assert found.live.tolist() == [number in model.live for number in ids[order].tolist()]
-    return copy.patched(found, loss[order], count[order], event[order])
+    return copy.patched(found, loss[order], count[order], event[order], lowest[order], when)
 
 
 def leave(rng: np.random.Generator, copy: Copy, model: Model, most: int) -> Copy:
@@ -197,7 +201,8 @@ def check(copy: Copy, model: Model) -> None:
     live = sorted(model.live.items())
     order = np.argsort(slots.ids)
     assert slots.ids[order].tolist() == [number for number, _ in live]
-    assert slots.loss[order].tobytes() == np.array([e.loss for _, e in live], np.float64).tobytes()
+    for column, name in ((slots.loss, "loss"), (slots.lowest, "lowest"), (slots.at, "at")):
+        assert column[order].tobytes() == np.array([getattr(e, name) for _, e in live], np.float64).tobytes()
     assert slots.count[order].tolist() == [e.count for _, e in live]
     assert slots.event[order].tolist() == [e.event for _, e in live]
     assert domains[order].tolist() == [e.domain for _, e in live]

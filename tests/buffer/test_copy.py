@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -30,6 +31,17 @@ from tests.buffer.model import (
     slots_of,
     step,
 )
+
+
+class Replay(NamedTuple):
+    """What an event of the log tells of an episode."""
+
+    number: int
+    loss: float
+    replays: int
+    event: int
+    lowest: float
+    at: float
 
 
 def keys(ids: Ints) -> Ints:
@@ -139,7 +151,7 @@ def test_between_mergings_the_order_of_the_log_does_not_matter(seed: int, small_
         copy = step(rng, copy, model)
     start, before = copy.merged(), model.inserted
     copy, domain_of = start, {number: e.domain for number, e in model.live.items()}
-    adds, events, gone = list[tuple[int, int, float]](), list[tuple[int, float, int, int]](), set[int]()
+    adds, events, gone = list[tuple[int, int, float]](), list[Replay](), set[int]()
     for _ in range(40):
         was = model.copy()
         copy = rng.choice(np.array([add_some, replay_some, leave_some]))(rng, copy, model)
@@ -148,16 +160,16 @@ def test_between_mergings_the_order_of_the_log_does_not_matter(seed: int, small_
                 adds.append((number, e.domain, e.loss))
                 domain_of[number] = e.domain
             elif e.event != was.live[number].event:
-                events.append((number, e.loss, e.count, e.event))
+                events.append(Replay(number, e.loss, e.count, e.event, e.lowest, e.at))
         gone |= was.live.keys() - model.live.keys()
     assert before < model.inserted and events and gone
 
     ids, of, born = (np.array(column) for column in zip(*adds, strict=True))
     follower = start.appended(ids, of, born)
     events = [events[at] for at in rng.permutation(len(events))]
-    ids, loss, count, event = (np.array(column) for column in zip(*events, strict=True))
+    ids, *columns = (np.array(column) for column in zip(*events, strict=True))
     of = as_ints(domain_of[number] for number in ids.tolist())
-    follower = follower.patched(follower.locate(ids, of), loss, count, event)
+    follower = follower.patched(follower.locate(ids, of), *columns)
     left = as_ints(sorted(gone))
     follower = follower.departed(follower.locate(left, as_ints(domain_of[number] for number in left.tolist())))
     assert state(follower) == state(copy)
@@ -225,7 +237,8 @@ def test_a_copy_is_built_from_tables(small_blocks: int) -> None:
     live = sorted(model.live.items())
     ids, domains = as_ints(number for number, _ in live), as_ints(e.domain for _, e in live)
     count, event = as_ints(e.count for _, e in live), as_ints(e.event for _, e in live)
-    built = Copy.of(OWN).appended(ids, domains, np.array([e.loss for _, e in live]), count, event)
+    loss, lowest, at = (np.array([getattr(e, name) for _, e in live]) for name in ("loss", "lowest", "at"))
+    built = Copy.of(OWN).appended(ids, domains, loss, count, event, lowest, at)
     check(built, model)
     assert (built.heads["live"][built.heads["live"] < small_blocks] < small_blocks).sum() <= 3, "blocks are full"
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads
-from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.slots import PLACE_BITS, Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.views import View, Views
 from memstore.buffer.blocks.weights import Law
 from memstore.draws import weighted as module

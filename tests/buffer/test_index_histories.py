@@ -20,25 +20,28 @@ HEAD = (
     *("unmeasured", "data"),
 )
 
+METADATA = ("loss", "lowest_loss", "replay_count", "last_event_id", "last_replayed_at")
+
 
 def problems(path: str, model: Model, alpha: float) -> list[str]:
-    """What is wrong with the index, from the tables alone."""
+    """What is wrong with the index after a fold, from the tables alone."""
     found = []
     with closing(sqlite3.connect(Path(path))) as conn:
         blocks = conn.execute(
             f"SELECT d.name, {', '.join('b.' + name for name in HEAD)} FROM block b JOIN domain d ON d.id = b.domain_id"
         ).fetchall()
-        rows = conn.execute("SELECT episode_id, loss, replay_count, last_event_id FROM replay_metadata").fetchall()
-    known = {number: (loss, count, event or 0) for number, loss, count, event in rows}
+        rows = conn.execute(f"SELECT episode_id, {', '.join(METADATA)} FROM replay_metadata").fetchall()
+    known = {number: values for number, *values in rows}
     seen: list[int] = []
     for name, *values in blocks:
         head = dict(zip(HEAD, values, strict=True))
         which, content = head["id"], head["data"][4:]
-        ids, bits, counts, events = np.frombuffer(content, "<i8").reshape(4, -1)
-        losses = bits.view(np.float64)
+        ids, *columns = np.frombuffer(content, "<i8").reshape(6, -1)
+        reals = [column.view(np.float64) if at in (0, 1, 4) else column for at, column in enumerate(columns)]
+        losses = reals[0]
         seen += ids.tolist()
-        slots = zip(ids.tolist(), losses.tolist(), counts.tolist(), events.tolist(), strict=True)
-        if {i: (None if np.isnan(x) else x, n, e) for i, x, n, e in slots} != {i: known.get(i) for i in ids.tolist()}:
+        slots = zip(*([None if x != x else x for x in column.tolist()] for column in reals), strict=True)
+        if [[*slot[:3], slot[3] or None, slot[4]] for slot in slots] != [known.get(i) for i in ids.tolist()]:
             found.append(f"slots of {which}")
         if {model.live[i].domain for i in ids.tolist()} - {name} or (np.diff(ids, prepend=which - 1) <= 0).any():
             found.append(f"domain or order of {which}")
@@ -70,9 +73,11 @@ def test_random_histories(path: str, policy: str, alpha: float, tame: bool) -> N
         for step in range(150):
             act(memory, model, rng, tame=tame)
             if step % 50 == 49:
+                memory.fold()
                 assert problems(path, model, alpha) == []
                 assert memory.check().problems == ()
                 assert_same(memory, model)
+        memory.fold()
         assert problems(path, model, alpha + 0.1) != []
         memory.configure(alpha=1.5)
         assert problems(path, model, 1.5) == [] and memory.check().problems == ()
@@ -80,6 +85,7 @@ def test_random_histories(path: str, policy: str, alpha: float, tame: bool) -> N
     with memstore.open(path) as memory:
         for _ in range(20):
             act(memory, model, rng, tame=tame)
+        memory.fold()
         assert problems(path, model, 1.5) == [] and memory.check().problems == ()
         assert_same(memory, model)
 
@@ -94,6 +100,7 @@ def test_two_handles_take_turns(path: str) -> None:
     ):
         for _ in range(150):
             act((one, other)[rng.integers(2)], model, rng)
+        one.fold()
         assert problems(path, model, 1.0) == []
         assert one.check().problems == other.check().problems == ()
         assert_same(one, model)
@@ -111,6 +118,7 @@ def test_what_a_rolled_back_transaction_did_is_gone(path: str) -> None:
                 act(memory, ghost, np.random.default_rng(1))
                 assert len(memory) == len(ghost.live)
                 raise ZeroDivisionError
+        memory.fold()
         assert problems(path, model, 1.0) == [] and memory.check().problems == ()
         assert_same(memory, model)
 

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import Connection, create_engine, select, text
 
 import memstore
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy, Found
+from memstore.buffer.blocks.copy import Copy, Found
 from memstore.buffer.blocks.lottery import reservoir_keys
 from memstore.buffer.blocks.order import oldest, smallest_keys, smallest_losses
 from memstore.buffer.blocks.rows import domains_of, from_tables
-from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.blocks.slots import PLACE_BITS, Ints
 from memstore.buffer.blocks.views import View
 from memstore.buffer.blocks.weights import Law
 from memstore.draws.aged import Ages, log2_total
@@ -46,6 +46,7 @@ def reading(memory: memstore.EpisodicMemory, work: Callable[[Connection], T]) ->
 
 
 def copy_of(memory: memstore.EpisodicMemory) -> Copy:
+    memory.fold()
     backend = memory._session.database.backend
     return reading(memory, lambda conn: from_tables(conn, backend, 1, Law(0.6, EPSILON), keys))
 
@@ -96,7 +97,7 @@ def test_probabilities_and_weights_are_those_of_the_memory(alpha: float, open_me
 
 def least_of(copy: Copy) -> tuple[Ints, Ints]:
     first = smallest_losses(copy, 1)
-    return first.ids, first.domains
+    return first.ids, copy.domains[first.places >> PLACE_BITS]
 
 
 def test_recency_and_domains_are_those_of_the_memory(open_memory: OpenMemory) -> None:

@@ -11,10 +11,10 @@ from sqlalchemy import Connection, text
 
 from memstore.buffer.blocks import rows as module
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.heads import Heads, own
+from memstore.buffer.blocks.heads import Heads, own, with_changes
 from memstore.buffer.blocks.lottery import reservoir_keys
 from memstore.buffer.blocks.rows import Write, domains_of, fetching, read_heads, write_changes
-from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.blocks.slots import SLOTS, Ints
 from memstore.buffer.blocks.views import View, Views
 from memstore.buffer.blocks.weights import Law
 from memstore.draws.weighted import weighted
@@ -56,9 +56,9 @@ class Stored:
 
         def work(conn: Connection) -> Copy:
             backend = self.database.backend
-            before = self.reading(conn)
             write = Write(self.revision + 1, token)
-            stored = write_changes(conn, backend, self.buffer_id, before, change(before), write)
+            changed = change(self.reading(conn))
+            stored = write_changes(conn, backend, self.buffer_id, self.copy.heads, changed, write)
             if fail:
                 raise ZeroDivisionError
             return stored
@@ -166,11 +166,11 @@ def test_two_processes_write_in_turn(database: Database, small_blocks: int) -> N
         def follow(conn: Connection, other: Stored = other, count: int = len(writer.copy)) -> Copy:
             nonlocal vanished
             mine = other.reading(conn)
-            copy = mine.followed(read_heads(conn, database.backend, BUFFER, after=other.revision))
-            if len(copy) != count:
+            heads = with_changes(mine.heads, read_heads(conn, database.backend, BUFFER, after=other.revision))
+            if len(heads) != count:
                 vanished += 1
-                copy = mine.replaced(read_heads(conn, database.backend, BUFFER))
-            return copy
+                heads = read_heads(conn, database.backend, BUFFER)
+            return mine.replaced(heads)
 
         other.copy, other.revision = database.in_read(follow), writer.revision
         kept += in_memory(other.copy)
@@ -338,5 +338,5 @@ def test_whole_blocks_are_stored_and_read(database: Database) -> None:
     rng = np.random.default_rng(6)
     stored, model = Stored(database), shifted(Model(), BUFFER)
     stored.write(lambda copy: add(rng, copy, model, 3000, 2))
-    assert stored.copy.heads["live"].max() == 120
+    assert stored.copy.heads["live"].max() == SLOTS
     stored.check()

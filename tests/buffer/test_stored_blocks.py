@@ -9,7 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memstore.buffer.blocks.slots import COUNT, EVENT, ID, LOSS, SLOTS, canonical, sealed, unsealed
+from memstore.buffer.blocks.slots import (
+    AT,
+    COLUMNS,
+    COUNT,
+    EVENT,
+    ID,
+    LOSS,
+    LOWEST,
+    REALS,
+    SLOT_BYTES,
+    SLOTS,
+    canonical,
+    sealed,
+    unsealed,
+)
 from memstore.errors import StoreCorrupt
 from tests.buffer.model import TOKEN, random_losses
 
@@ -17,9 +31,11 @@ NAME, DOMAIN = 2**41 + 17, 3
 
 
 def content(count: int = 5) -> bytes:
-    columns = np.zeros((4, count), np.int64)
+    columns = np.zeros((COLUMNS, count), np.int64)
     columns[ID] = NAME + np.arange(count) * 3
-    columns[LOSS] = canonical(random_losses(np.random.default_rng(count), count))
+    loss = random_losses(np.random.default_rng(count), count)
+    columns[LOSS], columns[LOWEST] = canonical(loss), canonical(loss / 2)
+    columns[AT] = canonical(np.where(np.arange(count) % 2, 1.7e9 + np.arange(count), np.nan))
     columns[COUNT], columns[EVENT] = np.arange(count), np.arange(count) * 1000
     return columns.tobytes()
 
@@ -36,7 +52,7 @@ def with_checksum(slots: bytes) -> bytes:
 def test_a_block_comes_back_as_it_was(count: int) -> None:
     stored = sealed(content(count), NAME, DOMAIN, TOKEN)
     assert read(stored) == content(count)
-    assert len(stored) == 4 + count * 32, "as long as its used slots"
+    assert len(stored) == 4 + count * SLOT_BYTES, "as long as its used slots"
     assert stored == with_checksum(content(count))
 
 
@@ -63,7 +79,7 @@ def test_every_length_is_guarded() -> None:
     for end in range(len(stored)):
         with pytest.raises(StoreCorrupt):
             read(stored[:end])
-    for more in (b"\0", stored[4:36], stored):
+    for more in (b"\0", stored[4 : 4 + SLOT_BYTES], stored):
         with pytest.raises(StoreCorrupt):
             read(stored + more)
     with pytest.raises(StoreCorrupt):
@@ -99,13 +115,19 @@ def test_what_is_no_bytes_is_damage(stored: Any) -> None:
         (LOSS, -np.nan),
         (LOSS, np.uint64(0x7FF0000000000001).view(np.float64)),
         (LOSS, np.uint64(0x7FF8000000000001).view(np.float64)),
+        (LOSS, np.nan),
+        (LOWEST, -0.0),
+        (LOWEST, np.nan),
+        (LOWEST, 1e300),
+        (AT, np.inf),
+        (AT, -np.nan),
         (COUNT, -1),
         (EVENT, -(2**63)),
     ],
 )
 def test_a_right_checksum_of_what_cannot_be_is_damage(column: int, value: Any) -> None:
-    columns = np.frombuffer(bytearray(content()), np.int64).reshape(4, -1)
-    columns[column, 2] = np.array(value, np.float64 if column == LOSS else np.int64).view(np.int64)
+    columns = np.frombuffer(bytearray(content()), np.int64).reshape(COLUMNS, -1)
+    columns[column, 2] = np.array(value, np.float64 if column in REALS else np.int64).view(np.int64)
     with pytest.raises(StoreCorrupt, match=f"block {NAME} holds an episode"):
         read(with_checksum(columns.tobytes()))
 
@@ -119,4 +141,4 @@ def test_random_bytes_are_damage() -> None:
                 found = read(stored)
             except StoreCorrupt:
                 continue
-            assert found == b"", "32 random bytes are a slot once in 2**70 times"
+            assert found == b"", "48 random bytes are a slot once in 2**70 times"

@@ -127,6 +127,16 @@ TOLD: tuple[Condition, ...] = (
     col.loss >= 2**53 + 1,
     col.loss.in_([2.0, 3, 2**53 + 1]),
     col.loss.in_([]),
+    col.lowest_loss <= 0.7,
+    col.lowest_loss.is_missing(),
+    col.lowest_loss == 2.0,
+    col.rise > 0,
+    col.rise == 0,
+    col.rise <= 0.1,
+    col.rise.is_missing(),
+    col.last_replayed_at.is_known(),
+    col.last_replayed_at > 0,
+    col.last_replayed_at.in_([0]),
     col.replay_count >= 1,
     col.replay_count < 0.5,
     col.replay_count.in_([1, 2.0, 7.5]),
@@ -201,7 +211,10 @@ def test_draws_find_what_queries_find(open_memory: OpenMemory) -> None:
     memory = open_memory()
     varied(memory, 300)
     rng = np.random.default_rng(3)
-    leaves = (*TOLD, *FACTS)
+    replayed = memory.query().filter(col.last_replayed_at.is_known()).order_by(col.last_replayed_at)
+    times = [row.at for row in replayed.select(at=col.last_replayed_at)]
+    middle = times[len(times) // 2]
+    leaves = (*TOLD, *FACTS, col.last_replayed_at >= middle, col.last_replayed_at == middle)
     conditions = [*leaves, *(Not(leaf) for leaf in leaves)]
     conditions += [any_of(leaves, rng, int(rng.integers(1, 4))) for _ in range(80)]
     found = 0
@@ -225,7 +238,15 @@ def test_slots_are_asked_and_not_the_database(open_memory: OpenMemory) -> None:
         return counts.statements
 
     plain = statements(None)
-    for where in (col.loss > 0.5, col.replay_count < 1, col.age <= 200, col.id > 5, col.domain != "d0"):
+    for where in (
+        col.loss > 0.5,
+        col.rise <= 0,
+        col.last_replayed_at > 0,
+        col.replay_count < 1,
+        col.age <= 200,
+        col.id > 5,
+        col.domain != "d0",
+    ):
         assert statements(where) == plain, str(where)
     for where in ((col.level == 3) | (col.loss > 1), Not((col.tags.has("odd")) & (col.loss < 1))):
         memory.sample(5, where=where)
@@ -245,8 +266,8 @@ def test_heads_bound_what_slots_tell(open_memory: OpenMemory) -> None:
         assert is_told(condition)
         some, every = reach(condition, copy.heads, names)
         for block in range(len(copy)):
-            rows = Rows.of(copy.open(np.array([block])), copy.domains)
-            flags = passes(condition, rows, names)
+            slots = copy.open(np.array([block])).slots
+            flags = passes(condition, Rows.of(slots, np.full(len(slots), copy.domains[block])), names)
             assert some[block] or not flags.any(), str(where)
             assert not every[block] or flags.all(), str(where)
         return int((~some | every).sum())

@@ -591,7 +591,7 @@ def test_28_a_shape_conflict_is_refused_with_the_way_to_declare_it_ragged(open_m
 
 @pytest.mark.parametrize("way", ["delete", "evict", "retain", "replay", "shrink"])
 def test_29_the_payload_goes_with_its_episode(open_memory: OpenMemory, sql: Sql, way: str) -> None:
-    """29. Peers count references to shared payloads; here every episode has its own, gone in the same commit."""
+    """29. Peers count references to shared payloads; here every episode has its own, gone with the next fold."""
     memory = open_memory(capacity=5, eviction="fifo", max_replays=1 if way == "replay" else None)
     ids = memory.extend(rows(5), tags=["t"], loss=1.0, timestamp=[1.0, 1.0, 1.0, 100.0, 100.0])
     if way == "delete":
@@ -604,6 +604,7 @@ def test_29_the_payload_goes_with_its_episode(open_memory: OpenMemory, sql: Sql,
         memory.update(ids[:3], loss=1.0)
     else:
         memory.configure(capacity=2)
+    memory.fold()
     for table, column in (("payload", "episode_id"), ("episode", "id"), ("episode_tag", "episode_id")):
         left = {i for (i,) in sql(f"SELECT {column} FROM {table}")}
         assert not left & set(ids[:3].tolist()), table
@@ -620,6 +621,7 @@ def test_29_room_is_used_again(open_memory: OpenMemory, tidy: Callable[[], None]
     for turn in range(6):
         for _ in range(10):
             memory.extend({"x": np.full((25, 1000), turn, np.float64)})
+        memory.fold()
         sizes.append(sum(size for part, size in memory.stats().bytes_on_disk.items() if part != "wal"))
         tidy()
         memory.close()
@@ -718,6 +720,12 @@ def test_38_files_of_every_release_open(asset: Path, tmp_path: Path) -> None:
     if "leaving" in memstore.buffers(copy):
         with memstore.open(copy, buffer="leaving", history=make.HISTORY, create=False) as memory:
             make.verify_leaving(memory)
+            assert memory.check().ok
+    if "window" in memstore.buffers(copy):
+        with memstore.open(copy, buffer="window", create=False) as memory:
+            make.verify_window(memory)
+            assert memory.check().ok and memory.fold() > 0
+            make.verify_window(memory)
             assert memory.check().ok
     assert asset.read_bytes() == before
 

@@ -51,6 +51,7 @@ def _another_process(path: str, begin: str) -> Iterator[int]:
 def _rewrite(memory: memstore.EpisodicMemory, times: int) -> None:
     for _ in range(times):
         memory.update(memory.sample(2000), loss=np.random.default_rng(0).random(2000))
+        memory.fold()
 
 
 def test_a_small_buffer_has_a_small_log(path: str) -> None:

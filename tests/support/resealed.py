@@ -1,4 +1,4 @@
-"""Rows of blocks, changed by somebody who can compute checksums: only what the rows mean can then tell."""
+"""Rows that were changed by somebody who can compute checksums. Only the meaning of the rows can tell it then."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from memstore.buffer.blocks.heads import fingerprint, head_rows
+from memstore.buffer.blocks.heads import describe, fingerprint, head_rows
+from memstore.buffer.blocks.pages import Pages, opened
 from memstore.buffer.blocks.rows import ABSENT, ALL_BITS, NUMBERS, REALS, Write
 from memstore.buffer.blocks.slots import Ints, columns_of, sealed
+from memstore.buffer.blocks.weights import Law
 from memstore.buffer.counters import COUNTERS, Counters, counters_checksum
-from memstore.storage import checksums
-from memstore.storage.schema import block, buffer, first_id
+from memstore.buffer.tail import Tail
+from memstore.episodes.log import EVENT, GROUP, group_checksum
+from memstore.storage import checksums, stored
+from memstore.storage.backends import Backend
+from memstore.storage.schema import block, buffer, event_group, first_id, id_range, replay_event
 
 Row = dict[str, Any]
 Change = Callable[[Row, Ints], object]
@@ -68,6 +73,33 @@ def block_sum(conn: Connection, number: int) -> int:
     heads = head_rows(np.array([row.id for row in rows], np.int64), np.zeros(len(rows), np.int64))
     heads["token"] = [row.token for row in rows]
     return fingerprint(heads)
+
+
+def described(row: Row, slots: Ints) -> None:
+    """Let the head in the row be that of these slots, by the default law."""
+    head = head_rows(np.array([row["id"]]), np.array([row["domain_id"] - first_id(row["buffer_id"])]))
+    content = np.ascontiguousarray(slots, "<i8").tobytes()
+    describe(head, opened(np.zeros(1, np.int64), [content]), Pages(Law(0.6, 1e-6)))
+    for name, field in (NUMBERS | REALS).items():
+        if field not in ("name", "domain", "put", "key"):
+            value = head[field][0].item()
+            row[name] = None if value == ABSENT.get(name) else value
+
+
+def reseal_log(conn: Connection, backend: Backend, number: int) -> None:
+    """Give all groups, and the sum over the log, the checksums that belong to what is there."""
+    low, high = id_range(number)
+    for group in conn.execute(select(event_group).where(event_group.c.id.between(low, high))).mappings().all():
+        query = select(*(replay_event.c[name] for name in EVENT)).where(replay_event.c.group_id == group["id"])
+        rows = conn.execute(query.order_by(replay_event.c.id)).all()
+        events = dict(zip(EVENT, stored.arrays(replay_event, EVENT, rows), strict=True))
+        if len(rows) == group["count"]:
+            checksum = group_checksum({name: group[name] for name in GROUP}, events)
+            conn.execute(update(event_group).where(event_group.c.id == group["id"]).values(checksum=checksum))
+    columns = select(*(buffer.c[name] for name in COUNTERS)).where(buffer.c.id == number)
+    counters = Counters(*conn.execute(columns).one())
+    tail = Tail.read(conn, backend, number, counters.stored, counters.head)
+    set_counters(conn, number, log_sum=tail.end(counters.stored, counters.head).log_sum)
 
 
 def set_counters(conn: Connection, number: int, **values: Any) -> None:

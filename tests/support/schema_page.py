@@ -290,7 +290,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
             "revision": "revision of the buffer when the row was written",
             "token": "the buffer's `token` when the row was written",
             "checksum": "checksum of the row's other columns without `buffer_id` and `data`",
-            "data": "CRC-32; ids, losses, lowest losses, replay counts, last events, times; 8 bytes each; NaN, 0: none",
+            "data": "CRC-32; ids, losses, lowest losses, replay counts, last events, times, 8 bytes each; NaN, 0: none",
         },
     ),
     "limiter": (

@@ -35,6 +35,7 @@ from memstore.buffer.blocks.slots import (
     LOSS,
     LOWEST,
     NO_ID,
+    PLACE_BITS,
     SLOTS,
     Flags,
     Floats,
@@ -46,9 +47,6 @@ from memstore.buffer.blocks.slots import (
 )
 from memstore.buffer.blocks.weights import Law
 from memstore.storage.stored import damaged
-
-PLACE_BITS = 7
-"""The place of an episode is that of its block in the copy, shifted by this, plus its slot."""
 
 CHUNK = 512
 """A pass over all blocks opens this many at a time: 2 MB, and 5 MB for the arrays computed from them."""
@@ -136,11 +134,11 @@ class Copy:
 
     def reading(self, fetch: Fetch) -> Copy:
         """Return this copy, with what is not in memory read in another way."""
-        return replace(self, fetch=fetch)
+        return Copy(self.heads, self.page, self.pages, self.directory, fetch, self.key_of)
 
     def detached(self) -> Copy:
         """Return this copy without a way to read what is not in memory."""
-        return replace(self, fetch=nothing_stored)
+        return self.reading(nothing_stored)
 
     def replaced(self, heads: Heads) -> Copy:
         """Return the copy of a later snapshot with these heads. Contents that are the same stay in memory.
@@ -236,25 +234,24 @@ class Copy:
         lowest: Floats | None = None,
         at: Floats | float = np.nan,
     ) -> Copy:
-        """Give each live episode that was found its loss, number of replays, last event, and time of the last replay.
+        """Give each live episode that was found its loss, count, last event, and time of the last replay.
 
         All are absolute. The largest count of an episode stays, whatever the order; a patch whose count is not above
-        that of the slot is passed over. So a patch may come twice, and patches may come in any order. The lowest loss
-        becomes ``lowest`` (``loss`` by default) if that is smaller.
+        that of the slot changes at most the lowest loss. That becomes ``lowest`` (``loss`` by default) if this is
+        smaller. So a patch may come twice, and patches may come in any order.
         """
         assert found.copy is self, "episodes were found in another copy"
-        live = np.flatnonzero(found.live)
-        live = live[np.argsort(count[live], kind="stable")]  # of assignments to the same place the last one stays
-        blocks, ordinal = np.unique(found.places[live] >> PLACE_BITS, return_inverse=True)
-        slot = found.places[live] & ((1 << PLACE_BITS) - 1)
+        live = np.argsort(count, kind="stable")  # of assignments to the same place the last one stays
+        live = live[found.live[live]]
+        block, slot = found.places[live] >> PLACE_BITS, found.places[live] & ((1 << PLACE_BITS) - 1)
+        blocks = distinct(block)
+        ordinal = np.searchsorted(blocks, block)
         changed = self.open(blocks)
+        least = changed.columns[:, LOWEST].view(np.float64)
+        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live] + 0.0)
         newer = count[live] > changed.columns[ordinal, COUNT, slot]
         live, ordinal, slot = live[newer], ordinal[newer], slot[newer]
-        least = np.full(changed.used.shape, np.nan)
-        np.fmin.at(least, (ordinal, slot), (loss if lowest is None else lowest)[live])
-        least = np.fmin(least[ordinal, slot], changed.columns[ordinal, LOWEST, slot].view(np.float64))
         changed.columns[ordinal, LOSS, slot] = canonical(loss[live])
-        changed.columns[ordinal, LOWEST, slot] = canonical(least)
         changed.columns[ordinal, COUNT, slot] = count[live]
         changed.columns[ordinal, EVENT, slot] = event[live]
         changed.columns[ordinal, AT, slot] = canonical(np.broadcast_to(at, len(count))[live])
@@ -264,10 +261,10 @@ class Copy:
         """Take out the episodes that were found live."""
         assert found.copy is self, "episodes were found in another copy"
         places = found.places[found.live]
-        blocks, ordinal = np.unique(places >> PLACE_BITS, return_inverse=True)
+        blocks = distinct(places >> PLACE_BITS)
         thinned = self.open(blocks)
         stays = thinned.used
-        stays[ordinal, places & ((1 << PLACE_BITS) - 1)] = False
+        stays[np.searchsorted(blocks, places >> PLACE_BITS), places & ((1 << PLACE_BITS) - 1)] = False
         return self._own()._set(compacted(thinned, stays))
 
     def departed_until(self, watermark: int, domain: int | None = None) -> Copy:
@@ -354,7 +351,7 @@ class Copy:
     def _own(self, new: Heads | None = None) -> Copy:
         """Return a copy with tables of its own, with these empty blocks behind the others."""
         if new is None or not len(new):
-            return replace(self, heads=own(self.heads), page=self.page.copy())
+            return Copy(own(self.heads), self.page.copy(), self.pages, self.directory, self.fetch, self.key_of)
         heads = own(self.heads, new)
         page = np.concatenate([self.page, np.full(len(new), EMPTY)])
         return replace(self, heads=heads, page=page, directory=self.directory.extended(heads, len(self)))

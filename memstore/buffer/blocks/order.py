@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import KeyOf
 from memstore.buffer.blocks.pages import Opened
-from memstore.buffer.blocks.slots import Flags, Ints
+from memstore.buffer.blocks.slots import PLACE_BITS, Flags, Ints
 
 Values = NDArray[np.int64] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """The first in an order: their ids and domains, and what they are ordered by."""
+    """The first in an order: their ids, their places, and what they are ordered by."""
 
     ids: Ints
-    domains: Ints
+    places: Ints
     values: Values
 
 
@@ -80,7 +80,7 @@ def _first(
         return First(np.zeros(0, np.int64), np.zeros(0, np.int64), bounds[:0])
     bound, oldest_id = bounds[blocks], copy.heads["first"][blocks]
     chosen = _least(bound, oldest_id, count)
-    ids, domains, values = _opened(copy, blocks[chosen], values_of)
+    ids, places, values = _opened(copy, blocks[chosen], values_of)
     best = np.lexsort((ids, values))[:count]
     if len(chosen) < len(blocks):
         # An equal value of an older episode may be in a block that was not opened; so may be more, if bounds are not
@@ -92,10 +92,10 @@ def _first(
             rest &= (bound < last) | ((bound == last) & (oldest_id < last_id))
         if rest.any():
             more = _opened(copy, blocks[rest], values_of)
-            ids, domains = np.concatenate([ids, more[0]]), np.concatenate([domains, more[1]])
+            ids, places = np.concatenate([ids, more[0]]), np.concatenate([places, more[1]])
             values = np.concatenate([values, more[2]])
             best = np.lexsort((ids, values))[:count]
-    return First(ids[best], domains[best], values[best])
+    return First(ids[best], places[best], values[best])
 
 
 def _least(bound: Values, oldest_id: Ints, count: int) -> Ints:
@@ -112,5 +112,5 @@ def _least(bound: Values, oldest_id: Ints, count: int) -> Ints:
 def _opened(copy: Copy, blocks: Ints, values_of: Callable[[Opened], tuple[Values, Flags]]) -> tuple[Ints, Ints, Values]:
     opened = copy.open(np.sort(blocks))
     values, flags = values_of(opened)
-    block, _ = np.nonzero(flags)
-    return opened.ids[flags], copy.domains[opened.blocks[block]], values[flags]
+    block, slot = np.nonzero(flags)
+    return opened.ids[flags], (opened.blocks[block] << PLACE_BITS) + slot, values[flags]

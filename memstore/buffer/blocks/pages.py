@@ -20,6 +20,7 @@ from memstore.buffer.blocks.slots import (
     ID,
     LOSS,
     NO_ID,
+    PLACE_BITS,
     REALS,
     SLOTS,
     Flags,
@@ -87,6 +88,13 @@ class Opened:
     def ordinal(self) -> Ints:
         """For each of ``slots``, the place of its block among these blocks."""
         return np.repeat(np.arange(len(self.blocks)), self.count)
+
+    @property
+    def places(self) -> Ints:
+        """Place of each of ``slots`` in the copy."""
+        block, slot = np.nonzero(self.used)
+        places: Ints = (self.blocks[block] << PLACE_BITS) + slot
+        return places
 
     def contents(self) -> list[bytes]:
         """Return the content of each block."""
@@ -222,7 +230,7 @@ class Pages:
                 # A reader of the old arrays finds the contents of its pages there.
                 self._arrays = self._arrays.extended(wanted - len(self._free))
                 self._free = self._unused()
-        taken, self._free = np.split(self._free, [count])
+        taken, self._free = self._free[:count], self._free[count:]
         return taken
 
     def _unused(self) -> Ints:

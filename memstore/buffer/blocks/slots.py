@@ -37,6 +37,9 @@ last recorded event (0 for none); the time of its last replay in seconds (NaN if
 
 SLOT_BYTES = 8 * COLUMNS
 
+PLACE_BITS = 7
+"""The place of an episode is that of its block in the copy, shifted by this, plus its slot."""
+
 NO_ID = 2**63 - 1
 """Above every id: it stands behind the ids of a block that is not full."""
 
@@ -154,5 +157,21 @@ def runs(ordered: Ints) -> tuple[Ints, Ints, Ints]:
 def distinct(values: Ints) -> Ints:
     """Return the values in order, each once; ``np.unique`` takes 40 to 200 us for 256 of them, and this 3."""
     ordered = np.sort(values)
-    once: Ints = ordered[np.diff(ordered, prepend=-1) != 0]
+    once: Ints = ordered[begins(ordered)]
     return once
+
+
+def is_in(ordered: Ints, values: Ints) -> Flags:
+    """Flag the values that are among the ordered ones."""
+    if not len(ordered):
+        return np.zeros(len(values), np.bool_)
+    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    flags: Flags = ordered[at] == values
+    return flags
+
+
+def begins(ordered: Ints) -> Flags:
+    """Flag each value that differs from the one before it, faster than ``np.diff`` does."""
+    flags = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=flags[1:])
+    return flags

@@ -15,10 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.pages import Opened
-from memstore.buffer.blocks.slots import SLOTS, Flags, Floats, Ints, Slots, distinct
+from memstore.buffer.blocks.slots import PLACE_BITS, SLOTS, Flags, Floats, Ints, Slots, distinct
 from memstore.buffer.blocks.weights import Law, steps_of
 
 KEPT = 8

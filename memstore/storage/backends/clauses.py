@@ -28,6 +28,13 @@ def select_buffer(mark: str, columns: tuple[str, ...]) -> str:
 
 
 @cache
+def update_one(mark: str, table: str, columns: tuple[str, ...], key: str) -> str:
+    """Write the statement that sets these columns of one row. The value of its key is the last parameter."""
+    changes = ", ".join(f'"{name}" = {mark}' for name in columns)
+    return f'UPDATE {table} SET {changes} WHERE "{key}" = {mark}'
+
+
+@cache
 def accumulation(table: Table, added: tuple[str, ...], columns: tuple[str, ...]) -> str:
     """Write the clause ON CONFLICT of an INSERT: add to some columns of a row that exists, and set its others.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from typing import Any, cast
 
 import psycopg
@@ -30,15 +30,64 @@ class PipelinedConnection(psycopg.Connection[Any]):
     swollen = False
     """True if the connection must be closed after its transaction, because libpq's buffers grew and never shrink."""
 
+    reads_only = False
+    """True if the transaction only reads."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._unanswered: list[WatchedCursor] = []
         self._open: tuple[AbstractContextManager[psycopg.Pipeline], psycopg.Pipeline] | None = None
+        self._queueing = False
+        self.ended = False
+        """True if the answers to the end of the last transaction were not read yet."""
 
     def enter_pipeline(self) -> None:
         """Begin a pipeline: from here on, wait only for answers that are fetched."""
         block = self.pipeline()
         self._open = block, block.__enter__()
+
+    def send(self, query: str, values: Sequence[Any], *, now: bool = False) -> psycopg.Cursor[Any]:
+        """Run a statement with binary results. In a pipeline, it may be sent later, together with others.
+
+        psycopg sends each statement by itself, which wakes the server each time. An add of one episode has nine
+        statements, and takes a third less time if they are sent in two parts.
+
+        Parameters
+        ----------
+        now : bool
+            True sends it at once, so that the server works on it while this process goes on.
+        """
+        cursor = self.kind_of_cursor()(self)
+        self._queueing = self._open is not None
+        try:
+            cursor.execute(query, values or None, binary=True)
+        finally:
+            self._queueing = False
+        if now:
+            self.flush()
+        return cursor
+
+    def may_end_reading(self) -> bool:
+        """True if the transaction only reads, and all its answers were read. An error might be among the others."""
+        return self.reads_only and self._open is not None and not self._open[1].result_queue and not self.swollen
+
+    def end_reading(self) -> None:
+        """Send COMMIT, and do not wait for the answer. Nothing that was read depends on it."""
+        assert self._open is not None
+        self.send("COMMIT", ())
+        pipeline = self._open[1]
+        pipeline._enqueue_sync()
+        self._hand_over(pipeline)
+        self.flush()
+        self.answered(0.0)
+        self.ended = True
+
+    def finish(self) -> None:
+        """Read the answers to the end of the last transaction. They have usually arrived."""
+        self.ended = False
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened[0].__exit__(None, None, None)
 
     def leave_pipeline(self) -> None:
         """Wait for all answers, and leave the pipeline, if there is one."""
@@ -54,7 +103,16 @@ class PipelinedConnection(psycopg.Connection[Any]):
 
     def wait(self, gen: Any, interval: float = 0.1, **options: Any) -> Any:  # type: ignore[override]
         """Run a generator of psycopg until it ends, and wait for the socket whenever it asks for that."""
+        if self._queueing and self._open is not None:
+            with closing(gen), suppress(StopIteration):
+                next(gen)  # up to its first wait for the socket; the statement is then in psycopg's queue
+            return self._hand_over(self._open[1])
         return waiting.wait(gen, self.pgconn.socket, interval=interval, **options)
+
+    def _hand_over(self, pipeline: psycopg.Pipeline) -> None:
+        """Let libpq have the statements that psycopg has queued. It sends them with the next flush."""
+        while pipeline.command_queue:
+            pipeline.command_queue.popleft()()
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
         """Return a new cursor."""
@@ -70,7 +128,7 @@ class PipelinedConnection(psycopg.Connection[Any]):
         if self.info.pipeline_status is PipelineStatus.OFF:
             super().commit()
         else:
-            self.execute("COMMIT")
+            self.send("COMMIT", (), now=True)
 
     def rollback(self) -> None:
         """Roll back, if a transaction is open."""

@@ -39,6 +39,9 @@ LARGE = 16 * 2**20
 A new connection costs 5 ms.
 """
 
+SMALL = 1024
+"""A statement with arrays of at most this many bytes waits until others are sent, or until somebody fetches."""
+
 CANCELLATION = 2.0
 """The call that tells the server to cancel a statement may take this many seconds."""
 
@@ -112,8 +115,18 @@ class PostgresBackend(PostgresExpressions, Backend):
         if info.parameter_status("server_encoding") != "UTF8":
             raise StoreUnavailable(f"{self.describe()} must have the encoding UTF8; create a database with that")
 
+    def is_usable(self, conn: Connection, driver: PipelinedConnection) -> bool:
+        if driver.ended:
+            try:
+                driver.finish()
+            except psycopg.Error:
+                return False
+        return super().is_usable(conn, driver)
+
     def begin(self, conn: Connection, *, write: bool) -> None:
-        self.driver(conn).enter_pipeline()
+        driver: PipelinedConnection = self.driver(conn)
+        driver.enter_pipeline()
+        driver.reads_only = not write
         self.execute(conn, _WRITE if write else _READ)
         if write:
             # 0 ms would mean no limit, so the least is 1 ms.
@@ -121,8 +134,11 @@ class PostgresBackend(PostgresExpressions, Backend):
             self.execute(conn, _SETTINGS, ("on" if self.durability == "power" else "off", patience))
 
     def commit(self, conn: Connection) -> None:
-        super().commit(conn)
         driver: PipelinedConnection = self.driver(conn)
+        if driver.may_end_reading() and not conn.in_transaction():
+            driver.end_reading()
+            return
+        super().commit(conn)
         driver.leave_pipeline()
         if driver.swollen:
             conn.invalidate()
@@ -148,19 +164,18 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def discard(self, conn: Connection, driver: PipelinedConnection) -> None:
         with suppress(psycopg.Error):  # the server would work on, and notice only at the end that the client is gone
-            if driver.info.transaction_status is TransactionStatus.ACTIVE:
+            if driver.info.transaction_status is TransactionStatus.ACTIVE and not driver.ended:
                 driver.cancel_safe(timeout=CANCELLATION)
         driver.close()
         with suppress(psycopg.Error):  # the connection is closed, but an open pipeline would log a message about it
             driver.leave_pipeline()
 
     def execute(self, conn: Connection, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[Any]:
-        driver = self.driver(conn)
-        if any(isinstance(value, Array) and len(value.data) > LARGE for value in values):
-            self.driver(conn).swollen = True
-        cursor: psycopg.Cursor[Any] = driver.kind_of_cursor()(driver).execute(sql, values or None, binary=True)
-        driver.flush()
-        return cursor
+        driver: PipelinedConnection = self.driver(conn)
+        longest = max((len(value.data) for value in values if isinstance(value, Array)), default=0)
+        if longest > LARGE:
+            driver.swollen = True
+        return driver.send(sql, values, now=longest > SMALL)
 
     def lock_schema(self, conn: Connection) -> None:
         # Tables and buffers are created durably under either durability, because a handle could not work on a table
@@ -288,7 +303,9 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def old_readers(self, conn: Connection) -> Iterable[str]:
         rows = self.execute(conn, old_readers.ON_SERVER, (old_readers.LONG_SNAPSHOT,)).fetchall()
-        return old_readers.of_server(rows)
+        yield from old_readers.of_server(rows)
+        dead = self.execute(conn, old_readers.DEAD_BLOCKS, (old_readers.MOST_DEAD,)).fetchall()
+        yield from old_readers.of_blocks(dead)
 
 
 def _encode_columns(table: Table, columns: Columns, rows: slice = slice(None)) -> tuple[tuple[str, ...], list[Array]]:
@@ -303,7 +320,8 @@ def _parts(table: Table, columns: Columns) -> Iterator[slice]:
     count = len(next(iter(columns.values())))
     blobs = [values for name, values in columns.items() if kind_of(table, name) is BYTEA]
     start = size = 0
-    for row in range(count) if blobs else ():
+    large = sum(sum(map(len, values)) for values in blobs) > STATEMENT_BYTES
+    for row in range(count) if large else ():
         length = sum(len(values[row]) for values in blobs)
         if size and size + length > STATEMENT_BYTES:
             yield slice(start, row)
