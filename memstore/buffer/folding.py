@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 
 from memstore.buffer.blocks.heads import fingerprint
 from memstore.buffer.blocks.rows import Write, write_changes
-from memstore.buffer.blocks.slots import Slots
+from memstore.buffer.blocks.slots import Slots, begins
 from memstore.buffer.counters import write_counters
 from memstore.buffer.snapshot import State
 from memstore.storage import stored
@@ -98,13 +98,17 @@ def _touched(state: State, conn: Connection, backend: Backend) -> Iterator[Slots
     first, counters = first_id(state.buffer_id), state.counters
     e, v = episode.c, replay_event.c
     came = select(e.id, e.domain_id).where(e.id > first + counters.folded_inserted, e.id <= first + counters.inserted)
-    replayed = select(v.episode_id, v.domain_id).distinct()
-    replayed = replayed.where(v.id > first + counters.folded_logged, v.id <= first + counters.logged, v.ends.is_(None))
+    # Without DISTINCT: SQLite takes five times as long to find out what numpy does.
+    replayed = select(v.episode_id, v.domain_id).where(
+        v.id > first + counters.folded_logged, v.id <= first + counters.logged, v.ends.is_(None)
+    )
     rows = [*backend.fetch(conn, came), *backend.fetch(conn, replayed)]
     if not rows:
         return
-    found = np.unique(np.array(rows, np.int64), axis=0)
-    places = state.blocks.locate(found[:, 0], found[:, 1] - first).places
+    ids, domains = (stored.wholes(column, "the log since the fold") for column in zip(*rows, strict=True))
+    order = np.argsort(ids, kind="stable")
+    order = order[begins(ids[order])]
+    places = state.blocks.locate(ids[order], domains[order] - first).places
     places = places[places >= 0]
     for start in range(0, len(places), PAGE):
         yield state.blocks.read(places[start : start + PAGE])

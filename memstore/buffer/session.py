@@ -200,11 +200,15 @@ class Session(Forking):
         # The transaction of another thread is not visible here, and neither is its state.
         broken = self.database.connections.broken
         if self._broken != broken:
-            for cache in self._caches:
-                cache.clear()
+            self.forget()
             self.committed = self.committed.reload(conn, self.database.backend)
             self._broken = broken
         return self.committed
+
+    def forget(self) -> None:
+        """Forget what is known of committed data, because it may be of commits that a server forgot."""
+        for cache in self._caches:
+            cache.clear()
 
     def _publish(self, state: State) -> None:
         then, now = self.committed.counters, state.counters
@@ -267,7 +271,10 @@ class _Work(Attempts[*Given]):
             session._lock_buffer(conn)
         backend = session.database.backend
         unlocked = self.write and not self._changes
-        state = session.committed.counted(conn, backend) if unlocked else session._known(conn).at(conn, backend)
+        known = session.committed if unlocked else session._known(conn)
+        state = known.counted(conn, backend) if unlocked else known.at(conn, backend)
+        if state.blocks.pages is not known.blocks.pages:
+            session.forget()  # the log did not continue what this process knew
         self._snapshot = Snapshot(conn, session.database.backend, state)
         return self._snapshot
 

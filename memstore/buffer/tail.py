@@ -64,27 +64,29 @@ def _mixed(checksum: NDArray[np.int64]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Newcomers:
-    """Episodes that entered: ids, numbers of their domains, and losses (NaN if never measured)."""
+    """Episodes that entered: ids, numbers of domains, losses (NaN if never measured), and checksums of their facts."""
 
     ids: Ints
     domains: Ints
     loss: Floats
+    facts: Ints
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, which: Flags) -> Newcomers:
         """Return the newcomers at these places."""
-        return Newcomers(self.ids[which], self.domains[which], self.loss[which])
+        return Newcomers(self.ids[which], self.domains[which], self.loss[which], self.facts[which])
 
     @staticmethod
     def none() -> Newcomers:
         """Return no newcomers."""
-        return Newcomers(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        whole = np.empty(0, np.int64)
+        return Newcomers(whole, whole, np.empty(0), whole)
 
     def checksums(self) -> Ints:
-        """Return the checksum of each entry."""
-        return checksums.of_columns(self.ids, self.domains, self.loss)
+        """Return the checksum of each entry. The facts tell it from another episode with the same number and loss."""
+        return checksums.of_columns(self.ids, self.domains, self.loss, self.facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +188,15 @@ def _newcomers(conn: Connection, backend: Backend, buffer_id: int, after: int, u
     if until <= after:
         return Newcomers.none()
     first, what = first_id(buffer_id), f"table {episode.name}"
-    query = select(_e.id, _e.domain_id, _e.loss_at_add).where(_e.id > first + after, _e.id <= first + until)
+    query = select(_e.id, _e.domain_id, _e.loss_at_add, _e.checksum).where(
+        _e.id > first + after, _e.id <= first + until
+    )
     rows = backend.fetch(conn, query.order_by(_e.id))
-    ids, domains, loss = zip(*rows, strict=True) if rows else ((), (), ())
-    found = Newcomers(stored.wholes(ids, what), stored.wholes(domains, what) - first, stored.reals(loss, what))
+    ids, domains, loss, facts = zip(*rows, strict=True) if rows else ((), (), (), ())
+    found = Newcomers(
+        *(stored.wholes(ids, what), stored.wholes(domains, what) - first, stored.reals(loss, what)),
+        stored.wholes(facts, what, unknown=0),
+    )
     if ((found.loss < 0) | np.isinf(found.loss)).any() or (found.domains <= 0).any():
         raise stored.damaged(what, f"holds an episode after {first + after} with an impossible loss or domain")
     return found

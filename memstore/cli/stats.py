@@ -53,7 +53,7 @@ class Look:
     click.option(
         "--exact",
         is_flag=True,
-        help="Scan all losses. Without it, quantiles are exact to half an octave (a factor of 1.41).",
+        help="Read all losses. Without it, quantiles are those of 512 blocks of up to 80 episodes.",
     ),
     click.option(
         "--watch",
@@ -126,7 +126,7 @@ def _rates(look: Look) -> str:
 
 def stats_view(stats: ReplayStats, *, rates: str | None = None) -> RenderableType:
     """Return one buffer as a table, with its domains and losses as bars."""
-    about = "" if stats.loss_quantiles_exact else "  (to half an octave; --exact scans)"
+    about = "" if stats.loss_quantiles_exact else "  (of 512 blocks; --exact reads all)"
     facts = {
         "episodes": f"{stats.buffer_size:,} of {stats.capacity:,}",
         "inserted / left": f"{stats.total_inserted:,} / {stats.total_evicted:,}",
@@ -140,6 +140,7 @@ def stats_view(stats: ReplayStats, *, rates: str | None = None) -> RenderableTyp
         "limiter": _limiter(stats.limiter),
         "payload": shown(stats.signature, 1000) if stats.signature else "nothing added yet",
         "on disk": "  ".join(f"{part} {size_text(size)}" for part, size in stats.bytes_on_disk.items()),
+        "since the fold": f"{stats.unfolded:,} entries of the log, payloads of {size_text(stats.unfolded_bytes)}",
         "schema": f"{stats.schema_version}, revision {stats.revision:,}",
     }
     facts |= {f"note {i}" if i > 1 else "note": visible(note) for i, note in enumerate(stats.notes, 1)}

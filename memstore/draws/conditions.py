@@ -71,27 +71,22 @@ def is_settled(condition: Condition) -> bool:
 
 
 def resolved(condition: Condition, newest: int) -> Condition:
-    """Write numbers as the columns hold them, and ages as ids, which do not change with each newcomer.
-
-    ``newest`` is the id with age 1. In the result, no test of a told column compares a number by ``==``.
-    """
+    """Write tests of ages as tests of ids, which do not change with each newcomer. ``newest`` is the id with age 1."""
+    if all(isinstance(test, HasTag) or test.column.name != "age" for test in conditions_within(condition)):
+        return condition  # as it is: its text was written before
     match condition:
         case AllOf(parts) | AnyOf(parts):
             return type(condition)(tuple(resolved(part, newest) for part in parts))
         case Not(part):
             return Not(resolved(part, newest))
-        case Comparison(column, op, int() | float() as value) if column.name in TOLD:
-            if op == "==":
-                return resolved(In(column, (value,)), newest)
+        case Comparison(column, op, int() | float() as value) if op != "==":
             op, value = comparable(column, op, value)
-            by_age = column.name == "age"
-            return Comparison(col.id, _MIRRORED[op], newest + 1 - value) if by_age else Comparison(column, op, value)
-        case In(column, values) if column.name in TOLD and column.name != "domain":
-            numbers = holdable(column, values)
-            if column.name == "age":
-                return In(col.id, tuple(newest + 1 - value for value in numbers))
-            return In(column, tuple(numbers))
-    return condition
+            return Comparison(col.id, _MIRRORED[op], newest + 1 - value)
+        case Comparison(column, _, int() | float() as value):
+            return resolved(In(column, (value,)), newest)
+        case In(column, values):
+            return In(col.id, tuple(newest + 1 - value for value in holdable(column, values)))
+    return Comparison(col.id, "==", None)  # no age is missing, and no id
 
 
 def listed(condition: Condition, ids_of: Callable[[Condition], Ints]) -> Condition:
@@ -132,11 +127,14 @@ def passes(condition: Condition, rows: Rows, names: Sequence[str]) -> Flags:
             return _of_domains(condition, names)[rows.domain]
         case Comparison(column, _, None):
             return np.isnan(COLUMNS[column.name](rows)) if column.nullable else np.zeros(len(rows), np.bool_)
-        case Comparison(column, op, value):
+        case Comparison(column, "==", value):
+            return passes(In(column, (value,)), rows, names)
+        case Comparison(column, op, int() | float() as value):
+            op, value = comparable(column, op, value)
             return np.asarray(OPERATORS[op](COLUMNS[column.name](rows), value), np.bool_)
         case In(column, wanted):
             values = COLUMNS[column.name](rows)
-            return np.isin(values, np.array(wanted, values.dtype))
+            return np.isin(values, np.array(holdable(column, wanted), values.dtype))
     raise TypeError(f"slots do not tell {condition}")
 
 
@@ -156,11 +154,18 @@ def reach(condition: Condition, heads: Heads, names: Sequence[str]) -> tuple[Fla
         case Comparison(column) | In(column) if column.name == "domain":
             flags = _of_domains(condition, names)[heads["domain"]]
             return flags, flags
-        case Comparison(column, op, int() | float() as value) if column.name in BOUNDS:
+        case Comparison(column, op, int() | float() as value) if column.name in BOUNDS and op != "==":
+            op, value = comparable(column, op, value)
             low, high = (heads[name] for name in BOUNDS[column.name])
             nearer, farther = (high, low) if op in (">", ">=") else (low, high)
             some, every = (np.asarray(OPERATORS[op](bound, value), np.bool_) for bound in (nearer, farther))
             return some, every & (heads["gaps"] == 0) if column.nullable else every
+        case Comparison(column, "==", int() | float() as value):
+            return reach(In(column, (value,)), heads, names)
+        case In(column, values) if column.name in BOUNDS:
+            low, high = (heads[name] for name in BOUNDS[column.name])
+            numbers = np.array(holdable(column, values) or np.nan)
+            return (low <= numbers.max()) & (high >= numbers.min()), np.zeros(len(heads), np.bool_)
     return np.ones(len(heads), np.bool_), np.zeros(len(heads), np.bool_)
 
 
@@ -193,11 +198,10 @@ class Passing:
         ids_of : callable
             Returns the ids of all episodes that pass a condition on facts.
         """
-        parts = conjuncts(resolved(condition, snapshot.newest_possible()))
-        if not parts:
+        if not conjuncts(condition):
             return None
-        every = AllOf(parts)
-        return cls(str(every), listed(every, ids_of), snapshot.state.domain_names)
+        condition = resolved(condition, snapshot.newest_possible())
+        return cls(str(condition), listed(condition, ids_of), snapshot.state.domain_names)
 
     def reach(self, heads: Heads) -> tuple[Flags, Flags]:
         """Flag the blocks that may hold passing episodes, and the blocks in which all pass."""

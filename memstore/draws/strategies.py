@@ -40,7 +40,7 @@ LEAST = float(np.nextafter(0, 1))
 class Uniform(Strategy):
     """Draws every live episode with the same probability, ``P(i) = 1 / n`` for ``n`` live episodes.
 
-    It scans only behind a condition; see ``Strategy``.
+    It looks at all episodes only behind a condition; see ``Strategy``.
     """
 
     name: ClassVar[str] = ReplayStrategy.UNIFORM.value
@@ -144,8 +144,8 @@ class DomainBalanced(Strategy):
 
     ``P(i) = share(d) / n(d)`` for an episode of domain ``d`` with ``n(d)`` live episodes; the shares sum to 1. Each
     draw gives the remaining slots to a new random subset of the domains. If a domain is too small for its quota, the
-    other domains share the rest of the quota. A condition on more than the domain needs a scan, to count the passing
-    episodes of each domain.
+    other domains share the rest of the quota. The first draw with a condition on more than the domain looks at all
+    episodes, to count the passing ones of each domain.
 
     Parameters
     ----------

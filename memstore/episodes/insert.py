@@ -24,7 +24,7 @@ from memstore.payload.signature import Signature, checksums_of
 from memstore.sharing import limiter
 from memstore.sharing.waiting import Patience, check_wait
 from memstore.storage import checksums, stored
-from memstore.storage.schema import episode, episode_key, episode_tag, first_id, id_range
+from memstore.storage.schema import episode, episode_key, episode_tag, id_range
 from memstore.storage.schema import payload as payload_table
 from memstore.types import Payload, Seconds
 from memstore.values.foreign import numpy_payload
@@ -128,7 +128,10 @@ def known_keys(snapshot: Snapshot, keys: Iterable[str | None]) -> dict[str, int]
 
 def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tuple[dict[int, bytes], Ints]:
     state = snapshot.state
-    newcomers = Newcomers(ids, state.store_domains(snapshot.conn, snapshot.backend, offer.domains), offer.loss)
+    domains = state.store_domains(snapshot.conn, snapshot.backend, offer.domains)
+    facts = (ids, domains + snapshot.first_id, offer.timestamps, offer.levels)
+    sums = checksums.of_facts(*facts, texts_of(offer.keys, offer.extras, offer.tags))
+    newcomers = Newcomers(ids, domains, offer.loss, sums)
     decision = plan(snapshot, newcomers)
     leaving = snapshot.at_places(decision.leaving)
     all_stay = bool(decision.staying.all())
@@ -151,17 +154,15 @@ def _insert_new(snapshot: Snapshot, offer: Offer, ids: Ints, group: Group) -> tu
 def _store(snapshot: Snapshot, offer: Offer, newcomers: Newcomers) -> None:
     ids = newcomers.ids.tolist()
     own = [snapshot.state.buffer_id] * len(ids)
-    domains = newcomers.domains + first_id(snapshot.state.buffer_id)
-    texts = texts_of(offer.keys, offer.extras, offer.tags)
     described = {
         "id": ids,
         "buffer_id": own,
-        "domain_id": domains.tolist(),
+        "domain_id": (newcomers.domains + snapshot.first_id).tolist(),
         "timestamp": offer.timestamps,
         "level": offer.levels,
         "key": offer.keys,
         "extra": offer.extras,
-        "checksum": checksums.of_facts(newcomers.ids, domains, offer.timestamps, offer.levels, texts).tolist(),
+        "checksum": newcomers.facts.tolist(),
         "loss_at_add": stored.nullable(newcomers.loss),
     }
     packed = {"episode_id": ids, "crc32": checksums_of(offer.blobs, newcomers.ids), "data": offer.blobs}

@@ -46,15 +46,13 @@ def update(
     replay = (
         Replay(ids, losses) if drawn is None else Replay(ids, losses, drawn.probability, drawn.weight, drawn.domain)
     )
-    if not valid.all():
-        replay = replay.take(valid)
     token = None if drawn is None else drawn.lease
 
     def work(snapshot: Snapshot) -> tuple[Ints, Ints]:
         if token is not None:
             leases.end(snapshot, token)
-        return write_losses(snapshot, group, replay)
+        return write_losses(snapshot, group, replay if valid.all() else replay.take(valid))
 
     updated, missing = session.write(work)
-    rejected = np.empty(0, np.int64) if valid.all() else np.setdiff1d(ids[~valid], ids[valid])
+    rejected = ids[~valid] if valid.all() else np.setdiff1d(ids[~valid], ids[valid])
     return UpdateResult(updated, missing, rejected)

@@ -231,7 +231,7 @@ class PayloadCache:
         self.misses += misses
 
     def _suitable(self, lengths: set[int]) -> _Kept:
-        """Return what can keep payloads of these lengths, and begin anew if the present one cannot."""
+        """Return an object that can keep payloads of these lengths. The present one goes if it cannot."""
         kept = self._kept
         if isinstance(kept, _Blobs) or (isinstance(kept, _Rows) and lengths == {kept.size}):
             return kept

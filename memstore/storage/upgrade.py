@@ -110,6 +110,7 @@ def upgrade(
         The database cannot be upgraded. Nothing was changed.
     """
     database = Database(parse_url(target), busy_timeout=busy_timeout)
+    database.backend.spills = True  # to drop a column of 1M rows, SQLite keeps 67 MB for the undoing of the statement
     try:
         return _bring_up(database, create=False, upgrade=True, backup=backup, on_progress=on_progress)
     finally:

@@ -21,7 +21,7 @@ from memstore.episodes.payloads import all_payloads
 from memstore.errors import MemstoreError, StoreCorrupt
 from memstore.storage import stored
 from memstore.storage.backends import Backend
-from memstore.storage.schema import episode, episode_tag, of_buffer, payload, replay_metadata
+from memstore.storage.schema import episode, episode_tag, of_buffer, payload, replay_event, replay_metadata
 from memstore.storage.stored import UNREADABLE
 from memstore.storage.upgrade import HEAD
 from memstore.types import CheckReport
@@ -55,8 +55,8 @@ Follow = Callable[[], Snapshot]
 def check(conn: Connection, backend: Backend, number: int, follow: Follow | None = None) -> CheckReport:
     """Examine the pages and definitions of the database, then all data of the buffer.
 
-    The buffer is read anew, and as far as it can be read. With ``follow``, the blocks that an open handle has in
-    memory are compared with those that were read.
+    The rows of the buffer are read again, as far as they can be read. With ``follow``, the blocks in the memory of an
+    open handle are compared with them.
     """
     started = time.perf_counter()
     findings = _Findings(backend)
@@ -68,7 +68,8 @@ def check(conn: Connection, backend: Backend, number: int, follow: Follow | None
         unchecked.append("the data of the buffer: they mean nothing without its settings")
     else:
         episodes = _examine(loaded, findings, unchecked, follow)
-        notes += findings.attempt(lambda: list(rounded(loaded.snapshot.state.blocks))) or []
+        for part in (partial(rounded, loaded.snapshot.state.blocks), partial(_since_the_fold, loaded.snapshot)):
+            notes += findings.attempt(partial(_listed, part)) or []
     seconds = time.perf_counter() - started
     return CheckReport(episodes, findings.told(), (*backend.notes(conn), *notes), seconds, tuple(unchecked))
 
@@ -147,6 +148,27 @@ def _log(snapshot: Snapshot) -> Iterator[str]:
     tail = Tail.read(snapshot.conn, snapshot.backend, snapshot.state.buffer_id, blocks, head)
     if tail.end(blocks, head) != head:
         yield "the log since the blocks were stored is not the one that the buffer's row knows"
+
+
+def _listed(part: Callable[[], Iterator[str]]) -> list[str]:
+    return list(part())
+
+
+def _since_the_fold(snapshot: Snapshot) -> Iterator[str]:
+    """Tell how much the next fold has to do."""
+    counters, first = snapshot.state.counters, snapshot.first_id
+    if not counters.unfolded:
+        return
+    v = replay_event.c
+    left = select(v.episode_id).where(
+        v.id > first + counters.folded_logged, v.ends == 1, v.id <= first + counters.logged
+    )
+    rows, size = func.count(), func.coalesce(func.sum(func.length(payload.c.data)), 0)
+    count, waiting = snapshot.conn.execute(select(rows, size).where(payload.c.episode_id.in_(left))).one()
+    yield (
+        f"buffer {snapshot.state.buffer_id}: the log has {counters.unfolded:,} entries since the last fold, and "
+        f"{count:,} payloads ({waiting:,} bytes) of departed episodes wait for deletion"
+    )
 
 
 def _unknowable(loaded: Loaded, recorded: Recorded) -> Iterator[str]:

@@ -21,7 +21,7 @@ def fold(session: Session) -> int:
 
     Nothing is written if the tables are there already.
     """
-    return session.write(_fold) if session.read(_entries) else 0
+    return session.write(_fold) if session.read(lambda s: s.state.counters.unfolded) else 0
 
 
 def fold_at_close(session: Session) -> None:
@@ -54,12 +54,6 @@ def fold_buffers(database: Database) -> None:
         database.in_write(partial(work, number))
 
 
-def _entries(snapshot: Snapshot) -> int:
-    """Return the number of log entries that the tables do not have yet."""
-    counters = snapshot.state.counters
-    return counters.log_length - counters.folded_inserted - counters.folded_logged
-
-
 def _fold(snapshot: Snapshot) -> int:
     snapshot.state.must_fold = True
-    return _entries(snapshot)
+    return snapshot.state.counters.unfolded

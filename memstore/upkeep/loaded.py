@@ -1,4 +1,4 @@
-"""What can be read of a buffer that may be damaged: each part by itself, so that none hides the others."""
+"""Reading of a buffer that may be damaged: each part by itself, so that none hides the others."""
 
 from __future__ import annotations
 

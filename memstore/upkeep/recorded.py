@@ -234,6 +234,11 @@ class Recorded:
         yield from tell("events {} count other replays than the event before them", number[wrong])
         wrong = (known & (rise == replayed) | whole) & ~_same(chains["loss_before"], np.roll(loss, 1))
         yield from tell("events {} begin with another loss than the event before them ended with", number[wrong])
+        if self.is_whole:
+            so_far = np.cumsum(replayed)
+            begin = np.maximum.accumulate(np.where(chains.follows, 0, np.arange(len(so_far))))
+            wrong = (nth > 0) & (nth != so_far - (so_far - replayed)[begin])
+            yield from tell("events {} have another number of replays than the history", number[wrong])
         wrong = replayed & (nth == 0) & (number > edge)
         yield from tell("events {} are replays without a number", number[wrong])
         yield from self._births(chains, replayed)

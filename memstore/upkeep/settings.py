@@ -130,7 +130,7 @@ def reconfigure(snapshot: Snapshot, changes: Changes, group: Group) -> Ints:
         set_limiter(snapshot.conn, state.buffer_id, settings.limiter, state.counters.inserted)
     if settings.history != old.history:
         prune(snapshot, settings.history, group.at)
-        state.must_fold = True  # the rows of what the new policy does not keep go at once
+        state.must_fold = True  # the rows of forgotten events are deleted at once
     if settings.capacity >= snapshot.live:
         return np.empty(0, np.int64)
     decision = plan(snapshot, Newcomers.none())

@@ -57,6 +57,8 @@ def stats(snapshot: Snapshot, name: str, strategy: Strategy, cache: dict[str, fl
         bytes_on_disk=snapshot.backend.size(snapshot.conn),
         schema_version=str(snapshot.conn.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one()),
         revision=counters.revision,
+        unfolded=counters.unfolded,
+        unfolded_bytes=counters.waiting_bytes,
         notes=tuple(snapshot.backend.old_readers(snapshot.conn)),
     )
 

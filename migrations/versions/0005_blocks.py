@@ -44,8 +44,85 @@ NEW_COUNTERS = (
 )
 ADDED = tuple(name for name in NEW_COUNTERS if name not in OLD_COUNTERS)
 
+# Each buffer has the ids above FIRST, up to LAST.
+FIRST, LAST = "((b.id - 1) << 40)", "(b.id << 40)"
+
+# avg() is not used, because PostgreSQL's avg() also sums squares, and a square that does not fit a float is an error.
+SUM = "sum(CASE WHEN m.loss < 1e290 THEN m.loss WHEN m.loss >= 1e290 THEN 1e290 END)"
+MEAN_LOSS = f"CASE WHEN {SUM} < 1e-300 THEN 0 ELSE {SUM} / nullif(count(m.loss), 0) END"
+BEFORE = "coalesce(m.lowest_loss, e.loss_at_add)"
+
+# The views read the tables, and lay the log since the last fold over them, as memstore.buffer.overlay does it.
+# CROSS JOIN makes SQLite take the buffers first, and look up the part of the log of each. Columns that are computed are
+# cast: otherwise SQLite would use no index behind UNION ALL, and programs would be told wrong types.
+VIEWS = {
+    "live_replay_metadata": f"""
+        WITH touched AS MATERIALIZED (
+            SELECT v.episode_id, b.id AS buffer_id, max(v.id) AS event, min(v.loss_after) AS lowest,
+                count(v.ends) AS endings
+            FROM buffer AS b CROSS JOIN replay_event AS v
+            WHERE v.id > {FIRST} + b.folded_logged AND v.id <= {LAST}
+            GROUP BY v.episode_id, b.id
+        )
+        SELECT m.episode_id, m.buffer_id, m.loss, m.lowest_loss, m.replay_count, m.last_replayed_at, m.last_event_id
+        FROM replay_metadata AS m LEFT JOIN touched AS t ON t.episode_id = m.episode_id
+        WHERE t.episode_id IS NULL
+        UNION ALL
+        SELECT e.id, b.id, e.loss_at_add, e.loss_at_add, CAST(0 AS BIGINT), CAST(NULL AS DOUBLE PRECISION),
+            CAST(NULL AS BIGINT)
+        FROM buffer AS b CROSS JOIN episode AS e LEFT JOIN touched AS t ON t.episode_id = e.id
+        WHERE e.id > {FIRST} + b.folded_inserted AND e.id <= {LAST} AND t.episode_id IS NULL
+        UNION ALL
+        SELECT t.episode_id, t.buffer_id, v.loss_after,
+            CAST(CASE WHEN {BEFORE} < t.lowest THEN {BEFORE} ELSE t.lowest END AS DOUBLE PRECISION),
+            v.nth, g.at, CAST(CASE WHEN v.unrecorded IS NULL THEN v.id ELSE v.previous_id END AS BIGINT)
+        FROM touched AS t JOIN replay_event AS v ON v.id = t.event
+        LEFT JOIN event_group AS g ON g.id = v.group_id
+        LEFT JOIN replay_metadata AS m ON m.episode_id = t.episode_id
+        LEFT JOIN episode AS e ON e.id = t.episode_id
+        WHERE t.endings < 1
+    """,
+    "v_episode": """
+        SELECT e.id AS episode_id, b.name AS buffer, d.name AS domain, e.timestamp, e.level, e.key, e.extra,
+            m.loss, m.lowest_loss, CAST(m.loss - m.lowest_loss AS DOUBLE PRECISION) AS rise, m.replay_count,
+            m.last_replayed_at, CAST(length(p.data) AS BIGINT) AS payload_bytes
+        FROM episode AS e
+        JOIN live_replay_metadata AS m ON m.episode_id = e.id
+        JOIN buffer AS b ON b.id = e.buffer_id
+        JOIN domain AS d ON d.id = e.domain_id
+        LEFT JOIN payload AS p ON p.episode_id = e.id
+    """,
+    "v_domain": f"""
+        SELECT b.name AS buffer, d.name AS domain, CAST(coalesce(s.episodes, 0) AS BIGINT) AS episodes,
+            CAST(coalesce(s.never_measured, 0) AS BIGINT) AS never_measured,
+            CAST(s.mean_loss AS DOUBLE PRECISION) AS mean_loss,
+            CAST(s.highest_loss AS DOUBLE PRECISION) AS highest_loss,
+            CAST((SELECT coalesce(sum(t.replays), 0) FROM replay_tally AS t
+                  WHERE t.buffer_id = d.buffer_id AND t.domain_id = d.id) AS BIGINT) AS replays
+        FROM domain AS d
+        JOIN buffer AS b ON b.id = d.buffer_id
+        LEFT JOIN (
+            SELECT e.domain_id, count(*) AS episodes, count(*) - count(m.loss) AS never_measured,
+                {MEAN_LOSS} AS mean_loss, max(m.loss) AS highest_loss
+            FROM live_replay_metadata AS m JOIN episode AS e ON e.id = m.episode_id
+            GROUP BY e.domain_id
+        ) AS s ON s.domain_id = d.id
+    """,
+    "v_history": f"""
+        SELECT v.id AS event, b.name AS buffer, v.episode_id, d.name AS domain, g.what, g.reason,
+            g.at, g.step, g.consumer, g.strategy, v.loss_before, v.loss_after, v.probability, v.weight
+        FROM replay_event AS v
+        JOIN event_group AS g ON g.id = v.group_id
+        JOIN buffer AS b ON b.id = g.buffer_id
+        LEFT JOIN domain AS d ON d.id = v.domain_id
+        WHERE v.unrecorded IS NULL AND v.id > {FIRST} + b.history_from
+    """,
+}
+
 
 def upgrade() -> None:
+    for name in ("v_episode", "v_domain", "v_history"):
+        op.execute(f"DROP VIEW {name}")
     _create_tables()
     for name in ADDED:
         op.add_column("buffer", sa.Column(name, Int64, nullable=False, server_default="0"))
@@ -64,6 +141,8 @@ def upgrade() -> None:
     for name in ("stratum_id", "position", "eviction_group", "eviction_key"):
         op.drop_column("replay_metadata", name)
     op.drop_column("buffer", "strata")
+    for name, query in VIEWS.items():
+        op.execute(f"CREATE VIEW {name} AS {query}")
 
 
 def _create_tables() -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.copy import PLACE_BITS, Copy
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.lottery import reservoir_keys
 from memstore.buffer.blocks.order import First, oldest, oldest_unmeasured, smallest_keys, smallest_losses
-from memstore.buffer.blocks.slots import PLACE_BITS, Ints
+from memstore.buffer.blocks.slots import Ints
 from tests.buffer.model import OWN, Model, cold, in_memory, slots_of, step
 
 COUNTS = (0, 1, 2, 3, 7, 20, 10_000)
@@ -30,8 +30,8 @@ def check_order(copy: Copy, model: Model, count: int) -> None:
     def check(found: First, expected: list[tuple[float, int]]) -> None:
         expected = sorted(expected)[:count]
         assert list(zip(found.values.tolist(), found.ids.tolist(), strict=True)) == expected
-        domains = copy.domains[found.places >> PLACE_BITS].tolist()
-        assert domains == [model.live[number].domain for _, number in expected]
+        domains = [model.live[number].domain for _, number in expected]
+        assert copy.domains[found.places >> PLACE_BITS].tolist() == domains
 
     check(oldest(copy, count), [(number, number) for number, _ in live])
     for domain in (1, 2, 9):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import memstore
-from memstore.buffer import snapshot
 from memstore.errors import StoreCorrupt
 from tests.support.helpers import Damage, OpenMemory
+from tests.support.windows import small_windows
 
 
 def run(memory: memstore.EpisodicMemory, seed: int, turns: int, others: list[memstore.EpisodicMemory]) -> list[Any]:
@@ -44,7 +44,7 @@ def run(memory: memstore.EpisodicMemory, seed: int, turns: int, others: list[mem
 @pytest.fixture
 def short_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are merged in every few writes."""
-    monkeypatch.setattr(snapshot, "FOLD_EVERY", 64)
+    small_windows(monkeypatch, 64)
 
 
 @pytest.mark.parametrize("eviction", ["fifo", "lowest_loss", "reservoir"])

@@ -188,7 +188,8 @@ def test_who_knows_the_log_to_its_end_goes_on(open_memory: OpenMemory, damage: D
 def test_sums_of_entries_do_not_depend_on_their_order() -> None:
     rng = np.random.default_rng(1)
     count = 50
-    entries = Newcomers(np.arange(1, count + 1), rng.integers(1, 5, count), rng.random(count))
+    facts = rng.integers(0, 2**32, count)
+    entries = Newcomers(np.arange(1, count + 1), rng.integers(1, 5, count), rng.random(count), facts)
     point = Point(0, 0, 0).moved(entries.checksums(), inserted=count)
     split = rng.random(count) < 0.5
     parts = Point(0, 0, 0)
@@ -199,7 +200,7 @@ def test_sums_of_entries_do_not_depend_on_their_order() -> None:
     for at in range(1, count):
         loss = entries.loss.copy()
         loss[[0, at]] = loss[[at, 0]]
-        other = Newcomers(entries.ids, entries.domains, loss)
+        other = Newcomers(entries.ids, entries.domains, loss, facts)
         assert Point(0, 0, 0).moved(other.checksums(), inserted=count) != point, "losses that changed places"
 
 

@@ -263,3 +263,28 @@ def test_wrong_usage_does_not_repeat_a_password(tmp_path: Path, monkeypatch: pyt
         result = _run(*words)
         assert result.exit_code == 2 and "hunter2" not in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def _behind(path: str) -> list[int]:
+    with sqlite3.connect(path) as connection:
+        query = "SELECT inserted + logged - folded_inserted - folded_logged FROM buffer ORDER BY id"
+        return [behind for (behind,) in connection.execute(query)]
+
+
+def test_fold(filled: str) -> None:
+    """All buffers, or those that are named; what was done is said."""
+    with memstore.open(filled) as memory, memstore.open(filled, buffer="other") as other:
+        for each in (memory, other):
+            each.extend({"x": np.arange(3.0)}, loss=1.0)
+            each.delete(each.sample(1).ids)
+        assert _behind(filled)[0] == 4
+        result = _run("fold", filled, "--buffer", "default")
+        assert result.exit_code == 0 and result.output.startswith("buffer 'default': 4 log entries folded in ")
+        assert _behind(filled)[0] == 0 and _behind(filled)[1] > 0
+        (done,) = json.loads(_run("fold", filled, "--buffer", "other", "--json").output)
+        assert done["buffer"] == "other" and done["entries"] > 0 and _behind(filled) == [0, 0]
+    result = _run("fold", filled)
+    assert result.output.splitlines() == [
+        f"buffer {name!r}: the tables are at the end of the log already" for name in ("default", "other")
+    ]
+    assert _run("fold", filled, "--buffer", "none").exit_code == 2

@@ -12,7 +12,7 @@ import pytest
 
 from memstore import EpisodeNotFound, EpisodicMemory, PrioritizedLoss, ReplayEvent, col, count, maximum, mean, minimum
 from memstore.queries.columns import Condition
-from tests.engine.replica import Replica
+from tests.engine.replica import Event, Replica
 from tests.support.asking import holds
 
 Row = dict[str, Any]
@@ -81,20 +81,20 @@ def _episodes(memory: EpisodicMemory, replica: Replica, rows: list[Row], dice: r
             memory.metadata([number])
 
 
-def _event(event: ReplayEvent) -> tuple[Any, ...]:
-    shared = (event.id, event.domain, event.what, event.reason, event.step, event.strategy)
-    return (*shared, event.loss_before, event.loss_after, event.at if event.what == "replayed" else None)
+def _event(event: ReplayEvent) -> Event:
+    at = event.at if event.what == "replayed" else None
+    shared = (event.id, event.domain or "", event.what, event.reason, event.step, event.strategy)
+    return Event(*shared, event.loss_before, event.loss_after, at)
 
 
 def _history(memory: EpisodicMemory, replica: Replica, dice: random.Random) -> None:
     found = memory.history()
-    replica.pruned(len(found))
-    expected = [(e.id, e.domain, e.what, e.reason, e.step, e.strategy, e.before, e.after, e.at) for e in replica.events]
-    assert [_event(event) for event in found] == expected
+    replica.settle([_event(event) for event in found])
+    expected = replica.events
     numbers = [event.event for event in found]
     assert numbers == sorted(set(numbers))
     wanted = [i + replica.first for i in dice.sample(sorted(replica.facts), min(3, len(replica.facts)))]
-    assert [_event(event) for event in memory.history(episode=wanted)] == [e for e in expected if e[0] in wanted]
+    assert [_event(event) for event in memory.history(episode=wanted)] == [e for e in expected if e.id in wanted]
     assert [_event(event) for event in memory.history(limit=5)] == expected[-5:]
 
 

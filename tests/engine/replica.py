@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,9 @@ class Event:
     at: float | None = None
     """Time of the event. None for a departure, whose time nothing else tells."""
 
+    group: int = field(default=0, compare=False)
+    """Events of one group happened together. Departures that happened together have no order."""
+
 
 @dataclass
 class Replica(Model):
@@ -58,6 +62,7 @@ class Replica(Model):
     events: list[Event] = field(default_factory=list)
     replays: int = 0
     tally: Counter[str] = field(default_factory=Counter)
+    groups: int = 0
     largest_group: int = 0
 
     def copy(self) -> Replica:
@@ -194,14 +199,30 @@ class Replica(Model):
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
         return self.record == 1.0 or ((z ^ (z >> 31)) >> 11) / 2**53 < self.record
 
-    def pruned(self, kept: int) -> None:
-        """Take note that the memory keeps so many events. It must be as many as the setting allows."""
-        most = len(self.events)
-        if self.max_events is not None:
+    def settle(self, found: list[Event]) -> None:
+        """Compare with the history that a memory tells, and take its order over for departures that have none.
+
+        The memory may have forgotten as many of the oldest events as the setting allows.
+        """
+        kept, most = len(found), len(self.events)
+        if self.max_events is None:
+            assert kept == most
+        else:
             assert kept >= min(most, self.max_events)
-            most = min(most, self.max_events + max(64, self.max_events // 4) + self.largest_group)
-        assert kept == len(self.events) if self.max_events is None else kept <= most
-        self.events = self.events[len(self.events) - kept :]
+            assert kept <= min(most, self.max_events + max(64, self.max_events // 4) + self.largest_group)
+        expected = self.events[most - kept :]
+        start = 0
+        for group, events in itertools.groupby(self.events, key=lambda event: event.group):
+            own = list(events)
+            start, end = start + len(own), start - (most - kept) + len(own)
+            part = found[max(end - len(own), 0) : max(end, 0)]
+            if own[0].what == "replayed":
+                assert part == own[len(own) - len(part) :]
+            else:
+                assert {event.id: event for event in own}.items() >= {event.id: event for event in part}.items()
+                assert len({event.id for event in part}) == len(part)
+            expected[max(end - len(own), 0) : max(end, 0)] = [replace(event, group=group) for event in part]
+        self.events = expected
 
     def _departed(
         self, gone: Sequence[tuple[int, str, float | None]], what: str, reason: str | None, step: int | None = None
@@ -211,7 +232,8 @@ class Replica(Model):
             self.held.pop(i, None)
 
     def _recorded(self, events: list[Event]) -> None:
-        kept = [event for event in events if self.is_recorded(event.id)]
+        self.groups += 1
+        kept = [replace(event, group=self.groups) for event in events if self.is_recorded(event.id)]
         self.events = self.events + kept
         self.largest_group = max(self.largest_group, len(kept))
 

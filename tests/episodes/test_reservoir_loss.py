@@ -43,7 +43,8 @@ def planned(snapshot: Snapshot, capacity: int, offered: int, seed: int) -> Kept:
     settings = replace(snapshot.settings, capacity=capacity, seed=seed)
     empty = Snapshot(snapshot.conn, snapshot.backend, replace(snapshot.state, settings=settings))
     number = np.arange(1, offered + 1)
-    newcomers = Newcomers(first_id(snapshot.state.buffer_id) + number, np.ones(offered, np.int64), number.astype(float))
+    ids, one = first_id(snapshot.state.buffer_id) + number, np.ones(offered, np.int64)
+    newcomers = Newcomers(ids, one, number.astype(float), one)
     return tuple(number[plan(empty, newcomers).staying].tolist())
 
 

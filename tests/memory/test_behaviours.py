@@ -726,6 +726,12 @@ def test_38_files_of_every_release_open(asset: Path, tmp_path: Path) -> None:
         with memstore.open(copy, buffer="leaving", history=make.HISTORY, create=False) as memory:
             make.verify_leaving(memory)
             assert memory.check().ok
+    if "window" in memstore.buffers(copy):
+        with memstore.open(copy, buffer="window", create=False) as memory:
+            make.verify_window(memory)
+            assert memory.check().ok and memory.fold() > 0
+            make.verify_window(memory)
+            assert memory.check().ok
     assert asset.read_bytes() == before
 
 

@@ -23,8 +23,11 @@ REQUIRED_INDEXES = {
     "ix_episode_buffer_id_timestamp",
     "ix_episode_domain_id_timestamp",
 }
-# Other programs read these: a later schema may add columns at the end, and change nothing else.
+# Other programs read those with v_: a later schema may add columns at the end, and change nothing else.
 VIEWS = {
+    "live_replay_metadata": [
+        *("episode_id", "buffer_id", "loss", "lowest_loss", "replay_count", "last_replayed_at", "last_event_id"),
+    ],
     "v_episode": [
         *("episode_id", "buffer", "domain", "timestamp", "level", "key", "extra", "loss", "lowest_loss", "rise"),
         *("replay_count", "last_replayed_at", "payload_bytes"),

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from memstore.buffer import snapshot
+from memstore.buffer import folding
 
-WINDOWS: tuple[tuple[object, str], ...] = ((snapshot, "FOLD_EVERY"),)
+WINDOWS: tuple[tuple[object, str], ...] = (
+    (folding, "SMALLEST_WINDOW"),
+    (folding, "LARGEST_WINDOW"),
+)
 """Each is a module, and the name of a constant in it that bounds the window from below or from above."""
 
 ENDLESS = 10**9

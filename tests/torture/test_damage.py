@@ -8,16 +8,19 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import create_engine, inspect, make_url
 
 import memstore
+from memstore.buffer.blocks.slots import LOSS, LOWEST, Ints
 from memstore.cli import main
 from memstore.storage.backends import layout
 from memstore.storage.upgrade import HEAD
 from tests.support.helpers import postgres_only
 from tests.support.layout import made
+from tests.support.resealed import Row, change_block
 from tests.torture.damage import (
     FINE,
     LONGEST,
@@ -174,16 +177,22 @@ def test_one_bad_extra_is_named_and_stops_nothing_else(url: str) -> None:
 
 def test_an_impossible_loss_makes_no_weight_of_other_episodes(url: str) -> None:
     """The smallest loss of the buffer is in the weight of every row, whether its episode is drawn or not."""
+
+    def lower(_row: Row, slots: Ints) -> None:
+        slots[LOSS].view(np.float64)[3] = slots[LOWEST].view(np.float64)[3] = -5.0
+
     with memstore.open(url, seed=1, strategy="prioritized_loss") as memory:
-        ids = memory.extend({"x": [0.0] * 200}, loss=[1.0] * 200)
+        memory.extend({"x": [0.0] * 200}, loss=[1.0] * 200)
     engine = create_engine(url)
-    with engine.begin() as conn:
-        conn.exec_driver_sql(f"UPDATE replay_metadata SET loss = -5.0 WHERE episode_id = {ids[3]}")
-    engine.dispose()
+    change_block(engine, 81, lower)
     with memstore.open(url, seed=1) as memory:
-        with pytest.raises(memstore.StoreCorrupt, match="smallest loss"):
-            memory.sample(4, beta=0.4)
-        assert not memory.check().ok
+        with pytest.raises(memstore.StoreCorrupt, match="block 81 holds an episode 84 that cannot be"):
+            memory.sample(200, beta=0.4)
+        assert any("block 81 holds an episode 84" in problem for problem in memory.check().problems)
+    change_block(engine, 81, lambda row, slots: row.update(least_loss=-5.0))
+    engine.dispose()
+    with pytest.raises(memstore.StoreCorrupt, match="block 81 has a head that cannot be"):
+        memstore.open(url, seed=1)
 
 
 def test_an_error_of_the_users_own_stays_what_it_is(path: str) -> None:

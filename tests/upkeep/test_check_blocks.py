@@ -16,7 +16,6 @@ from memstore import StoreCorrupt
 from memstore.buffer.blocks.rows import NUMBERS, REALS, fetching, problems, read_heads
 from memstore.buffer.blocks.slots import COLUMNS, COUNT, EVENT, ID, LOSS, Ints
 from memstore.buffer.blocks.weights import Law
-from memstore.buffer.snapshot import Snapshot
 from memstore.cli import main
 from memstore.storage.address import parse_url
 from memstore.storage.database import Database
@@ -44,16 +43,7 @@ def fill(memory: memstore.EpisodicMemory) -> None:
     ids = memory.extend({"x": np.arange(200.0)}, domain=domains, loss=loss)
     for turn in (1, 2):
         memory.update(ids[turn::9], loss=np.linspace(0.5, 3.0, len(ids[turn::9])))
-    fold(memory)
-
-
-def fold(memory: memstore.EpisodicMemory) -> None:
-    """Bring the rows of blocks and the tables to the end of the log."""
-
-    def work(snapshot: Snapshot) -> None:
-        snapshot.state.must_fold = True
-
-    memory._session.write(work)
+    memory.fold()
 
 
 def found(url: str, buffer: str = "default") -> list[str]:
@@ -203,7 +193,7 @@ def test_a_block_of_its_own_past_is_named(filled: str, engine: Engine) -> None:
         old = read_block(conn, OTHER)
     with memstore.open(filled) as memory:
         memory.update([OTHER], loss=9.0)
-        fold(memory)
+        memory.fold()
     with engine.begin() as conn:
         new = read_block(conn, OTHER)
         assert new["token"] != old["token"]

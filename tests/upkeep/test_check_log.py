@@ -11,25 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, text
 
 import memstore
 from memstore.buffer import folding
 from memstore.buffer.blocks.slots import AT, COUNT, EVENT, ID, LOSS, LOWEST, Ints
-from memstore.buffer.snapshot import Snapshot
+from memstore.cli import main
 from memstore.storage.address import parse_url
+from memstore.storage.backends import old_readers
 from memstore.storage.database import Database
-from tests.support.helpers import OpenMemory
+from tests.support.helpers import OpenMemory, Sql, postgres_only
 from tests.support.resealed import Row, change_block, described, reseal_log, set_counters
-
-
-def fold(memory: memstore.EpisodicMemory) -> None:
-    """Bring the rows of blocks and the tables to the end of the log."""
-
-    def work(snapshot: Snapshot) -> None:
-        snapshot.state.must_fold = True
-
-    memory._session.write(work)
 
 
 def grow(memory: memstore.EpisodicMemory, rng: np.random.Generator, turns: int) -> None:
@@ -48,7 +41,7 @@ def memory(open_memory: OpenMemory, damage: Any) -> memstore.EpisodicMemory:
     memory = open_memory(capacity=60)
     rng = np.random.default_rng(5)
     grow(memory, rng, 9)
-    fold(memory)
+    memory.fold()
     grow(memory, rng, 3)
     return memory
 
@@ -162,7 +155,7 @@ TABLES = {
         "orphans in table replay_metadata",
     ),
     "orphan of a payload": (
-        f"INSERT INTO payload (episode_id, crc32, data) SELECT {GONE}, 0, ''",
+        f"INSERT INTO payload (episode_id, crc32, data) SELECT {GONE}, crc32, data FROM payload LIMIT 1",
         "orphans in table payload",
     ),
     "orphan of a tag": (
@@ -356,7 +349,7 @@ def test_each_column_of_the_slots_is_compared(
     memory = open_memory()
     memory.extend({"x": np.arange(20.0)}, loss=np.arange(20.0) + 1)
     memory.update([4, 5], loss=[2.0, 3.0])
-    fold(memory)
+    memory.fold()
     memory.update([9], loss=2.0)
     change_block(engine, 1, slot(column, change))
     assert told(memory, url, "1 (4)", words)
@@ -372,7 +365,7 @@ def test_a_slot_that_left_or_stays_too_long_is_found(
 
     memory = open_memory()
     memory.extend({"x": np.arange(20.0)}, loss=np.arange(20.0) + 1)
-    fold(memory)
+    memory.fold()
     change_block(engine, 1, fewer)
     assert told(memory, url, "1 (4) have replay metadata and stand in no block")
 
@@ -409,8 +402,40 @@ def test_a_fold_that_leaves_out_a_part_is_found(
     memory = open_memory(capacity=60, history=memstore.History(record=0.5))
     grow(memory, np.random.default_rng(5), 9)
     monkeypatch.setattr(folding, name, nothing)
-    fold(memory)
+    memory.fold()
     assert told(memory, url, words)
+
+
+def test_stats_and_check_tell_how_much_the_next_fold_has_to_do(url: str, open_memory: OpenMemory) -> None:
+    memory = open_memory(capacity=10)
+    memory.extend({"x": np.arange(10.0)}, loss=1.0)
+    memory.fold()
+    assert (memory.stats().unfolded, memory.stats().unfolded_bytes) == (0, 0)
+    assert not any("since the last fold" in note for note in memory.check().notes)
+    memory.extend({"x": np.arange(4.0)}, loss=1.0)
+    memory.update([9, 10], loss=2.0)
+    assert (memory.stats().unfolded, memory.stats().unfolded_bytes) == (10, 4 * 8)
+    said = "10 entries since the last fold, and 4 payloads (32 bytes) of departed episodes wait"
+    assert any(said in note for note in memory.check().notes)
+    runner = CliRunner()
+    assert said in runner.invoke(main, ["check", url]).output
+    assert "10 entries of the log, payloads of 32 B" in runner.invoke(main, ["stats", url]).output
+
+
+@postgres_only
+def test_dead_rows_of_blocks_are_told(open_memory: OpenMemory, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(old_readers, "MOST_DEAD", 20)
+    memory = open_memory()
+    sql("ALTER TABLE block SET (autovacuum_enabled = off)")
+    ids = memory.extend({"x": np.arange(160.0)}, loss=1.0)
+    memory.fold()
+    assert not any("dead rows" in note for note in memory.stats().notes)
+    for turn in range(15):
+        memory.update(ids, loss=float(turn))
+        memory.fold()
+    sql("ANALYZE block")  # counts them at once
+    (said,) = [note for note in memory.stats().notes if "dead rows" in note]
+    assert said.startswith("the table of blocks has 30 dead rows, and 2 live ones") and said in memory.check().notes
 
 
 @pytest.mark.parametrize("record", [1.0, 0.5, 0.0])

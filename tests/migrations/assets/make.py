@@ -43,7 +43,7 @@ def payload(number: int) -> dict[str, Any]:
 
 
 def make(path: str) -> None:
-    """Fill a new file: evictions, losses, never-measured episodes, tags, keys, history, a checkpoint, four buffers."""
+    """Fill a new file: evictions, losses, never-measured episodes, tags, keys, history, a checkpoint, five buffers."""
     with memstore.open(path, capacity=CAPACITY, strategy="prioritized_loss", alpha=0.7, seed=7, consumer="asset") as m:
         for i in range(1, EPISODES + 1):
             m.add(
@@ -74,11 +74,25 @@ def make(path: str) -> None:
         m.delete(ids[2])
         m.consolidate(memstore.RetentionPolicy(max_episodes=2))
         m.configure(capacity=1)
+    make_window(path)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute("PRAGMA page_size = 512")
         connection.execute("VACUUM")
+
+
+def make_window(path: str) -> None:
+    """Add a buffer with adds, replays and departures that its tables do not have yet."""
+    half = memstore.History(record=0.5)
+    m = memstore.open(path, buffer="window", capacity=6, strategy="prioritized_loss", eviction="fifo", history=half)
+    first = m.extend({"x": np.arange(4)}, domain=["a", "b", "a", "b"], loss=[1.0, 2.0, None, 3.0])
+    m.extend({"x": np.arange(4, 8)}, domain=["c", "a", "b", "a"], loss=[None, 0.5, 4.0, 1.5], tags=("late",))
+    m.update(first[2:], loss=[0.25, 8.0], step=5)
+    m.update(first[3:], loss=6.0, step=6)
+    m.delete(first[2])
+    m.extend({"x": np.arange(8, 9)}, loss=2.5)
+    m._session.close()  # without the fold of m.close()
 
 
 def verify(memory: EpisodicMemory, schema: str) -> None:
@@ -179,6 +193,25 @@ def verify_leaving(memory: EpisodicMemory) -> None:
     ]
     assert all(memory.history(episode=first + i) == [e for e in history if e.id == first + i] for i in range(1, 7))
     assert [(trend.domain, trend.replays.sum()) for trend in memory.loss_trend()] == [("a", 2), ("b", 4)]
+
+
+def verify_window(memory: EpisodicMemory) -> None:
+    """From schema 0005 on: what the log says and the tables did not."""
+    first = 4 << 40
+    live = range(first + 4, first + 10)
+    episodes = memory.get_many(list(live))
+    assert len(memory) == len(episodes) and [int(e.payload["x"]) for e in episodes] == [3, 4, 5, 6, 7, 8]
+    assert [e.domain for e in episodes] == ["b", "c", "a", "b", "a", "default"]
+    assert [e.loss for e in episodes] == [6.0, None, 0.5, 4.0, 1.5, 2.5]
+    assert [e.lowest_loss for e in episodes] == [3.0, None, 0.5, 4.0, 1.5, 2.5]
+    assert [e.replay_count for e in episodes] == [2, 0, 0, 0, 0, 0]
+    assert [e.id for e in memory.recall_by_tags(["late"])] == list(live[1:5])
+    assert [(e.id - first, e.what, e.step, e.loss_after) for e in memory.history()] == [
+        (1, "evicted", None, None),
+        (4, "replayed", 5, 8.0),
+        (4, "replayed", 6, 6.0),
+    ]
+    assert [e.loss_after for e in memory.history(episode=first + 4)] == [8.0, 6.0]
 
 
 if __name__ == "__main__":
