@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from memstore.buffer.blocks.copy import PLACE_BITS, Copy
+from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.lottery import reservoir_keys
 from memstore.buffer.blocks.order import First, oldest, oldest_unmeasured, smallest_keys, smallest_losses
-from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.blocks.slots import PLACE_BITS, Ints
 from tests.buffer.model import OWN, Model, cold, in_memory, slots_of, step
 
 COUNTS = (0, 1, 2, 3, 7, 20, 10_000)
