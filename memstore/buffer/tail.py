@@ -154,7 +154,7 @@ class Tail:
     def end(self, after: Point, until: Point) -> Point:
         """Return the point that the tail reaches from ``after``, if it was read up to ``until``.
 
-        It differs from ``until`` if the log is not the continuation of what was known at ``after``.
+        It differs from ``until`` if the log does not continue the log that was known at ``after``.
         """
         moved = after.moved(self.newcomers.checksums(), inserted=until.inserted - after.inserted)
         return moved.moved(self.events.checksums(), logged=len(self.events))
