@@ -25,17 +25,17 @@ from memstore.storage.schema import episode, episode_tag, event_group, first_id,
 from memstore.testing import count
 
 SMALLEST_WINDOW, LARGEST_WINDOW = 8192, 131072
-"""Between two mergings the log grows by at least, and at most, so many adds, replays and departures."""
+"""The log grows by this number of adds, replays and departures at least, and at most, between two mergings."""
 
 ENTRIES_AN_EPISODE = 4
-"""Within these limits, the log grows by so many entries for each episode of the capacity.
+"""Within these limits, the log grows by this number of entries for each episode of the capacity.
 
 A larger window costs less for each entry (16 us with 32,768 entries, 8 us with 131,072), and more when a process opens
 the buffer after a crash, or asks the tables a question.
 """
 
 WAITING_BYTES = 64 * 2**20
-"""The fold takes place after so many bytes of new payloads. About as many bytes of old payloads wait for deletion."""
+"""The fold takes place after this number of bytes of new payloads. About as many bytes wait for deletion then."""
 
 PAGE = 16384
 """The fold writes this many rows of replay metadata at a time."""

@@ -346,6 +346,7 @@ def counts_are_exact(memory: EpisodicMemory, sql: Sql, before: int, done: list[C
     assert sql("SELECT count(DISTINCT event), min(event), max(event) FROM v_history") == [
         (recorded.total(), 1, recorded.total())
     ]
+    memory.fold()
     (replays,) = sql("SELECT coalesce(sum(replay_count), 0) FROM replay_metadata")[0]
     assert stats.total_replays == replays
     report = memory.check()

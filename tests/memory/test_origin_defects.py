@@ -85,11 +85,12 @@ def test_defect_02_one_eviction_rule_for_metadata_and_payload(open_memory: OpenM
 
 
 def test_defect_03_nothing_dangles_after_eviction(open_memory: OpenMemory, sql: Sql) -> None:
-    """Episode, payload, tags and metadata leave together, so a batch is never short."""
+    """Episode, payload, tags and metadata leave together, with the fold. A batch is never short."""
     memory = open_memory(capacity=10)
     for i in range(50):
         memory.add(row(i), loss=float(i % 7), tags=("t", f"u{i}"), level=i)
         assert len(memory.sample(10)) == min(i + 1, 10)
+    memory.fold()
     ids = live_ids(memory)
     for table, column in (
         ("episode", "id"),
@@ -186,6 +187,7 @@ def test_defect_09_everything_survives_a_restart(open_memory: OpenMemory) -> Non
     }
     with memory.transaction():
         memory.save_checkpoint("run", trainer)
+    memory.fold()  # the end of the handle would do it, and change the revision
     ids = live_ids(memory)
     facts, stats = everything(memory, ids), memory.stats().to_dict()
     memory.load_checkpoint("run")

@@ -22,6 +22,7 @@ def test_every_statement_is_one_line(open_memory: OpenMemory) -> None:
     memory.extend(rows(32), loss=2.0)
     batch = memory.sample(8)
     memory.update(batch, loss=3.0)
+    memory.fold()
     assert memory.query().filter(col.loss > 1).count() == 32
     with memory.transaction():
         memory.add(row(1))
