@@ -223,7 +223,8 @@ class _Examination:
         rows, told = self.rows, self.window.rows()
         yield from tell("{} have replay metadata and stand in no block", np.setdiff1d(told.ids, rows.ids))
         yield from tell("{} stand in a block and have no replay metadata", np.setdiff1d(rows.ids, told.ids))
-        rows, told = rows.take(np.isin(rows.ids, told.ids)), told.take(np.isin(told.ids, rows.ids))
+        both = np.intersect1d(np.intersect1d(rows.ids, told.ids), self.window.facts[0])
+        rows, told = rows.take(np.isin(rows.ids, both)), told.take(np.isin(told.ids, both))
         for name, what in SAID.items():
             one, other = getattr(rows, name), getattr(told, name)
             different = (one != other) & ~((one != one) & (other != other))
