@@ -236,8 +236,8 @@ class Copy:
     ) -> Copy:
         """Give each live episode that was found its loss, count, last event, and time of the last replay.
 
-        All are absolute. The largest count of an episode stays, whatever the order; a patch whose count is not above
-        that of the slot changes at most the lowest loss. That becomes ``lowest`` (``loss`` by default) if this is
+        All are absolute. The largest count of an episode stays, whatever the order; a patch with a count that is not
+        above that of the slot changes at most the lowest loss. That becomes ``lowest`` (``loss`` by default) if this is
         smaller. So a patch may come twice, and patches may come in any order.
         """
         assert found.copy is self, "episodes were found in another copy"
