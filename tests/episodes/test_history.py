@@ -498,19 +498,20 @@ def test_shares_add_up(open_memory: OpenMemory) -> None:
     [
         ("UPDATE replay_metadata SET lowest_loss = loss + 1 WHERE episode_id = 2", "smallest loss"),
         ("UPDATE replay_metadata SET lowest_loss = NULL WHERE episode_id = 2", "smallest loss"),
-        ("UPDATE replay_metadata SET last_event_id = 3 WHERE episode_id = 2", "other values"),
-        ("UPDATE replay_metadata SET last_event_id = 9 WHERE episode_id = 5", "other values"),
+        ("UPDATE replay_metadata SET last_event_id = 3 WHERE episode_id = 2", "another last event"),
+        ("UPDATE replay_metadata SET last_event_id = 9 WHERE episode_id = 5", "another last event"),
         ("DELETE FROM replay_event WHERE id = 2", "groups of events"),
         ("UPDATE event_group SET count = 3", "groups of events"),
         ("DELETE FROM event_group", "groups of events"),
-        ("UPDATE buffer SET recorded = 1", "counter of events"),
+        ("UPDATE buffer SET recorded = 1", "4 events were recorded, by the buffer's counter 1"),
     ],
 )
 def test_check_finds_damage(open_memory: OpenMemory, damage: Damage, statement: str, finding: str) -> None:
     memory = open_memory()
     memory.extend(rows(5), loss=1.0)
     memory.update([1, 2, 3, 4], loss=0.5)
+    memory.fold()
     assert memory.check().ok
     damage(statement)
-    report = open_memory().check()
+    report = memory.check()
     assert any(finding in problem for problem in report.problems), report.problems
