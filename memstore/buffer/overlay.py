@@ -35,7 +35,7 @@ from memstore.storage.schema import episode, event_group, id_range, replay_event
 _e, _m, _v, _g = episode.c, replay_metadata.c, replay_event.c, event_group.c
 
 METADATA = tuple(_m.keys())
-"""The columns of ``replay_metadata``, in order."""
+"""The table ``replay_metadata`` has these columns, in this order."""
 
 
 def is_live(snapshot: Snapshot, ids: ColumnElement[int]) -> ColumnElement[bool]:

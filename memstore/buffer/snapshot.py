@@ -319,6 +319,8 @@ class Snapshot:
 
     def at_places(self, places: Ints) -> Rows:
         """Return the rows of the live episodes at these places."""
+        if not len(places):
+            return Rows.none()
         blocks = self.state.blocks
         return Rows.of(blocks.read(places), blocks.domains[places >> PLACE_BITS], places)
 
@@ -346,8 +348,9 @@ class Snapshot:
 
     def pages(self, table: Table, names: Sequence[str], size: int) -> Iterator[list[Any]]:
         """Yield the rows of ``rows``, ``size`` at a time. No two rows may have the same id."""
-        query, key = self._rows(table, names), table.c[names[0]]
-        return stored.paged(self.conn, query, key, size, f"the rows of {table.name}")
+        key, (low, high) = table.c[names[0]], id_range(self.state.buffer_id)
+        query = select(*(table.c[name] for name in names)).where(key <= high)
+        return stored.paged(self.conn, query, key, size, f"the rows of {table.name}", low - 1)
 
     def _rows(self, table: Table, names: Sequence[str]) -> Select[Any]:
         own = of_buffer(self.state.buffer_id, table.c[names[0]])

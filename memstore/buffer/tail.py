@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.heads import among
+from memstore.buffer.blocks.heads import MAX_DOMAIN, among
 from memstore.buffer.blocks.slots import Flags, Floats, Ints, begins
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
@@ -197,7 +197,8 @@ def _newcomers(conn: Connection, backend: Backend, buffer_id: int, after: int, u
         *(stored.wholes(ids, what), stored.wholes(domains, what) - first, stored.reals(loss, what)),
         stored.wholes(facts, what, unknown=0),
     )
-    if ((found.loss < 0) | np.isinf(found.loss)).any() or (found.domains <= 0).any():
+    known = (found.domains > 0) & (found.domains <= MAX_DOMAIN)
+    if ((found.loss < 0) | np.isinf(found.loss) | ~known).any():
         raise stored.damaged(what, f"holds an episode after {first + after} with an impossible loss or domain")
     return found
 
@@ -207,10 +208,10 @@ _EVENT = (
     _v.episode_id,
     _v.domain_id,
     _v.loss_after,
-    _v.nth,
-    _v.previous_id,
-    _v.ends,
-    _v.unrecorded,
+    func.coalesce(_v.nth, NO_COUNT),
+    func.coalesce(_v.previous_id, 0),
+    func.coalesce(_v.ends, 0),
+    func.coalesce(_v.unrecorded, 0),
     _v.group_id,
 )
 
@@ -228,15 +229,16 @@ def _events(conn: Connection, backend: Backend, buffer_id: int, after: int, unti
     events = Events(
         stored.wholes(ids, what),
         stored.wholes(episodes, what),
-        stored.wholes(domains, what, unknown=first) - first,
+        stored.wholes(domains, what) - first,
         stored.reals(loss, what),
-        stored.wholes(count, what, unknown=NO_COUNT),
-        stored.wholes(previous, what, unknown=0),
+        stored.wholes(count, what),
+        stored.wholes(previous, what),
         _times(stored.wholes(group, what), groups, what),
-        stored.wholes(ends, what, unknown=0) != 0,
-        stored.wholes(unrecorded, what, unknown=0) != 0,
+        stored.wholes(ends, what) != 0,
+        stored.wholes(unrecorded, what) != 0,
     )
     possible = events.ends | (np.isfinite(events.loss) & (events.loss >= 0) & (events.count > 0))
+    possible &= (events.domains > 0) & (events.domains <= MAX_DOMAIN)
     if not possible.all():
         raise stored.damaged(f"event {events.ids[~possible][0]}", "cannot be as it is stored")
     return events

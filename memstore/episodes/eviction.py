@@ -233,7 +233,7 @@ def plan(snapshot: Snapshot, newcomers: Newcomers) -> Plan:
 
 def excess_of(snapshot: Snapshot, newcomers: Newcomers) -> int:
     """Return the number of episodes beyond the capacity if all newcomers entered."""
-    return snapshot.live + len(newcomers) - snapshot.settings.capacity
+    return snapshot.state.counters.live + len(newcomers) - snapshot.settings.capacity
 
 
 def reservoir_keys(snapshot: Snapshot, ids: Ints) -> Ints:

@@ -77,7 +77,8 @@ def add(
                 inserted = session.write(work, lambda done: done.blobs)
                 break
             patient.pause()
-    session.cache.drop(inserted.evicted.tolist())
+    if len(inserted.evicted):
+        session.cache.drop(inserted.evicted.tolist())
     return inserted.ids
 
 

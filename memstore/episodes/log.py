@@ -264,11 +264,13 @@ def prune(snapshot: Snapshot, policy: History, now: float, most: float = math.in
         return 0
     first, counters = snapshot.first_id, snapshot.state.counters
     names = (_g.id, _g["count"], _g.at, _g.recorded)
-    query = select(*names).where(_g.id > first + counters.history_from, _g.id <= first + counters.logged)
-    query = query.where(_g.unrecorded.is_(None))
+    query = select(*names).where(_g.id <= first + counters.logged, _g.unrecorded.is_(None))
     gone = 0
     for group_id, count, at, recorded in chain.from_iterable(
-        stored.paged(snapshot.conn, query, _g.id, PRUNE_PAGE, f"the rows of {event_group.name}")
+        stored.paged(
+            *(snapshot.conn, query, _g.id, PRUNE_PAGE, f"the rows of {event_group.name}"),
+            after=first + counters.history_from,
+        )
     ):
         last = group_id - first + count - 1
         so_far = last if recorded is None else recorded  # until schema 0005, all events were recorded

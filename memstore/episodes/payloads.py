@@ -15,7 +15,7 @@ from memstore.payload.cache import PayloadCache
 from memstore.payload.signature import checksum
 from memstore.storage import stored
 from memstore.storage.address import restoring
-from memstore.storage.schema import of_buffer, payload
+from memstore.storage.schema import id_range, payload
 
 CHUNK = 4096
 """A pass over the buffer reads this many rows at a time: a few MB of payloads."""
@@ -91,9 +91,9 @@ def all_payloads(snapshot: Snapshot, damaged: list[int] | None = None) -> Iterat
     such payload raises ``StoreCorrupt``.
     """
     c = payload.c
-    own = of_buffer(snapshot.state.buffer_id, c.episode_id)
-    query = select(c.episode_id, c.crc32, c.data).where(own, is_live(snapshot, c.episode_id))
-    for rows in stored.paged(snapshot.conn, query, c.episode_id, CHUNK, f"the rows of {payload.name}"):
+    low, high = id_range(snapshot.state.buffer_id)
+    query = select(c.episode_id, c.crc32, c.data).where(c.episode_id <= high, is_live(snapshot, c.episode_id))
+    for rows in stored.paged(snapshot.conn, query, c.episode_id, CHUNK, f"the rows of {payload.name}", low - 1):
         bad = [episode_id for episode_id, crc, data in rows if checksum(data, episode_id) != crc]
         if bad and damaged is None:
             raise _damaged(snapshot, bad[0])

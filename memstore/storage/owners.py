@@ -53,10 +53,7 @@ def this_owner() -> Owner:
 
 
 def _this_task() -> Any:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no loop runs in this thread
-        return None
+    return asyncio.current_task() if asyncio._get_running_loop() else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,12 +58,15 @@ def onward(last: Any, before: Any, what: str) -> Any:
     return last
 
 
-def paged(conn: Connection, query: Select[Any], key: ColumnElement[int], size: int, what: str) -> Iterator[list[Any]]:
-    """Yield the rows of a query, ``size`` at a time, in the order of the ``key``, which is its first column.
+def paged(
+    conn: Connection, query: Select[Any], key: ColumnElement[int], size: int, what: str, after: int
+) -> Iterator[list[Any]]:
+    """Yield the rows of a query with a ``key`` above ``after``, ``size`` at a time, in the order of the key.
 
-    The rows of a page may be deleted before the next one is read.
+    The key is the first column. The rows of a page may be deleted before the next one is read. The query itself has no
+    lower limit on the key: of two such limits SQLite uses the first, and would walk from there for every page.
     """
-    query, after = query.order_by(key).limit(size), 0
+    query = query.order_by(key).limit(size)
     while rows := list(conn.execute(query.where(key > after))):
         yield rows
         if len(rows) < size:

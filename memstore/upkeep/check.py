@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection, Table, func, select
 
 from memstore.buffer.blocks.rows import problems as block_problems
+from memstore.buffer.blocks.slots import Ints
 from memstore.buffer.snapshot import Rows, Snapshot, key_of, law_of
 from memstore.buffer.tail import Tail
 from memstore.episodes.inputs import invalid_losses
@@ -87,7 +87,7 @@ def _examine(loaded: Loaded, findings: _Findings, unchecked: list[str], follow: 
             findings.of(part)
     if follow is not None and loaded.opens:
         findings.of(lambda: unlike(snapshot, follow()))
-    recorded = Recorded(loaded, rows if loaded.counted else None, unsealed)
+    recorded = Recorded(loaded, window, rows if loaded.counted else None, unsealed)
     for part in (*Seals(snapshot, unsealed).parts(), recorded.findings):
         findings.of(part)
     unchecked += _unknowable(loaded, recorded)
@@ -254,8 +254,8 @@ class _Examination:
         """Compare the live episodes, and those whose rows wait for deletion, with the rows of the tables."""
         ids = self.rows.ids
         known = np.concatenate([ids, self.window.departed])
-        for table, key in ((episode, "id"), (payload, "episode_id"), (episode_tag, "episode_id")):
-            (found,) = self._columns(table, key)
+        tables = ((episode, self.window.facts[0]), (payload, self._ids(payload)), (episode_tag, self._ids(episode_tag)))
+        for table, found in tables:
             if table is not episode_tag:
                 yield from tell(f"{{}} have no row in table {table.name}", np.setdiff1d(ids, found))
             yield from tell(f"{{}} are orphans in table {table.name}", np.setdiff1d(found, known))
@@ -274,9 +274,9 @@ class _Examination:
         wrong = (base.lowest > base.loss) | (np.isnan(base.lowest) != np.isnan(base.loss)) | (base.lowest < 0)
         yield from tell("{} have a smallest loss that cannot be", base.ids[wrong])
 
-    def _columns(self, table: Table, *names: str) -> list[NDArray[Any]]:
-        """Return columns of a table. The first is the id; the rows are in its order."""
-        return stored.arrays(table, names, self.snapshot.rows(table, names))
+    def _ids(self, table: Table) -> Ints:
+        (ids,) = stored.arrays(table, ("episode_id",), self.snapshot.rows(table, ("episode_id",)))
+        return ids
 
     def _payloads(self) -> Iterator[str]:
         signature = self.snapshot.settings.signature

@@ -4,110 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from memstore.buffer.blocks.slots import Flags, Floats, Ints
+from memstore.buffer.blocks.slots import Flags, Floats
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.episodes.log import EVENT, GROUP, LARGEST_TALLIED, group_checksum, slot_of
+from memstore.episodes.log import LARGEST_TALLIED, group_checksum, slot_of
 from memstore.storage import stored
-from memstore.storage.schema import episode, event_group, id_range, replay_event, replay_tally
+from memstore.storage.schema import SEQUENCE_BITS, id_range, replay_tally
+from memstore.upkeep.entries import Chains, Log
 from memstore.upkeep.loaded import Loaded
 from memstore.upkeep.sealed import Unsealed, tell
-
-GROUPS, EVENTS = 4096, 65536
-"""Rows read at a time."""
+from memstore.upkeep.window import Window
 
 TOLERANCE = 1e-9
 """The sums of a tally from a migration may have this relative error. The migration added events in another order."""
 
 _t = replay_tally.c
-_GROUP = (*GROUP, "checksum", "recorded", "unrecorded")
-_EVENT = (*EVENT, "ends", "nth", "unrecorded", "group_id")
-
-
-@dataclass(frozen=True)
-class Log:
-    """The columns of all events that are there, and the rows of their groups, both in the order of their numbers."""
-
-    events: dict[str, NDArray[Any]]
-    groups: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, snapshot: Snapshot) -> Log:
-        """Read all that is there."""
-        pages = [stored.arrays(replay_event, _EVENT, [])]
-        pages += (stored.arrays(replay_event, _EVENT, rows) for rows in snapshot.pages(replay_event, _EVENT, EVENTS))
-        columns = map(np.concatenate, zip(*pages, strict=True))
-        groups = (row for rows in snapshot.pages(event_group, _GROUP, GROUPS) for row in rows)
-        return cls(dict(zip(_EVENT, columns, strict=True)), [dict(zip(_GROUP, row, strict=True)) for row in groups])
-
-    def __len__(self) -> int:
-        return len(self.events["id"])
-
-    @property
-    def recorded(self) -> Flags:
-        """Flags of the events that the history records."""
-        recorded: Flags = self.events["unrecorded"] == 0
-        return recorded
-
-    @property
-    def replayed(self) -> Flags:
-        """Flags of the replays, if the groups have all events."""
-        replayed: Flags = self.each("what") == "replayed"
-        return replayed
-
-    def events_of(self, group: dict[str, Any]) -> dict[str, NDArray[Any]]:
-        """Return the columns of the events that the group should have by their numbers."""
-        start, end = np.searchsorted(self.events["id"], (group["id"], group["id"] + group["count"]))
-        return {name: values[start:end] for name, values in self.events.items()}
-
-    def each(self, name: str) -> NDArray[Any]:
-        """Return for each event what its group has in this column, if the groups have all events."""
-        counts = np.array([group["count"] for group in self.groups], np.int64)
-        return np.repeat(np.array([group[name] for group in self.groups], object), counts)
-
-
-@dataclass(frozen=True)
-class Chains:
-    """All events, those of an episode one after the other. The columns come in this order."""
-
-    log: Log
-
-    @cached_property
-    def order(self) -> Ints:
-        """The places of the events in the log."""
-        return np.argsort(self.log.events["episode_id"], kind="stable")
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self.log.events[name][self.order]
-
-    @cached_property
-    def follows(self) -> Flags:
-        """Flags of the events that follow an event of the same episode."""
-        follows: Flags = np.diff(self["episode_id"], prepend=-1) == 0
-        return follows
-
-    @cached_property
-    def before(self) -> Ints:
-        """The number of the last recorded event of the same episode before each event. 0 if it is not there."""
-        places = np.arange(len(self.log))
-        last = np.maximum.accumulate(np.where(self.log.recorded[self.order], places, -1))
-        last = np.concatenate([[-1], last[:-1]]).astype(np.int64)[: len(places)]
-        start = np.maximum.accumulate(np.where(self.follows, 0, places))
-        found: Ints = np.where(last >= start, self["id"][last], 0)
-        return found
-
-    @cached_property
-    def ends(self) -> Flags:
-        """Flags of the recorded events after which no recorded event of the same episode comes."""
-        recorded = self.log.recorded[self.order]
-        ends: Flags = recorded & ~np.isin(self["id"], self.before[recorded])
-        return ends
 
 
 @dataclass
@@ -116,11 +32,14 @@ class Recorded:
 
     Attributes
     ----------
+    window : Window
+        The tables, and the log since the fold.
     rows : Rows or None
         The live rows, in id order. None if they cannot be read.
     """
 
     loaded: Loaded
+    window: Window
     rows: Rows | None
     unsealed: Unsealed
     is_whole: bool = False
@@ -234,19 +153,15 @@ class Recorded:
         yield from tell("events {} count other replays than the event before them", number[wrong])
         wrong = (known & (rise == replayed) | whole) & ~_same(chains["loss_before"], np.roll(loss, 1))
         yield from tell("events {} begin with another loss than the event before them ended with", number[wrong])
-        if self.is_whole:
-            so_far = np.cumsum(replayed)
-            begin = np.maximum.accumulate(np.where(chains.follows, 0, np.arange(len(so_far))))
-            wrong = (nth > 0) & (nth != so_far - (so_far - replayed)[begin])
-            yield from tell("events {} have another number of replays than the history", number[wrong])
+        ranked = self.is_whole & (nth > 0) & (nth != chains.rank(replayed))
+        yield from tell("events {} have another number of replays than the history", number[ranked])
         wrong = replayed & (nth == 0) & (number > edge)
         yield from tell("events {} are replays without a number", number[wrong])
         yield from self._births(chains, replayed)
 
     def _births(self, chains: Chains, replayed: Flags) -> Iterator[str]:
         """Compare the losses at the add with the first events of their episodes, and with rows without a replay."""
-        names = ("id", "loss_at_add")
-        ids, born = stored.arrays(episode, names, self.snapshot.rows(episode, names))
+        ids, _, born = self.window.facts
         if not len(ids):
             return
         first_one = ~chains.follows & (chains["nth"] == replayed) & (replayed | (chains["ends"] != 0))
@@ -271,7 +186,7 @@ class Recorded:
         """
         chains = Chains(log)
         number, owner, previous, ends = (chains[name] for name in ("id", "episode_id", "previous_id", "ends"))
-        first = int(log.events["id"][0]) if len(log) else self.snapshot.first_id + 1 + 2**40
+        first = int(log.events["id"][0]) if len(log) else self.snapshot.first_id + 2**SEQUENCE_BITS + 1
         recorded = log.recorded[chains.order]
         wrong = np.where(chains.before > 0, previous != chains.before, previous >= first)
         yield from tell("events {} name an event before them that is not the one before", number[wrong])

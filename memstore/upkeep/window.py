@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from memstore.buffer.blocks.heads import among
-from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.blocks.slots import Floats, Ints, Slots
 from memstore.buffer.snapshot import NO_PLACE, Rows, Snapshot
 from memstore.buffer.tail import NO_COUNT, Point, Tail
 from memstore.storage import stored
@@ -36,17 +36,23 @@ class Window:
         return left
 
     @cached_property
+    def facts(self) -> tuple[Ints, Ints, Floats]:
+        """The columns of table ``episode``: ids, domains within the buffer, losses at the add (NaN if unknown)."""
+        names = ("id", "domain_id", "loss_at_add")
+        ids, domains, born = stored.arrays(episode, names, self.snapshot.rows(episode, names))
+        return ids, domains - self.snapshot.first_id, born
+
+    @cached_property
     def base(self) -> Rows:
         """The replay metadata as they are stored. The domain is 0 for an episode without facts."""
         names = ("episode_id", "loss", "lowest_loss", "replay_count", "last_event_id", "last_replayed_at")
         ids, loss, lowest, count, event, at = stored.arrays(
             replay_metadata, names, self.snapshot.rows(replay_metadata, names)
         )
-        facts = ("id", "domain_id")
-        described, domains = stored.arrays(episode, facts, self.snapshot.rows(episode, facts))
+        described, domains, _ = self.facts
         known, place = among(ids, described)
-        of = np.where(known, domains[place] - self.snapshot.first_id, 0) if len(described) else np.zeros_like(ids)
-        return Rows(ids, loss, lowest, count, of, event, at, np.full(len(ids), NO_PLACE))
+        of = np.where(known, domains[place], 0) if len(described) else np.zeros_like(ids)
+        return Rows.of(Slots(ids, loss, lowest, count, event, at), of)
 
     def rows(self) -> Rows:
         """Return the live rows in id order: the base, the newcomers, and the replays and departures of both."""

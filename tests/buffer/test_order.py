@@ -30,8 +30,8 @@ def check_order(copy: Copy, model: Model, count: int) -> None:
     def check(found: First, expected: list[tuple[float, int]]) -> None:
         expected = sorted(expected)[:count]
         assert list(zip(found.values.tolist(), found.ids.tolist(), strict=True)) == expected
-        domains = [model.live[number].domain for _, number in expected]
-        assert copy.domains[found.places >> PLACE_BITS].tolist() == domains
+        domains = copy.domains[found.places >> PLACE_BITS].tolist()
+        assert domains == [model.live[number].domain for _, number in expected]
 
     check(oldest(copy, count), [(number, number) for number, _ in live])
     for domain in (1, 2, 9):

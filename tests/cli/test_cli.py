@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sqlalchemy import make_url
 import memstore
 from memstore.cli import main
 from memstore.learner import training_config
+from memstore.storage.upgrade import HEAD
 
 
 def _run(*arguments: str) -> Result:
@@ -97,6 +100,30 @@ def test_check_finds_every_kind_of_damage(filled: str, finding: str) -> None:
     with memstore.open(filled, cache_bytes=0) as memory:
         report = memory.check()
     assert any(finding in problem for problem in report.problems), report.problems
+
+
+def test_upgrade_of_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was done is said, and where the old file is; on a terminal a bar shows how far it is."""
+    asset = Path(__file__).parents[1] / "migrations" / "assets" / "v0003.db"
+    old = tmp_path / "old.db"
+    old.write_bytes(asset.read_bytes())
+    told: list[tuple[int, int]] = []
+
+    @contextmanager
+    def progress(what: str) -> Iterator[Any]:
+        assert what == "converting"
+        yield lambda done, total: told.append((done, total))
+
+    monkeypatch.setattr("memstore.cli.keep._progress", progress)
+    result = _run("upgrade", str(old))
+    assert result.exit_code == 0 and result.stderr == ""
+    assert result.output.splitlines() == [
+        f"{old}: schema 0003 -> {HEAD}",
+        f"the database as it was: {old}.schema-0003",
+    ]
+    assert told and told[-1][0] == told[-1][1] > 10
+    assert Path(f"{old}.schema-0003").stat().st_size > 0
+    assert _run("check", str(old)).exit_code == 0
 
 
 @pytest.mark.parametrize("command", ["stats", "check", "upgrade"])

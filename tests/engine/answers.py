@@ -218,3 +218,31 @@ QUESTIONS: tuple[Callable[[EpisodicMemory, Replica, list[Row], random.Random], N
     _law,
 )
 """Which questions are asked of a memory after a step."""
+
+
+def told(memory: EpisodicMemory) -> list[Any]:
+    """All that a memory tells, to the last bit, comparable with that of another handle. It must be sound."""
+    assert memory.check().problems == ()
+    stats = memory.stats(exact=True)
+    names = ("buffer_size", "capacity", "eviction", "total_inserted", "total_evicted", "total_replays", "total_events")
+    counted = [getattr(stats, name) for name in (*names, "unmeasured", "avg_loss", "max_priority", "loss_quantiles")]
+    found: list[Any] = [counted, stats.domain_distribution, stats.leased, stats.revision]
+    episodes = memory.query().all()
+    found += [[_row(episode) for episode in episodes], memory.history(), memory.replay_share()]
+    ids = [episode.id for episode in episodes]
+    found += [memory.metadata(ids), [_row(episode) for episode in memory.get_many(ids)]]
+    for options in VIEWS:
+        batch = memory.sample(10**6, strategy="prioritized_loss", exact_probability=True, **options)
+        order = np.argsort(batch.ids)
+        assert batch.probability is not None
+        found.append([batch.ids[order].tolist(), batch.probability[order].tobytes(), batch.loss[order].tobytes()])
+    return found
+
+
+VIEWS: tuple[dict[str, Any], ...] = (
+    {"alpha": 0.6},
+    {"alpha": 1.3},
+    {"alpha": 1.3, "where": "loss > 1"},
+    {"alpha": 0.6, "where": "level >= 2"},
+)
+"""Draws of which a handle keeps something for the next: sums, and lists of what passes."""

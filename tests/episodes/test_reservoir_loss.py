@@ -17,7 +17,8 @@ import pytest
 
 import memstore
 from memstore.buffer.snapshot import Snapshot
-from memstore.episodes.eviction import Newcomers, plan
+from memstore.buffer.tail import Newcomers
+from memstore.episodes.eviction import plan
 from memstore.storage.schema import first_id
 from tests.support.laws import must_follow, must_refute, tally
 

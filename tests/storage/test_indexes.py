@@ -20,6 +20,7 @@ from memstore.memory import EpisodicMemory
 from memstore.storage.schema import metadata
 
 ROWS = 2000
+FEW = 8  # of a table this small PostgreSQL reads the whole index for more
 # PostgreSQL tells the plan of each statement as it runs. Tables this small it would rather scan: the question is
 # whether it has another way. What it does with large ones, the benchmarks show.
 EXPLAINING = (
@@ -99,13 +100,17 @@ def memory(url: str) -> Iterator[EpisodicMemory]:
 
 @pytest.fixture
 def past(memory: EpisodicMemory) -> EpisodicMemory:
-    """With events of 2,000 episodes, 50 of which have left."""
+    """With events of 2,000 episodes, 50 of which have left, and the tables at the end of the log."""
     for step in range(5):
         memory.update(np.arange(1, ROWS + 1), loss=np.linspace(0.01, 50, ROWS), step=step)
     memory.delete(np.arange(1, 51))
     memory.extend({"x": np.zeros((50, 3))}, domain="d0", loss=np.linspace(1, 2, 50), timestamp=0.0)
     memory.fold()
     return memory
+
+
+def _sample_into(memory: EpisodicMemory, found: list[Any]) -> None:
+    found.append(memory.sample(FEW))
 
 
 def _extend(memory: EpisodicMemory) -> None:
@@ -168,6 +173,54 @@ def test_hot_paths_scan_no_table(url: str, past: EpisodicMemory) -> None:
         assert plans, operation
         for statement, plan in plans:
             assert not _scanned(plan), f"{operation}: {statement}\n{plan}"
+
+
+@pytest.mark.parametrize("strategy", ["prioritized_loss", "prioritized_recency", "uniform", "domain_balanced", "mixed"])
+def test_without_caches_a_draw_is_index_look_ups_and_the_same_draw(url: str, strategy: str) -> None:
+    """With ``cache_bytes=0`` blocks and payloads come by statements, between two folds as behind one."""
+    with memstore.open(url, capacity=ROWS, strategy=strategy, eviction="fifo", seed=1) as cached:
+        _fill(cached)
+        for turn in range(4):
+            if turn == 2:
+                cached.fold()
+            cached.update(np.arange(101, 301), loss=np.linspace(0.01, 50, 200))
+            _extend(cached)
+            cached.update(np.arange(201, 401), loss=1.0 + turn)
+            with memstore.open(url, create=False, seed=5, cache_bytes=0) as bare:
+                first = bare.sample(FEW)
+                found: list[Any] = []
+                plans = _plans(url, partial(_sample_into, bare, found), bare)
+            for table in ("block", "payload"):
+                assert any(re.search(rf"JOIN {table}\b", statement) for statement, _ in plans), table
+            for statement, plan in plans:
+                assert not _scanned(plan), f"{statement}\n{plan}"
+            with memstore.open(url, create=False, seed=5) as rich:
+                assert rich.sample(FEW).ids.tolist() == first.ids.tolist()
+                again = rich.sample(FEW)
+                assert again.ids.tolist() == found[0].ids.tolist()
+                assert again.probability is None or again.probability.tolist() == found[0].probability.tolist()
+
+
+def test_between_folds_no_look_up_reads_a_table_from_end_to_end(url: str, past: EpisodicMemory) -> None:
+    """The log since the fold is read by its numbers, and episodes that left are known by the index on endings."""
+    past.update(np.arange(300, 400), loss=1.0)
+    _extend(past)
+    assert not past._session.committed.counters.is_folded
+    asked: dict[str, Callable[[], Any]] = {
+        "by id": lambda: past.query().filter(col.id.in_([350, 700, 2055])).all(),
+        "by time": lambda: past.recall_temporal(100, 120),
+        "by tag": lambda: past.recall_by_tags(["rare 7"]),
+        "by loss": lambda: past.query().filter(col.loss > 49).all(),
+        "hardest": lambda: past.hardest(5),
+        "history": lambda: past.history(episode=[350, 7]),
+    }
+    for use, work in asked.items():
+        plans = _plans(url, work, past)
+        assert plans, use
+        for statement, plan in plans:
+            assert not _scanned(plan), f"{use}: {statement}\n{plan}"
+        if use in ("by loss", "hardest"):
+            assert any("ix_replay_metadata_buffer_id_loss" in plan for _, plan in plans), use
 
 
 def test_what_scans_says_so(url: str, past: EpisodicMemory) -> None:

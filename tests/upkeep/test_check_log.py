@@ -86,7 +86,7 @@ COUNTERS = {
     "logged": (1, "would be the next"),
     "log_sum": (1, "the log since the blocks were stored is not"),
     "stored_sum": (1, "the log since the blocks were stored is not"),
-    "stored_logged": (1, "holds an event without its group"),
+    "stored_logged": (1, "the log since the blocks were stored is not"),
     "stored_inserted": (1, "the log since the blocks were stored is not"),
     "block_sum": (1, "the rows of blocks are not those"),
     "folded_logged": (9, "not in order"),
