@@ -1,4 +1,18 @@
-"""``check`` reads all stored data once, and compares each part with the other parts that must agree with it."""
+"""``check`` reads all stored data once, and compares each part with the other parts that must agree with it.
+
+It proves the following, or names the episodes, events and blocks for which it does not hold.
+
+1. The rows of blocks are those that the buffer's row knows. Each head is that of its content. No two blocks overlap.
+2. The log since the rows of blocks were stored is complete and unchanged. With it, the rows give the blocks that a
+   process opens, and an open handle has the same blocks in memory.
+3. The tables are the blocks, if the log since the fold is laid over them: for every live episode, in every column. What
+   else the tables hold waits for deletion.
+4. The log agrees with itself: numbers without gaps, chains, counts of replays, losses from one event to the next.
+5. The counters, the tally and the losses at the add agree with the log.
+6. Rows that never change match their checksums.
+
+A buffer that nobody can open is examined as far as it can be read.
+"""
 
 from __future__ import annotations
 
@@ -180,7 +194,7 @@ def _unknowable(loaded: Loaded, recorded: Recorded) -> Iterator[str]:
     if not loaded.counted:
         yield "everything that the counters of the buffer would tell: they cannot be read"
     if not recorded.is_whole:
-        yield "lowest losses, times of last replays and the tally: the history is not whole, so it cannot confirm them"
+        yield "losses and the tally against all replays ever: the history is not whole"
     if recorded.snapshot.settings.limiter is not None:
         yield "the count of the limiter: draws change it without the lock"
 
@@ -209,7 +223,8 @@ class _Examination:
         rows, told = self.rows, self.window.rows()
         yield from tell("{} have replay metadata and stand in no block", np.setdiff1d(told.ids, rows.ids))
         yield from tell("{} stand in a block and have no replay metadata", np.setdiff1d(rows.ids, told.ids))
-        rows, told = rows.take(np.isin(rows.ids, told.ids)), told.take(np.isin(told.ids, rows.ids))
+        both = np.intersect1d(np.intersect1d(rows.ids, told.ids), self.window.facts[0])
+        rows, told = rows.take(np.isin(rows.ids, both)), told.take(np.isin(told.ids, both))
         for name, what in SAID.items():
             one, other = getattr(rows, name), getattr(told, name)
             different = (one != other) & ~((one != one) & (other != other))

@@ -66,7 +66,7 @@ def test_check_finds_what_was_done_by_hand(filled: str) -> None:
     result = _run("check", filled, "--json")
     assert result.exit_code == 1
     problems = " ".join(json.loads(result.output)[0]["problems"])
-    assert "other values than in the replay metadata" in problems
+    assert "1 (3) have another loss in their blocks than in the tables" in problems
     assert "checksum" in problems and "(4)" in problems
     assert "no row in table episode" in problems
     assert _run("check", filled).exit_code == 1
@@ -75,8 +75,8 @@ def test_check_finds_what_was_done_by_hand(filled: str) -> None:
 SPOILT = {
     "no number of slots": "UPDATE block SET data = zeroblob(99)",
     "does not match its checksum": "UPDATE block SET data = zeroblob(length(data))",
-    "in their blocks with other values": "UPDATE replay_metadata SET loss = 1e9 WHERE episode_id = 7",
-    "other values than in the replay metadata": "UPDATE replay_metadata SET loss = NULL WHERE episode_id = 7",
+    "another loss in their blocks": "UPDATE replay_metadata SET loss = 1e9 WHERE episode_id = 7",
+    "(7) have another loss": "UPDATE replay_metadata SET loss = NULL WHERE episode_id = 7",
     "infinite": "UPDATE replay_metadata SET loss = 9e999 WHERE episode_id = 7",
     "no replay metadata": "DELETE FROM replay_metadata WHERE episode_id = 7",
     "no row in table payload": "DELETE FROM payload WHERE episode_id = 7",

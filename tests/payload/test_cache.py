@@ -10,6 +10,7 @@ import pytest
 
 import memstore
 from memstore import EpisodeNotFound, EpisodicMemory
+from memstore.payload.cache import PayloadCache
 from tests.support.helpers import Child, Damage, OpenMemory, in_child, live_ids, row, rows
 
 PAYLOAD = 1000
@@ -223,3 +224,33 @@ def test_the_cache_is_not_shared_with_children(open_memory: OpenMemory) -> None:
         "misses": 0,
         "hit_rate": 0.0,
     }
+
+
+def test_rows_that_meet_displace_each_other_and_are_never_mixed_up() -> None:
+    """Two ids with one row: the last one stays, also in one call. What is not there is told, and ``get`` agrees."""
+    kept = PayloadCache(4 * (8 + 8))  # four rows
+    payloads = {number: number.to_bytes(8, "little") for number in range(1, 11)}
+    kept.put(payloads)
+    ids = np.array([*range(1, 11), 9, 9])
+    records, known = kept.records(ids, 8)
+    assert ids[known].tolist() == [7, 8, 9, 10, 9, 9]
+    assert records[known].view(np.int64).ravel().tolist() == ids[known].tolist()
+    assert kept.get(ids.tolist()) == {number: payloads[number] for number in (7, 8, 9, 10)}
+    assert (kept.hits, kept.misses) == (12, 12)
+    kept.drop([3, 8])  # the row of 3 belongs to 7
+    assert sorted(kept.get(list(range(1, 11)))) == [7, 9, 10]
+    assert not kept.records(ids, 9)[1].any(), "payloads of another length are others"
+
+
+def test_payloads_of_several_lengths_are_kept_too() -> None:
+    """The first one of another length ends the rows. From then on the least recently used one leaves first."""
+    kept = PayloadCache(700)
+    kept.put({1: b"abc", 2: b"def"})
+    assert kept.stats()["bytes"] == 2 * (3 + 8)
+    kept.put({3: b"longer", 4: b"abc"})
+    assert kept.get([1, 2, 3, 4]) == {3: b"longer", 4: b"abc"}
+    assert not kept.records(np.array([3, 4]), 3)[1].any()
+    kept.put({5: b"x"})
+    kept.get([3])
+    kept.put({6: b"y"})
+    assert sorted(kept.get([3, 4, 5, 6])) == [3, 5, 6]

@@ -43,17 +43,17 @@ def sabotaged(how: str | None) -> Iterator[None]:
 
             patch.setattr(history, "fold", forgetful)
         elif how == "lost updates":
-            find = snapshot.Snapshot.find
+            matched = snapshot.Snapshot.matched
             seen: dict[int, tuple[float, int]] = {}
 
-            def stale(self: Any, ids: Any) -> Any:
-                rows = find(self, ids)
+            def stale(self: Any, *given: Any) -> Any:
+                rows, place = matched(self, *given)
                 for k, i in enumerate(rows.ids.tolist()):
                     current = rows.loss[k], rows.replay_count[k]
                     rows.loss[k], rows.replay_count[k] = seen.setdefault(i, current)
-                return rows
+                return rows, place
 
-            patch.setattr(snapshot.Snapshot, "find", stale)
+            patch.setattr(snapshot.Snapshot, "matched", stale)
         else:
             assert how is None
         yield

@@ -58,6 +58,7 @@ def _plans(url: str, work: Callable[[], Any], memory: EpisodicMemory) -> list[tu
     connections.clear()
     event.listen(engine, "connect", trace)
     work()
+    len(memory)  # PostgreSQL tells the last plans with the answer to COMMIT, which is read by whoever comes next
     connections.clear()
     event.remove(engine, "connect", trace)
     return _sqlite_plans(url, told) if sqlite else [_postgres_plan(text) for text in told if "Query Text:" in text]

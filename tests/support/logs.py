@@ -46,14 +46,11 @@ def store_blocks(memory: EpisodicMemory) -> None:
     memory._session.write(work)
 
 
-def act(memory: EpisodicMemory, rng: np.random.Generator) -> str:
-    """Do one thing at random that changes the buffer, and return its name."""
+def act(memory: EpisodicMemory, rng: np.random.Generator, what: str | None = None) -> None:
+    """Change the buffer: in this way of ``SHARES``, or in one at random."""
     ids = np.arange(1, memory._session.committed.counters.inserted + 2)
     some = rng.choice(ids, min(len(ids), int(rng.integers(1, 12))))
-    what = str(
-        rng.choice(["extend", "update", "delete", "fold", "store", "undone"], p=[0.35, 0.4, 0.1, 0.05, 0.05, 0.05])
-    )
-    match what:
+    match what or str(rng.choice(list(SHARES), p=list(SHARES.values()))):
         case "extend":
             size = int(rng.integers(1, 10))
             loss = rng.lognormal(0, 2, size)
@@ -71,7 +68,6 @@ def act(memory: EpisodicMemory, rng: np.random.Generator) -> str:
             store_blocks(memory)
         case _:
             undone(memory, rng)
-    return what
 
 
 def undone(memory: EpisodicMemory, rng: np.random.Generator) -> None:

@@ -101,5 +101,6 @@ HOSTILE = {
     "generated": ["ALTER TABLE domain ADD COLUMN size INTEGER GENERATED ALWAYS AS (length(name)) VIRTUAL"],
     "expression": ["CREATE INDEX slow ON episode (length(key))"],
     "missing table": ["DROP TABLE lease"],
+    "other metadata": ["DROP VIEW live_replay_metadata", "CREATE VIEW live_replay_metadata AS SELECT 1 AS episode_id"],
     "other view": ["DROP VIEW v_domain", "CREATE VIEW v_domain AS SELECT 1 AS buffer"],
 }

@@ -305,12 +305,15 @@ class Copy:
         filled = grown.open(blocks)
         ordinal = np.arange(len(blocks)).repeat(more)
         slot = filled.count[ordinal] + np.arange(len(ids)) - first[ordinal]
-        filled.columns[ordinal, ID, slot] = ids[order]
-        filled.columns[ordinal, LOSS, slot] = canonical(loss[order])
-        filled.columns[ordinal, LOWEST, slot] = canonical((loss if lowest is None else lowest)[order])
-        filled.columns[ordinal, AT, slot] = canonical(at[order] if isinstance(at, np.ndarray) else np.full(1, at))
-        filled.columns[ordinal, COUNT, slot] = count[order] if isinstance(count, np.ndarray) else count
-        filled.columns[ordinal, EVENT, slot] = event[order] if isinstance(event, np.ndarray) else event
+        new = np.empty((len(ids), COLUMNS), np.int64)
+        new[:, ID] = ids[order]
+        new[:, LOSS] = new[:, LOWEST] = canonical(loss[order])
+        if lowest is not None:
+            new[:, LOWEST] = canonical(lowest[order])
+        new[:, AT] = canonical(at[order] if isinstance(at, np.ndarray) else np.full(1, at))
+        new[:, COUNT] = count[order] if isinstance(count, np.ndarray) else count
+        new[:, EVENT] = event[order] if isinstance(event, np.ndarray) else event
+        filled.columns[ordinal, :, slot] = new
         grown.heads["put"][blocks] += more.astype(np.int16)
         return grown._set(Opened(blocks, filled.count + more, filled.columns))
 

@@ -125,7 +125,7 @@ def describe(heads: Heads, blocks: Opened, pages: Pages) -> Floats:
     known = measured.sum(axis=1)
     heads["gaps"] = count - known
     # In units of 2 ** 8, an exact division, no sum of 120 losses overflows. The mean may round above the largest loss.
-    scaled = np.cumsum(np.where(measured, loss, 0.0) * 2.0**-8, axis=1)[:, -1]
+    scaled = (np.where(measured, loss, 0.0) * 2.0**-8).cumsum(axis=1)[:, -1]
     heads["mean"] = np.minimum(scaled / np.maximum(known, 1) * 2.0**8, np.maximum(heads["largest"], 0.0))
     some = count > 0
     heads["first"] = np.where(some, blocks.ids[:, 0], NO_ID)

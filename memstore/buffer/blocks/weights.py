@@ -66,8 +66,8 @@ def steps_of(log2: Floats) -> tuple[Floats, Ints]:
     unit : array, shape (blocks,)
         Base-2 logarithms of the units.
     """
-    unit = unit_of(np.max(log2, axis=1, initial=-np.inf))
-    return np.cumsum(np.exp2(log2 - unit[:, None]), axis=1), unit
+    unit = unit_of(np.maximum.reduce(log2, axis=1, initial=-np.inf))
+    return np.exp2(log2 - unit[:, None]).cumsum(axis=1), unit
 
 
 def in_largest_unit(sums: Floats, unit: Ints, least: float = -np.inf) -> tuple[Floats, int]:
