@@ -341,8 +341,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: not self.blocks)
     @rule(there=st.booleans())
     def fold(self, there: bool) -> None:
-        if hasattr(self.memory, "fold"):
-            self.call(there, "fold")
+        self.call(there, "fold")
 
     @precondition(lambda self: not self.blocks and self.backups < 2)
     @rule()

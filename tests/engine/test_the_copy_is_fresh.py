@@ -125,7 +125,7 @@ CALLS: dict[str, Callable[[EpisodicMemory], Any]] = {
     "consolidate": lambda memory: memory.consolidate(RetentionPolicy(max_episodes=70)),
     "configure": lambda memory: memory.configure(alpha=1.1, capacity=100, eviction="fifo"),
     "lease": lambda memory: memory.lease(5, duration=1e6),
-    "fold": lambda memory: memory.fold() if hasattr(memory, "fold") else None,
+    "fold": lambda memory: memory.fold(),
     "block": block,
 }
 calls = pytest.mark.parametrize("name", CALLS)

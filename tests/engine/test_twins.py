@@ -14,10 +14,11 @@ import pytest
 
 import memstore
 from memstore import EpisodicMemory
+from memstore.testing import counting
 from tests.engine.elsewhere import Elsewhere
 from tests.engine.program import Seen, ending, here, turn
 from tests.support.helpers import OpenMemory
-from tests.support.windows import window
+from tests.support.windows import small_waiting, window
 
 FULL = os.environ.get("MEMSTORE_TORTURE") == "full"
 TURNS = 60 if FULL else 14
@@ -113,7 +114,7 @@ def test_shared_with_another_process(
         there = dice.random() < 0.7
         if dice.random() < 0.3:
             other.sample(3, where="domain = 'd1'")
-        if dice.random() < 0.3 and hasattr(memory, "fold"):
+        if dice.random() < 0.3:
             elsewhere.call("fold")
         return elsewhere.call(name, *arguments, **options) if there else getattr(memory, name)(*arguments, **options)
 
@@ -125,18 +126,30 @@ def test_shared_with_another_process(
 @kinds
 @seeds
 def test_folded_at_any_time(open_memory: OpenMemory, small: None, entries: int, seed: int) -> None:
-    """By this handle and by another one. Today nothing can be folded by hand, and the other one only looks on."""
+    """By this handle and by another one."""
     dice = random.Random(seed)
     memory, other = open_memory(**settings(entries)), open_memory(cache_bytes=0)
 
     def folded(memory: EpisodicMemory, number: int) -> EpisodicMemory:
-        who: Any = dice.choice((memory, other))
-        if hasattr(who, "fold"):
-            who.fold()
+        dice.choice((memory, other)).fold()
         assert other.check().problems == ()
         return memory
 
     assert run(memory, seed, between=folded) == alone(entries, seed)
+
+
+@pytest.mark.parametrize("size", [1, 3000])
+@kinds
+@seeds
+def test_folded_because_payloads_wait(
+    open_memory: OpenMemory, monkeypatch: pytest.MonkeyPatch, small: None, entries: int, seed: int, size: int
+) -> None:
+    """Which depends on the sizes of payloads, and so must not change what is drawn."""
+    small_waiting(monkeypatch, size)
+    memory = open_memory(**settings(entries))
+    with counting() as counts:
+        assert run(memory, seed) == alone(entries, seed)
+    assert counts.folds > (TURNS if size == 1 else 2)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -40,3 +40,8 @@ def set_window(entries: int) -> None:
     """The same in this process, for ever."""
     for module, name in WINDOWS:
         setattr(module, name, entries)
+
+
+def small_waiting(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Let the log be folded, between two ends of its window too, whenever so many bytes of new payloads wait."""
+    monkeypatch.setattr(folding, "WAITING_BYTES", size)

@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 import memstore
 from memstore.storage.backends.sqlite import SQLiteBackend
+from tests.support.windows import small_windows
 from tests.torture.model import SETTINGS, Model, facts, strike
 
 pytestmark = [
@@ -31,6 +32,12 @@ pytestmark = [
 FACTOR = 10 if os.environ.get("MEMSTORE_TORTURE") == "full" else 1
 KILLS = 20 * FACTOR
 CUTS = 100 * FACTOR
+
+
+@pytest.fixture(autouse=True)
+def many_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fold the log within every few commits, so that kills fall into folds too."""
+    small_windows(monkeypatch, 60)
 
 
 @pytest.fixture
