@@ -204,7 +204,7 @@ def _law(memory: EpisodicMemory, replica: Replica, rows: list[Row], dice: random
     batch = memory.sample(10**6, strategy=PrioritizedLoss(alpha), exact_probability=True)
     assert batch.probability is not None and math.isclose(math.fsum(batch.probability.tolist()), 1.0, rel_tol=1e-9)
     law = replica.probability(alpha)
-    np.testing.assert_allclose(batch.probability, [law[i] for i in batch.ids.tolist()], rtol=1e-9)
+    np.testing.assert_allclose(batch.probability, [law[i] for i in batch.ids.tolist()], rtol=1e-9, atol=1e-307)
     assert sorted(batch.ids.tolist()) == [row["id"] for row in rows]
 
 

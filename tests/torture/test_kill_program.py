@@ -136,7 +136,8 @@ def torment(urls: list[str], entries: int, expected: tuple[list[bytes], bytes], 
             assert done >= max(told, default=before - 1) + 1, "a turn that was acknowledged is gone"
             assert done <= max(told, default=before - 1) + 2, "a turn was counted that was not made"
             assert told == {number: digests[number] for number in told}
-    with memstore.open(url, seed=6, create=False) as memory:
+    # The seed matters if every turn was killed: then there is no checkpoint with a generator.
+    with memstore.open(url, seed=5 if done == 0 else 6, create=False) as memory:
         assert work(memory, LONGEST + LATER, None) == digests[done:]
         assert digest(ending(memory)) == end
     with memstore.open(url, create=False) as memory:
