@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
-from weakref import WeakSet
+from weakref import ref
 
 import numpy as np
 
@@ -34,6 +34,12 @@ from memstore.buffer.blocks.weights import Law, steps_of
 
 EMPTY = 0
 """The page of all blocks that nothing was put into yet."""
+
+MANY = 64
+"""More references to copies than this are searched for copies that are gone.
+
+They have no callbacks, as a ``WeakSet`` has: Python swallows an interrupt that falls into one.
+"""
 
 SPARE = 256
 """Free pages that there are to be, besides one for each eight that are used, when there was none left."""
@@ -160,7 +166,8 @@ class Pages:
         self._arrays = _Arrays.of(1)  # one reference, so a reader has arrays of the same length
         self._clock = 0
         self._free = np.zeros(0, np.int64)
-        self._users: WeakSet[User] = WeakSet()
+        self._users: list[ref[User]] = []
+        self._many = MANY
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -184,7 +191,10 @@ class Pages:
     def register(self, user: User) -> None:
         """Keep the pages that this copy refers to, as long as it lives."""
         with self._lock:
-            self._users.add(user)
+            self._users.append(ref(user))
+            if len(self._users) > self._many:
+                self._users = [known for known in self._users if known() is not None]
+                self._many = MANY + 2 * len(self._users)
 
     def used(self, pages: Ints) -> None:
         """Note that these are used now."""
@@ -236,8 +246,9 @@ class Pages:
     def _unused(self) -> Ints:
         used = np.zeros(len(self), np.bool_)
         used[EMPTY] = True
-        for user in self._users:
-            used[user.page[user.page >= 0]] = True
+        for known in self._users:
+            if (user := known()) is not None:
+                used[user.page[user.page >= 0]] = True
         return np.flatnonzero(~used)
 
 
