@@ -29,7 +29,6 @@ READERS = {
     "episodes/recall.py": "by ids that are live; searches through the overlay",
     "queries/sql.py": "tags, and facts joined with replay metadata, of episodes from the overlay",
     "upkeep/check.py": "compares tables, log and blocks",
-    "upkeep/recorded.py": "compares tables, log and blocks",
     "upkeep/sealed.py": "compares tables with their checksums",
     "upkeep/window.py": "compares tables, log and blocks",
 }

@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "upgrade": ("upgrade hostile.db", "upgrade hostile.db --json", "upgrade none.db"),
     "backup": ("backup hostile.db hostile.db", "backup none.db copy.db"),
     "restore": ("restore hostile.db restored.db", "restore hostile.db restored.db --json", "restore none.db copy.db"),
+    "fold": ("fold run.db", "fold run.db --json", "fold none.db"),
     "vacuum": ("vacuum run.db", "vacuum run.db --json", "vacuum none.db"),
 }
 """Each command with a table, as JSON, and refused: a new command must be given lines here."""

@@ -130,7 +130,7 @@ def scan(s: Snapshot) -> Scan:
     """What the snapshot holds, past the library's own copy of it."""
     rows = s.conn.execute(
         text(
-            "SELECT m.episode_id, m.loss, e.domain_id FROM replay_metadata m "
+            "SELECT m.episode_id, m.loss, e.domain_id FROM live_replay_metadata m "
             "JOIN episode e ON e.id = m.episode_id ORDER BY m.episode_id"
         )
     ).all()

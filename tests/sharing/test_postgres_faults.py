@@ -167,14 +167,14 @@ def wait_for_locks(url: str, count: int) -> None:
 
 
 def test_deadlock_with_a_stranger(open_memory: OpenMemory, url: str) -> None:
-    """Another program locks a row, then the buffer: memstore is the victim, and repeats the update by itself."""
+    """Another program locks a table, then the buffer: memstore is the victim, and repeats the update by itself."""
     memory = open_memory(busy_timeout=20)
     memory.extend(**offer(0, range(8)))
     for turn in range(2):
         with outside(url) as conn, ThreadPoolExecutor(1) as pool:
             conn.execute(text("SET deadlock_timeout = '60s'"))  # the one who looks first is the victim
             conn.execute(text("BEGIN"))
-            conn.execute(text("SELECT FROM replay_metadata WHERE episode_id = 1 FOR UPDATE"))
+            conn.execute(text("LOCK TABLE replay_event IN SHARE MODE"))
             call: Callable[..., Any] = memory.update if turn == 0 else partial(_update_in_block, memory)
             waiting = pool.submit(call, [1, 2], loss=3.0 + turn)
             wait_for_locks(url, 1)

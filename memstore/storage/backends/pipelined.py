@@ -5,7 +5,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import closing, suppress
 from typing import Any, cast
 
 import psycopg
@@ -36,15 +36,24 @@ class PipelinedConnection(psycopg.Connection[Any]):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._unanswered: list[WatchedCursor] = []
-        self._open: tuple[AbstractContextManager[psycopg.Pipeline], psycopg.Pipeline] | None = None
+        self._open: psycopg.Pipeline | None = None
         self._queueing = False
         self.ended = False
         """True if the answers to the end of the last transaction were not read yet."""
 
     def enter_pipeline(self) -> None:
         """Begin a pipeline: from here on, wait only for answers that are fetched."""
-        block = self.pipeline()
-        self._open = block, block.__enter__()
+        # Not by ``pipeline()``: where a process ends with such a block open, Python collects it, and psycopg logs a
+        # warning about that.
+        self._check_connection_ok()
+        self._open = self._pipeline = psycopg.Pipeline(self)
+        self._open.__enter__()
+
+    def _leave(self, opened: psycopg.Pipeline) -> None:
+        try:
+            opened.__exit__(None, None, None)
+        finally:
+            self._pipeline = None
 
     def send(self, query: str, values: Sequence[Any], *, now: bool = False) -> psycopg.Cursor[Any]:
         """Run a statement with binary results. In a pipeline, it may be sent later, together with others.
@@ -69,13 +78,13 @@ class PipelinedConnection(psycopg.Connection[Any]):
 
     def may_end_reading(self) -> bool:
         """True if the transaction only reads, and all its answers were read. An error might be among the others."""
-        return self.reads_only and self._open is not None and not self._open[1].result_queue and not self.swollen
+        return self.reads_only and self._open is not None and not self._open.result_queue and not self.swollen
 
     def end_reading(self) -> None:
         """Send COMMIT, and do not wait for the answer. Nothing that was read depends on it."""
         assert self._open is not None
         self.send("COMMIT", ())
-        pipeline = self._open[1]
+        pipeline = self._open
         pipeline._enqueue_sync()
         self._hand_over(pipeline)
         self.flush()
@@ -87,26 +96,26 @@ class PipelinedConnection(psycopg.Connection[Any]):
         self.ended = False
         opened, self._open = self._open, None
         if opened is not None:
-            opened[0].__exit__(None, None, None)
+            self._leave(opened)
 
     def leave_pipeline(self) -> None:
         """Wait for all answers, and leave the pipeline, if there is one."""
         opened, self._open = self._open, None
         if opened is not None:
-            self.await_all(lambda: opened[0].__exit__(None, None, None))
+            self.await_all(lambda: self._leave(opened))
 
     def settle(self) -> None:
         """Wait for all answers."""
         self.flush()
         if self._open is not None:
-            self.await_all(self._open[1].sync)
+            self.await_all(self._open.sync)
 
     def wait(self, gen: Any, interval: float = 0.1, **options: Any) -> Any:  # type: ignore[override]
         """Run a generator of psycopg until it ends, and wait for the socket whenever it asks for that."""
         if self._queueing and self._open is not None:
             with closing(gen), suppress(StopIteration):
                 next(gen)  # up to its first wait for the socket; the statement is then in psycopg's queue
-            return self._hand_over(self._open[1])
+            return self._hand_over(self._open)
         return waiting.wait(gen, self.pgconn.socket, interval=interval, **options)
 
     def _hand_over(self, pipeline: psycopg.Pipeline) -> None:
