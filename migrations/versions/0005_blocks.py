@@ -182,9 +182,16 @@ def _create_tables() -> None:
         op.execute("ALTER TABLE block SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)")
 
 
+def _given() -> dict[str, Any]:
+    """Return what memstore gives to its migrations: the backend, and perhaps a function that is told the progress."""
+    config = op.get_context().config
+    assert config is not None
+    return config.attributes
+
+
 def _counted() -> Callable[[int], None]:
     """Return a function that takes a number of converted rows, and reports how many of all rows are done."""
-    report = op.get_context().config.attributes.get("progress")
+    report = _given().get("progress")
     total, done = op.get_bind().scalars(sa.text("SELECT count(*) FROM replay_metadata")).one(), 0
 
     def more(rows: int) -> None:
@@ -223,7 +230,7 @@ def _convert(conn: sa.Connection, row: dict[str, Any], told: Callable[[int], Non
 def _write_blocks(conn: sa.Connection, row: dict[str, Any], write: Write, told: Callable[[int], None]) -> Copy:
     """Write the blocks of a buffer, and return them. Their contents are written and forgotten page by page."""
     number, where = row["id"], f"buffer {row['id']}"
-    backend = op.get_context().config.attributes["backend"]
+    backend = _given()["backend"]
     alpha, epsilon = (stored.real(row[name], f"{where}: its {name}", 0.0) for name in ("alpha", "epsilon"))
     reservoir = row["eviction"] == "reservoir"
     key_of = partial(keys_of_ids, stored.whole(row["seed"], f"{where}: its seed"), number) if reservoir else None
