@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, select
@@ -76,7 +78,7 @@ def fold(state: State, conn: Connection, backend: Backend) -> None:
     counters = state.counters
     _store(state, conn, backend)
     for slots in _touched(state, conn, backend):
-        _write_metadata(state.buffer_id, conn, backend, slots)
+        _write_metadata(state, conn, backend, slots)
     _delete_departed(state, conn, backend)
     _forget(state, conn, backend)
     counters.folded_inserted, counters.folded_logged = counters.inserted, counters.logged
@@ -114,16 +116,25 @@ def _touched(state: State, conn: Connection, backend: Backend) -> Iterator[Slots
         yield state.blocks.read(places[start : start + PAGE])
 
 
-def _write_metadata(buffer_id: int, conn: Connection, backend: Backend, slots: Slots) -> None:
+def _write_metadata(state: State, conn: Connection, backend: Backend, slots: Slots) -> None:
+    """Write the rows of these slots. Episodes that came since the last fold have none yet."""
+    new = int(np.searchsorted(slots.ids, first_id(state.buffer_id) + state.counters.folded_inserted, side="right"))
+    # Not by one INSERT with ON CONFLICT: on a server it takes twice as long for rows that are new.
+    columns = _metadata(state.buffer_id, slots)
+    for store, which in ((partial(backend.update, key="episode_id"), slice(new)), (backend.insert, slice(new, None))):
+        if len(slots.ids[which]):
+            store(conn, replay_metadata, columns={name: values[which] for name, values in columns.items()})
+
+
+def _metadata(buffer_id: int, slots: Slots) -> dict[str, list[Any]]:
     reals = {"loss": slots.loss, "lowest_loss": slots.lowest, "last_replayed_at": slots.at}
-    columns = {name: stored.nullable(values) for name, values in reals.items()}
-    columns |= {
+    return {
         "episode_id": slots.ids.tolist(),
         "buffer_id": [buffer_id] * len(slots),
         "replay_count": slots.count.tolist(),
         "last_event_id": [number or None for number in slots.event.tolist()],
+        **{name: stored.nullable(values) for name, values in reals.items()},
     }
-    backend.accumulate(conn, replay_metadata, (), columns)
 
 
 def _delete_departed(state: State, conn: Connection, backend: Backend) -> None:
