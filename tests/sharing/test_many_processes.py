@@ -61,8 +61,14 @@ def sabotaged(how: str | None) -> Iterator[None]:
 
 def work(kind: str, how: str | None, *arguments: Any) -> None:
     """Write or learn, in a process where the library may be broken."""
-    with sabotaged(how):
-        {"writer": write, "learner": learn}[kind](*arguments)
+    start = arguments[-2]
+    try:
+        with sabotaged(how):
+            # Together, because writers that need a millisecond for a turn would be done before some learner begins.
+            {"writer": write, "learner": learn}[kind](*arguments, together=True)
+    except BaseException:
+        start.abort()  # nobody waits for this process any more
+        raise
 
 
 def run(memory: memstore.EpisodicMemory, url: str, folder: Path, *, each: int, turns: int, how: str | None) -> Story:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,16 @@ def churn(url: str, number: int, stop: Any, permits: Any, committed: Any) -> int
             committed.release()
 
 
-def write(url: str, writer: int, turns: int, start: Any, path: str) -> None:
+def turns_after(start: Any, turns: int, *, together: bool) -> Iterator[int]:
+    """Yield the turns when all processes are there, and each turn again if they go on ``together``."""
+    start.wait(60)
+    for turn in range(turns):
+        if together:
+            start.wait(60)
+        yield turn
+
+
+def write(url: str, writer: int, turns: int, start: Any, path: str, *, together: bool = False) -> None:
     """Extend by 16 again and again; now and then what was added already."""
     with ExitStack() as stack:
         memory = stack.enter_context(memstore.open(url, create=False, seed=writer))
@@ -49,8 +59,7 @@ def write(url: str, writer: int, turns: int, start: Any, path: str) -> None:
             record.invoke(Extend(number, sequences.start, len(sequences)))
             record.ok(ids=memory.extend(**offer(number, sequences)).tolist())
 
-        start.wait(60)
-        for turn in range(turns):
+        for turn in turns_after(start, turns, together=together):
             extend(writer, range(16 * turn, 16 * turn + 16))
             if turn % 10 == 4:
                 extend(writer, range(16 * (turn - 2), 16 * (turn - 1)))
@@ -58,14 +67,13 @@ def write(url: str, writer: int, turns: int, start: Any, path: str) -> None:
                 extend(0, range(1000 + 4 * turn, 1004 + 4 * turn))
 
 
-def learn(url: str, learner: int, turns: int, start: Any, path: str) -> None:
-    """Sample 32 by every strategy in turn, and write losses back that tell who, when and where."""
+def learn(url: str, learner: int, turns: int, start: Any, path: str, *, together: bool = False) -> None:
+    """Sample 32 by every strategy in turn, and write losses back. The losses tell who, when and where."""
     name = Path(path).stem
     with ExitStack() as stack:
         memory = stack.enter_context(memstore.open(url, create=False, seed=100 + learner, consumer=name))
         record = stack.enter_context(Record(path))
-        start.wait(60)
-        for turn in range(turns):
+        for turn in turns_after(start, turns, together=together):
             batch = memory.sample(32, strategy=STRATEGIES[turn % len(STRATEGIES)])
             inserted = {i + age - 1 for i, age in zip(batch.ids.tolist(), batch.age.tolist(), strict=True)}
             assert len(inserted) == 1, "ages of two moments in one batch"
