@@ -228,7 +228,7 @@ class Backend(Expressions):
         """Insert rows with all these columns, with the clause ``conflict`` at the end of the statement."""
 
     @abstractmethod
-    def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
+    def update(self, conn: Connection, table: Table, key: str, columns: Columns) -> None:
         """Update rows by their key.
 
         Parameters
@@ -237,8 +237,6 @@ class Backend(Expressions):
             The column that finds the rows. Row ``i`` is the one with value ``i`` of this column.
         columns : mapping
             Values of the key and of the columns that change, all of one length.
-        least : str, optional
-            A column that is never raised: the smaller of the old and the new value stays.
         """
 
     def accumulate(self, conn: Connection, table: Table, added: Sequence[str], columns: Columns) -> None:

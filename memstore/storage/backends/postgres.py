@@ -202,9 +202,9 @@ class PostgresBackend(PostgresExpressions, Backend):
             kinds, arrays = _encode_columns(table, columns, rows)
             self.execute(conn, _insert_sql(table.name, tuple(columns), kinds) + conflict, arrays)
 
-    def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
+    def update(self, conn: Connection, table: Table, key: str, columns: Columns) -> None:
         kinds, arrays = _encode_columns(table, columns)
-        self.execute(conn, _update_sql(table.name, key, tuple(columns), kinds, least), arrays)
+        self.execute(conn, _update_sql(table.name, key, tuple(columns), kinds), arrays)
 
     @staticmethod
     def join(table: Table, key: str) -> str:
@@ -340,14 +340,8 @@ def _insert_sql(table: str, columns: tuple[str, ...], kinds: tuple[str, ...]) ->
 
 
 @functools.cache
-def _update_sql(table: str, key: str, columns: tuple[str, ...], kinds: tuple[str, ...], least: str | None) -> str:
-    changes = ", ".join(
-        f'"{name}" = CASE WHEN t."{name}" <= c."{name}" THEN t."{name}" ELSE c."{name}" END'
-        if name == least
-        else f'"{name}" = c."{name}"'
-        for name in columns
-        if name != key
-    )
+def _update_sql(table: str, key: str, columns: tuple[str, ...], kinds: tuple[str, ...]) -> str:
+    changes = ", ".join(f'"{name}" = c."{name}"' for name in columns if name != key)
     return (
         f"UPDATE {table} t SET {changes} FROM unnest({_arrays(kinds)}) AS c({quoted(columns)}) "
         f'WHERE t."{key}" = c."{key}"'

@@ -24,7 +24,7 @@ from memstore.printable import visible
 from memstore.storage.address import sqlite_path
 from memstore.storage.backends import layout, locks, log, old_readers, replacing, still
 from memstore.storage.backends.base import Backend, Columns, Failure, Progress, TransactionState, Watch
-from memstore.storage.backends.clauses import quoted
+from memstore.storage.backends.clauses import quoted, update_one
 from memstore.storage.backends.dataversion import DataVersion
 from memstore.storage.backends.expressions import SQLiteExpressions
 from memstore.storage.backends.filesystem import network_filesystem, network_warning
@@ -203,10 +203,10 @@ class SQLiteBackend(SQLiteExpressions, Backend):
             sql = _insert_sql(table.name, tuple(columns)) + conflict
             self.driver(conn).executemany(sql, zip(*columns.values(), strict=True))
 
-    def update(self, conn: Connection, table: Table, key: str, columns: Columns, least: str | None = None) -> None:
+    def update(self, conn: Connection, table: Table, key: str, columns: Columns) -> None:
         changed = tuple(name for name in columns if name != key)
         rows = zip(*(columns[name] for name in changed), columns[key], strict=True)
-        self.driver(conn).executemany(_update_sql(table.name, key, changed, least), rows)
+        self.driver(conn).executemany(update_one(self.mark, table.name, changed, key), rows)
 
     @staticmethod
     def join(table: Table, key: str) -> str:
@@ -367,14 +367,3 @@ def insert_large(driver: sqlite3.Connection, table: str, columns: Columns) -> No
 @functools.cache
 def _insert_sql(table: str, columns: tuple[str, ...], how: str = "VALUES ({})") -> str:
     return f"INSERT INTO {table} ({quoted(columns)}) {how.format(', '.join('?' * len(columns)))}"
-
-
-@functools.cache
-def _update_sql(table: str, key: str, columns: tuple[str, ...], least: str | None) -> str:
-    changes = [
-        f'"{name}" = CASE WHEN "{name}" <= ?{number} THEN "{name}" ELSE ?{number} END'
-        if name == least
-        else f'"{name}" = ?{number}'
-        for number, name in enumerate(columns, 1)
-    ]
-    return f'UPDATE {table} SET {", ".join(changes)} WHERE "{key}" = ?{len(columns) + 1}'
