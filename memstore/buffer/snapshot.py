@@ -15,7 +15,7 @@ from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads, KeyOf, fingerprint, with_changes
 from memstore.buffer.blocks.lottery import keys_of_ids
 from memstore.buffer.blocks.rows import domains_of, fetching, read_heads
-from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints, Slots, begins, is_in
+from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints, Slots, among, begins
 from memstore.buffer.blocks.weights import Law
 from memstore.buffer.counters import Counters, read_buffer, write_settings
 from memstore.buffer.settings import ReadStrategy, Settings
@@ -60,11 +60,8 @@ class Rows:
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """Return the rows of one part after the other."""
-        names = cls.__match_args__
-        empty = (np.empty(0, np.float64 if name in REALS else np.int64) for name in names)
-        return cls(
-            *(np.concatenate([e, *(getattr(part, n) for part in parts)]) for e, n in zip(empty, names, strict=True))
-        )
+        every = (cls.none(), *parts)
+        return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in cls.__match_args__))
 
     @classmethod
     def none(cls) -> Self:
@@ -299,7 +296,7 @@ class Snapshot:
         else:
             rows = self._live(own, self.state.domain_codes(names[chosen].tolist()))
             if len(rows) < len(own):
-                missing = own[~is_in(rows.ids, own)]
+                missing = own[~among(own, rows.ids)[0]]
                 more = self._live(missing, self.domains_of(missing))
                 if len(more):
                     rows = Rows.join([rows, more])
@@ -308,8 +305,8 @@ class Snapshot:
             row = np.empty(len(ids), np.int64)
             row[order] = np.arange(len(ids))
             return rows, row
-        at = np.minimum(np.searchsorted(rows.ids, ids), max(len(rows) - 1, 0))
-        return rows, np.where(rows.ids[at] == ids, at, -1) if len(rows) else np.full(len(ids), -1)
+        live, at = among(ids, rows.ids)
+        return rows, np.where(live, at, -1)
 
     def _live(self, ids: Ints, domains: Ints) -> Rows:
         """Return the rows of the live episodes among these ids, which belong to these domains."""
@@ -327,11 +324,6 @@ class Snapshot:
     def domains_of(self, ids: Ints) -> Ints:
         """Return the domains of these episodes; 0 for one that has no row."""
         return domains_of(self.conn, self.backend, self.state.buffer_id, ids)
-
-    def rows_of(self, ids: Ints) -> Rows:
-        """Return the rows of these live episodes, in this order."""
-        found = self.find(ids)
-        return found.take(np.searchsorted(found.ids, ids))
 
     def scan(self) -> Rows:
         """Return every live row, in id order. The time is proportional to the size of the buffer."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, func, select
 
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.heads import MAX_DOMAIN, among
-from memstore.buffer.blocks.slots import Flags, Floats, Ints, begins
+from memstore.buffer.blocks.heads import MAX_DOMAIN
+from memstore.buffer.blocks.slots import Flags, Floats, Ints, among, begins
 from memstore.storage import checksums, stored
 from memstore.storage.backends import Backend
 from memstore.storage.schema import episode, event_group, first_id, replay_event

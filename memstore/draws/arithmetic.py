@@ -1,4 +1,4 @@
-"""Arithmetic of draws: whole slots from fractions, sums of very many or very large terms, sorted ids."""
+"""Arithmetic of draws: whole slots from fractions, sums of very many or very large terms."""
 
 from __future__ import annotations
 
@@ -39,10 +39,6 @@ def spread(rng: np.random.Generator, count: int, shares: Floats, limits: Ints) -
     return whole
 
 
-TINY = 2.0**-900
-"""Terms that underflow do not change a sum that is above this."""
-
-
 def log2_sum(log2_values: Floats, factors: Floats | Ints | float = 1.0) -> float:
     """Return ``log2(sum(factors * 2 ** log2_values))`` without overflow."""
     top = log2_values.max()
@@ -61,14 +57,6 @@ def power_sum(first: int, last: int, alpha: float) -> float:
     slope = alpha * (m ** (-alpha - 1) - n ** (-alpha - 1)) / 12
     third = alpha * (alpha + 1) * (alpha + 2) * (m ** (-alpha - 3) - n ** (-alpha - 3)) / 720
     return total + float(integral + (m**-alpha + n**-alpha) / 2 + slope - third)
-
-
-def is_in(ids: Ints, wanted: Ints) -> NDArray[np.bool_]:
-    """Flag the wanted ids that are among the ascending ``ids``."""
-    if not len(ids):
-        return np.zeros(len(wanted), np.bool_)
-    flags: NDArray[np.bool_] = ids[np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)] == wanted
-    return flags
 
 
 def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memstore.buffer.blocks.heads import Heads
-from memstore.buffer.blocks.slots import Floats, Ints, Slots
+from memstore.buffer.blocks.slots import Floats, Ints, Slots, among
 from memstore.buffer.snapshot import Rows, Snapshot
-from memstore.draws.arithmetic import is_in
 from memstore.queries.columns import (
     OPERATORS,
     AllOf,
@@ -122,7 +121,7 @@ def passes(condition: Condition, rows: Rows, names: Sequence[str]) -> Flags:
         case Not(part):
             return ~passes(part, rows, names)
         case Listed():
-            return is_in(condition.ids, rows.ids)
+            return among(rows.ids, condition.ids)[0]
         case Comparison(column) | In(column) if column.name == "domain":
             return _of_domains(condition, names)[rows.domain]
         case Comparison(column, _, None):

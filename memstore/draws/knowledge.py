@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from memstore.buffer.blocks.slots import Ints
+from memstore.buffer.blocks.slots import Ints, among
 from memstore.buffer.blocks.views import Views
 from memstore.buffer.counters import Counters
 from memstore.buffer.snapshot import Snapshot
@@ -74,10 +74,8 @@ class Facts:
 
     def labels_of(self, ids: Ints) -> Ints:
         """Return the labels of these episodes, -1 for those that are not in the list."""
-        if not len(self.ids):
-            return np.full(len(ids), -1)
-        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return np.where(self.ids[at] == ids, self.label[at], -1)
+        known, at = among(ids, self.ids)
+        return np.where(known, self.label[at], -1) if len(self.ids) else np.full(len(ids), -1)
 
 
 @dataclass(slots=True)

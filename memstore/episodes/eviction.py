@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from memstore.buffer.blocks.lottery import keys_of_ids
 from memstore.buffer.blocks.order import oldest, oldest_unmeasured, smallest_keys, smallest_losses
-from memstore.buffer.blocks.slots import Ints, is_in
+from memstore.buffer.blocks.slots import Ints, among
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.tail import Newcomers
 from memstore.errors import ConfigError, MemoryFull
@@ -267,4 +267,4 @@ def _evict_easiest(snapshot: Snapshot, newcomers: Newcomers, entering: NDArray[n
     left = np.sort(np.array(gone, np.int64))
     ids = np.concatenate([measured.ids, unmeasured.ids])
     places = np.concatenate([measured.places, unmeasured.places])
-    return Plan(places[is_in(left, ids)], entering & ~is_in(left, newcomers.ids))
+    return Plan(places[among(ids, left)[0]], entering & ~among(newcomers.ids, left)[0])

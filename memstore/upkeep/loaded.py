@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection, select
 
-from memstore.buffer.blocks.copy import CHUNK, ROUNDING, Copy
-from memstore.buffer.blocks.heads import HEAD, Heads
-from memstore.buffer.blocks.slots import Flags, Ints
+from memstore.buffer.blocks.copy import Copy
+from memstore.buffer.blocks.heads import HEAD, alike
 from memstore.buffer.counters import COUNTERS, Counters, checked_counters
 from memstore.buffer.settings import COLUMNS as SETTINGS
 from memstore.buffer.settings import Settings, read_settings
@@ -116,10 +115,11 @@ def unlike(fresh: Snapshot, followed: Snapshot) -> Iterator[str]:
         yield "this process has other blocks in memory than one that opens the buffer now"
         return
     exact = [name for name in HEAD.names or () if name not in ("stamp", "token", "sum", "unit")]
-    for blocks in _chunks(read):
-        wrong = (read.open(blocks).columns != kept.open(blocks).columns).any(axis=(1, 2))
+    for opened in read.chunks(np.arange(len(read))):
+        blocks = opened.blocks
+        wrong = (opened.columns != kept.open(blocks).columns).any(axis=(1, 2))
         wrong |= read.heads[blocks][exact] != kept.heads[blocks][exact]
-        wrong |= ~_near(read.heads[blocks], kept.heads[blocks])
+        wrong |= ~alike(read.heads[blocks], kept.heads[blocks])
         yield from tell("blocks {} are others in the memory of this process", read.heads["name"][blocks[wrong]])
 
 
@@ -129,20 +129,8 @@ def rounded(copy: Copy) -> Iterator[str]:
     numpy's logarithm may round otherwise on another machine. Draws go by the sums of the machine that stored them.
     """
     others = [np.empty(0, np.int64)]
-    for blocks in _chunks(copy):
-        steps, unit = copy.pages.weigh(copy.open(blocks).loss)
-        heads = copy.heads[blocks]
+    for opened in copy.chunks(np.arange(len(copy))):
+        steps, unit = copy.pages.weigh(opened.loss)
+        heads = copy.heads[opened.blocks]
         others.append(heads["name"][(steps[:, -1] != heads["sum"]) | (unit != heads["unit"])])
     yield from tell("the sums of blocks {} were rounded by another machine in their last bits", np.concatenate(others))
-
-
-def _chunks(copy: Copy) -> Iterator[Ints]:
-    for start in range(0, len(copy), CHUNK):
-        yield np.arange(start, min(start + CHUNK, len(copy)))
-
-
-def _near(one: Heads, other: Heads) -> Flags:
-    with np.errstate(over="ignore", under="ignore"):
-        sums = np.ldexp(one["sum"], one["unit"] - other["unit"])
-    near: Flags = np.isclose(sums, other["sum"], rtol=ROUNDING, atol=0.0)
-    return near

@@ -7,8 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from memstore.buffer.blocks.heads import among
-from memstore.buffer.blocks.slots import Floats, Ints, Slots
+from memstore.buffer.blocks.slots import Floats, Ints, Slots, among
 from memstore.buffer.snapshot import NO_PLACE, Rows, Snapshot
 from memstore.buffer.tail import NO_COUNT, Point, Tail
 from memstore.storage import stored

@@ -12,13 +12,27 @@ from numpy.typing import NDArray
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import HEAD, Directory, Heads, describe, head_rows, least_keys, own
 from memstore.buffer.blocks.pages import opened
-from memstore.buffer.blocks.slots import Ints, Slots, sealed, unsealed
+from memstore.buffer.blocks.slots import Flags, Ints, Slots, sealed, unsealed
 from memstore.buffer.blocks.weights import Law
 
 TOKEN = 2**64 - 3
 
 OWN = Law(0.6, 1e-6)
 """The law of the copies here, if nothing else is said."""
+
+
+@dataclass(frozen=True)
+class LossAbove:
+    """Measured, and above a limit."""
+
+    limit: float
+
+    def passing(self, slots: Slots, domains: Ints) -> Flags:
+        above: Flags = slots.loss > self.limit
+        return above
+
+    def reach(self, heads: Heads) -> tuple[Flags, Flags]:
+        return heads["largest"] > self.limit, (heads["least"] > self.limit) & (heads["gaps"] == 0)
 
 
 @dataclass

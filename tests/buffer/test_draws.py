@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from memstore.buffer.blocks.copy import Copy
-from memstore.buffer.blocks.heads import Heads
-from memstore.buffer.blocks.slots import PLACE_BITS, Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints
 from memstore.buffer.blocks.views import View, Views
 from memstore.buffer.blocks.weights import Law
 from memstore.draws import weighted as module
@@ -21,7 +20,7 @@ from memstore.draws.aged import Ages, aged, log2_total
 from memstore.draws.even import balanced, domain_counts, uniform
 from memstore.draws.weighted import Masses, drawn, least_log2, log2_probability, weighted
 from memstore.testing import Counts, counting
-from tests.buffer.model import OWN, Model, law_of, slots_of, step
+from tests.buffer.model import OWN, LossAbove, Model, law_of, slots_of, step
 from tests.support.laws import (
     LawViolatedError,
     must_follow,
@@ -42,20 +41,6 @@ MIXED = np.array([1.0, NAN, 0.5, NAN, 3.0, 0.0, 1.0, 0.1, NAN, 1.5, 1.0, 0.7])
 EXTREME = np.array([0.0, 1e-300, 1.0, 1e12, 1e308, NAN, 1e308, 1.0, 1e12, 1e-6, 1e300, NAN])
 LOSSES = {"heavy": HEAVY, "tail": TAIL, "mixed": MIXED, "extreme": EXTREME, "new": np.full(12, NAN)}
 TOPS = {"heavy": 1400.0, "tail": 1e4, "mixed": 4.0, "extreme": 1e308, "new": 1.0}
-
-
-@dataclass(frozen=True)
-class Above:
-    """Measured, and above a limit."""
-
-    limit: float
-
-    def passing(self, slots: Slots, domains: Ints) -> Flags:
-        above: Flags = slots.loss > self.limit
-        return above
-
-    def reach(self, heads: Heads) -> tuple[Flags, Flags]:
-        return heads["largest"] > self.limit, (heads["least"] > self.limit) & (heads["gaps"] == 0)
 
 
 def copy_of(loss: Floats, domains: int = 3) -> Copy:
@@ -201,12 +186,12 @@ def test_draws_behind_a_test_and_without_the_excluded(small_blocks: int) -> None
     views = Views()
     ids = np.array([17, 18, 31])
     places = copy.locate(ids, (ids - 1) % 3 + 1).places
-    view = views.get(copy, Law(1.0, EPSILON), Above(0.9)).without(copy, places)
+    view = views.get(copy, Law(1.0, EPSILON), LossAbove(0.9)).without(copy, places)
     weight = loss[chosen] + EPSILON
     seen = pairs(lambda rng: weighted(copy, view, 1.0, rng, 2), copy, 4000)
     law = {tuple(chosen[at] for at in pair): p for pair, p in plackett_luce(weight, 2).items()}
     must_follow(*tally(seen, law))
-    even = views.get(copy, None, Above(0.9)).without(copy, places)
+    even = views.get(copy, None, LossAbove(0.9)).without(copy, places)
     places = uniform(copy, even, np.random.default_rng(3), 9000, replacement=True)
     seen_evenly = Counter((drawn(copy, places).slots.ids - 1).tolist())
     must_follow(np.array([seen_evenly[number] for number in chosen]), np.full(len(chosen), 1 / len(chosen)))
@@ -251,7 +236,7 @@ def test_nothing_is_drawn_from_nothing(small_blocks: int) -> None:
             ages = Ages(1.0, 12)
             assert not len(aged(copy, even, ages, lambda ids: ids, rng, 5, replacement=replacement))
     copy = copy_of(MIXED)
-    assert not len(weighted(copy, View.of(copy, Law(0.6, EPSILON), Above(1e9)), 1.0, rng, 5, replacement=True))
+    assert not len(weighted(copy, View.of(copy, Law(0.6, EPSILON), LossAbove(1e9)), 1.0, rng, 5, replacement=True))
     assert not len(drawn(copy, np.zeros(0, np.int64)).slots)
 
 
@@ -315,7 +300,7 @@ def test_draws_by_age_follow_the_law(alpha: float, holes: bool, small_blocks: in
 
 def test_draws_by_age_behind_a_test(small_blocks: int) -> None:
     copy = copy_of(np.tile([1.0, 5.0, NAN, 2.0], 60))
-    view, rng = View.of(copy, None, Above(4.0)), np.random.default_rng(10)
+    view, rng = View.of(copy, None, LossAbove(4.0)), np.random.default_rng(10)
     live = np.arange(2, 241, 4)
     for replacement in (False, True):
         places = aged(copy, view, Ages(1.0, 240), lambda of: (of - 1) % 3 + 1, rng, 12, replacement=replacement)
@@ -344,14 +329,14 @@ def log_normal(sigma: float) -> Copy:
     return large(np.random.default_rng(12).lognormal(0, sigma, 20_000))
 
 
-COSTS: dict[str, tuple[Callable[[], Copy], float, Above | None]] = {
+COSTS: dict[str, tuple[Callable[[], Copy], float, LossAbove | None]] = {
     "spike replayed down": (spiked, 1.0, None),
     "one weight of 99 %": (one_of_99_percent, 1.0, None),
     "log-normal 3": (lambda: log_normal(3.0), 0.6, None),
     "log-normal 3, alpha 1": (lambda: log_normal(3.0), 1.0, None),
     "log-normal 1, alpha 2": (lambda: log_normal(1.0), 2.0, None),
     "never measured": (lambda: large(np.full(20_000, NAN)), 0.6, None),
-    "1 % pass": (lambda: log_normal(1.0), 0.6, Above(float(np.exp(2.3263)))),
+    "1 % pass": (lambda: log_normal(1.0), 0.6, LossAbove(float(np.exp(2.3263)))),
     "most have left": (lambda: log_normal(1.0).departed_until(17_000), 0.6, None),
 }
 

@@ -23,25 +23,11 @@ from memstore.draws.even import balanced, domain_counts, uniform
 from memstore.draws.weighted import Masses, drawn, weighted
 from memstore.errors import StoreCorrupt
 from tests.buffer import test_copy
-from tests.buffer.model import OWN, Model, cold, in_memory, rebuilt, step
+from tests.buffer.model import OWN, LossAbove, Model, cold, in_memory, rebuilt, step
 
 EPSILON = 1e-6
 STEEP = Law(50.0, EPSILON)
 TOP = 1e308
-
-
-@dataclass(frozen=True)
-class LossAbove:
-    """Measured, and above a limit."""
-
-    limit: float
-
-    def passing(self, slots: Slots, domains: Ints) -> Flags:
-        above: Flags = slots.loss > self.limit
-        return above
-
-    def reach(self, heads: Heads) -> tuple[Flags, Flags]:
-        return heads["largest"] > self.limit, (heads["least"] > self.limit) & (heads["gaps"] == 0)
 
 
 @dataclass(frozen=True)

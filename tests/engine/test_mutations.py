@@ -21,9 +21,9 @@ import memstore
 from memstore import EpisodicMemory, MemstoreError, StoreCorrupt
 from memstore.buffer import overlay
 from memstore.buffer.blocks.copy import Copy, Found
-from memstore.buffer.blocks.heads import Heads, among, own
+from memstore.buffer.blocks.heads import Heads, own
 from memstore.buffer.blocks.pages import Opened
-from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints
+from memstore.buffer.blocks.slots import PLACE_BITS, Floats, Ints, among
 from memstore.buffer.snapshot import Snapshot
 from memstore.buffer.tail import Tail
 from memstore.draws.weighted import Masses

@@ -17,7 +17,7 @@ from memstore.buffer.blocks.heads import (
     Directory,
     Heads,
     KeyOf,
-    among,
+    alike,
     check_newcomers,
     describe,
     head_rows,
@@ -41,6 +41,7 @@ from memstore.buffer.blocks.slots import (
     Floats,
     Ints,
     Slots,
+    among,
     canonical,
     distinct,
     runs,
@@ -50,9 +51,6 @@ from memstore.storage.stored import damaged
 
 CHUNK = 512
 """A pass over all blocks opens this many at a time: 2 MB, and 5 MB for the arrays computed from them."""
-
-ROUNDING = 1e-9
-"""Sums that another machine stored may have this relative distance from those that this one computes."""
 
 Fetch = Callable[[Heads], list[bytes]]
 """Reads the contents of these blocks, as of the same moment, from where they are stored."""
@@ -379,9 +377,7 @@ class Copy:
         found, expected = opened(blocks, contents), own(heads)
         steps = describe(expected, found, self.pages)
         expected["key"] = NO_ID if self.key_of is None else least_keys(found, self.key_of)
-        with np.errstate(over="ignore", under="ignore"):
-            sums = np.ldexp(expected["sum"], expected["unit"] - heads["unit"])
-        like = np.isclose(sums, heads["sum"], rtol=ROUNDING, atol=0.0)
+        like = alike(expected, heads)
         for name in ("stamp", "token", "sum", "unit"):
             expected[name] = heads[name]
         unlike = np.flatnonzero((expected != heads) | ~like)

@@ -21,14 +21,13 @@ from memstore.buffer.blocks.heads import (
     Directory,
     Heads,
     KeyOf,
-    among,
     fingerprint,
     head_rows,
     new_stamp,
     own,
 )
 from memstore.buffer.blocks.pages import Pages
-from memstore.buffer.blocks.slots import NO_ID, SLOTS, Flags, Floats, Ints, distinct, sealed, unsealed
+from memstore.buffer.blocks.slots import NO_ID, SLOTS, Flags, Floats, Ints, Slots, among, distinct, sealed, unsealed
 from memstore.buffer.blocks.weights import UNIT, Law
 from memstore.errors import StoreCorrupt
 from memstore.storage import checksums, stored
@@ -84,7 +83,7 @@ LARGEST_UNIT = 2**17
 """Every unit is below this. With alpha 50 units reach 51,200 and -53,760."""
 
 LARGEST_SUM = 2.0**264
-"""Above every sum, which is of 120 weights below ``2 ** 256``; the least one above zero is ``2 ** -256``."""
+"""Every sum is below this: it is of 80 weights below ``2 ** 256``. The least sum above zero is ``2 ** -256``."""
 
 
 def read_heads(conn: Connection, backend: Backend, buffer_id: int, *, after: int = -1) -> Heads:
@@ -121,22 +120,18 @@ def fetching(conn: Connection, backend: Backend) -> Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some episodes, as the tables describe them. The domain is its number within the buffer."""
+    """Some episodes, as the tables describe them: their slots, and the numbers of their domains within the buffer."""
 
-    ids: Ints
+    slots: Slots
     domains: Ints
-    loss: Floats
-    count: Ints
-    event: Ints
-    lowest: Floats
-    at: Floats
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.slots)
 
     def appended_to(self, copy: Copy) -> Copy:
         """Return the copy with these episodes."""
-        return copy.appended(self.ids, self.domains, self.loss, self.count, self.event, self.lowest, self.at)
+        s = self.slots
+        return copy.appended(s.ids, self.domains, s.loss, s.count, s.event, s.lowest, s.at)
 
 
 def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None) -> Copy:
@@ -172,23 +167,22 @@ def _page(buffer_id: int, rows: Sequence[Sequence[Any]]) -> Page:
     if None in domains:
         number = ids[domains.index(None)]
         raise stored.damaged(f"episode {number}", "has no row in table episode", episode_id=number)
-    page = Page(
+    slots = Slots(
         stored.wholes(ids, where),
-        stored.wholes(domains, where) - first_id(buffer_id),
         stored.reals(loss, where),
+        stored.reals(lowest, where),
         stored.wholes(count, where),
         stored.wholes(event, where, unknown=0),
-        stored.reals(lowest, where),
         stored.reals(at, where),
     )
-    values, least, of = page.loss, page.lowest, page.domains
-    possible = ~(values < 0) & ~np.isinf(values) & (page.count >= 0) & (page.event >= 0) & (of > 0) & (of <= MAX_DOMAIN)
+    values, least, of = slots.loss, slots.lowest, stored.wholes(domains, where) - first_id(buffer_id)
+    possible = ~(values < 0) & ~np.isinf(values) & (slots.count >= 0) & (slots.event >= 0)
+    possible &= (of > 0) & (of <= MAX_DOMAIN) & ~np.isinf(slots.at)
     possible &= ((least >= 0) & (least <= values)) | (np.isnan(least) & np.isnan(values))
-    possible &= ~np.isinf(page.at)
     if not possible.all():
         number = ids[int(np.flatnonzero(~possible)[0])]
         raise stored.damaged(f"episode {number}: what is known of it", "cannot be as it is stored", episode_id=number)
-    return page
+    return Page(slots, of)
 
 
 def domains_of(conn: Connection, backend: Backend, buffer_id: int, ids: Ints) -> Ints:

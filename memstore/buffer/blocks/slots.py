@@ -161,13 +161,13 @@ def distinct(values: Ints) -> Ints:
     return once
 
 
-def is_in(ordered: Ints, values: Ints) -> Flags:
-    """Flag the values that are among the ordered ones."""
-    if not len(ordered):
-        return np.zeros(len(values), np.bool_)
-    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    flags: Flags = ordered[at] == values
-    return flags
+def among(values: Ints, others: Ints) -> tuple[Flags, Ints]:
+    """Return flags of the values that are among the others, and where there. The others ascend."""
+    if not len(others):
+        return np.zeros(len(values), np.bool_), np.zeros(len(values), np.int64)
+    # Not numpy's functions for sets: they take 2.4 ms for 8,000 values.
+    at = np.minimum(np.searchsorted(others, values), len(others) - 1)
+    return others[at] == values, at
 
 
 def begins(ordered: Ints) -> Flags:
