@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memstore.buffer.blocks.slots import Floats, Ints
 
@@ -59,13 +58,18 @@ def power_sum(first: int, last: int, alpha: float) -> float:
     return total + float(integral + (m**-alpha + n**-alpha) / 2 + slope - third)
 
 
-def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> NDArray[np.int64]:
-    """Return the places of the ``wanted`` smallest keys Exp(1) / weight, smallest first.
+def random_keys(rng: np.random.Generator, log2_weight: Floats) -> Floats:
+    """Return base-2 logarithms of keys ``Exp(1) / weight``.
 
-    That is successive sampling in one pass (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir";
-    their key ``u ** (1 / w)`` is ``exp(-key)`` of this one). Keys are compared as logarithms.
+    The smallest keys, smallest first, are successive sampling in one pass (Efraimidis and Spirakis 2006, "Weighted
+    random sampling with a reservoir"; their key ``u ** (1 / w)`` is ``exp(-key)`` of this one).
     """
     # The ziggurat algorithm of numpy may return zero, once in 2**53.
     clocks = np.maximum(rng.exponential(size=len(log2_weight)), np.finfo(np.float64).tiny)
-    keys = np.log2(clocks) - log2_weight
-    return np.argsort(keys, kind="stable")[:wanted]
+    keys: Floats = np.log2(clocks) - log2_weight
+    return keys
+
+
+def smallest_keys(rng: np.random.Generator, log2_weight: Floats, wanted: int) -> Ints:
+    """Return the places of the ``wanted`` smallest ``random_keys``, smallest first."""
+    return np.argsort(random_keys(rng, log2_weight), kind="stable")[:wanted]

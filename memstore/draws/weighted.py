@@ -15,9 +15,10 @@ import numpy as np
 
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.pages import Opened, reached
-from memstore.buffer.blocks.slots import PLACE_BITS, Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.slots import PLACE_BITS, Flags, Floats, Ints
 from memstore.buffer.blocks.views import View
 from memstore.buffer.blocks.weights import Law, in_largest_unit
+from memstore.draws.arithmetic import random_keys
 from memstore.testing import count
 
 ROUNDS = 8
@@ -28,15 +29,6 @@ SCAN_SHARE = 4
 
 Weigh = Callable[[Opened], Floats]
 """Base-2 logarithms of the weights in all cells, -inf for what may not be drawn."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """Drawn episodes, in the order of the draw: places in the copy, the slots as they are, and their domains."""
-
-    places: Ints
-    slots: Slots
-    domains: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +75,6 @@ class Masses:
     def log2_total(self) -> float:
         """Base-2 logarithm of the sum of all weights, in no unit."""
         return self.unit + float(np.log2(self.total))
-
-
-def drawn(copy: Copy, places: Ints) -> Drawn:
-    """Read the slots at these places."""
-    return Drawn(places, copy.read(places), copy.domains[places >> PLACE_BITS])
 
 
 def weighted(
@@ -197,15 +184,6 @@ def nth(flags: Flags, row: Ints, rank: Ints) -> Ints:
     return found
 
 
-def log2_probability(view: View, top: float, slots: Slots) -> Floats:
-    """Return base-2 logarithms of the probabilities of a first draw, for slots that the view allows."""
-    assert view.law is not None
-    log2 = view.law.log2(slots.loss)
-    log2[np.isnan(log2)] = view.law.log2_unmeasured(top)
-    probability: Floats = log2 - Masses.of(view, top).log2_total
-    return probability
-
-
 def least_log2(copy: Copy, law: Law, top: float) -> float:
     """Return the logarithm of the least weight of a live episode, by heads: importance weights are relative to it."""
     least = copy.heads["least"].min(initial=np.inf)
@@ -225,9 +203,7 @@ def by_keys(copy: Copy, view: View, rng: np.random.Generator, wanted: int, weigh
     for opened in copy.chunks(np.flatnonzero(view.live > 0)):
         log2 = weigh(opened)
         row, slot = np.nonzero(log2 > -np.inf)
-        # The ziggurat may return zero, once in 2**53.
-        clocks = np.maximum(rng.exponential(size=len(row)), np.finfo(np.float64).tiny)
-        best = np.concatenate([best, np.log2(clocks) - log2[row, slot]])
+        best = np.concatenate([best, random_keys(rng, log2[row, slot])])
         places = np.concatenate([places, (opened.blocks[row] << PLACE_BITS) + slot])
         if len(best) > wanted:
             kept = np.argpartition(best, wanted - 1)[:wanted]

@@ -17,7 +17,7 @@ from memstore.storage.schema import VERSION_TABLE
 from memstore.types import ReplayStats
 
 LOOKED_AT = 512
-"""``stats`` reads the losses of at most this many blocks, some 60,000 episodes, unless it must be exact."""
+"""``stats`` reads the losses of at most this many blocks, some 40,000 episodes, unless it must be exact."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """``stats`` reports these quantiles of the losses."""

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import HEAD, Directory, Heads, describe, head_rows, least_keys, own
 from memstore.buffer.blocks.pages import opened
-from memstore.buffer.blocks.slots import Flags, Ints, Slots, sealed, unsealed
+from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots, sealed, unsealed
+from memstore.buffer.blocks.views import View
 from memstore.buffer.blocks.weights import Law
+from memstore.draws.weighted import Masses
 
 TOKEN = 2**64 - 3
 
@@ -33,6 +35,15 @@ class LossAbove:
 
     def reach(self, heads: Heads) -> tuple[Flags, Flags]:
         return heads["largest"] > self.limit, (heads["least"] > self.limit) & (heads["gaps"] == 0)
+
+
+def log2_probability(view: View, top: float, slots: Slots) -> Floats:
+    """Base-2 logarithms of the probabilities of a first draw, for slots that the view allows."""
+    assert view.law is not None
+    log2 = view.law.log2(slots.loss)
+    log2[np.isnan(log2)] = view.law.log2_unmeasured(top)
+    probability: Floats = log2 - Masses.of(view, top).log2_total
+    return probability
 
 
 @dataclass

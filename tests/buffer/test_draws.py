@@ -18,9 +18,9 @@ from memstore.buffer.blocks.weights import Law
 from memstore.draws import weighted as module
 from memstore.draws.aged import Ages, aged, log2_total
 from memstore.draws.even import balanced, domain_counts, uniform
-from memstore.draws.weighted import Masses, drawn, least_log2, log2_probability, weighted
+from memstore.draws.weighted import Masses, least_log2, weighted
 from memstore.testing import Counts, counting
-from tests.buffer.model import OWN, LossAbove, Model, law_of, slots_of, step
+from tests.buffer.model import OWN, LossAbove, Model, law_of, log2_probability, slots_of, step
 from tests.support.laws import (
     LawViolatedError,
     must_follow,
@@ -134,7 +134,7 @@ def test_first_draws_follow_the_law(name: str, alpha: float, small_blocks: int) 
     copy, top = copy_of(LOSSES[name]), TOPS[name]
     view = View.of(copy, Law(alpha, EPSILON), None)
     places = weighted(copy, view, top, np.random.default_rng(1), 60_000, replacement=True)
-    counts = np.bincount(drawn(copy, places).slots.ids - 1, minlength=12)
+    counts = np.bincount(copy.read(places).ids - 1, minlength=12)
     law = np.array(list(law_of(weights(LOSSES[name], alpha, top)).values()))
     must_follow(counts, law)
     must_refute(counts, share(law**1.1))
@@ -154,7 +154,7 @@ def pairs(draw: Callable[[np.random.Generator], Ints], copy: Copy, number: int, 
     rng = np.random.default_rng(2)
     places = [draw(rng) for _ in range(number)]
     assert {len(of) for of in places} == {size}
-    ids = drawn(copy, np.concatenate(places)).slots.ids - 1
+    ids = copy.read(np.concatenate(places)).ids - 1
     return [tuple(row) for row in ids.reshape(-1, size).tolist()]
 
 
@@ -193,13 +193,13 @@ def test_draws_behind_a_test_and_without_the_excluded(small_blocks: int) -> None
     must_follow(*tally(seen, law))
     even = views.get(copy, None, LossAbove(0.9)).without(copy, places)
     places = uniform(copy, even, np.random.default_rng(3), 9000, replacement=True)
-    seen_evenly = Counter((drawn(copy, places).slots.ids - 1).tolist())
+    seen_evenly = Counter((copy.read(places).ids - 1).tolist())
     must_follow(np.array([seen_evenly[number] for number in chosen]), np.full(len(chosen), 1 / len(chosen)))
     assert set(seen_evenly) == set(chosen)
     everyone = uniform(copy, even, np.random.default_rng(3), 99)
-    assert sorted((drawn(copy, everyone).slots.ids - 1).tolist()) == chosen
+    assert sorted((copy.read(everyone).ids - 1).tolist()) == chosen
     everyone = weighted(copy, view, 1.0, np.random.default_rng(3), 99)
-    assert sorted((drawn(copy, everyone).slots.ids - 1).tolist()) == chosen
+    assert sorted((copy.read(everyone).ids - 1).tolist()) == chosen
 
 
 def test_heavier_by_far_comes_first_at_any_size(small_blocks: int) -> None:
@@ -210,7 +210,7 @@ def test_heavier_by_far_comes_first_at_any_size(small_blocks: int) -> None:
     view = View.of(copy, Law(50.0, 1e-300), None)
     for wanted in (3, 9, 40):
         places = weighted(copy, view, 1.0, rng, wanted)
-        assert drawn(copy, places).slots.loss.tolist() == sorted(loss.tolist(), reverse=True)[:wanted]
+        assert copy.read(places).loss.tolist() == sorted(loss.tolist(), reverse=True)[:wanted]
 
 
 def test_every_episode_is_drawn_once_where_more_are_wanted() -> None:
@@ -237,14 +237,14 @@ def test_nothing_is_drawn_from_nothing(small_blocks: int) -> None:
             assert not len(aged(copy, even, ages, lambda ids: ids, rng, 5, replacement=replacement))
     copy = copy_of(MIXED)
     assert not len(weighted(copy, View.of(copy, Law(0.6, EPSILON), LossAbove(1e9)), 1.0, rng, 5, replacement=True))
-    assert not len(drawn(copy, np.zeros(0, np.int64)).slots)
+    assert not len(copy.read(np.zeros(0, np.int64)))
 
 
 def test_uniform_draws_are_uniform(small_blocks: int) -> None:
     copy = copy_of(np.ones(40)).departed_until(3, 1).departed_until(8, 2)
     live = np.sort(slots_of(copy)[0].ids)
     view, rng = View.of(copy, None, None), np.random.default_rng(7)
-    drawn_ids = [drawn(copy, uniform(copy, view, rng, 5)).slots.ids for _ in range(2000)]
+    drawn_ids = [copy.read(uniform(copy, view, rng, 5)).ids for _ in range(2000)]
     assert {len(set(ids.tolist())) for ids in drawn_ids} == {5}
     counts = np.bincount(np.searchsorted(live, np.concatenate(drawn_ids)), minlength=len(live))
     assert subsets_p_value(counts, np.full(2000, 5)) > 1e-6
@@ -259,18 +259,19 @@ def test_quotas_are_those_of_the_domains(replacement: bool, small_blocks: int) -
     assert (domains.tolist(), sizes.tolist()) == ([1, 2, 3], [20, 7, 20])
     by_domain, counts = Counter[int](), Counter[int]()
     for _ in range(1500):
-        found = drawn(copy, balanced(copy, view, rng, 8, np.array([2.0, 1.0, 1.0]), replacement=replacement))
-        assert sorted(Counter(found.domains.tolist()).items()) == [(1, 4), (2, 2), (3, 2)]
-        by_domain.update(found.domains.tolist())
-        counts.update(found.slots.ids.tolist())
-        assert replacement or len(set(found.slots.ids.tolist())) == 8
+        places = balanced(copy, view, rng, 8, np.array([2.0, 1.0, 1.0]), replacement=replacement)
+        ids, of = copy.read(places).ids.tolist(), copy.domains[places >> PLACE_BITS].tolist()
+        assert sorted(Counter(of).items()) == [(1, 4), (2, 2), (3, 2)]
+        by_domain.update(of)
+        counts.update(ids)
+        assert replacement or len(set(ids)) == 8
     ones = np.array([counts[number] for number in range(1, 61, 3)])
     if replacement:
         must_follow(ones, np.full(20, 1 / 20))
     else:
         assert subsets_p_value(ones, np.full(1500, 4)) > 1e-6
     none = balanced(copy, view, rng, 8, np.array([0.0, 1.0, 0.0]), replacement=replacement)
-    assert set(drawn(copy, none).domains.tolist()) == {2}
+    assert set(copy.domains[none >> PLACE_BITS].tolist()) == {2}
     assert len(none) == (8 if replacement else 7)
 
 
@@ -290,7 +291,7 @@ def test_draws_by_age_follow_the_law(alpha: float, holes: bool, small_blocks: in
 
     weight: Floats = (44.0 - live.astype(np.float64)) ** -alpha
     places = draw(rng, 30_000, True)
-    counts = np.bincount(np.searchsorted(live, drawn(copy, places).slots.ids), minlength=len(live))
+    counts = np.bincount(np.searchsorted(live, copy.read(places).ids), minlength=len(live))
     must_follow(counts, share(weight))
     must_refute(counts, share(weight * (44.0 - live) ** -0.1))
     seen = pairs(lambda rng: draw(rng, 2, False), copy, 1500)
@@ -304,9 +305,9 @@ def test_draws_by_age_behind_a_test(small_blocks: int) -> None:
     live = np.arange(2, 241, 4)
     for replacement in (False, True):
         places = aged(copy, view, Ages(1.0, 240), lambda of: (of - 1) % 3 + 1, rng, 12, replacement=replacement)
-        assert set(drawn(copy, places).slots.loss.tolist()) == {5.0}
+        assert set(copy.read(places).loss.tolist()) == {5.0}
     places = aged(copy, view, Ages(1.0, 240), lambda of: (of - 1) % 3 + 1, rng, 20_000, replacement=True)
-    counts = np.bincount(np.searchsorted(live, drawn(copy, places).slots.ids), minlength=60)
+    counts = np.bincount(np.searchsorted(live, copy.read(places).ids), minlength=60)
     must_follow(counts, share(1.0 / (241 - live)))
 
 
@@ -374,7 +375,7 @@ def test_work_is_bounded_where_weights_differ_beyond_measure() -> None:
     with counting() as counts:
         places = weighted(copy, view, 1.0, np.random.default_rng(0), 256)
     assert counts == Counts(rounds=module.ROUNDS, listed=1)
-    found = drawn(copy, places).slots.loss
+    found = copy.read(places).loss
     assert len(set(places.tolist())) == 256
     assert np.median(found) > np.quantile(slots_of(copy)[0].loss, 0.99)
 

@@ -13,15 +13,16 @@ import memstore
 from memstore.buffer.blocks.copy import Copy, Found
 from memstore.buffer.blocks.lottery import reservoir_keys
 from memstore.buffer.blocks.order import oldest, smallest_keys, smallest_losses
-from memstore.buffer.blocks.rows import domains_of, from_tables
+from memstore.buffer.blocks.rows import domains_of, table_pages
 from memstore.buffer.blocks.slots import PLACE_BITS, Ints
 from memstore.buffer.blocks.views import View
 from memstore.buffer.blocks.weights import Law
 from memstore.draws.aged import Ages, log2_total
 from memstore.draws.even import domain_counts
-from memstore.draws.weighted import least_log2, log2_probability
+from memstore.draws.weighted import least_log2
 from memstore.errors import StoreCorrupt
 from memstore.storage.schema import buffer
+from tests.buffer.model import log2_probability
 from tests.support.helpers import OpenMemory
 
 T = TypeVar("T")
@@ -48,7 +49,14 @@ def reading(memory: memstore.EpisodicMemory, work: Callable[[Connection], T]) ->
 def copy_of(memory: memstore.EpisodicMemory) -> Copy:
     memory.fold()
     backend = memory._session.database.backend
-    return reading(memory, lambda conn: from_tables(conn, backend, 1, Law(0.6, EPSILON), keys))
+
+    def work(conn: Connection) -> Copy:
+        copy = Copy.of(Law(0.6, EPSILON), key_of=keys)
+        for page in table_pages(conn, backend, 1):
+            copy = page.appended_to(copy)
+        return copy
+
+    return reading(memory, work)
 
 
 def keys(ids: Ints) -> Ints:

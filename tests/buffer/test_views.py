@@ -15,12 +15,12 @@ from memstore.buffer.blocks import copy as copies
 from memstore.buffer.blocks.copy import Copy, Found
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.pages import Opened, Pages
-from memstore.buffer.blocks.slots import Flags, Floats, Ints, Slots
+from memstore.buffer.blocks.slots import PLACE_BITS, Flags, Floats, Ints, Slots
 from memstore.buffer.blocks.views import KEPT, View, Views
 from memstore.buffer.blocks.weights import Law, steps_of, unit_of
 from memstore.draws.aged import Ages, aged
 from memstore.draws.even import balanced, domain_counts, uniform
-from memstore.draws.weighted import Masses, drawn, weighted
+from memstore.draws.weighted import Masses, weighted
 from memstore.errors import StoreCorrupt
 from tests.buffer import test_copy
 from tests.buffer.model import OWN, LossAbove, Model, cold, in_memory, rebuilt, step
@@ -98,13 +98,11 @@ def everything_drawn(copy: Copy, views: Views, model: Model, seed: int) -> list[
             else:
                 places = uniform(copy, view, rng, 7, replacement=replacement)
                 shares = np.ones(len(domain_counts(copy, view)[0]))
-                out.append(
-                    drawn(copy, balanced(copy, view, rng, 5, shares, replacement=replacement)).slots.ids.tolist()
-                )
+                out.append(copy.read(balanced(copy, view, rng, 5, shares, replacement=replacement)).ids.tolist())
                 ages = Ages(1.0, model.inserted)
                 found = aged(copy, view, ages, model.domains_of, rng, 5, replacement=replacement)
-                out.append(drawn(copy, found).slots.ids.tolist())
-            out += [drawn(copy, places).slots.ids.tolist(), drawn(copy, places).domains.tolist()]
+                out.append(copy.read(found).ids.tolist())
+            out += [copy.read(places).ids.tolist(), copy.domains[places >> PLACE_BITS].tolist()]
     return [*out, str(rng.bit_generator.state)]
 
 
@@ -200,7 +198,7 @@ def test_excluded_episodes_are_as_if_they_had_left(small_blocks: int) -> None:
         copy = step(rng, copy, model, scale=4)
     out = np.array(sorted(model.live)[::3], np.int64)
     found = copy.locate(out, model.domains_of(out))
-    assert drawn(copy, found.places).slots.ids.tolist() == out.tolist()
+    assert copy.read(found.places).ids.tolist() == out.tolist()
     left = copy.departed(found)
     for law, test in KINDS:
         view, expected = View.of(copy, law, test).without(copy, found.places), View.of(left, law, test)

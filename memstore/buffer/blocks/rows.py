@@ -134,14 +134,6 @@ class Page:
         return copy.appended(s.ids, self.domains, s.loss, s.count, s.event, s.lowest, s.at)
 
 
-def from_tables(conn: Connection, backend: Backend, buffer_id: int, law: Law, key_of: KeyOf | None) -> Copy:
-    """Return the blocks that the tables describe, with all contents in memory."""
-    copy = Copy.of(law, key_of=key_of)
-    for page in table_pages(conn, backend, buffer_id):
-        copy = page.appended_to(copy)
-    return copy
-
-
 def table_pages(conn: Connection, backend: Backend, buffer_id: int) -> Iterator[Page]:
     """Yield the episodes as the replay metadata describe them, in id order, ``PAGE`` at a time."""
     m = replay_metadata.c
