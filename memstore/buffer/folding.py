@@ -9,8 +9,7 @@ place where the log crosses ``fold_at``, which all processes read in the buffer'
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,8 @@ SMALLEST_WINDOW, LARGEST_WINDOW = 8192, 131072
 ENTRIES_AN_EPISODE = 4
 """Within these limits, the log grows by this number of entries for each episode of the capacity.
 
-A larger window costs less for each entry (16 us with 32,768 entries, 8 us with 131,072), and more when a process opens
-the buffer after a crash, or asks the tables a question.
+A larger window costs less for each entry, because more of the entries are of the same episodes. It costs more when a
+process opens the buffer after a crash, or asks the tables a question.
 """
 
 WAITING_BYTES = 64 * 2**20
@@ -78,7 +77,7 @@ def fold(state: State, conn: Connection, backend: Backend) -> None:
     counters = state.counters
     _store(state, conn, backend)
     for slots in _touched(state, conn, backend):
-        _write_metadata(state, conn, backend, slots)
+        _write_metadata(state.buffer_id, conn, backend, slots)
     _delete_departed(state, conn, backend)
     _forget(state, conn, backend)
     counters.folded_inserted, counters.folded_logged = counters.inserted, counters.logged
@@ -100,7 +99,6 @@ def _touched(state: State, conn: Connection, backend: Backend) -> Iterator[Slots
     first, counters = first_id(state.buffer_id), state.counters
     e, v = episode.c, replay_event.c
     came = select(e.id, e.domain_id).where(e.id > first + counters.folded_inserted, e.id <= first + counters.inserted)
-    # Without DISTINCT: SQLite takes five times as long to find out what numpy does.
     replayed = select(v.episode_id, v.domain_id).where(
         v.id > first + counters.folded_logged, v.id <= first + counters.logged, v.ends.is_(None)
     )
@@ -116,25 +114,18 @@ def _touched(state: State, conn: Connection, backend: Backend) -> Iterator[Slots
         yield state.blocks.read(places[start : start + PAGE])
 
 
-def _write_metadata(state: State, conn: Connection, backend: Backend, slots: Slots) -> None:
-    """Write the rows of these slots. Episodes that came since the last fold have none yet."""
-    new = int(np.searchsorted(slots.ids, first_id(state.buffer_id) + state.counters.folded_inserted, side="right"))
-    # Not by one INSERT with ON CONFLICT: on a server it takes twice as long for rows that are new.
-    columns = _metadata(state.buffer_id, slots)
-    for store, which in ((partial(backend.update, key="episode_id"), slice(new)), (backend.insert, slice(new, None))):
-        if len(slots.ids[which]):
-            store(conn, replay_metadata, columns={name: values[which] for name, values in columns.items()})
-
-
-def _metadata(buffer_id: int, slots: Slots) -> dict[str, list[Any]]:
+def _write_metadata(buffer_id: int, conn: Connection, backend: Backend, slots: Slots) -> None:
     reals = {"loss": slots.loss, "lowest_loss": slots.lowest, "last_replayed_at": slots.at}
-    return {
+    columns: dict[str, Sequence[Any]] = {
         "episode_id": slots.ids.tolist(),
         "buffer_id": [buffer_id] * len(slots),
         "replay_count": slots.count.tolist(),
         "last_event_id": [number or None for number in slots.event.tolist()],
         **{name: stored.nullable(values) for name, values in reals.items()},
     }
+    # One statement for all. An UPDATE of 16,384 rows that exist takes 1.2 times as long on SQLite, and 1.8 times on
+    # PostgreSQL; an INSERT of new rows takes 0.8 times as long.
+    backend.accumulate(conn, replay_metadata, (), columns)
 
 
 def _delete_departed(state: State, conn: Connection, backend: Backend) -> None:
