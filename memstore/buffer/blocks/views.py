@@ -18,7 +18,7 @@ import numpy as np
 from memstore.buffer.blocks.copy import Copy
 from memstore.buffer.blocks.heads import Heads
 from memstore.buffer.blocks.pages import Opened
-from memstore.buffer.blocks.slots import PLACE_BITS, SLOTS, Flags, Floats, Ints, Slots, distinct
+from memstore.buffer.blocks.slots import PLACE_BITS, SLOTS, Flags, Floats, Ints, Slots, among, distinct
 from memstore.buffer.blocks.weights import Law, steps_of
 
 KEPT = 8
@@ -120,8 +120,8 @@ class View:
         if np.array_equal(names[:old], self.name):
             source = np.concatenate([np.arange(old), np.full(len(names) - old, -1)])
         else:
-            at = np.minimum(np.searchsorted(self.name, names), old - 1)
-            source = np.where(self.name[at] == names, at, -1)
+            known, at = among(names, self.name)
+            source = np.where(known, at, -1)
         stamp, live, gaps, unit = (
             np.append(values, fill)[source]
             for values, fill in ((self.stamp, -1), (self.live, 0), (self.gaps, 0), (self.unit, 0))
